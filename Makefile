@@ -1,0 +1,35 @@
+# make demo    render the embedded model's sample jobs to MP4, accelerated, and print the report
+# make test    lint-free install, then the tests
+# Each target sets up .venv by itself.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: all demo test lint bench bench-motion clean
+all: $(READY)
+
+$(READY): pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ui,dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/accel render samples/demo.yaml --out out/demo --compare
+
+test: $(READY)
+	$(BIN)/python -m pytest tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tests/types.py
+
+bench: bench-motion
+
+bench-motion: $(READY)
+	$(BIN)/python tests/bench/bench_motion.py
+
+clean:
+	rm -rf $(VENV) out build

@@ -1,0 +1,15 @@
+"""Acceleration add-on for Hugging Face diffusers: ``accel.patch(pipe)`` and everything it decides."""
+
+from pathlib import Path as _Path
+
+# A checkout keeps kernels/ and pipelines/ beside this folder; a wheel carries them inside it.
+_root = _Path(__file__).resolve().parents[1]
+if (_root / "kernels" / "csrc").is_dir() and str(_root) not in __path__:
+    __path__.append(str(_root))
+
+from accel.config import AttentionConfig, Rule  # noqa: E402
+from accel.patch import Handle, patch, patched, report, unpatch  # noqa: E402
+from accel.plan import Plan  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = ["AttentionConfig", "Handle", "Plan", "Rule", "patch", "patched", "report", "unpatch"]

@@ -1,0 +1,97 @@
+"""The command ``accel``. An entry point like ``app.py``: it may import accel.pipelines, nothing
+imports it.
+
+Exit codes: 0 all done, 1 a job failed, 2 wrong usage, a job that cannot be run, or a broken
+environment, 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="accel", description="Accelerated video diffusion.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    render = commands.add_parser("render", help="render job files to MP4")
+    render.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help="YAML or JSON with jobs")
+    render.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
+    render.add_argument("--dry-run", action="store_true", help="print the jobs, load no model")
+    render.add_argument("--fail-fast", action="store_true", help="stop at the first failed job")
+    render.add_argument(
+        "--compare",
+        action="store_true",
+        help="also render without acceleration and measure dB and time",
+    )
+    info = commands.add_parser("info", help="print the settings a video was rendered with")
+    info.add_argument("file", metavar="FILE.mp4")
+    compare = commands.add_parser("compare", help="PSNR and SSIM between two videos")
+    compare.add_argument("a", metavar="A")
+    compare.add_argument("b", metavar="B")
+    return parser
+
+
+def _render(args: argparse.Namespace) -> int:
+    from accel.pipelines.batch import Options, collect, render
+
+    options = Options(args.out, args.compare, args.dry_run, args.fail_fast)
+    return 1 if render(collect(args.jobfiles), options) else 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from accel.pipelines.video import read_comment
+
+    comment = _of_file(args.file, read_comment)
+    try:
+        settings = json.loads(comment)
+    except json.JSONDecodeError:
+        settings = None
+    if not isinstance(settings, dict) or "accel_job" not in settings:
+        raise ValueError(f"{args.file} was not written by accel render: it carries no settings")
+    print(json.dumps(settings, indent=2))
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from accel.pipelines.video import read_video
+    from accel.quality import psnr, ssim
+
+    a, b = _of_file(args.a, read_video), _of_file(args.b, read_video)
+    print(f"PSNR {psnr(a, b):.2f} dB, SSIM {ssim(a, b):.4f}")
+    return 0
+
+
+def _of_file(path, read):  # type: ignore[no-untyped-def]
+    """``read(path)``, after saying clearly that a missing file is missing."""
+    if not Path(path).is_file():
+        raise ValueError(f"no file {path}")
+    return read(path)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _terminated)
+    commands = {"render": _render, "info": _info, "compare": _compare}
+    try:
+        return commands[args.command](args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"accel: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

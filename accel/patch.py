@@ -1,0 +1,180 @@
+"""Patch and unpatch: applies a plan to a pipeline's instances and takes every change back exactly."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel import attention
+from accel.attention import Site, Undo
+from accel.kernels.dispatch import ATTENTION, environment
+from accel.plan import Plan
+from accel.report import Report, site_report
+from accel.sites import attention_modules, denoisers
+from accel.state import RunState
+
+_handles: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
+
+
+class Handle:
+    """A live patch. ``plan`` is what was asked for; ``report()`` says what happened."""
+
+    def __init__(self, pipe: Any, plan: Plan) -> None:
+        self.plan = plan
+        self.sites: dict[str, Site] = {}
+        self.calls = 0
+        self.seconds = 0.0
+        self._pipeline = type(pipe).__name__
+        self._undo: list[Undo] = []
+        self._state = RunState(pipe)
+        self._denoisers = denoisers(pipe)
+        try:
+            self._apply()
+        except BaseException:
+            self.unpatch()
+            raise
+
+    def _apply(self) -> None:
+        for name, module in self._denoisers.items():
+            _handles[module] = self
+            self._watch(module)
+            if self.plan.attention is None:
+                continue
+            several = len(self._denoisers) > 1
+            modules = attention_modules(name, module, several=several)
+            sites = attention.apply(module, modules, self.plan.attention, self._state, self._undo)
+            outside = sites.pop("")
+            outside.name = ""
+            self.sites[f"{name}." if several else ""] = outside
+            self.sites.update(sites)
+
+    def _watch(self, module: nn.Module) -> None:
+        """Follow the denoiser's timestep, calls and seconds (not traced into compiled graphs)."""
+        started: list[float] = []
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
+            self.calls += 1
+            started.append(time.perf_counter())
+            position = 1 if len(args) > 1 else None
+            seen = kwargs.get("timestep", args[position] if position is not None else None)
+            self._state.observe(seen)
+            self._state.refresh()
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if not torch.compiler.is_compiling() and started:
+                self.seconds += time.perf_counter() - started.pop()
+
+        handles = (
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after, always_call=True),
+        )
+        self._undo.append(lambda: [h.remove() for h in handles] and None)
+
+    @property
+    def active(self) -> bool:
+        """Whether the patch is still in place."""
+        return bool(self._undo)
+
+    def unpatch(self) -> None:
+        """Take every change back, last one first. Does nothing the second time."""
+        while self._undo:
+            self._undo.pop()()
+        for module in self._denoisers.values():
+            if _handles.get(module) is self:
+                del _handles[module]
+
+    def report(self) -> Report:
+        """What ran so far."""
+        reports = [
+            site_report(site)
+            for key, site in self.sites.items()
+            if site.config is not None or site.record.kept
+        ]
+        return Report(
+            self._pipeline,
+            self.plan.name,
+            environment(),
+            self._state.run,
+            self.calls,
+            self.seconds,
+            reports,
+            self._notes(),
+        )
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.plan.attention is None:
+            notes.append("attention is not changed by this plan")
+        elif any(impl == "reference" for s in self.sites.values() for _, impl in s.record.ran):
+            reason = "; ".join(f"{e.name}: {why}" for e in ATTENTION if (why := e.why_not("cpu")))
+            notes.append(
+                "attention ran on the eager reference, which shows the error of a precision but is slower "
+                f"than torch's attention{' (' + reason + ')' if reason else ''}"
+            )
+        if self.plan.attention is not None and self.calls and not _ran_anything(self.sites):
+            notes.append("no attention call was quantized")
+        if not self.active:
+            notes.append("this patch has been taken back")
+        return notes
+
+
+def _ran_anything(sites: dict[str, Site]) -> bool:
+    return any(site.record.ran for site in sites.values())
+
+
+def _find(pipe: Any) -> Handle | None:
+    for module in denoisers(pipe).values():
+        handle = _handles.get(module)
+        if handle is not None:
+            return handle
+    return None
+
+
+def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Handle:
+    """Accelerate a diffusers pipeline (or a bare denoiser) in place.
+
+    ``preset``: "lossless", "balanced" (the default) or "fast"; or give a ``plan``. Patching a
+    patched pipeline takes the old patch back first. Only instances are changed; ``unpatch``
+    restores them exactly.
+
+    Raises ValueError for both preset and plan, an unknown preset, or a pipeline without a known
+    denoiser.
+    """
+    if preset is not None and plan is not None:
+        raise ValueError(f"give a preset or a plan, not both (got preset {preset!r} and a plan)")
+    if plan is None:
+        plan = Plan.preset(preset or "balanced")
+    unpatch(pipe)
+    return Handle(pipe, plan)
+
+
+def unpatch(pipe: Any) -> None:
+    """Restore the pipeline to what it was before ``patch``; nothing happens if it is not patched."""
+    while (handle := _find(pipe)) is not None:
+        handle.unpatch()
+
+
+@contextmanager
+def patched(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Iterator[Handle]:
+    """``patch`` for the length of a ``with`` block."""
+    handle = patch(pipe, preset, plan)
+    try:
+        yield handle
+    finally:
+        handle.unpatch()
+
+
+def report(pipe: Any) -> Report:
+    """What the pipeline's patch did so far. Raises ValueError if it is not patched."""
+    handle = _find(pipe)
+    if handle is None:
+        raise ValueError(f"this {type(pipe).__name__} is not patched; call accel.patch(pipe) first")
+    return handle.report()

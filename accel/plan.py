@@ -1,0 +1,68 @@
+"""The plan: everything a patch will do, as one frozen value with a JSON round trip."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accel.config import AttentionConfig, Rule, choose, from_dict
+
+VERSION = 1
+PRESETS = ("lossless", "balanced", "fast")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is changed in a pipeline. ``attention`` None: attention stays as it is."""
+
+    name: str = "custom"
+    attention: AttentionConfig | None = field(default_factory=AttentionConfig)
+
+    @classmethod
+    def preset(cls, name: str) -> Plan:
+        """A named plan.
+
+        "lossless": nothing that changes a bit. "balanced": INT8 attention. "fast": INT4 attention
+        with smoothed queries, INT8 in the first fifth of the steps, where errors grow longest.
+        """
+        choose("preset", name, PRESETS)
+        if name == "lossless":
+            return cls(name, attention=None)
+        if name == "balanced":
+            return cls(name, AttentionConfig("int8"))
+        early = Rule("int8", end=0.2)
+        return cls(name, AttentionConfig("int4", rules=(early,), smooth_q=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Plan:
+        """Inverse of ``to_dict``. Raises ValueError naming an unknown key or version."""
+        if not isinstance(data, dict):
+            raise ValueError(f"a plan must be a mapping, got {data!r}")
+        data = dict(data)
+        version = data.pop("version", VERSION)
+        if version != VERSION:
+            raise ValueError(
+                f"plan version {version} is not supported; this accel writes {VERSION}"
+            )
+        if data.get("attention") is not None:
+            data["attention"] = from_dict(AttentionConfig, data["attention"], "plan attention")
+        return from_dict(cls, data, "plan")
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan. Raises FileNotFoundError, or ValueError for something that is no plan."""
+        try:
+            data = json.loads(Path(path).read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not a plan: {error}") from error
+        return cls.from_dict(data)

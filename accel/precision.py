@@ -1,0 +1,36 @@
+"""Policy: which precision a site has at a step. Pure functions over numbers and names."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from accel.config import AttentionConfig, Precision, Rule
+
+_ACCURACY: tuple[Precision, ...] = ("int4", "int6", "int8", "full")
+
+
+def matches(rule: Rule, site: str, step: int | None, steps: int | None) -> bool:
+    """Whether a rule applies. A rule over part of a run cannot match an unknown step."""
+    if not fnmatchcase(site, rule.sites):
+        return False
+    if rule.start == 0.0 and rule.end == 1.0:
+        return True
+    if step is None or not steps:
+        return False
+    return rule.start <= step / steps < rule.end
+
+
+def precision_at(
+    config: AttentionConfig, site: str, step: int | None, steps: int | None
+) -> Precision:
+    """Precision of ``site`` at 0-based ``step`` of ``steps``.
+
+    With the step unknown (None) the most accurate precision the site can have at any step is used.
+    """
+    for rule in config.rules:
+        if matches(rule, site, step, steps):
+            return rule.precision
+    if step is None or not steps:
+        possible = [r.precision for r in config.rules if fnmatchcase(site, r.sites)]
+        return max([config.precision, *possible], key=_ACCURACY.index)
+    return config.precision

@@ -1,0 +1,119 @@
+"""What ran: collected from the live patch, printed for people, and as JSON values for tools."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from accel.attention import Site
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One attention module. ``ran`` maps "int8 by reference" to calls, ``kept`` a reason to calls.
+
+    ``error``: worst relative L1 against full precision on sampled rows, ``cosine`` the worst
+    similarity.
+    """
+
+    name: str
+    ran: dict[str, int]
+    kept: dict[str, int]
+    recomputed: int
+    error: float | None
+    cosine: float | None
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a patch did so far. ``seconds``: time in the denoisers, ``calls``: their forward
+    calls.
+    """
+
+    pipeline: str
+    plan: str
+    environment: dict[str, str]
+    runs: int
+    calls: int
+    seconds: float
+    sites: list[SiteReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        data = dict(vars(self))
+        data["sites"] = [vars(site) for site in self.sites]
+        return data
+
+    def __str__(self) -> str:
+        lines = [
+            f"accel report: {self.pipeline}, plan {self.plan!r}",
+            f"  runs {self.runs}, denoiser calls {self.calls}, {self.seconds:.2f} s in the denoiser",
+            *(f"  {key}: {value}" for key, value in self.environment.items()),
+        ]
+        if self.sites:
+            lines.append("  attention")
+        for group in _grouped(self.sites):
+            lines.append("    " + _describe(group))
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def site_report(site: Site) -> SiteReport:
+    """Snapshot of a live site."""
+    record, note = site.record, site.note
+    ran = {f"{p} by {impl}": n for (p, impl), n in sorted(record.ran.items())}
+    if site.config is not None and site.entered and not record.ran and not record.kept:
+        note = "; ".join(filter(None, [note, "its processor never calls torch's attention"]))
+    return SiteReport(
+        site.name or "(outside attention modules)",
+        ran,
+        dict(record.kept),
+        record.recomputed,
+        record.error,
+        record.cosine,
+        record.seconds,
+        note,
+    )
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "*", name, count=1)
+
+
+def _grouped(sites: list[SiteReport]) -> list[list[SiteReport]]:
+    """Sites that did the same, under one pattern such as ``blocks.*.attn1``, stay together."""
+    groups: dict[tuple[Any, ...], list[SiteReport]] = {}
+    for s in sites:
+        key = (_pattern(s.name), tuple(s.ran.items()), tuple(s.kept.items()), s.recomputed, s.note)
+        groups.setdefault(key, []).append(s)
+    return list(groups.values())
+
+
+def _describe(group: list[SiteReport]) -> str:
+    first = group[0]
+    name = first.name if len(group) == 1 else f"{_pattern(first.name)} ({len(group)} sites)"
+    total: Counter[str] = Counter()
+    for site in group:
+        total.update(site.ran)
+    parts = [f"{what}: {n} calls" for what, n in total.items()]
+    kept: Counter[str] = Counter()
+    for site in group:
+        kept.update(site.kept)
+    parts += [f"full precision: {n} calls ({reason})" for reason, n in kept.items()]
+    recomputed = sum(site.recomputed for site in group)
+    if recomputed:
+        parts.append(f"recomputed after a non-finite result: {recomputed}")
+    errors = [site.error for site in group if site.error is not None]
+    if errors:
+        worst = min(site.cosine for site in group if site.cosine is not None)
+        parts.append(f"worst relative L1 {max(errors):.4f}, cosine {worst:.5f}")
+    if not total and not kept and not recomputed and not first.note:
+        parts.append("not called yet")
+    if first.note:
+        parts.append(first.note)
+    return f"{name}: " + "; ".join(parts)

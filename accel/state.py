@@ -1,0 +1,85 @@
+"""Where a run is: step, number of steps, sigma. Read from the scheduler, so nothing has to be
+patched.
+
+A scheduler keeps ``timesteps`` (a new tensor for every pipeline call) and most keep ``step_index``.
+Those that do not (DDIM, PNDM and a few others) are followed by the timestep the denoiser was last
+called with.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RunState:
+    """Follows one pipeline's scheduler. ``run`` counts pipeline calls; it changes when a call
+    starts.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = weakref.ref(pipe)
+        self._timesteps: weakref.ref[Tensor] | None = None
+        self._seen: float | None = None
+        self.run = 0
+
+    def _scheduler(self) -> Any:
+        return getattr(self._pipe(), "scheduler", None)
+
+    def observe(self, timestep: object) -> None:
+        """Take note of the timestep the denoiser is called with (scalar, or tensor of equal
+        values).
+        """
+        if isinstance(timestep, Tensor):
+            if timestep.numel() == 0 or timestep.device.type == "meta":
+                return
+            timestep = timestep.flatten()[0].item()
+        if isinstance(timestep, (int, float)):
+            if self._scheduler() is None and (self._seen is None or timestep > self._seen):
+                self.run += 1  # a bare denoiser: noise went up again, so this is another run
+            self._seen = float(timestep)
+
+    def refresh(self) -> int:
+        """Number of the current run; a new ``timesteps`` tensor in the scheduler begins one."""
+        timesteps = getattr(self._scheduler(), "timesteps", None)
+        if isinstance(timesteps, Tensor):
+            known = self._timesteps() if self._timesteps is not None else None
+            if known is not timesteps:
+                self._timesteps = weakref.ref(timesteps)
+                self.run += 1
+        return self.run
+
+    @property
+    def steps(self) -> int | None:
+        """Length of the schedule, None if there is none yet."""
+        timesteps = getattr(self._scheduler(), "timesteps", None)
+        return len(timesteps) if isinstance(timesteps, Tensor) else None
+
+    @property
+    def step(self) -> int | None:
+        """0-based index in the schedule, None if it cannot be known."""
+        scheduler = self._scheduler()
+        timesteps = getattr(scheduler, "timesteps", None)
+        if not isinstance(timesteps, Tensor):
+            return None
+        if hasattr(type(scheduler), "step_index"):
+            index = scheduler.step_index
+            if index is None:
+                index = getattr(scheduler, "begin_index", None) or 0
+            return min(int(index), len(timesteps) - 1)
+        if self._seen is None:
+            return None
+        at = torch.nonzero(timesteps.cpu() == self._seen)
+        return int(at[0, 0]) if len(at) else None
+
+    @property
+    def sigma(self) -> float | None:
+        """Noise level of the current step where the scheduler has ``sigmas``."""
+        sigmas = getattr(self._scheduler(), "sigmas", None)
+        step = self.step
+        if not isinstance(sigmas, Tensor) or step is None or step >= len(sigmas):
+            return None
+        return float(sigmas[step])

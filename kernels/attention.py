@@ -1,0 +1,196 @@
+"""Quantized attention as a public op: validate, choose an implementation, call it.
+
+Layout [B, H, T, D]; what each precision means is defined in ``kernels/reference.py``. The call is
+one functional ``torch.library`` op with a fake, so ``torch.compile(fullgraph=True)`` sees one
+opaque node.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from accel.kernels import reference
+from accel.kernels.dispatch import ATTENTION, resolve
+
+Precision = Literal["int8", "int6", "int4", "full"]
+ImplName = Literal["auto", "reference", "cpu", "gpu"]
+
+BITS: dict[str, int] = {"int8": 8, "int6": 6, "int4": 4}
+_sdpa = torch.nn.functional.scaled_dot_product_attention
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    precision: Precision = "int8",
+    impl: ImplName = "auto",
+    attn_mask: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    smooth_q: bool = False,
+    smooth_v: bool = False,
+    hadamard: bool = False,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax attention with Q, K held in ``precision`` and P, V in eight bits.
+
+    q ``[B, H, Tq, D]``, k ``[B, Hk, Tk, D]``, v ``[B, Hk, Tk, Dv]``: fp32, bf16 or fp16 (fp64 for
+    "full"), any strides, never modified. Hk = H, or a divisor of H with ``enable_gqa``. Returns
+    ``[B, H, Tq, Dv]``, contiguous, in q's dtype, and with ``return_lse`` also the natural
+    log-sum-exp ``[B, H, Tq]`` in fp32.
+
+    ``attn_mask`` broadcasts to ``[B, H, Tq, Tk]``: boolean (True keeps) or additive in logit units.
+    ``key_lengths`` int ``[B]``: keys from there on are padding. ``is_causal`` is aligned top left.
+    All masks combine; a fully masked row gives zeros (log-sum-exp -inf). ``scale`` defaults to
+    D^-1/2.
+
+    ``smooth_q``, ``smooth_v``, ``hadamard``: see ``kernels/reference.py`` (SageAttention2,
+    arXiv 2411.10958, section 3). ``precision="full"`` with ``impl="auto"`` is torch's own
+    attention.
+
+    Raises ValueError for shapes, dtypes or options that do not fit, RuntimeError when a named
+    ``impl`` cannot run here (with the reason).
+    """
+    _validate(q, k, v, precision, attn_mask, key_lengths, enable_gqa)
+    out, lse = torch.ops.accel.attention(
+        q, k, v, precision, impl, attn_mask, key_lengths, is_causal,
+        q.shape[-1] ** -0.5 if scale is None else float(scale),
+        smooth_q, smooth_v, hadamard, return_lse,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out
+
+
+def _validate(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    precision: str,
+    attn_mask: Tensor | None,
+    key_lengths: Tensor | None,
+    enable_gqa: bool,
+) -> None:
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
+        raise ValueError(f"q, k and v must be [B, H, T, D], got {shapes}")
+    if q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1] or q.shape[0] != k.shape[0]:
+        raise ValueError(f"q, k and v do not fit together: {shapes}")
+    if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
+        raise ValueError(f"q, k, v need one float dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not q.device == k.device == v.device:
+        raise ValueError(f"q, k, v need one device, got {q.device}, {k.device}, {v.device}")
+    if q.shape[1] != k.shape[1] and (not enable_gqa or k.shape[1] == 0 or q.shape[1] % k.shape[1]):
+        raise ValueError(
+            f"query heads {q.shape[1]} against key heads {k.shape[1]}: equal, or a multiple with "
+            "enable_gqa=True"
+        )
+    full = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    if attn_mask is not None:
+        shape = attn_mask.shape
+        ends = zip(reversed(shape), reversed(full), strict=False)
+        if len(shape) > 4 or any(m not in (1, f) for m, f in ends):
+            raise ValueError(f"attn_mask {tuple(shape)} does not broadcast to {full}")
+        if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
+            raise ValueError(f"attn_mask must be boolean or float, got {attn_mask.dtype}")
+    if key_lengths is not None and (
+        key_lengths.shape != q.shape[:1] or key_lengths.is_floating_point()
+    ):
+        raise ValueError(
+            f"key_lengths must be integers [{q.shape[0]}], got {key_lengths.dtype} "
+            f"{tuple(key_lengths.shape)}"
+        )
+
+
+@torch.library.custom_op("accel::attention", mutates_args=())
+def _attention_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    precision: str,
+    impl: str,
+    attn_mask: Tensor | None,
+    key_lengths: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    smooth_q: bool,
+    smooth_v: bool,
+    hadamard: bool,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Output [B, H, Tq, Dv] and log-sum-exp [B, H, Tq] (empty unless asked for)."""
+    shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    wide = q.dtype == torch.float64
+    mask = reference.additive_mask(
+        shape,
+        attn_mask=attn_mask,
+        key_lengths=key_lengths,
+        is_causal=is_causal,
+        device=q.device,
+        dtype=q.dtype if wide else torch.float32,
+    )
+    k, v = _match_heads(k, q.shape[1]), _match_heads(v, q.shape[1])
+    if precision == "full" and impl == "auto" and not return_lse:
+        return _full_sdpa(q, k, v, mask, scale), q.new_empty(0, dtype=torch.float32)
+    name = resolve(ATTENTION, impl, q.device)
+    if name != "reference":
+        raise RuntimeError(f"no launcher for impl {name!r}")
+    if precision == "full":
+        dtype = q.dtype if wide else torch.float32
+        out, lse = reference.full_attention(
+            q.to(dtype), k.to(dtype), v.to(dtype), scale=scale, mask=mask
+        )
+    else:
+        spec = reference.QuantSpec(
+            qk_bits=BITS[precision],
+            values="e4m3" if q.device.type == "cuda" else "int8",
+            smooth_q=smooth_q,
+            smooth_v=smooth_v,
+            hadamard=hadamard,
+        )
+        out, lse = reference.quantized_attention(q, k, v, spec, scale=scale, mask=mask)
+    return out.to(q.dtype), lse.float() if return_lse else q.new_empty(0, dtype=torch.float32)
+
+
+@_attention_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    precision: str,
+    impl: str,
+    attn_mask: Tensor | None,
+    key_lengths: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    smooth_q: bool,
+    smooth_v: bool,
+    hadamard: bool,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    lse = q.new_empty(q.shape[:-1] if return_lse else (0,), dtype=torch.float32)
+    return q.new_empty(*q.shape[:-1], v.shape[-1]), lse
+
+
+def _match_heads(x: Tensor, heads: int) -> Tensor:
+    """Repeat key or value heads [B, Hk, T, D] to ``heads`` (grouped-query attention)."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _full_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """torch's attention, contiguous, with zeros in fully masked rows."""
+    if mask is not None:
+        mask = mask.to(q.dtype)
+    out = _sdpa(q, k, v, attn_mask=mask, scale=scale)
+    if mask is not None:
+        empty = (mask == -math.inf).all(-1, keepdim=True)
+        out = out.masked_fill(empty, 0)
+    return out.contiguous()

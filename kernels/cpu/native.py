@@ -1,0 +1,63 @@
+"""Finds and loads the native library, and declares its C interface.
+
+The library is found through the installed distribution's record, which is right for a wheel, an
+editable install and a start from the checkout root alike; a bare checkout has none and gets a
+reason instead. Nothing is loaded at import; ``library()`` loads once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+
+ABI = 1
+DISTRIBUTION = "accel-diffusion"
+
+
+@dataclass(frozen=True)
+class Native:
+    """The loaded library, or why there is none. ``isa``: "avx2", "scalar" or "none"."""
+
+    lib: ctypes.CDLL | None
+    isa: str
+    reason: str
+
+
+def _find() -> str:
+    files = distribution(DISTRIBUTION).files or []
+    for file in files:
+        if file.stem == "accel_cpu" and file.suffix in {".so", ".dylib", ".dll"}:
+            return str(file.locate())
+    raise FileNotFoundError(
+        "the installed package has no accel_cpu library (it was built without a C++ compiler); "
+        "install a compiler and reinstall"
+    )
+
+
+def _declare(lib: ctypes.CDLL) -> None:
+    pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    lib.accel_abi.restype = ctypes.c_int32
+    lib.accel_isa.restype = ctypes.c_char_p
+    lib.accel_quantize_rows.restype = None
+    lib.accel_quantize_rows.argtypes = [pointer, size, size, real, real, pointer, pointer]
+
+
+@cache
+def library() -> Native:
+    """Load the library once. Never raises: a missing or foreign library comes back as a reason."""
+    try:
+        lib = ctypes.CDLL(_find())
+        _declare(lib)
+    except PackageNotFoundError:
+        return Native(
+            None, "none", f"{DISTRIBUTION} is not installed (bare checkout); pip install ."
+        )
+    except (OSError, AttributeError) as error:
+        return Native(None, "none", str(error))
+    if lib.accel_abi() != ABI:
+        return Native(
+            None, "none", f"accel_cpu has interface {lib.accel_abi()}, need {ABI}; reinstall"
+        )
+    return Native(lib, lib.accel_isa().decode(), "")

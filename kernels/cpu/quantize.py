@@ -1,0 +1,24 @@
+"""Pointer-level launcher of the native row quantiser."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from accel.kernels.cpu.native import library
+
+
+def quantize_rows(x: Tensor, qmax: int, floor: float) -> tuple[Tensor, Tensor]:
+    """Quantise ``x [..., D]`` per row; returns codes int8 ``[..., D]`` and scale fp32 ``[..., 1]``."""
+    lib = library().lib
+    if lib is None:
+        raise RuntimeError(f"native library not available: {library().reason}")
+    x = x.to(torch.float32).contiguous()
+    codes = torch.empty(x.shape, dtype=torch.int8)
+    scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32)
+    columns = x.shape[-1]
+    rows = x.numel() // columns if columns else 0
+    lib.accel_quantize_rows(
+        x.data_ptr(), rows, columns, qmax, floor, codes.data_ptr(), scale.data_ptr()
+    )
+    return codes, scale

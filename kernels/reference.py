@@ -1,0 +1,265 @@
+"""Eager definitions of the kernels: the specification that fast code is tested against.
+
+Method (SageAttention2, arXiv 2411.10958, sections 3.1-3.4; block-local P scale is ours). One head,
+queries Q [Tq, D], keys K and values V [Tk, D], softmax scale tau:
+
+1. smooth K: K <- K - mean_t K. A constant per row of logits vanishes in the softmax, so this is
+   exact.
+2. smooth Q (option): in blocks of ``block_q`` rows, Q_i <- Q_i - q_i with q_i the block's mean; the
+   lost part comes back as one full-precision logit row per block, tau q_i K^T.
+3. Hadamard (option): Q and K are rotated by the same orthogonal matrix; products stay, outliers
+   spread.
+4. Q and K become integers with one scale per token, per thread group or per block.
+5. Logits of one key block are integer products times both scales, plus smoothing row and mask, in
+   fp32.
+6. P = exp(S - m) where m is the row's maximum **inside this key block**, so P always uses its whole
+   range; the factor exp(m - m_running) is applied in fp32 when the block is added. (The paper's
+   static scale relative to the running maximum flushes late small blocks to zero.)
+7. P and V become E4M3 (P x 448) or integers (P x 127, V per channel to 127), V optionally without
+   its channel means (smooth V; exact because rows of P sum to 1). Denominator: fp32 sum of the
+   unrounded P.
+
+Layout [B, H, T, D] everywhere. Trade-off: everything is materialised per (query chunk, key block)
+in fp32, so this is slow and small in memory, and easy to read against the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Granularity = Literal["token", "thread", "block"]
+ValueFormat = Literal["int8", "e4m3", "full"]
+
+SCALE_FLOOR = 1e-12  # largest magnitude assumed for an all-zero group, so that no scale is zero
+E4M3_MAX = 448.0
+QUERY_ROWS = 1024  # queries handled at a time, to bound memory
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How one quantized attention call is computed. ``qk_bits``: 8, 6 or 4, symmetric, no -2^(b-1)."""
+
+    qk_bits: int = 8
+    values: ValueFormat = "int8"
+    granularity: Granularity = "token"
+    smooth_k: bool = True
+    smooth_q: bool = False
+    smooth_v: bool = False
+    hadamard: bool = False
+    block_q: int = 128
+    block_k: int = 128
+
+    def __post_init__(self) -> None:
+        if self.qk_bits not in (4, 6, 8):
+            raise ValueError(f"qk_bits must be 4, 6 or 8, got {self.qk_bits}")
+        if self.block_q % 32 or self.block_k % 64:
+            raise ValueError(
+                f"block_q must be a multiple of 32 and block_k of 64, got {self.block_q}, {self.block_k}"
+            )
+
+
+def group_ids(tokens: int, granularity: Granularity, block: int, *, is_key: bool) -> Tensor:
+    """Scale group of each token, int64 [T].
+
+    "thread" is the layout of one tensor-core thread (SageAttention2, section 3.2): queries share a
+    scale in groups of 4 rows {i, i+8, i+16, i+24} of a 32-row warp, keys in groups of 16 of a
+    64-key tile.
+    """
+    n = torch.arange(tokens)
+    if granularity == "token":
+        return n
+    if granularity == "block":
+        return n // block
+    return (n // 64) * 4 + (n % 8) // 2 if is_key else (n // 32) * 8 + n % 8
+
+
+def quantize(x: Tensor, bits: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric integers of ``x [..., T, D]`` with one scale per token group.
+
+    ``groups`` int64 [T] names each token's group. Returns codes (float tensor holding integers in
+    [-qmax, qmax]) and scale [..., T, 1]; ``codes * scale`` approximates ``x``. Rounds half to even.
+    """
+    qmax = 2 ** (bits - 1) - 1
+    rows = x.abs().amax(-1)
+    index = groups.to(x.device).expand(rows.shape)
+    peak = torch.zeros_like(rows[..., : int(groups.max()) + 1 if groups.numel() else 0])
+    peak = peak.scatter_reduce(-1, index, rows, "amax")
+    scale = (peak.clamp_min(SCALE_FLOOR) / qmax).gather(-1, index)[..., None]
+    return (x / scale).round().clamp(-qmax, qmax), scale
+
+
+def round_e4m3(x: Tensor) -> Tensor:
+    """Nearest E4M3 value of each element, saturating at +-448, returned in ``x``'s dtype."""
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(x.dtype)
+
+
+def hadamard_matrix(size: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Orthogonal block-diagonal Sylvester-Hadamard matrix [size, size] with the largest 2^k blocks."""
+    block = size & -size
+    h = torch.ones(1, 1, device=device, dtype=dtype)
+    while h.shape[0] < block:
+        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)], 0)
+    return torch.block_diag(*[h / math.sqrt(block)] * (size // block))
+
+
+def additive_mask(
+    shape: tuple[int, int, int, int],
+    *,
+    attn_mask: Tensor | None,
+    key_lengths: Tensor | None,
+    is_causal: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """All masks as one additive tensor broadcastable to ``shape`` = (B, H, Tq, Tk); None if nothing
+    is masked. Boolean masks keep where True; causal is aligned top left, as in torch.
+    """
+    batch, _, queries, keys = shape
+    bias: Tensor | None = None
+
+    def add(term: Tensor) -> None:
+        nonlocal bias
+        bias = term if bias is None else bias + term
+
+    def keep(where: Tensor) -> Tensor:
+        zero = torch.zeros(where.shape, device=device, dtype=dtype)
+        return zero.masked_fill(~where.to(device), -math.inf)
+
+    if attn_mask is not None:
+        boolean = attn_mask.dtype == torch.bool
+        add(keep(attn_mask) if boolean else attn_mask.to(device=device, dtype=dtype))
+    if key_lengths is not None:
+        position = torch.arange(keys, device=device)
+        add(keep(position < key_lengths.to(device).view(batch, 1, 1, 1)))
+    if is_causal:
+        add(keep(torch.ones(queries, keys, dtype=torch.bool, device=device).tril()))
+    return bias
+
+
+def _slice_mask(mask: Tensor | None, rows: slice, columns: slice) -> Tensor | None:
+    """Part of a broadcastable mask [..., Tq or 1, Tk or 1]."""
+    if mask is None:
+        return None
+    if mask.shape[-1] != 1:
+        mask = mask[..., columns]
+    if mask.dim() > 1 and mask.shape[-2] != 1:
+        mask = mask[..., rows, :]
+    return mask
+
+
+def full_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention in the dtype of the inputs (fp64 for an oracle). Same heads in q, k and v.
+
+    Returns output [B, H, Tq, Dv] and natural log-sum-exp [B, H, Tq]; a fully masked row gives zeros
+    and -inf.
+    """
+    outputs, sums = [], []
+    for start in range(0, q.shape[-2], QUERY_ROWS):
+        rows = slice(start, start + QUERY_ROWS)
+        logits = q[..., rows, :] @ k.transpose(-1, -2) * scale
+        part = _slice_mask(mask, rows, slice(None))
+        if part is not None:
+            logits = logits + part
+        lse = logits.logsumexp(-1)
+        p = (logits - lse[..., None]).exp().masked_fill(lse[..., None] == -math.inf, 0)
+        outputs.append(p @ v)
+        sums.append(lse)
+    if not outputs:
+        return q.new_zeros(*q.shape[:-1], v.shape[-1]), q.new_zeros(q.shape[:-1])
+    return torch.cat(outputs, -2), torch.cat(sums, -1)
+
+
+def _quantize_values(v: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of V, per-channel scale [.., 1, D] (V ~ codes * scale + mean) and the removed mean."""
+    mean = v.mean(-2, keepdim=True) if spec.smooth_v else torch.zeros_like(v[..., :1, :])
+    v = v - mean
+    peak = v.abs().amax(-2, keepdim=True).clamp_min(SCALE_FLOOR)
+    if spec.values == "int8":
+        return (v / (peak / 127)).round(), peak / 127, mean
+    if spec.values == "e4m3":
+        return round_e4m3(v / (peak / E4M3_MAX)), peak / E4M3_MAX, mean
+    return v, torch.ones_like(peak), mean
+
+
+def _round_weights(p: Tensor, values: ValueFormat) -> Tensor:
+    """P in [0, 1] as it is held for the second product."""
+    if values == "int8":
+        return (p * 127).round() / 127
+    return round_e4m3(p * E4M3_MAX) / E4M3_MAX if values == "e4m3" else p
+
+
+def quantized_attention(
+    q: Tensor, k: Tensor, v: Tensor, spec: QuantSpec, *, scale: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Quantized attention as specified in the module docstring.
+
+    q [B, H, Tq, D], k [B, H, Tk, D], v [B, H, Tk, Dv], same number of heads, fp32; ``mask``
+    additive and broadcastable to [B, H, Tq, Tk]. Returns output [B, H, Tq, Dv] fp32 and the natural
+    log-sum-exp of the unsmoothed logits [B, H, Tq]. A fully masked row gives zeros and -inf.
+    """
+    q, k, v = q.float(), k.float(), v.float()
+    queries, keys = q.shape[-2], k.shape[-2]
+    k_mean = k.mean(-2, keepdim=True) if spec.smooth_k else torch.zeros_like(k[..., :1, :])
+    shift = scale * (q @ k_mean.transpose(-1, -2)).squeeze(
+        -1
+    )  # what smoothing K took from each logit
+    k = k - k_mean
+    if spec.hadamard:
+        rotation = hadamard_matrix(q.shape[-1], device=q.device, dtype=q.dtype)
+        q, k = q @ rotation, k @ rotation
+    k_codes, k_scale = quantize(
+        k, spec.qk_bits, group_ids(keys, spec.granularity, spec.block_k, is_key=True)
+    )
+    v_codes, v_scale, v_mean = _quantize_values(v, spec)
+    outputs, sums = [], []
+    step = max(spec.block_q, QUERY_ROWS // spec.block_q * spec.block_q)
+    for start in range(0, queries, step):
+        rows = slice(start, min(start + step, queries))
+        q_part, q_mean = _smooth_queries(q[..., rows, :], spec)
+        groups = group_ids(q_part.shape[-2], spec.granularity, spec.block_q, is_key=False)
+        q_codes, q_scale = quantize(q_part, spec.qk_bits, groups)
+        top = torch.full(q_part.shape[:-1], -math.inf, device=q.device)
+        total, out = torch.zeros_like(top), torch.zeros(*top.shape, v.shape[-1], device=q.device)
+        for first in range(0, keys, spec.block_k):
+            columns = slice(first, min(first + spec.block_k, keys))
+            logits = q_codes @ k_codes[..., columns, :].transpose(-1, -2)
+            logits = logits * (q_scale * scale) * k_scale[..., columns, :].transpose(-1, -2)
+            if spec.smooth_q:
+                logits = logits + scale * (q_mean @ k[..., columns, :].transpose(-1, -2))
+            part = _slice_mask(mask, rows, columns)
+            if part is not None:
+                logits = logits + part
+            peak = logits.amax(-1)
+            p = (logits - peak[..., None]).exp().masked_fill(peak[..., None] == -math.inf, 0)
+            new_top = torch.maximum(top, peak)
+            safe = new_top.masked_fill(new_top == -math.inf, 0)
+            keep, gain = (top - safe).exp(), (peak - safe).exp()
+            product = _round_weights(p, spec.values) @ v_codes[..., columns, :]
+            out = out * keep[..., None] + product * gain[..., None]
+            total = total * keep + p.sum(-1) * gain
+            top = new_top
+        empty = total == 0
+        out = out / total.masked_fill(empty, 1)[..., None] * v_scale + v_mean
+        outputs.append(out.masked_fill(empty[..., None], 0))
+        sums.append(top + total.log() + shift[..., rows])
+    if not outputs:
+        return q.new_zeros(*q.shape[:-1], v.shape[-1]), q.new_zeros(q.shape[:-1])
+    return torch.cat(outputs, -2), torch.cat(sums, -1)
+
+
+def _smooth_queries(q: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Q without its block means, and the means repeated to each row ([.., T, D] both)."""
+    if not spec.smooth_q:
+        return q, torch.zeros_like(q)
+    means = [
+        block.mean(-2, keepdim=True).expand_as(block) for block in q.split(spec.block_q, dim=-2)
+    ]
+    mean = torch.cat(means, -2)
+    return q - mean, mean

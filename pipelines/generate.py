@@ -1,0 +1,149 @@
+"""One job to frames: checks it against the pipeline, patches, generates, and returns what ran."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from accel.patch import patched
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.motion.flows import make_flow
+from accel.pipelines.motion.latents import latent_geometry, warped_latents
+from accel.report import Report
+from accel.sites import denoisers
+
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Frames uint8 [F, H, W, 3], wall seconds of the pipeline call, report (None if not
+    accelerated).
+    """
+
+    frames: np.ndarray
+    seconds: float
+    report: Report | None
+
+
+def check(pipe: Any, job: Job) -> None:
+    """Raise JobError if ``job`` does not fit ``pipe``: size multiples, frame count, motion,
+    denoiser.
+    """
+    where = f"job {job.file_name!r}"
+    try:
+        main = next(iter(denoisers(pipe).values()))
+    except ValueError as error:
+        raise JobError(f"{where}: {error}") from error
+    patch = getattr(getattr(main, "config", None), "patch_size", 1)
+    patch = patch[-1] if isinstance(patch, (tuple, list)) else patch or 1
+    spatial = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(
+        pipe, "vae_scale_factor", 8
+    )
+    multiple = int(spatial) * int(patch)
+    for side in ("width", "height"):
+        value = getattr(job, side)
+        if value is not None and value % multiple:
+            low = max(multiple, value // multiple * multiple)
+            near = low if value - low <= multiple / 2 else low + multiple
+            raise JobError(
+                f"{where}: {side} {value} is not a multiple of {multiple} for {job.model}; the nearest is {near}"
+            )
+    temporal = getattr(pipe, "vae_scale_factor_temporal", None)
+    if job.frames is not None and temporal and (job.frames - 1) % temporal:
+        near = (job.frames - 1 + temporal // 2) // temporal * temporal + 1
+        raise JobError(
+            f"{where}: frames must be {temporal} n + 1 for {job.model}, got {job.frames}; the nearest is {near}"
+        )
+    if job.motion is not None:
+        try:
+            motion_latents(pipe, job)
+        except ValueError as error:
+            raise JobError(f"{where}: {error}") from error
+
+
+def motion_latents(pipe: Any, job: Job) -> torch.Tensor:
+    """Warped initial latents of a job with ``motion``. Raises ValueError if that cannot be done."""
+    assert job.motion is not None
+    size = {"frames": job.frames, "height": job.height, "width": job.width}
+    missing = [name for name, value in size.items() if value is None]
+    if missing:
+        raise ValueError(f"motion needs {', '.join(missing)} in the job")
+    if job.frames == 1:
+        raise ValueError("motion needs 2 frames or more, got frames 1")
+    flow, backward = make_flow(job.motion, **size)
+    return warped_latents(
+        flow, latent_geometry(pipe), seed=job.seed, strength=job.strength, backward=backward
+    )
+
+
+def generate(pipe: Any, job: Job, *, on_step: OnStep | None = None) -> Result:
+    """Run ``job`` on a loaded pipeline, patched with the job's plan for the length of the call.
+
+    ``on_step(done, steps)`` is called after every denoising step. Raises JobError for a job that
+    does not fit the pipeline; the pipeline is left as it was in every case.
+    """
+    job = job.resolved()
+    check(pipe, job)
+    plan = job.accel_plan()
+    if plan is None:
+        frames, seconds = _run(pipe, job, on_step)
+        return Result(frames, seconds, None)
+    with patched(pipe, plan=plan) as handle:
+        frames, seconds = _run(pipe, job, on_step)
+        return Result(frames, seconds, handle.report())
+
+
+def _run(pipe: Any, job: Job, on_step: OnStep | None) -> tuple[np.ndarray, float]:
+    """Call the pipeline with the arguments it has; frames uint8 [F, H, W, 3] and seconds."""
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    wanted: dict[str, Any] = {
+        "prompt": job.prompt,
+        "negative_prompt": job.negative_prompt,
+        "num_inference_steps": job.steps,
+        "guidance_scale": job.guidance,
+        "width": job.width,
+        "height": job.height,
+        "num_frames": job.frames,
+        "max_sequence_length": _prompt_tokens(pipe, accepted),
+        "latents": None if job.motion is None else motion_latents(pipe, job),
+    }
+    missing = [
+        k for k, v in wanted.items() if k not in accepted and v and k != "max_sequence_length"
+    ]
+    if missing:
+        raise JobError(
+            f"job {job.file_name!r}: {type(pipe).__name__} takes no {', '.join(missing)}; leave out the "
+            "matching keys"
+        )
+    arguments = {k: v for k, v in wanted.items() if k in accepted and v is not None}
+
+    def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step(step + 1, len(pipe.scheduler.timesteps))
+        return tensors
+
+    if "callback_on_step_end" in accepted:
+        arguments["callback_on_step_end"] = step_done
+    generator = torch.Generator().manual_seed(job.seed)
+    start = time.perf_counter()
+    output = pipe(**arguments, generator=generator, output_type="np")
+    seconds = time.perf_counter() - start
+    video = output.frames[0] if hasattr(output, "frames") else output.images
+    frames = np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)
+    return frames, seconds
+
+
+def _prompt_tokens(pipe: Any, accepted: Any) -> int | None:
+    """The tokenizer's own length where it is shorter than the pipeline's default padding."""
+    length = getattr(getattr(pipe, "tokenizer", None), "model_max_length", None)
+    default = getattr(accepted.get("max_sequence_length"), "default", None)
+    if not isinstance(length, int) or not isinstance(default, int):
+        return None
+    return min(length, default)

@@ -1,0 +1,216 @@
+"""Procedural clips with exact optical flow: what the embedded model was trained on.
+
+A clip is a textured background with one or two textured shapes on it. Every layer has a texture
+that is a function of its own canonical coordinates ``u`` (pixels, origin at the layer's centre),
+and an affine path
+
+    p = c + o(k) + s(k) R(theta(k)) u        at frame k
+
+so the flow of a pixel from frame k to k + 1 is known in closed form: take the layer that is on top
+there, map the pixel back to ``u`` at frame k and forward again at frame k + 1. No estimator is
+involved. The caption names colours, shapes and the pattern of the background, never the motion:
+motion can only be learnt from the noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.86, 0.14, 0.14),
+    "orange": (0.95, 0.55, 0.10),
+    "yellow": (0.96, 0.90, 0.20),
+    "green": (0.15, 0.70, 0.25),
+    "blue": (0.15, 0.30, 0.90),
+    "purple": (0.60, 0.20, 0.75),
+    "white": (0.95, 0.95, 0.95),
+    "grey": (0.50, 0.50, 0.50),
+}
+SHAPES = ("circle", "square", "triangle", "star")
+PATTERNS = ("striped", "checkered", "dotted", "cloudy")
+
+
+@dataclass(frozen=True)
+class Path:
+    """Affine path of one layer; velocities are per frame (pixels, log scale, radians)."""
+
+    centre: tuple[float, float]
+    velocity: tuple[float, float]
+    zoom: float
+    spin: float
+    turn: float = 0.0  # 0: constant speed; 1: slows to a stop halfway and comes back
+
+    def progress(self, k: float) -> float:
+        """Frames of motion done at frame ``k`` of a 17-frame clip; equals ``k`` for constant speed."""
+        swing = 16.0 / math.pi * math.sin(math.pi * k / 16.0)
+        return (1.0 - self.turn) * k + self.turn * swing
+
+    def inverse(self, p: np.ndarray, k: float) -> np.ndarray:
+        """Screen points ``[..., 2]`` (x, y) at frame ``k`` to canonical points."""
+        t = self.progress(k)
+        q = p - np.asarray(self.centre) - t * np.asarray(self.velocity)
+        c, s = math.cos(self.spin * t), math.sin(self.spin * t)
+        out = np.stack([c * q[..., 0] + s * q[..., 1], -s * q[..., 0] + c * q[..., 1]], -1)
+        return out * math.exp(-self.zoom * t)
+
+    def forward(self, u: np.ndarray, k: float) -> np.ndarray:
+        """Canonical points ``[..., 2]`` to screen points at frame ``k``."""
+        t = self.progress(k)
+        c, s = math.cos(self.spin * t), math.sin(self.spin * t)
+        q = np.stack([c * u[..., 0] - s * u[..., 1], s * u[..., 0] + c * u[..., 1]], -1)
+        return q * math.exp(self.zoom * t) + np.asarray(self.centre) + t * np.asarray(self.velocity)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One thing that moves: ``shape`` is a name in SHAPES, or ``None`` for the background."""
+
+    path: Path
+    colour: str
+    pattern: str
+    shape: str | None
+    size: float
+    phase: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Rendered clip. frames ``[F, H, W, 3]`` in 0..1; flows ``[F-1, 2, H, W]`` in pixels (dx, dy)."""
+
+    frames: np.ndarray
+    forward: np.ndarray
+    backward: np.ndarray
+    caption: str
+
+
+def _texture(layer: Layer, u: np.ndarray) -> np.ndarray:
+    """Brightness in 0..1 at canonical points ``[..., 2]``; smooth, periods of 14 to 22 px."""
+    a, b, c = layer.phase
+    x, y = u[..., 0], u[..., 1]
+    period = 14.0 + 8.0 * a
+    angle = math.pi * b
+    r = math.cos(angle) * x + math.sin(angle) * y
+    q = -math.sin(angle) * x + math.cos(angle) * y
+    w = 2 * math.pi / period
+    if layer.pattern == "striped":
+        return 0.5 + 0.5 * np.tanh(2.0 * np.sin(w * r)) * (
+            0.85 + 0.15 * np.sin(0.5 * w * q + 6 * c)
+        )
+    if layer.pattern == "checkered":
+        return 0.5 + 0.5 * np.tanh(3.0 * np.sin(w * r) * np.sin(w * q))
+    if layer.pattern == "dotted":
+        return 1.0 / (1.0 + np.exp(-5.0 * (np.cos(w * r) + np.cos(w * q) - 0.8)))
+    v = (
+        np.sin(0.7 * w * r + 6 * c)
+        + np.sin(0.55 * w * q + 9 * a)
+        + np.sin(0.45 * w * (x + y) + 5 * b)
+    )
+    return 0.5 + v / 6.0
+
+
+def _distance(shape: str, size: float, u: np.ndarray) -> np.ndarray:
+    """Signed distance in canonical pixels, negative inside."""
+    x, y = u[..., 0], u[..., 1]
+    if shape == "circle":
+        return np.hypot(x, y) - size
+    if shape == "square":
+        return np.maximum(np.abs(x), np.abs(y)) - 0.88 * size
+    if shape == "triangle":
+        return np.maximum(np.abs(x) * 0.866 - 0.5 * y, y) - 0.62 * size
+    radius, angle = np.hypot(x, y), np.arctan2(x, -y)
+    return (radius - size * (0.80 + 0.22 * np.cos(5 * angle))) * 0.6
+
+
+def _draw(layer: Layer, points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Colour ``[H, W, 3]`` and coverage ``[H, W]`` of a layer at frame ``k``."""
+    u = layer.path.inverse(points, k)
+    base = np.asarray(COLOURS[layer.colour])
+    light = _texture(layer, u)[..., None]
+    if layer.shape is None:
+        return base * (0.30 + 0.45 * light), np.ones(points.shape[:-1])
+    scale = math.exp(layer.path.zoom * layer.path.progress(k))
+    d = _distance(layer.shape, layer.size, u) * scale
+    cover = 1.0 / (1.0 + np.exp(np.clip(3.0 * d, -30, 30)))
+    edge = 1.0 / (1.0 + np.exp(np.clip(-3.0 * (d + 2.0), -30, 30)))[..., None]
+    return base * (0.80 + 0.25 * light) * (1.0 - 0.75 * edge), cover
+
+
+def render(
+    layers: list[Layer], caption: str, *, frames: int = 17, height: int = 64, width: int = 64
+) -> Clip:
+    """Draw ``layers`` (bottom first) and compute the exact flow of the layer on top of every pixel."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    points = np.stack([x, y], -1)
+    images = np.empty((frames, height, width, 3), np.float32)
+    forward = np.empty((frames - 1, 2, height, width), np.float32)
+    backward = np.empty_like(forward)
+    for k in range(frames):
+        image = np.zeros((height, width, 3))
+        ahead, behind = np.zeros_like(points), np.zeros_like(points)
+        for layer in layers:
+            colour, cover = _draw(layer, points, k)
+            image += cover[..., None] * (colour - image)
+            on_top = cover > 0.5
+            u = layer.path.inverse(points, k)
+            ahead[on_top] = (layer.path.forward(u, k + 1) - points)[on_top]
+            behind[on_top] = (layer.path.forward(u, k - 1) - points)[on_top]
+        images[k] = np.clip(image, 0, 1)
+        if k < frames - 1:
+            forward[k] = ahead.transpose(2, 0, 1)
+        if k > 0:
+            backward[k - 1] = behind.transpose(2, 0, 1)
+    return Clip(images, forward, backward, caption)
+
+
+def _path(rng: np.random.Generator, centre: tuple[float, float], speed: float) -> Path:
+    angle = rng.uniform(0, 2 * math.pi)
+    v = speed * math.sqrt(rng.uniform(0, 1))
+    moves = rng.random(3)
+    return Path(
+        centre,
+        (v * math.cos(angle), v * math.sin(angle)),
+        zoom=rng.uniform(-0.02, 0.02) if moves[0] < 0.5 else 0.0,
+        spin=rng.uniform(-0.04, 0.04) if moves[1] < 0.5 else 0.0,
+        turn=1.0 if moves[2] < 0.2 else 0.0,
+    )
+
+
+def _start(
+    rng: np.random.Generator, path_speed: float, size: int
+) -> tuple[tuple[float, float], Path]:
+    """A shape's path that keeps its centre in the picture from the first to the last frame."""
+    while True:
+        centre = (float(rng.uniform(12, size - 12)), float(rng.uniform(12, size - 12)))
+        path = _path(rng, centre, path_speed)
+        stops = [path.forward(np.zeros(2), k) for k in (8, 16)]
+        if all(8 <= s[0] <= size - 8 and 8 <= s[1] <= size - 8 for s in stops):
+            return centre, path
+
+
+def sample_layers(rng: np.random.Generator, size: int = 64) -> tuple[list[Layer], str]:
+    """Draw a random clip's layers (bottom first) and its caption."""
+    colours = list(rng.permutation(list(COLOURS)))
+    ground, pattern = colours.pop(), str(rng.choice(PATTERNS))
+    still = rng.random() < 0.25
+    path = _path(rng, (size / 2, size / 2), 0.0 if still else 1.5)
+    if still:
+        path = Path(path.centre, (0.0, 0.0), 0.0, 0.0)
+    layers = [Layer(path, ground, pattern, None, 0.0, tuple(rng.random(3)))]
+    names = []
+    for _ in range(1 if rng.random() < 0.6 else 2):
+        _, path = _start(rng, 1.6, size)
+        shape, colour = str(rng.choice(SHAPES)), colours.pop()
+        layers.append(
+            Layer(path, colour, "cloudy", shape, float(rng.uniform(10, 15)), tuple(rng.random(3)))
+        )
+        names.append(f"a {colour} {shape}")
+    return layers, f"{' and '.join(names)} on a {pattern} {ground} background"
+
+
+def sample_clip(seed: int, *, frames: int = 17, size: int = 64) -> Clip:
+    """The clip of a seed: same seed, same clip."""
+    layers, caption = sample_layers(np.random.default_rng(seed), size)
+    return render(layers, caption, frames=frames, height=size, width=size)

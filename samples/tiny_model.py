@@ -1,0 +1,128 @@
+"""The parts of the embedded model before training: VAE, tokenizer, text encoder, transformer,
+scheduler.
+
+All are ordinary diffusers and transformers classes with small numbers in their configs, so whatever
+works on this model meets the same code paths as on Wan 2.1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from clips import COLOURS, PATTERNS, SHAPES
+from diffusers import (
+    AutoencoderKLWan,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+CHANNELS = 16
+TEXT_WIDTH = 128
+PROMPT_TOKENS = 32
+
+
+def build_vae() -> AutoencoderKLWan:
+    """Causal video VAE, 4 x 8 x 8 compression to 16 channels, 1.5 M parameters."""
+    return AutoencoderKLWan(
+        base_dim=24,
+        z_dim=CHANNELS,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        is_residual=True,
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        latents_mean=[0.0] * CHANNELS,
+        latents_std=[1.0] * CHANNELS,
+        scale_factor_temporal=4,
+        scale_factor_spatial=8,
+    )
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word; words outside of the clips' vocabulary become <unk>."""
+    words = ["a", "and", "on", "background", *COLOURS, *SHAPES, *PATTERNS]
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=PROMPT_TOKENS,
+    )
+
+
+def build_text_encoder(vocabulary: int) -> UMT5EncoderModel:
+    """Two T5 layers of width 128; trained together with the transformer."""
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=vocabulary,
+            d_model=TEXT_WIDTH,
+            d_kv=32,
+            num_heads=4,
+            d_ff=256,
+            num_layers=2,
+            pad_token_id=0,
+            eos_token_id=1,
+            dropout_rate=0.0,
+        )
+    )
+
+
+def build_transformer() -> WanTransformer3DModel:
+    """Six Wan blocks, three heads of 64; one token per latent pixel (320 for 17 frames of 64 x 64)."""
+    return WanTransformer3DModel(
+        patch_size=(1, 1, 1),
+        num_attention_heads=3,
+        attention_head_dim=64,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        text_dim=TEXT_WIDTH,
+        freq_dim=64,
+        ffn_dim=512,
+        num_layers=6,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=64,
+    )
+
+
+def encode_text(
+    encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], length: int
+) -> torch.Tensor:
+    """Prompt embeddings [B, length, 128] as WanPipeline makes them: zeros after the last token."""
+    tokens = tokenizer(prompts, padding=True, return_tensors="pt")
+    mask = tokens.attention_mask
+    hidden = encoder(tokens.input_ids, mask).last_hidden_state * mask[..., None]
+    return torch.nn.functional.pad(hidden, (0, 0, 0, length - hidden.shape[1]))
+
+
+def save_pipeline(
+    folder: Path,
+    vae: AutoencoderKLWan,
+    encoder: UMT5EncoderModel,
+    transformer: WanTransformer3DModel,
+) -> None:
+    """Write the whole pipeline as fp16 safetensors."""
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0
+    )
+    pipe = WanPipeline(
+        tokenizer=build_tokenizer(),
+        text_encoder=encoder,
+        vae=vae,
+        scheduler=scheduler,
+        transformer=transformer,
+    )
+    pipe.to(torch.float16).save_pretrained(folder)
