@@ -24,7 +24,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python tests/types.py
+	$(BIN)/python tests/run_mypy.py
 
 bench: bench-motion
 

@@ -1,4 +1,4 @@
-"""Acceleration add-on for Hugging Face diffusers: ``accel.patch(pipe)`` and everything it decides."""
+"""Acceleration add-on for Hugging Face diffusers: ``accel.patch(pipe)`` and what it decides."""
 
 from pathlib import Path as _Path
 

@@ -1,47 +1,29 @@
-"""The seam to diffusers' attention: one replaced function, and hooks that say which module is
-calling.
+"""Quantized attention in a model: every attention call of a denoiser, decided at run time.
 
-``torch.nn.functional.scaled_dot_product_attention`` is replaced once, reference-counted. Forward
-hooks on a denoiser and on its attention modules set the number of the calling site; with no site
-set the original runs, so text encoders, VAEs and pipelines that are not patched are untouched. This
-sees every processor and every block that calls torch's attention, needs no copy of either, and
-traces under ``torch.compile(fullgraph=True)``: a site's call is one opaque op whose decisions
-(precision of the step, fallback, finite guard, counting) are taken at run time, so a changed
-precision does not recompile.
-
-Sites are followed per thread in eager code. Code under ``torch.compile`` uses one plain variable
-instead, which Dynamo folds into the graph.
+Config is ``AttentionConfig``, State the record of each site, Hook the op that stands behind the
+seam (``accel/seam.py``), and ``apply`` puts a denoiser's attention modules there. The op takes the
+precision from the policy for the current step, keeps calls it cannot quantize at full precision
+with a reason, compares sampled rows of each site's first call in a run with full precision, and
+recomputes a non-finite result.
 """
 
 from __future__ import annotations
 
-import itertools
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from accel import precision as policy
+from accel import seam
 from accel.config import AttentionConfig
 from accel.kernels.attention import attention
 from accel.kernels.dispatch import ATTENTION, resolve
+from accel.seam import Undo
 from accel.state import RunState
-
-Undo = Callable[[], None]
-
-_numbers = itertools.count()
-_sites: dict[int, Site] = {}
-_by_thread: dict[int, int] = {}
-_traced = [-1]
-_original: Callable[..., Tensor] | None = None
-_users = 0
-_lock = threading.Lock()
-
 
 # ------------------------------------------------------------------------------------------- State
 
@@ -79,84 +61,16 @@ class Site:
     checked_run: int = -1
     demoted_run: int = -1
 
+    def enter(self) -> None:
+        """The module was called."""
+        self.entered += 1
+
+    def keep(self, reason: str) -> None:
+        """Count a call left at full precision."""
+        self.record.kept[reason] += 1
+
 
 # -------------------------------------------------------------------------------------------- Hook
-
-
-def _enter(number: int) -> int:
-    """Make ``number`` the calling site of this thread; returns the one before."""
-    if torch.compiler.is_compiling():
-        before, _traced[0] = _traced[0], number
-        return before
-    thread = threading.get_ident()
-    before = _by_thread.get(thread, -1)
-    if number < 0:
-        _by_thread.pop(thread, None)
-    else:
-        _by_thread[thread] = number
-    return before
-
-
-def _current() -> int:
-    if torch.compiler.is_compiling():
-        return _traced[0]
-    return _by_thread.get(threading.get_ident(), _traced[0])
-
-
-def hook_site(module: nn.Module, site: Site, undo: list[Undo]) -> None:
-    """Set ``site`` while ``module`` runs, also when it raises; what was set before comes back
-    after.
-    """
-    number = next(_numbers)
-    stack: list[int] = []
-    _sites[number] = site
-
-    def before(module: nn.Module, args: Any) -> None:
-        stack.append(_enter(number))
-        if not torch.compiler.is_compiling():
-            site.entered += 1
-
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        if stack:
-            _enter(stack.pop())
-
-    handles = (
-        module.register_forward_pre_hook(before),
-        module.register_forward_hook(after, always_call=True),
-    )
-
-    def remove() -> None:
-        for handle in handles:
-            handle.remove()
-        _sites.pop(number, None)
-
-    undo.append(remove)
-
-
-def _sdpa(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Stands in for torch's scaled_dot_product_attention; same arguments."""
-    assert _original is not None
-    number = _current()
-    training = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    if number < 0 or training or dropout_p > 0.0:
-        if number >= 0 and not torch.compiler.is_compiling() and number in _sites:
-            _sites[number].record.kept["needs gradients" if training else "dropout"] += 1
-        return _original(
-            query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal,
-            scale=scale, enable_gqa=enable_gqa,
-        )  # fmt: skip
-    return torch.ops.accel.site_attention(
-        query, key, value, attn_mask, is_causal, scale, enable_gqa, number
-    )
 
 
 @torch.library.custom_op("accel::site_attention", mutates_args=())
@@ -170,29 +84,28 @@ def _site_op(
     enable_gqa: bool,
     number: int,
 ) -> Tensor:
-    """Attention of one site, query [..., Tq, D], key [..., Tk, D], value [..., Tk, Dv]; contiguous."""
+    """Attention of one site: query [..., Tq, D], key [..., Tk, D], value [..., Tk, Dv]."""
 
     def full(rows: Tensor, mask: Tensor | None) -> Tensor:
-        assert _original is not None
-        return _original(
+        return seam.original()(
             rows, key, value, attn_mask=mask, is_causal=is_causal, scale=scale,
             enable_gqa=enable_gqa,
         )  # fmt: skip
 
-    site = _sites.get(number)
+    site: Site | None = seam.caller(number)
     if site is None:  # a compiled graph that outlived its patch
         return _owned(full(query, attn_mask), query)
     record = site.record
     reason = _why_full(site, query, key, value, attn_mask)
     if reason:
-        record.kept[reason] += 1
+        site.keep(reason)
         return _owned(full(query, attn_mask), query)
     config, state = site.config, site.state
     assert config is not None
     run = state.refresh()
     chosen = policy.precision_at(config, site.name, state.step, state.steps)
     if chosen == "full" or site.demoted_run == run:
-        record.kept["full precision by plan" if chosen == "full" else "demoted: non-finite"] += 1
+        site.keep("full precision by plan" if chosen == "full" else "demoted: non-finite")
         return _owned(full(query, attn_mask), query)
     start = time.perf_counter()
     out = attention(
@@ -255,7 +168,7 @@ def _compare(
     rows: int,
     full: Callable[[Tensor, Tensor | None], Tensor],
 ) -> None:
-    """Worst relative L1 and cosine of ``out`` against full precision on evenly spread query rows."""
+    """Relative L1 and cosine of ``out`` against full precision on evenly spread query rows."""
     tokens = query.shape[-2]
     index = torch.linspace(0, tokens - 1, min(rows, tokens), device=query.device).long()
     mask = attn_mask
@@ -271,26 +184,6 @@ def _compare(
 
 
 # ------------------------------------------------------------------------------------------- apply
-
-
-def _install() -> None:
-    global _original, _users
-    with _lock:
-        functional = torch.nn.functional
-        if functional.scaled_dot_product_attention is not _sdpa:
-            _original = functional.scaled_dot_product_attention
-            functional.scaled_dot_product_attention = _sdpa  # type: ignore[assignment]
-        _users += 1
-
-
-def _uninstall() -> None:
-    global _users
-    with _lock:
-        _users -= 1
-        # Somebody may have replaced the function after us and may hold ours: then ours stays behind
-        # theirs, where it passes every call through.
-        if _users == 0 and torch.nn.functional.scaled_dot_product_attention is _sdpa:
-            torch.nn.functional.scaled_dot_product_attention = _original  # type: ignore[assignment]
 
 
 def _use_native_backend(module: nn.Module, undo: list[Undo]) -> str:
@@ -332,11 +225,11 @@ def apply(
     The site "" stands for calls from the denoiser outside all of ``modules``. What has to be undone
     is appended to ``undo`` as it is done, so a failure midway can be unwound.
     """
-    _install()
-    undo.append(_uninstall)
+    seam.install()
+    undo.append(seam.uninstall)
     sites = {"": Site("", None, state)}
-    hook_site(denoiser, sites[""], undo)
+    seam.hook(denoiser, sites[""], undo)
     for name, module in modules.items():
         sites[name] = Site(name, config, state, note=_use_native_backend(module, undo))
-        hook_site(module, sites[name], undo)
+        seam.hook(module, sites[name], undo)
     return sites

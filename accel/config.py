@@ -25,7 +25,7 @@ def choose(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def from_dict(cls: type, data: Any, where: str) -> Any:
-    """Build the dataclass ``cls`` from a mapping; unknown keys and non-mappings raise ValueError."""
+    """Build the dataclass ``cls`` from a mapping; anything else raises ValueError."""
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be a mapping, got {data!r}")
     known = [f.name for f in fields(cls)]

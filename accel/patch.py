@@ -1,4 +1,4 @@
-"""Patch and unpatch: applies a plan to a pipeline's instances and takes every change back exactly."""
+"""Patch and unpatch: applies a plan to a pipeline's instances, and takes it back exactly."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from accel import attention
-from accel.attention import Site, Undo
+from accel.attention import Site
 from accel.kernels.dispatch import ATTENTION, environment
 from accel.plan import Plan
 from accel.report import Report, site_report
+from accel.seam import Undo
 from accel.sites import attention_modules, denoisers
 from accel.state import RunState
 
@@ -76,7 +77,7 @@ class Handle:
             module.register_forward_pre_hook(before, with_kwargs=True),
             module.register_forward_hook(after, always_call=True),
         )
-        self._undo.append(lambda: [h.remove() for h in handles] and None)
+        self._undo += [handle.remove for handle in handles]
 
     @property
     def active(self) -> bool:
@@ -116,8 +117,8 @@ class Handle:
         elif any(impl == "reference" for s in self.sites.values() for _, impl in s.record.ran):
             reason = "; ".join(f"{e.name}: {why}" for e in ATTENTION if (why := e.why_not("cpu")))
             notes.append(
-                "attention ran on the eager reference, which shows the error of a precision but is slower "
-                f"than torch's attention{' (' + reason + ')' if reason else ''}"
+                "attention ran on the eager reference: it shows what a precision costs, but is "
+                f"slower than torch's attention{' (' + reason + ')' if reason else ''}"
             )
         if self.plan.attention is not None and self.calls and not _ran_anything(self.sites):
             notes.append("no attention call was quantized")
@@ -157,7 +158,7 @@ def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Han
 
 
 def unpatch(pipe: Any) -> None:
-    """Restore the pipeline to what it was before ``patch``; nothing happens if it is not patched."""
+    """Restore the pipeline to what it was before ``patch``; does nothing if it is not patched."""
     while (handle := _find(pipe)) is not None:
         handle.unpatch()
 

@@ -1,4 +1,4 @@
-"""Full-reference quality: how far an accelerated video is from the same seed without acceleration."""
+"""Full-reference quality: how far an accelerated video is from the unaccelerated one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _check(a: np.ndarray, b: np.ndarray) -> None:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB over all frames of uint8 videos [F, H, W, 3]; inf if equal."""
+    """Peak signal-to-noise ratio in dB of uint8 videos [F, H, W, 3], all frames; inf if equal."""
     _check(a, b)
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)

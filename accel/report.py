@@ -52,7 +52,7 @@ class Report:
     def __str__(self) -> str:
         lines = [
             f"accel report: {self.pipeline}, plan {self.plan!r}",
-            f"  runs {self.runs}, denoiser calls {self.calls}, {self.seconds:.2f} s in the denoiser",
+            f"  runs {self.runs}, denoiser calls {self.calls} taking {self.seconds:.2f} s",
             *(f"  {key}: {value}" for key, value in self.environment.items()),
         ]
         if self.sites:

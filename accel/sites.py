@@ -46,5 +46,5 @@ def attention_modules(name: str, denoiser: nn.Module, *, several: bool) -> dict[
     return {
         prefix + path.removeprefix("_orig_mod."): module
         for path, module in denoiser.named_modules()
-        if isinstance(module, kinds)
+        if isinstance(module, kinds) and isinstance(module, nn.Module)
     }

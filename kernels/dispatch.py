@@ -14,7 +14,7 @@ from accel.kernels.cpu.native import library
 
 @dataclass(frozen=True)
 class Impl:
-    """An implementation of an op. ``why_not(device_type)`` is "" where it can run, else the reason."""
+    """An implementation of an op; ``why_not(device_type)`` is "" where it runs, else the reason."""
 
     name: str
     description: str
@@ -57,7 +57,7 @@ def resolve(table: tuple[Impl, ...], impl: str, device: torch.device) -> str:
 
 
 def environment() -> dict[str, str]:
-    """What the report says of this machine: torch, devices, native library and its instruction set."""
+    """What the report says of this machine: torch, devices, native library, instruction set."""
     native = library()
     lines = {
         "torch": torch.__version__,

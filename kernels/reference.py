@@ -42,7 +42,7 @@ QUERY_ROWS = 1024  # queries handled at a time, to bound memory
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How one quantized attention call is computed. ``qk_bits``: 8, 6 or 4, symmetric, no -2^(b-1)."""
+    """How one quantized attention call is computed; ``qk_bits`` 8, 6 or 4, symmetric."""
 
     qk_bits: int = 8
     values: ValueFormat = "int8"
@@ -59,7 +59,8 @@ class QuantSpec:
             raise ValueError(f"qk_bits must be 4, 6 or 8, got {self.qk_bits}")
         if self.block_q % 32 or self.block_k % 64:
             raise ValueError(
-                f"block_q must be a multiple of 32 and block_k of 64, got {self.block_q}, {self.block_k}"
+                f"block_q must be a multiple of 32 and block_k of 64, got {self.block_q} and "
+                f"{self.block_k}"
             )
 
 
@@ -99,7 +100,7 @@ def round_e4m3(x: Tensor) -> Tensor:
 
 
 def hadamard_matrix(size: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Orthogonal block-diagonal Sylvester-Hadamard matrix [size, size] with the largest 2^k blocks."""
+    """Orthogonal block-diagonal Sylvester-Hadamard matrix [size, size], largest 2^k blocks."""
     block = size & -size
     h = torch.ones(1, 1, device=device, dtype=dtype)
     while h.shape[0] < block:

@@ -1,4 +1,4 @@
-"""Renders a list of jobs one after the other: checked before the first starts, written atomically."""
+"""Renders jobs one after the other: all checked before the first starts, written atomically."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from accel.quality import psnr, ssim
 
 @dataclass(frozen=True)
 class Options:
-    """``compare`` renders each job a second time without acceleration and measures the difference."""
+    """``compare``: render each job also without acceleration and measure the difference."""
 
     out: Path
     compare: bool = False
@@ -40,7 +40,8 @@ def collect(files: Iterable[str | Path]) -> list[Job]:
     for number, job in enumerate(jobs, 1):
         if job.name in seen:
             raise JobError(
-                f"jobs {seen[job.name]} and {number} would both write {job.name}.mp4; give one a name"
+                f"jobs {seen[job.name]} and {number} would both write {job.name}.mp4; "
+                "give one a name"
             )
         seen[job.name] = number
     return [job.resolved() for job in jobs]

@@ -41,25 +41,22 @@ def check(pipe: Any, job: Job) -> None:
         main = next(iter(denoisers(pipe).values()))
     except ValueError as error:
         raise JobError(f"{where}: {error}") from error
-    patch = getattr(getattr(main, "config", None), "patch_size", 1)
-    patch = patch[-1] if isinstance(patch, (tuple, list)) else patch or 1
-    spatial = getattr(pipe, "vae_scale_factor_spatial", None) or getattr(
-        pipe, "vae_scale_factor", 8
-    )
-    multiple = int(spatial) * int(patch)
+    multiple = _size_multiple(pipe, main)
     for side in ("width", "height"):
         value = getattr(job, side)
         if value is not None and value % multiple:
             low = max(multiple, value // multiple * multiple)
             near = low if value - low <= multiple / 2 else low + multiple
             raise JobError(
-                f"{where}: {side} {value} is not a multiple of {multiple} for {job.model}; the nearest is {near}"
+                f"{where}: {side} {value} is not a multiple of {multiple} for {job.model}; "
+                f"the nearest is {near}"
             )
     temporal = getattr(pipe, "vae_scale_factor_temporal", None)
     if job.frames is not None and temporal and (job.frames - 1) % temporal:
         near = (job.frames - 1 + temporal // 2) // temporal * temporal + 1
         raise JobError(
-            f"{where}: frames must be {temporal} n + 1 for {job.model}, got {job.frames}; the nearest is {near}"
+            f"{where}: frames must be {temporal} n + 1 for {job.model}, got {job.frames}; "
+            f"the nearest is {near}"
         )
     if job.motion is not None:
         try:
@@ -68,16 +65,25 @@ def check(pipe: Any, job: Job) -> None:
             raise JobError(f"{where}: {error}") from error
 
 
+def _size_multiple(pipe: Any, denoiser: Any) -> int:
+    """Pixels that width and height must be a multiple of: VAE factor times patch size."""
+    patch = getattr(getattr(denoiser, "config", None), "patch_size", None) or 1
+    patch = patch[-1] if isinstance(patch, (tuple, list)) else patch
+    for name in ("vae_scale_factor_spatial", "vae_scale_factor"):
+        factor = getattr(pipe, name, None)
+        if factor:
+            return int(factor) * int(patch)
+    return 8 * int(patch)
+
+
 def motion_latents(pipe: Any, job: Job) -> torch.Tensor:
     """Warped initial latents of a job with ``motion``. Raises ValueError if that cannot be done."""
     assert job.motion is not None
-    size = {"frames": job.frames, "height": job.height, "width": job.width}
-    missing = [name for name, value in size.items() if value is None]
-    if missing:
-        raise ValueError(f"motion needs {', '.join(missing)} in the job")
+    if job.frames is None or job.height is None or job.width is None:
+        raise ValueError("motion needs frames, height and width in the job")
     if job.frames == 1:
         raise ValueError("motion needs 2 frames or more, got frames 1")
-    flow, backward = make_flow(job.motion, **size)
+    flow, backward = make_flow(job.motion, frames=job.frames, height=job.height, width=job.width)
     return warped_latents(
         flow, latent_geometry(pipe), seed=job.seed, strength=job.strength, backward=backward
     )
@@ -119,8 +125,8 @@ def _run(pipe: Any, job: Job, on_step: OnStep | None) -> tuple[np.ndarray, float
     ]
     if missing:
         raise JobError(
-            f"job {job.file_name!r}: {type(pipe).__name__} takes no {', '.join(missing)}; leave out the "
-            "matching keys"
+            f"job {job.file_name!r}: {type(pipe).__name__} takes no {', '.join(missing)}; "
+            "leave out the matching keys"
         )
     arguments = {k: v for k, v in wanted.items() if k in accepted and v is not None}
 

@@ -77,8 +77,8 @@ def _source(model: str) -> str:
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(
-                f"{model} is a folder without model_index.json, so not a diffusers pipeline; give the "
-                "folder that save_pretrained wrote"
+                f"{model} is a folder without model_index.json, so not a diffusers pipeline; give "
+                "the folder that save_pretrained wrote"
             )
         return str(folder)
     if folder.is_absolute() or model.startswith((".", "~")) or not _HUB_ID.fullmatch(model):

@@ -1,4 +1,4 @@
-"""Reads and writes MP4: no rescaling, BT.709, settings in the ``comment`` tag, written atomically."""
+"""Reads and writes MP4: no rescaling, BT.709, settings in the ``comment`` tag, atomic."""
 
 from __future__ import annotations
 

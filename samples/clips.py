@@ -44,7 +44,7 @@ class Path:
     turn: float = 0.0  # 0: constant speed; 1: slows to a stop halfway and comes back
 
     def progress(self, k: float) -> float:
-        """Frames of motion done at frame ``k`` of a 17-frame clip; equals ``k`` for constant speed."""
+        """Frames of motion done at frame ``k`` of a 17-frame clip; ``k`` for constant speed."""
         swing = 16.0 / math.pi * math.sin(math.pi * k / 16.0)
         return (1.0 - self.turn) * k + self.turn * swing
 
@@ -78,7 +78,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Clip:
-    """Rendered clip. frames ``[F, H, W, 3]`` in 0..1; flows ``[F-1, 2, H, W]`` in pixels (dx, dy)."""
+    """frames ``[F, H, W, 3]`` in 0..1; flows ``[F-1, 2, H, W]`` in pixels (dx, dy)."""
 
     frames: np.ndarray
     forward: np.ndarray
@@ -141,7 +141,7 @@ def _draw(layer: Layer, points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndar
 def render(
     layers: list[Layer], caption: str, *, frames: int = 17, height: int = 64, width: int = 64
 ) -> Clip:
-    """Draw ``layers`` (bottom first) and compute the exact flow of the layer on top of every pixel."""
+    """Draw ``layers`` (bottom first) with the exact flow of the top layer at every pixel."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     points = np.stack([x, y], -1)
     images = np.empty((frames, height, width, 3), np.float32)

@@ -81,7 +81,7 @@ def build_text_encoder(vocabulary: int) -> UMT5EncoderModel:
 
 
 def build_transformer() -> WanTransformer3DModel:
-    """Six Wan blocks, three heads of 64; one token per latent pixel (320 for 17 frames of 64 x 64)."""
+    """Six Wan blocks, three heads of 64; a token per latent pixel (320 for 17 x 64 x 64)."""
     return WanTransformer3DModel(
         patch_size=(1, 1, 1),
         num_attention_heads=3,

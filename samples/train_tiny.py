@@ -63,7 +63,7 @@ class Settings:
     seed: int = 7
     clips: int = 9000
     vae_clips: int = 2000
-    vae_steps: int = 6500
+    vae_steps: int = 5750
     vae_lr: float = 1.5e-3
     kl: float = 1e-3
     dit_steps: int = 4000
@@ -107,7 +107,7 @@ def vae_clips(s: Settings) -> np.ndarray:
 
 
 def vae_batch(clips: np.ndarray, rng: np.random.Generator, *, crop: int, whole: bool) -> Tensor:
-    """Equal work per batch: 5-frame excerpts, or whole clips (long causal context) of fewer clips."""
+    """Equal work per batch: 5-frame excerpts, or whole clips (long causal context), fewer."""
     length = FRAMES if whole else 5
     batch = (SIZE // crop) ** 2 * (1 if whole else 4)
     cuts = []
@@ -118,7 +118,7 @@ def vae_batch(clips: np.ndarray, rng: np.random.Generator, *, crop: int, whole: 
 
 
 def train_vae(s: Settings) -> None:
-    """L1 + L2 + small KL. Small crops of many clips first: a batch must show many colours at once."""
+    """L1 + L2 + small KL. Crops of many clips first: a batch must show many colours at once."""
     torch.manual_seed(s.seed)
     vae, path, start = build_vae(), WORK / "vae.pt", 0
     optimiser = torch.optim.AdamW(vae.parameters(), lr=s.vae_lr, betas=(0.9, 0.99))

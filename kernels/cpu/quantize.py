@@ -9,7 +9,7 @@ from accel.kernels.cpu.native import library
 
 
 def quantize_rows(x: Tensor, qmax: int, floor: float) -> tuple[Tensor, Tensor]:
-    """Quantise ``x [..., D]`` per row; returns codes int8 ``[..., D]`` and scale fp32 ``[..., 1]``."""
+    """Quantise ``x [..., D]`` per row: codes int8 ``[..., D]``, scale fp32 ``[..., 1]``."""
     lib = library().lib
     if lib is None:
         raise RuntimeError(f"native library not available: {library().reason}")

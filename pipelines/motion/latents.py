@@ -30,8 +30,8 @@ def latent_geometry(pipe: Any) -> Geometry:
     channels = getattr(getattr(getattr(pipe, "vae", None), "config", None), "z_dim", None)
     if spatial is None or temporal is None or channels is None:
         raise ValueError(
-            f"motion is not supported for {type(pipe).__name__}: only causal video VAEs of Wan's kind "
-            "have a rule for their latents; leave motion out of the job"
+            f"motion is not supported for {type(pipe).__name__}: only causal video VAEs of Wan's "
+            "kind have a rule for their latents; leave motion out of the job"
         )
     return Geometry(channels, spatial, temporal)
 

@@ -1,0 +1,72 @@
+"""Draws samples/contact-sheet.png: what the embedded model makes of captions and commanded motion.
+
+    python samples/contact_sheet.py [--steps 20]
+
+Each row is one clip, frames 0, 4, 8, 12 and 16; its caption and motion are printed on the left.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from accel.pipelines.generate import generate
+from accel.pipelines.job import Job
+from accel.pipelines.load import load
+
+ROWS = [
+    ("a red circle on a striped blue background", {"camera": {"pan": [1.0, 0.0]}}),
+    ("a red circle on a striped blue background", {"camera": {"pan": [-1.0, 0.0]}}),
+    ("a yellow star on a dotted purple background", {"camera": {"zoom": 1.02}}),
+    ("a yellow star on a dotted purple background", {"camera": {"zoom": 0.98}}),
+    ("a white square on a checkered green background", {"camera": {"roll": 2.0}}),
+    ("an orange triangle on a cloudy grey background", {"camera": {"pan": [0.0, 1.0]}}),
+    (
+        "a blue square on a dotted orange background",
+        {"drag": [{"polygon": [[8, 20], [30, 20], [30, 42], [8, 42]], "by": [24, 0]}]},
+    ),
+    ("a green circle and a purple star on a striped white background", None),
+]
+SHOWN, ZOOM, MARGIN = (0, 4, 8, 12, 16), 2, 300
+
+
+def row(frames: np.ndarray, caption: str, motion: object) -> Image.Image:
+    """One clip as a strip with its text."""
+    strip = Image.fromarray(np.concatenate([frames[k] for k in SHOWN], axis=1))
+    strip = strip.resize((strip.width * ZOOM, strip.height * ZOOM), Image.Resampling.BICUBIC)
+    sheet = Image.new("RGB", (strip.width + MARGIN, strip.height + 4), "white")
+    sheet.paste(strip, (MARGIN, 2))
+    words, lines = f"{caption} | {motion or 'free'}".split(), [""]
+    for word in words:
+        if len(lines[-1]) + len(word) > 44:
+            lines.append("")
+        lines[-1] += word + " "
+    ImageDraw.Draw(sheet).multiline_text((6, 10), "\n".join(lines), fill="black")
+    return sheet
+
+
+def main() -> None:
+    """Generate the clips and save the sheet."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", default=str(Path(__file__).with_name("contact-sheet.png")))
+    args = parser.parse_args()
+    pipe, rows = load("tiny"), []
+    for seed, (caption, motion) in enumerate(tqdm(ROWS, "clips")):
+        job = Job(caption, seed=seed, steps=args.steps, motion=motion, strength=0.1, preset=None)
+        rows.append(row(generate(pipe, job).frames, caption, motion))
+    sheet = Image.new("RGB", (rows[0].width, sum(r.height for r in rows)), "white")
+    top = 0
+    for strip in rows:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    sheet.save(args.out, optimize=True)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Patch and unpatch: only instances change, and everything comes back."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families import FAMILIES
+
+import accel
+from accel import AttentionConfig, Plan, Rule
+
+INT8 = Plan("t", AttentionConfig("int8", min_keys=1))
+
+
+@pytest.fixture
+def wan():
+    return FAMILIES["wan"]()
+
+
+@torch.no_grad()
+def forward(model):
+    module, inputs = model
+    return module(**inputs, return_dict=False)[0]
+
+
+def fingerprint(module):
+    """Every hook, processor and instance attribute that patching could touch."""
+    state = {"sdpa": F.scaled_dot_product_attention}
+    for name, child in module.named_modules():
+        for key, value in vars(child).items():
+            if "hook" in key and isinstance(value, dict):
+                state[f"{name}.{key}"] = dict(value)
+        state[f"{name}.keys"] = sorted(vars(child))
+        processor = getattr(child, "processor", None)
+        if processor is not None:
+            state[f"{name}.processor"] = (id(processor), dict(vars(processor)))
+    return state
+
+
+def test_unpatch_restores_bits_hooks_and_globals(wan):
+    before, plain = fingerprint(wan[0]), forward(wan)
+    handle = accel.patch(wan[0], plan=INT8)
+    changed = forward(wan)
+    assert fingerprint(wan[0]) != before and handle.active
+    accel.unpatch(wan[0])
+    assert fingerprint(wan[0]) == before and not handle.active
+    assert torch.equal(forward(wan), plain) and not torch.equal(changed, plain)
+    accel.unpatch(wan[0])  # a second time does nothing
+    assert fingerprint(wan[0]) == before
+
+
+def test_patching_twice_replaces_the_first(wan):
+    before = fingerprint(wan[0])
+    first = accel.patch(wan[0], "fast")
+    second = accel.patch(wan[0], plan=INT8)
+    assert not first.active and second.active
+    assert accel.report(wan[0]).plan == "t"
+    accel.unpatch(wan[0])
+    assert fingerprint(wan[0]) == before
+
+
+def test_an_exception_in_the_middle_leaves_nothing_behind(wan):
+    before, plain = fingerprint(wan[0]), forward(wan)
+    accel.patch(wan[0], plan=INT8)
+    broken = wan[0].blocks[1].attn1.to_out[0]
+    handle = broken.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        forward(wan)
+    handle.remove()
+    q = torch.randn(1, 1, 70, 16)
+    counted = accel.report(wan[0]).to_dict()
+    F.scaled_dot_product_attention(q, q, q)  # outside of the denoiser: not ours
+    assert accel.report(wan[0]).to_dict()["sites"] == counted["sites"]
+    accel.unpatch(wan[0])
+    assert fingerprint(wan[0]) == before and torch.equal(forward(wan), plain)
+
+
+def test_patched_restores_after_an_exception(wan):
+    before = fingerprint(wan[0])
+    with pytest.raises(RuntimeError, match="mine"), accel.patched(wan[0], plan=INT8):
+        raise RuntimeError("mine")
+    assert fingerprint(wan[0]) == before
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_models_at_once(order):
+    models = [FAMILIES["wan"](), FAMILIES["flux"]()]
+    before, plain = [fingerprint(m[0]) for m in models], [forward(m) for m in models]
+    for model in models:
+        accel.patch(model[0], plan=INT8)
+    alone = [forward(m) for m in models]
+    for i in order:
+        accel.unpatch(models[i][0])
+        assert torch.equal(forward(models[i]), plain[i])
+        other = models[1 - i]
+        expected = alone[1 - i] if i == order[0] else plain[1 - i]
+        assert torch.equal(forward(other), expected)
+    assert [fingerprint(m[0]) for m in models] == before
+
+
+def test_two_models_in_two_threads():
+    models = [FAMILIES["wan"](), FAMILIES["flux"]()]
+    for model in models:
+        accel.patch(model[0], plan=INT8)
+    alone, found = [forward(m) for m in models], {}
+
+    def run(i):
+        found[i] = [forward(models[i]) for _ in range(4)]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, model in enumerate(models):
+        accel.unpatch(model[0])
+        assert all(torch.equal(out, alone[i]) for out in found[i])
+
+
+def test_users_own_hooks_and_processors_survive(wan):
+    calls = []
+
+    class Mine(type(wan[0].blocks[0].attn1.processor)):
+        def __call__(self, *args, **kwargs):
+            calls.append("processor")
+            return super().__call__(*args, **kwargs)
+
+    wan[0].blocks[0].attn1.set_processor(Mine())
+    kept = wan[0].blocks[0].attn1.register_forward_hook(lambda *_: calls.append("hook"))
+    before, plain = fingerprint(wan[0]), forward(wan)
+    accel.patch(wan[0], plan=INT8)
+    added = wan[0].blocks[1].attn1.register_forward_hook(lambda *_: calls.append("later"))
+    forward(wan)
+    accel.unpatch(wan[0])
+    assert calls == ["processor", "hook", "processor", "hook", "later"]
+    added.remove()
+    assert fingerprint(wan[0]) == before and torch.equal(forward(wan), plain)
+    kept.remove()
+
+
+def test_a_chosen_diffusers_backend_is_set_aside_and_restored(wan):
+    wan[0].blocks[0].attn1.set_attention_backend("_native_math")
+    before = fingerprint(wan[0])
+    accel.patch(wan[0], plan=INT8)
+    forward(wan)
+    report = {s.name: s for s in accel.report(wan[0]).sites}
+    assert report["blocks.0.attn1"].ran and "_native_math" in report["blocks.0.attn1"].note
+    accel.unpatch(wan[0])
+    assert fingerprint(wan[0]) == before
+
+
+def test_somebody_replacing_the_function_after_us(wan):
+    plain = forward(wan)
+    accel.patch(wan[0], plan=INT8)
+    ours = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda *a, **k: ours(*a, **k)
+    try:
+        accel.unpatch(wan[0])
+        assert torch.equal(forward(wan), plain)
+    finally:
+        F.scaled_dot_product_attention = ours
+    accel.patch(wan[0], plan=INT8)
+    accel.unpatch(wan[0])
+    assert torch.equal(forward(wan), plain)
+
+
+def test_deep_copy_is_not_patched(wan):
+    accel.patch(wan[0], plan=INT8)
+    with pytest.raises(ValueError, match="not patched"):
+        accel.report(copy.deepcopy(wan[0]))
+    accel.unpatch(wan[0])
+
+
+def test_compiled_without_a_graph_break_and_back(wan):
+    plain = forward(wan)
+    compiled = torch.compile(wan[0], fullgraph=True)
+    accel.patch(wan[0], plan=INT8)
+    eager = forward(wan)
+    torch.testing.assert_close(forward((compiled, wan[1])), eager, atol=1e-3, rtol=1e-3)
+    ran = sum(sum(s.ran.values()) for s in accel.report(wan[0]).sites)
+    calls = sum(sum(s.ran.values()) + sum(s.kept.values()) for s in accel.report(wan[0]).sites)
+    assert ran == calls == 2 * 2 * len(wan[0].blocks)
+    accel.unpatch(wan[0])
+    torch.testing.assert_close(forward((compiled, wan[1])), plain, atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_go_to_torch(wan):
+    accel.patch(wan[0], plan=INT8)
+    wan[0](**wan[1], return_dict=False)[0].sum().backward()
+    kept = [s.kept for s in accel.report(wan[0]).sites]
+    assert kept and all(set(k) == {"needs gradients"} for k in kept)
+    accel.unpatch(wan[0])
+
+
+def test_non_finite_result_is_recomputed_and_the_site_demoted(wan, monkeypatch):
+    plain = forward(wan)
+    real = accel.attention.attention
+
+    def bad(q, *args, **kwargs):
+        out = real(q, *args, **kwargs)
+        return out * float("nan") if q.shape[-2] == args[0].shape[-2] else out
+
+    monkeypatch.setattr(accel.attention, "attention", bad)
+    accel.patch(wan[0], plan=Plan("t", AttentionConfig("int8", rules=(Rule("full", "*attn2"),))))
+    assert torch.equal(forward(wan), plain)
+    forward(wan)
+    sites = [s for s in accel.report(wan[0]).sites if s.name.endswith("attn1")]
+    assert all(s.recomputed == 1 and s.kept == {"demoted: non-finite": 1} for s in sites)
+    assert "non-finite" in str(accel.report(wan[0]))
+    accel.unpatch(wan[0])
+
+
+def test_lossless_changes_no_bit(wan):
+    plain = forward(wan)
+    with accel.patched(wan[0], "lossless"):
+        assert torch.equal(forward(wan), plain)
+
+
+def test_bad_arguments_are_named(wan):
+    with pytest.raises(ValueError, match="balanced"):
+        accel.patch(wan[0], "balnced")
+    with pytest.raises(ValueError, match="not both"):
+        accel.patch(wan[0], "fast", INT8)
+
+    class Pipe:
+        components = {"vae": None}  # noqa: RUF012
+
+    with pytest.raises(ValueError, match=r"no denoiser.*vae"):
+        accel.patch(Pipe())
+    with pytest.raises(ValueError, match="not patched"):
+        accel.report(wan[0])

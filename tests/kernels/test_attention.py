@@ -1,0 +1,142 @@
+"""The public attention op: options, masks, layouts, errors, torch.library contract."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from accel.kernels.attention import attention
+
+SHAPES = [(1, 2, 64, 64, 64), (2, 3, 65, 127, 40), (1, 1, 1, 1, 128), (1, 4, 130, 77, 80)]
+
+
+def qkv(batch, heads, queries, keys, dim, *, dtype=torch.float32, key_heads=None):
+    g = torch.Generator().manual_seed(queries * 7 + keys)
+    kv = key_heads or heads
+    shapes = [(batch, heads, queries, dim), (batch, kv, keys, dim), (batch, kv, keys, dim)]
+    return [torch.randn(s, generator=g).to(dtype) for s in shapes]
+
+
+def close(out, exact, bound):
+    error = (out.double() - exact.double()).abs().sum() / exact.double().abs().sum()
+    assert out.dtype == exact.dtype and out.shape == exact.shape and out.is_contiguous()
+    assert float(error) < bound, float(error)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("precision", "bound"), [("int8", 0.05), ("int6", 0.1), ("int4", 0.4)])
+def test_near_torchs_attention(shape, precision, bound):
+    q, k, v = qkv(*shape)
+    close(attention(q, k, v, precision=precision), F.scaled_dot_product_attention(q, k, v), bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes(dtype):
+    q, k, v = qkv(1, 2, 100, 90, 64, dtype=dtype)
+    close(attention(q, k, v), F.scaled_dot_product_attention(q, k, v), 0.06)
+
+
+def test_full_precision_is_torchs_own():
+    q, k, v = qkv(1, 2, 100, 90, 64)
+    assert torch.equal(
+        attention(q, k, v, precision="full"), F.scaled_dot_product_attention(q, k, v)
+    )
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.rand(2, 1, 1, 90) > 0.3,
+        torch.rand(2, 3, 70, 90) > 0.3,
+        torch.randn(70, 90),
+        torch.where(torch.rand(2, 1, 1, 90) > 0.5, 0.0, -10000.0),
+    ],
+    ids=["key padding", "boolean", "additive [Tq, Tk]", "additive padding"],
+)
+@pytest.mark.parametrize("precision", ["int8", "full"])
+def test_masks(mask, precision):
+    q, k, v = qkv(2, 3, 70, 90, 64)
+    exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    close(attention(q, k, v, precision=precision, attn_mask=mask), exact, 0.05)
+
+
+def test_causal_scale_gqa_and_lengths():
+    q, k, v = qkv(2, 6, 80, 80, 64, key_heads=2)
+    exact = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
+    close(attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True), exact, 0.06)
+    lengths = torch.tensor([80, 33])
+    keep = torch.arange(80) < lengths.view(2, 1, 1, 1)
+    exact = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, enable_gqa=True)
+    close(attention(q, k, v, key_lengths=lengths, enable_gqa=True), exact, 0.06)
+
+
+@pytest.mark.parametrize("precision", ["int8", "full"])
+def test_fully_masked_row_gives_zeros(precision):
+    q, k, v = qkv(1, 1, 70, 70, 64)
+    keep = torch.ones(70, 70, dtype=torch.bool)
+    keep[5] = False
+    out, lse = attention(q, k, v, precision=precision, attn_mask=keep, return_lse=True)
+    assert not out[..., 5, :].any() and lse[..., 5].item() == -float("inf")
+    alone = attention(q, k, v, precision=precision, attn_mask=keep)
+    torch.testing.assert_close(out, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_strided_views_are_read_right_and_left_alone():
+    fused = torch.randn(1, 70, 3, 2, 64, generator=torch.Generator().manual_seed(0))
+    q, k, v = fused.permute(2, 0, 3, 1, 4)
+    before = fused.clone()
+    strided = attention(q, k, v)
+    assert torch.equal(strided, attention(q.contiguous(), k.contiguous(), v.contiguous()))
+    assert torch.equal(fused, before) and strided.is_contiguous()
+
+
+@pytest.mark.parametrize("option", ["smooth_q", "smooth_v", "hadamard"])
+def test_options_keep_the_result(option):
+    q, k, v = qkv(1, 2, 100, 90, 64)
+    exact = F.scaled_dot_product_attention(q, k, v)
+    with_option = attention(q, k, v, **{option: True})
+    close(with_option, exact, 0.05)
+    assert not torch.equal(with_option, attention(q, k, v))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision": "int3"}, "int3"),
+        ({"impl": "gpu"}, "gpu"),
+        ({"impl": "fast"}, "fast"),
+        ({"k": torch.randn(1, 2, 9, 32)}, "fit together"),
+        ({"k": torch.randn(1, 2, 9, 64).half()}, "float16"),
+        ({"q": torch.randn(2, 8, 64)}, "B, H, T, D"),
+        ({"attn_mask": torch.ones(3, 9, dtype=torch.bool)}, "does not broadcast"),
+        ({"attn_mask": torch.ones(8, 9, dtype=torch.int32)}, "int32"),
+        ({"key_lengths": torch.tensor([1, 2])}, "key_lengths"),
+        ({"k": torch.randn(1, 1, 9, 64), "v": torch.randn(1, 1, 9, 64)}, "enable_gqa"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    q, k, v = qkv(1, 2, 8, 9, 64)
+    arguments = {"q": q, "k": k, "v": v, **change}
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        attention(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
+
+
+def test_named_impl_that_cannot_run_says_what_can():
+    q, k, v = qkv(1, 2, 8, 9, 64)
+    with pytest.raises((RuntimeError, ValueError), match="reference"):
+        attention(q, k, v, impl="gpu")
+
+
+def test_torch_library_contract():
+    q, k, v = qkv(1, 2, 65, 70, 64)
+    mask = torch.rand(1, 1, 1, 70) > 0.2
+    for lse in (False, True):
+        arguments = (q, k, v, "int8", "auto", mask, None, False, 0.1, True, False, False, lse)
+        torch.library.opcheck(torch.ops.accel.attention.default, arguments)
+
+
+def test_compiles_without_a_break():
+    q, k, v = qkv(1, 2, 65, 70, 64)
+    compiled = torch.compile(lambda *x: attention(*x, precision="int4") * 2, fullgraph=True)
+    assert torch.equal(compiled(q, k, v), attention(q, k, v, precision="int4") * 2)

@@ -1,0 +1,80 @@
+"""Job files: what is accepted, and that each mistake is named before anything runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from accel.pipelines.job import Job, JobError, make_job, read_jobs, settings_text
+from accel.pipelines.load import load
+
+GOOD = """
+defaults: {steps: 3, preset: fast}
+jobs:
+  - prompt: a red circle
+  - {prompt: a red circle, seed: 0, preset: null}
+  - {prompt: "x/y: z", seed: 5, name: mine}
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "jobs.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_names_and_resolution(tmp_path):
+    jobs = read_jobs(write(tmp_path, GOOD))
+    assert [j.name for j in jobs] == ["a-red-circle-0", "a-red-circle-0-2", "mine"]
+    assert [j.preset for j in jobs] == ["fast", None, "fast"]
+    assert jobs[1].accel_plan() is None and jobs[0].accel_plan().name == "fast"
+    full = jobs[0].resolved()
+    assert (full.width, full.height, full.frames, full.steps) == (64, 64, 17, 3)
+
+
+def test_job_survives_its_own_settings_text():
+    job = Job("p", motion={"camera": {"pan": [1, 0]}}, plan={"name": "x", "attention": None})
+    data = json.loads(settings_text(job))
+    assert data.pop("accel_job") == 1
+    assert make_job(data) == job and job.accel_plan().attention is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("jobs:\n  - {prompt: x, stesp: 3}", r"job 1.*'stesp'.*did you mean 'steps'"),
+        ("jobs:\n  - {prompt: x}\n  - {seed: 3}", "job 2 has no prompt"),
+        ("jobs:\n  - {prompt: x, steps: 0}", "steps.*got 0"),
+        ("jobs:\n  - {prompt: x, steps: 2.5}", "2.5"),
+        ("jobs:\n  - {prompt: x, seed: -1}", "seed.*-1"),
+        ("jobs:\n  - {prompt: x, strength: 1.5}", "strength.*1.5"),
+        ("jobs:\n  - {prompt: x, preset: fats}", "did you mean 'fast'"),
+        ("jobs:\n  - {prompt: x, plan: missing.json}", "missing.json"),
+        ("jobs:\n  - {prompt: x, motion: pan}", "motion.*'pan'"),
+        ("jobs:\n  - {prompt: 7}", "prompt must be text"),
+        ("jobs: []", "at least one job"),
+        ("job: [{prompt: x}]", "'jobs:'"),
+        ("jobs: [{prompt: x}]\nextra: 1", "extra"),
+        ("jobs: [x", "not a YAML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, message):
+    with pytest.raises(JobError, match=message):
+        read_jobs(write(tmp_path, text))
+
+
+def test_missing_job_file_is_named(tmp_path):
+    with pytest.raises(JobError, match=r"nothing\.yaml"):
+        read_jobs(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "no such model", "/nowhere/at/all"])
+def test_missing_model_is_named(model):
+    with pytest.raises(FileNotFoundError, match="owner/name"):
+        load(model)
+
+
+def test_folder_without_a_pipeline_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
+        load(str(tmp_path))

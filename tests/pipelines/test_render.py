@@ -1,0 +1,195 @@
+"""The road from job to file on the embedded model: generate, the command, its exit codes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+import accel
+import accel.pipelines.batch
+from accel import AttentionConfig, Plan
+from accel.cli import main
+from accel.pipelines.generate import generate
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.load import load, tiny_folder
+from accel.pipelines.video import read_video
+from accel.quality import psnr
+
+QUICK = {"steps": 2, "frames": 5, "width": 64, "height": 64}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load("tiny")
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    def write(*entries, **defaults):
+        path = tmp_path / "jobs.json"
+        path.write_text(json.dumps({"defaults": {**QUICK, **defaults}, "jobs": list(entries)}))
+        return str(path)
+
+    return write
+
+
+def test_embedded_model_is_a_whole_pipeline_and_small():
+    folder = tiny_folder()
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) <= 16 * 2**20
+    assert type(load(str(folder))).__name__ == "WanPipeline"
+
+
+def test_patched_and_unpatched_pipeline_is_bit_identical_to_never_patched(pipe):
+    def run(p):
+        generator = torch.Generator().manual_seed(0)
+        return p(
+            "a red circle", height=64, width=64, num_frames=5, num_inference_steps=2,
+            generator=generator, output_type="np", max_sequence_length=32,
+        ).frames  # fmt: skip
+
+    never = DiffusionPipeline.from_pretrained(tiny_folder(), dtype=torch.float32)
+    never.set_progress_bar_config(disable=True)
+    expected = run(never)
+    accel.patch(pipe, plan=Plan("t", AttentionConfig("int4", min_keys=1)))
+    changed = run(pipe)
+    accel.unpatch(pipe)
+    assert np.array_equal(run(pipe), expected) and not np.array_equal(changed, expected)
+
+
+def test_generate_reports_every_attention_call(pipe):
+    steps = []
+    result = generate(pipe, Job("a red circle", **QUICK), on_step=lambda i, n: steps.append((i, n)))
+    assert steps == [(1, 2), (2, 2)] and result.frames.shape == (5, 64, 64, 3)
+    report, blocks = result.report, len(pipe.transformer.blocks)
+    assert report.runs == 1 and report.calls == 4
+    own = [s for s in report.sites if s.name.endswith("attn1")]
+    assert len(own) == blocks and all(sum(s.ran.values()) == 4 for s in own)
+    assert all(s.error is not None and s.error < 0.1 for s in own)
+    assert "reference" in str(report) and json.dumps(report.to_dict())
+
+
+def test_rule_over_steps_is_followed(pipe):
+    plan = {"attention": {"precision": "int4", "rules": [{"precision": "int8", "end": 0.5}]}}
+    report = generate(pipe, Job("a red circle", plan=plan, **QUICK)).report
+    assert report.sites[0].ran.keys() >= {"int4 by reference", "int8 by reference"}
+
+
+def test_same_job_same_pixels_and_motion_changes_them(pipe):
+    job = Job("a red circle", seed=3, motion={"camera": {"pan": [1, 0]}}, **QUICK)
+    first = generate(pipe, job).frames
+    assert np.array_equal(first, generate(pipe, job).frames)
+    other = Job(**{**job.to_dict(), "motion": {"camera": {"pan": [-1, 0]}}})
+    assert not np.array_equal(first, generate(pipe, other).frames)
+
+
+@pytest.mark.parametrize("prompt_tokens", [32, 512])
+def test_both_prompt_lengths_give_nearly_the_same_video(pipe, prompt_tokens):
+    generator = torch.Generator().manual_seed(0)
+    frames = pipe(
+        "a red circle on a striped blue background", height=64, width=64, num_frames=5,
+        num_inference_steps=4, generator=generator, output_type="np",
+        max_sequence_length=prompt_tokens,
+    ).frames[0]  # fmt: skip
+    short = generate(pipe, Job("a red circle on a striped blue background", preset=None,
+                               guidance=5.0, **{**QUICK, "steps": 4})).frames  # fmt: skip
+    assert psnr((frames * 255).round().astype(np.uint8), short) > 20
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 70}, r"width 70.*multiple of 8.*72"),
+        ({"frames": 16}, r"4 n \+ 1.*got 16.*17"),
+        ({"motion": {"camera": {"pan": 3}}}, "pan"),
+        ({"frames": 1, "motion": {"camera": {}}}, "2 frames"),
+    ],
+)
+def test_job_that_does_not_fit_the_model_is_named(pipe, change, message):
+    with pytest.raises(JobError, match=message):
+        generate(pipe, Job("x", **{**QUICK, **change}))
+
+
+def test_render_writes_video_sidecar_and_settings(jobs, tmp_path, capsys):
+    path = jobs({"prompt": "a red circle", "name": "one"}, {"prompt": "x", "preset": None})
+    assert main(["render", path, "--out", str(tmp_path / "out"), "--compare"]) == 0
+    printed = capsys.readouterr()
+    assert "dB PSNR" in printed.out and "accel report" in printed.out and "step" in printed.err
+    files = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert files == ["one.json", "one.mp4", "x-0.json", "x-0.mp4"]
+    video = tmp_path / "out" / "one.mp4"
+    assert read_video(video).shape == (5, 64, 64, 3)
+    sidecar = json.loads((tmp_path / "out" / "one.json").read_text())
+    assert sidecar["video"]["sha256"] == hashlib.sha256(video.read_bytes()).hexdigest()
+    assert sidecar["comparison"]["psnr_db"] > 20
+    assert main(["info", str(video)]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "a red circle"
+    assert main(["compare", str(video), str(video)]) == 0
+    assert "inf dB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"prompt": "x", "seeds": 1}, "did you mean 'seed'"),
+        ({"prompt": "x", "height": 63}, "multiple of 8"),
+        ({"prompt": "x", "model": "./nowhere"}, "nowhere"),
+    ],
+)
+def test_bad_job_is_exit_code_2_and_nothing_is_written(entry, message, jobs, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["render", jobs({"prompt": "good"}, entry), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not out.exists()
+
+
+def test_unwritable_output_is_exit_code_2(jobs, tmp_path, capsys):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    code = main(["render", jobs({"prompt": "x"}), "--out", str(blocker / "out")])
+    assert code == 2 and "--out" in capsys.readouterr().err
+
+
+def test_pipeline_without_a_known_denoiser(jobs, tmp_path, capsys, monkeypatch):
+    class Strange:
+        components = {"vae": None}  # noqa: RUF012
+
+    monkeypatch.setattr("accel.pipelines.batch.load", lambda model: Strange())
+    assert main(["render", jobs({"prompt": "x"}), "--out", str(tmp_path / "out")]) == 2
+    assert "no denoiser" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_job_that_fails_is_exit_code_1_and_the_others_go_on(jobs, tmp_path, capsys, monkeypatch):
+    real = accel.pipelines.batch.generate
+
+    def sometimes(pipe, job, **options):
+        if job.prompt == "bad":
+            raise RuntimeError("out of memory")
+        return real(pipe, job, **options)
+
+    monkeypatch.setattr("accel.pipelines.batch.generate", sometimes)
+    path = jobs({"prompt": "bad"}, {"prompt": "good"})
+    assert main(["render", path, "--out", str(tmp_path / "out")]) == 1
+    assert "out of memory" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path / "out")) == ["good-0.json", "good-0.mp4"]
+    assert main(["render", path, "--out", str(tmp_path / "o2"), "--fail-fast"]) == 1
+    assert os.listdir(tmp_path / "o2") == []
+
+
+def test_dry_run_loads_and_writes_nothing(jobs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("accel.pipelines.batch.load", lambda model: 1 / 0)
+    code = main(["render", jobs({"prompt": "x"}), "--out", str(tmp_path / "out"), "--dry-run"])
+    assert code == 0 and "x-0.mp4" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+def test_wrong_usage_is_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["render"])
+    assert stop.value.code == 2
+    assert main(["info", "nothing.mp4"]) == 2

@@ -1,0 +1,88 @@
+"""The video writer: pixels, metadata, equal bytes, and no half-written file."""
+
+from __future__ import annotations
+
+import json
+
+import av
+import numpy as np
+import pytest
+
+from accel.pipelines import video
+from accel.pipelines.video import read_comment, read_video, write_video
+
+
+def clip(frames=6, height=64, width=96):
+    """A smooth picture that moves: 4:2:0 and quantisation may only change it a little."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [
+        np.sin((x + 2 * k) / 9 + c) + np.cos(y / 7 - c) for k in range(frames) for c in range(3)
+    ]
+    stacked = np.stack(waves).reshape(frames, 3, height, width).transpose(0, 2, 3, 1)
+    return np.clip(127 + 50 * stacked, 0, 255).astype(np.uint8)
+
+
+def test_pixels_survive(tmp_path):
+    frames = clip()
+    write_video(tmp_path / "a.mp4", frames, fps=8)
+    back = read_video(tmp_path / "a.mp4")
+    assert back.shape == frames.shape
+    assert np.abs(back.astype(int) - frames).mean() < 2.5
+
+
+def test_colour_is_tagged_bt709_and_rate_is_kept(tmp_path):
+    write_video(tmp_path / "a.mp4", clip(), fps=23.976)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        assert (context.colorspace, context.color_primaries, context.color_trc) == (1, 1, 1)
+        assert float(stream.average_rate) == pytest.approx(23.976, rel=1e-3)
+
+
+def test_comment_survives_byte_for_byte(tmp_path):
+    text = json.dumps({"prompt": 'quotes " and \n newlines, ünïcode', "pad": "x" * 60_000})
+    write_video(tmp_path / "a.mp4", clip(), fps=8, comment=text)
+    assert read_comment(tmp_path / "a.mp4") == text
+
+
+def test_equal_input_gives_equal_bytes(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, clip(), fps=8, comment="same")
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_odd_sizes_repeat_the_edge(tmp_path):
+    frames = clip(height=33, width=47)
+    write_video(tmp_path / "a.mp4", frames, fps=8)
+    assert read_video(tmp_path / "a.mp4").shape == (6, 34, 48, 3)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    write_video(tmp_path / "a.mp4", clip(), fps=8)
+    before = (tmp_path / "a.mp4").read_bytes()
+
+    def broken(path, *args):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(video, "_encode", broken)
+    with pytest.raises(OSError, match="disk full"):
+        write_video(tmp_path / "a.mp4", clip(), fps=8)
+    assert (tmp_path / "a.mp4").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)],
+)
+def test_bad_frames_are_named(frames, tmp_path):
+    with pytest.raises(ValueError, match="uint8"):
+        write_video(tmp_path / "a.mp4", frames, fps=8)
+
+
+def test_a_file_that_is_no_video(tmp_path):
+    (tmp_path / "a.mp4").write_text("no video")
+    for read in (read_comment, read_video):
+        with pytest.raises(ValueError, match="cannot be read"):
+            read(tmp_path / "a.mp4")
