@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from accel.kernels import reference
-from accel.kernels.dispatch import ATTENTION, resolve
+from accel.kernels.cpu import attention as cpu
+from accel.kernels.dispatch import ATTENTION, FULL, resolve
 
 Precision = Literal["int8", "int6", "int4", "full"]
 ImplName = Literal["auto", "reference", "cpu", "gpu"]
 
 BITS: dict[str, int] = {"int8": 8, "int6": 6, "int4": 4}
+QUERY_BITS = {8: 7, 6: 6, 4: 4}  # the CPU kernel's products need unsigned queries of 7 bits
 _sdpa = torch.nn.functional.scaled_dot_product_attention
 
 
@@ -127,10 +129,21 @@ def _attention_op(
     return_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, Tq, Dv] and log-sum-exp [B, H, Tq] (empty unless asked for)."""
-    shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    none = q.new_empty(0, dtype=torch.float32)
+    name = "reference" if precision == "full" else resolve(ATTENTION, impl, q.device)
+    if name == "cpu":
+        mask = (
+            attn_mask if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.float()
+        )
+        out, lse = cpu.attention(
+            q, k, v, bits=BITS[precision], scale=scale, mask=mask, key_lengths=key_lengths,
+            is_causal=is_causal, smooth_q=smooth_q, smooth_v=smooth_v, hadamard=hadamard,
+            return_lse=return_lse,
+        )  # fmt: skip
+        return out, none if lse is None else lse
     wide = q.dtype == torch.float64
     mask = reference.additive_mask(
-        shape,
+        (q.shape[0], q.shape[1], q.shape[2], k.shape[2]),
         attn_mask=attn_mask,
         key_lengths=key_lengths,
         is_causal=is_causal,
@@ -139,25 +152,37 @@ def _attention_op(
     )
     k, v = _match_heads(k, q.shape[1]), _match_heads(v, q.shape[1])
     if precision == "full" and impl == "auto" and not return_lse:
-        return _full_sdpa(q, k, v, mask, scale), q.new_empty(0, dtype=torch.float32)
-    name = resolve(ATTENTION, impl, q.device)
-    if name != "reference":
-        raise RuntimeError(f"no launcher for impl {name!r}")
+        return _full_sdpa(q, k, v, mask, scale), none
     if precision == "full":
+        resolve(FULL, impl, q.device)
         dtype = q.dtype if wide else torch.float32
         out, lse = reference.full_attention(
             q.to(dtype), k.to(dtype), v.to(dtype), scale=scale, mask=mask
         )
     else:
-        spec = reference.QuantSpec(
-            qk_bits=BITS[precision],
-            values="e4m3" if q.device.type == "cuda" else "int8",
-            smooth_q=smooth_q,
-            smooth_v=smooth_v,
-            hadamard=hadamard,
+        spec = spec_of(
+            precision, q.device.type, smooth_q=smooth_q, smooth_v=smooth_v, hadamard=hadamard
         )
         out, lse = reference.quantized_attention(q, k, v, spec, scale=scale, mask=mask)
-    return out.to(q.dtype), lse.float() if return_lse else q.new_empty(0, dtype=torch.float32)
+    return out.to(q.dtype), lse.float() if return_lse else none
+
+
+def spec_of(
+    precision: str, device: str, *, smooth_q: bool, smooth_v: bool, hadamard: bool
+) -> reference.QuantSpec:
+    """What ``precision`` means on a kind of device, as the reference computes it."""
+    bits = BITS[precision]
+    gpu = device == "cuda"
+    return reference.QuantSpec(
+        qk_bits=bits,
+        q_bits=bits if gpu else QUERY_BITS[bits],
+        values="e4m3" if gpu else "int7",
+        granularity="thread" if gpu else "token",
+        smooth_q=smooth_q,
+        smooth_v=smooth_v,
+        hadamard=hadamard,
+        block_q=128 if gpu else 96,
+    )
 
 
 @_attention_op.register_fake

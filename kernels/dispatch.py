@@ -31,11 +31,22 @@ def _native(device: str) -> str:
     return library().reason
 
 
+def _vectorised(device: str) -> str:
+    reason = _native(device)
+    if not reason and library().isa == "scalar":
+        return "this processor has no AVX2; the portable path is slower than SDPA"
+    return reason
+
+
 QUANTIZE = (
     Impl("cpu", "native rows quantiser", _native),
     Impl("reference", "eager torch", _always),
 )
-ATTENTION = (Impl("reference", "eager torch, the specification; slower than SDPA", _always),)
+ATTENTION = (
+    Impl("cpu", "native INT8, INT6 and INT4 attention", _vectorised),
+    Impl("reference", "eager torch, the specification; slower than SDPA", _always),
+)
+FULL = (Impl("reference", "eager torch with log-sum-exp", _always),)
 
 
 def resolve(table: tuple[Impl, ...], impl: str, device: torch.device) -> str:

@@ -15,9 +15,9 @@ queries Q [Tq, D], keys K and values V [Tk, D], softmax scale tau:
 6. P = exp(S - m) where m is the row's maximum **inside this key block**, so P always uses its whole
    range; the factor exp(m - m_running) is applied in fp32 when the block is added. (The paper's
    static scale relative to the running maximum flushes late small blocks to zero.)
-7. P and V become E4M3 (P x 448) or integers (P x 127, V per channel to 127), V optionally without
-   its channel means (smooth V; exact because rows of P sum to 1). Denominator: fp32 sum of the
-   unrounded P.
+7. P and V become E4M3 (P x 448) or integers (P x 127, V per block to 63 or 127), V optionally
+   without its channel means (smooth V; exact because rows of P sum to 1). Denominator: fp32 sum of
+   the unrounded P.
 
 Layout [B, H, T, D] everywhere. Trade-off: everything is materialised per (query chunk, key block)
 in fp32, so this is slow and small in memory, and easy to read against the paper.
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 Granularity = Literal["token", "thread", "block"]
-ValueFormat = Literal["int8", "e4m3", "full"]
+ValueFormat = Literal["int7", "int8", "e4m3", "full"]
 
 SCALE_FLOOR = 1e-12  # largest magnitude assumed for an all-zero group, so that no scale is zero
 E4M3_MAX = 448.0
@@ -42,9 +42,15 @@ QUERY_ROWS = 1024  # queries handled at a time, to bound memory
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How one quantized attention call is computed; ``qk_bits`` 8, 6 or 4, symmetric."""
+    """How one quantized attention call is computed.
+
+    ``qk_bits`` 8, 6 or 4, symmetric; ``q_bits`` where the queries have fewer (0: the same).
+    ``values`` "int7" and "int8": integers with a scale per key block and channel; "e4m3": a scale
+    per channel.
+    """
 
     qk_bits: int = 8
+    q_bits: int = 0
     values: ValueFormat = "int8"
     granularity: Granularity = "token"
     smooth_k: bool = True
@@ -55,8 +61,11 @@ class QuantSpec:
     block_k: int = 128
 
     def __post_init__(self) -> None:
-        if self.qk_bits not in (4, 6, 8):
-            raise ValueError(f"qk_bits must be 4, 6 or 8, got {self.qk_bits}")
+        if self.qk_bits not in (4, 6, 8) or not 0 <= self.q_bits <= self.qk_bits:
+            raise ValueError(
+                f"qk_bits must be 4, 6 or 8 and q_bits at most that, got {self.qk_bits} and "
+                f"{self.q_bits}"
+            )
         if self.block_q % 32 or self.block_k % 64:
             raise ValueError(
                 f"block_q must be a multiple of 32 and block_k of 64, got {self.block_q} and "
@@ -178,20 +187,23 @@ def full_attention(
 
 
 def _quantize_values(v: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes of V, per-channel scale [.., 1, D] (V ~ codes * scale + mean) and the removed mean."""
+    """Codes of V, their scale [.., T, D] (V ~ codes * scale + mean), its mean [.., 1, D]."""
     mean = v.mean(-2, keepdim=True) if spec.smooth_v else torch.zeros_like(v[..., :1, :])
     v = v - mean
-    peak = v.abs().amax(-2, keepdim=True).clamp_min(SCALE_FLOOR)
-    if spec.values == "int8":
-        return (v / (peak / 127)).round(), peak / 127, mean
+    if spec.values == "full":
+        return v, torch.ones_like(v), mean
     if spec.values == "e4m3":
-        return round_e4m3(v / (peak / E4M3_MAX)), peak / E4M3_MAX, mean
-    return v, torch.ones_like(peak), mean
+        scale = v.abs().amax(-2, keepdim=True).clamp_min(SCALE_FLOOR).expand_as(v) / E4M3_MAX
+        return round_e4m3(v / scale), scale, mean
+    blocks = v.split(spec.block_k, dim=-2)
+    peaks = [block.abs().amax(-2, keepdim=True).expand_as(block) for block in blocks]
+    scale = torch.cat(peaks, -2).clamp_min(SCALE_FLOOR) / (63 if spec.values == "int7" else 127)
+    return (v / scale).round(), scale, mean
 
 
 def _round_weights(p: Tensor, values: ValueFormat) -> Tensor:
     """P in [0, 1] as it is held for the second product."""
-    if values == "int8":
+    if values in ("int7", "int8"):
         return (p * 127).round() / 127
     return round_e4m3(p * E4M3_MAX) / E4M3_MAX if values == "e4m3" else p
 
@@ -225,7 +237,7 @@ def quantized_attention(
         rows = slice(start, min(start + step, queries))
         q_part, q_mean = _smooth_queries(q[..., rows, :], spec)
         groups = group_ids(q_part.shape[-2], spec.granularity, spec.block_q, is_key=False)
-        q_codes, q_scale = quantize(q_part, spec.qk_bits, groups)
+        q_codes, q_scale = quantize(q_part, spec.q_bits or spec.qk_bits, groups)
         top = torch.full(q_part.shape[:-1], -math.inf, device=q.device)
         total, out = torch.zeros_like(top), torch.zeros(*top.shape, v.shape[-1], device=q.device)
         for first in range(0, keys, spec.block_k):
@@ -243,11 +255,12 @@ def quantized_attention(
             safe = new_top.masked_fill(new_top == -math.inf, 0)
             keep, gain = (top - safe).exp(), (peak - safe).exp()
             product = _round_weights(p, spec.values) @ v_codes[..., columns, :]
+            product = product * v_scale[..., columns, :][..., :1, :]  # one per block and channel
             out = out * keep[..., None] + product * gain[..., None]
             total = total * keep + p.sum(-1) * gain
             top = new_top
         empty = total == 0
-        out = out / total.masked_fill(empty, 1)[..., None] * v_scale + v_mean
+        out = out / total.masked_fill(empty, 1)[..., None] + v_mean
         outputs.append(out.masked_fill(empty[..., None], 0))
         sums.append(top + total.log() + shift[..., rows])
     if not outputs:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 
-ABI = 1
+ABI = 2
 DISTRIBUTION = "accel-diffusion"
 
 

@@ -1,6 +1,10 @@
 // Exported functions and the run-time choice of instruction set.
 #include "api.h"
 
+#include <new>
+
+#include "attention.h"
+
 #if defined(ACCEL_X86) && defined(_MSC_VER)
 #include <immintrin.h>
 #include <intrin.h>
@@ -40,4 +44,32 @@ ACCEL_EXPORT void accel_quantize_rows(const float* x, int64_t rows, int64_t cols
   static const accel::QuantizeRows chosen = accel::quantize_rows_scalar;
 #endif
   chosen(x, rows, cols, qmax, floor, codes, scale);
+}
+
+ACCEL_EXPORT int64_t accel_attention_call_size() { return sizeof(accel::AttentionCall); }
+
+// 0 done, 1 out of memory.
+ACCEL_EXPORT int32_t accel_attention(const accel::AttentionCall* call) {
+#if defined(ACCEL_X86)
+  static const accel::AttentionForward chosen =
+      has_avx2() ? accel::attention_avx2 : accel::attention_scalar;
+#else
+  static const accel::AttentionForward chosen = accel::attention_scalar;
+#endif
+  try {
+    chosen(*call);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// The portable path, whatever the processor: for tests of one against the other.
+ACCEL_EXPORT int32_t accel_attention_scalar(const accel::AttentionCall* call) {
+  try {
+    accel::attention_scalar(*call);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
 }

@@ -36,10 +36,10 @@ def relative_l1(q, k, v, spec, *, mask=None):
 @pytest.mark.parametrize(
     ("spec", "golden"),
     [
-        (QuantSpec(8, "full", "token"), 0.0085),
-        (QuantSpec(8, "full", "block", block_k=64), 0.0128),
-        (QuantSpec(8, "e4m3", "thread", block_k=64), 0.0383),
-        (QuantSpec(4, "e4m3", "thread", smooth_q=True, block_k=64), 0.1945),
+        (QuantSpec(8, values="full"), 0.0085),
+        (QuantSpec(8, values="full", granularity="block", block_k=64), 0.0128),
+        (QuantSpec(8, values="e4m3", granularity="thread", block_k=64), 0.0383),
+        (QuantSpec(4, values="e4m3", granularity="thread", smooth_q=True, block_k=64), 0.1945),
     ],
 )
 def test_error_on_gaussian_inputs_is_the_known_one(spec, golden):
@@ -56,13 +56,13 @@ def test_smoothing_removes_channel_bias():
     g = torch.Generator().manual_seed(1)
     loud = (torch.rand(64, generator=g) < 0.2).float()
     q, k = q + 4 * loud, k + 8 * loud
-    bare = relative_l1(q, k, v, QuantSpec(4, "e4m3", smooth_k=False))
-    smooth_k = relative_l1(q, k, v, QuantSpec(4, "e4m3"))
-    both = relative_l1(q, k, v, QuantSpec(4, "e4m3", smooth_q=True))
+    bare = relative_l1(q, k, v, QuantSpec(4, values="e4m3", smooth_k=False))
+    smooth_k = relative_l1(q, k, v, QuantSpec(4, values="e4m3"))
+    both = relative_l1(q, k, v, QuantSpec(4, values="e4m3", smooth_q=True))
     assert smooth_k < bare / 2 and both < smooth_k / 1.5
     v = v + 8.5 * loud
-    eight = relative_l1(q, k, v, QuantSpec(8, "e4m3", smooth_q=True))
-    smooth_v = relative_l1(q, k, v, QuantSpec(8, "e4m3", smooth_q=True, smooth_v=True))
+    eight = relative_l1(q, k, v, QuantSpec(8, values="e4m3", smooth_q=True))
+    smooth_v = relative_l1(q, k, v, QuantSpec(8, values="e4m3", smooth_q=True, smooth_v=True))
     assert smooth_v < eight / 1.5
 
 
@@ -70,19 +70,19 @@ def test_hadamard_spreads_loud_channels():
     q, k, v = qkv(dim=128)
     loud = torch.ones(128)
     loud[:3] = 12.0
-    plain = relative_l1(q * loud, k * loud, v, QuantSpec(8, "full"))
-    rotated = relative_l1(q * loud, k * loud, v, QuantSpec(8, "full", hadamard=True))
+    plain = relative_l1(q * loud, k * loud, v, QuantSpec(8, values="full"))
+    rotated = relative_l1(q * loud, k * loud, v, QuantSpec(8, values="full", hadamard=True))
     assert rotated < plain / 1.5
 
 
-@pytest.mark.parametrize("values", ["int8", "e4m3"])
+@pytest.mark.parametrize("values", ["int7", "int8", "e4m3"])
 def test_late_small_keys_are_not_flushed(values):
     """One key far above the rest: the tail still counts, thanks to P's block-local range."""
     q, k, v = qkv(64, keys=20_000, heads=1)
     k = 0.02 * k
     q, k[..., 0, :] = q.abs(), 0.55
     v = v + 1.0
-    assert relative_l1(q, k, v, QuantSpec(8, values, smooth_v=True)) < 0.02
+    assert relative_l1(q, k, v, QuantSpec(8, values=values, smooth_v=True)) < 0.02
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])

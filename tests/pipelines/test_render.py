@@ -71,13 +71,13 @@ def test_generate_reports_every_attention_call(pipe):
     own = [s for s in report.sites if s.name.endswith("attn1")]
     assert len(own) == blocks and all(sum(s.ran.values()) == 4 for s in own)
     assert all(s.error is not None and s.error < 0.1 for s in own)
-    assert "reference" in str(report) and json.dumps(report.to_dict())
+    assert "attn1" in str(report) and json.dumps(report.to_dict())
 
 
 def test_rule_over_steps_is_followed(pipe):
     plan = {"attention": {"precision": "int4", "rules": [{"precision": "int8", "end": 0.5}]}}
     report = generate(pipe, Job("a red circle", plan=plan, **QUICK)).report
-    assert report.sites[0].ran.keys() >= {"int4 by reference", "int8 by reference"}
+    assert {name.split()[0] for name in report.sites[0].ran} == {"int4", "int8"}
 
 
 def test_same_job_same_pixels_and_motion_changes_them(pipe):

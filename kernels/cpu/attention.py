@@ -1,0 +1,132 @@
+"""Launcher of the native attention: fills the C call and hands over torch's threads.
+
+The method and its layout are in ``kernels/csrc/attention.h``. Memory: the packed K and V of the
+heads in flight, (D + Dv) bytes per key and head, plus scales; nothing of size Tq x Tk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from accel.kernels.cpu.native import library
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_Strides = ctypes.c_int64 * 4
+
+
+class _Call(ctypes.Structure):
+    """``AttentionCall`` of kernels/csrc/attention.h, field by field."""
+
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ["q", "k", "v", "out", "lse", "mask", "key_lengths"]],
+        *[
+            (name, ctypes.c_int64)
+            for name in ["batch", "heads", "key_heads", "queries", "keys", "dim", "value_dim"]
+        ],
+        *[(name, _Strides) for name in ["q_stride", "k_stride", "v_stride", "mask_stride"]],
+        *[(name, ctypes.c_int32) for name in ["dtype", "qk_bits", "mask_kind", "causal"]],
+        *[(name, ctypes.c_int32) for name in ["smooth_k", "smooth_q", "smooth_v", "hadamard"]],
+        ("scale", ctypes.c_float),
+        ("threads", ctypes.c_int32),
+    ]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bits: int,
+    scale: float,
+    mask: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    is_causal: bool = False,
+    smooth_q: bool = False,
+    smooth_v: bool = False,
+    hadamard: bool = False,
+    return_lse: bool = False,
+    portable: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Quantized attention on CPU tensors.
+
+    q ``[B, H, Tq, D]``, k ``[B, Hk, Tk, D]``, v ``[B, Hk, Tk, Dv]`` fp32, bf16 or fp16, any strides,
+    ``bits`` 4, 6 or 8; ``mask`` boolean or fp32, broadcastable to [B, H, Tq, Tk]; ``key_lengths``
+    int64 [B]. ``portable`` forces the path without vector instructions. Returns output
+    ``[B, H, Tq, Dv]`` contiguous and, with ``return_lse``, log-sum-exp fp32 ``[B, H, Tq]``.
+
+    Raises RuntimeError without the native library, MemoryError if scratch memory is not to be had.
+    """
+    lib = library().lib
+    if lib is None:
+        raise RuntimeError(f"native library not available: {library().reason}")
+    _use_torchs_threads(lib)
+    batch, heads, queries, dim = q.shape
+    out = torch.empty(batch, heads, queries, v.shape[-1], dtype=q.dtype)
+    lse = torch.empty(batch, heads, queries) if return_lse else None
+    if out.numel() == 0:
+        return out, lse
+    call = _Call(
+        q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), out=out.data_ptr(),
+        lse=None if lse is None else lse.data_ptr(),
+        batch=batch, heads=heads, key_heads=k.shape[1], queries=queries, keys=k.shape[2],
+        dim=dim, value_dim=v.shape[-1],
+        q_stride=_Strides(*q.stride()), k_stride=_Strides(*k.stride()),
+        v_stride=_Strides(*v.stride()),
+        dtype=DTYPES[q.dtype], qk_bits=bits, causal=is_causal,
+        smooth_k=True, smooth_q=smooth_q, smooth_v=smooth_v, hadamard=hadamard,
+        scale=scale, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    if mask is not None:
+        mask = mask.expand(batch, heads, queries, k.shape[2])
+        call.mask, call.mask_stride = mask.data_ptr(), _Strides(*mask.stride())
+        call.mask_kind = 1 if mask.dtype == torch.bool else 2
+    if key_lengths is not None:
+        key_lengths = key_lengths.to(torch.int64).contiguous()
+        call.key_lengths = key_lengths.data_ptr()
+    run = lib.accel_attention_scalar if portable else lib.accel_attention
+    if run(ctypes.byref(call)):
+        raise MemoryError(f"no memory for packed keys and values of {k.shape[2]} tokens")
+    return out, lse
+
+
+@cache
+def _declare(lib: ctypes.CDLL) -> None:
+    lib.accel_attention_call_size.restype = ctypes.c_int64
+    if lib.accel_attention_call_size() != ctypes.sizeof(_Call):
+        raise RuntimeError("the native library describes a call differently; reinstall")
+    for name in ("accel_attention", "accel_attention_scalar"):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = ctypes.c_int32, [ctypes.c_void_p]
+    lib.accel_set_gomp_parallel.restype = None
+    lib.accel_set_gomp_parallel.argtypes = [ctypes.c_void_p]
+
+
+@cache
+def _use_torchs_threads(lib: ctypes.CDLL) -> bool:
+    """Run on the OpenMP runtime that torch brings, if it is GNU's; else on threads of our own."""
+    _declare(lib)
+    folder = os.path.join(os.path.dirname(torch.__file__), "lib")
+    for path in [*glob.glob(os.path.join(folder, "libgomp*")), *_loaded("libgomp")]:
+        try:
+            function = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_NOW).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        lib.accel_set_gomp_parallel(ctypes.cast(function, ctypes.c_void_p))
+        return True
+    return False
+
+
+def _loaded(stem: str) -> list[str]:
+    """Paths of shared libraries of this process whose name holds ``stem`` (Linux)."""
+    try:
+        with open("/proc/self/maps") as maps:
+            paths = {line.split()[-1] for line in maps if stem in line}
+    except OSError:
+        return []
+    return sorted(path for path in paths if path.startswith("/"))

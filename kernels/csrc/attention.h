@@ -1,0 +1,54 @@
+// Quantized attention on the CPU: the call's description, shared by the driver and every ISA.
+//
+// Method. For each (batch, key head) K and V are quantised once into packed 8-bit tiles; then each
+// task takes 96 query rows, quantises them, and runs over blocks of 128 keys:
+//
+//   S = (Qu Kt - offset sum(K)) sq sk        Qu = Q + offset is unsigned, as vpmaddubsw wants it
+//   P = round(127 exp2(S - m))               m: the row's maximum inside this key block
+//   O = O 2^(M - M') + (P V) sv 2^(m - M')   M': new running maximum; L likewise with the exact sum
+//
+// Packed layout of both products: tiles of 16 columns (keys for QK, channels for PV), inside a tile
+// four consecutive contraction indices of one column lie together:  [steps][16][4] bytes. One step of
+// the inner kernel broadcasts four bytes of a row and multiplies them with 2 x 8 columns.
+//
+// Precisions (bits include the sign): int4: Q 4, K 4; int6: Q 6, K 6; int8: Q 7, K 8; always P 7
+// unsigned, V 7 with a scale per key block and channel. Products accumulate in 16 bits as long as they
+// cannot overflow: all steps at 4 bits, 8 steps at 6, 1 at 8 for QK, 2 for PV.
+#pragma once
+#include <cstdint>
+
+#include "api.h"
+
+namespace accel {
+
+constexpr int64_t KEY_BLOCK = 128;   // keys per block; K and V of one block stay in the L1/L2 cache
+constexpr int64_t QUERY_BLOCK = 96;  // query rows per task
+constexpr int64_t TILE = 16;         // columns per packed tile
+constexpr int64_t ROWS = 6;          // rows per register tile
+
+enum Dtype : int32_t { F32 = 0, BF16 = 1, F16 = 2 };
+enum MaskKind : int32_t { NO_MASK = 0, BOOL_MASK = 1, FLOAT_MASK = 2 };
+
+// Layout is part of the C ABI: kernels/cpu/attention.py declares the same fields in the same order.
+struct AttentionCall {
+  const void *q, *k, *v;
+  void* out;                       // [B, H, Tq, Dv] contiguous, same dtype
+  float* lse;                      // [B, H, Tq] or null; natural log
+  const void* mask;                // uint8 (bool) or float, see mask_stride
+  const int64_t* key_lengths;      // [B] or null
+  int64_t batch, heads, key_heads, queries, keys, dim, value_dim;
+  int64_t q_stride[4], k_stride[4], v_stride[4], mask_stride[4];  // in elements
+  int32_t dtype, qk_bits, mask_kind, causal;
+  int32_t smooth_k, smooth_q, smooth_v, hadamard;
+  float scale;
+  int32_t threads;
+};
+
+using AttentionForward = void (*)(const AttentionCall&);
+void attention_scalar(const AttentionCall&);
+void attention_avx2(const AttentionCall&);
+
+// Calls body(i) for i in [0, count) from `threads` threads, in any order; returns when all are done.
+void parallel_for(int64_t count, int threads, void (*body)(void*, int64_t), void* context);
+
+}  // namespace accel

@@ -1,0 +1,45 @@
+// Threads. Torch's own OpenMP runtime is used when Python hands over its GOMP_parallel: a second runtime
+// would start a second pool that fights with the first for the cores. Without it, plain threads.
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "attention.h"
+
+namespace {
+
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+GompParallel gomp_parallel = nullptr;
+
+struct Work {
+  std::atomic<int64_t> next{0};
+  int64_t count;
+  void (*body)(void*, int64_t);
+  void* context;
+};
+
+void drain(void* pointer) {
+  Work& work = *static_cast<Work*>(pointer);
+  for (int64_t i; (i = work.next.fetch_add(1)) < work.count;) work.body(work.context, i);
+}
+
+}  // namespace
+
+ACCEL_EXPORT void accel_set_gomp_parallel(void* function) {
+  gomp_parallel = reinterpret_cast<GompParallel>(function);
+}
+
+namespace accel {
+
+void parallel_for(int64_t count, int threads, void (*body)(void*, int64_t), void* context) {
+  Work work{{0}, count, body, context};
+  if (threads > count) threads = static_cast<int>(count);
+  if (threads <= 1) return drain(&work);
+  if (gomp_parallel) return gomp_parallel(drain, &work, static_cast<unsigned>(threads), 0);
+  std::vector<std::thread> pool;
+  for (int i = 1; i < threads; ++i) pool.emplace_back(drain, &work);
+  drain(&work);
+  for (auto& thread : pool) thread.join();
+}
+
+}  // namespace accel
