@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from accel import precision as policy
 from accel import seam
 from accel.config import AttentionConfig
-from accel.kernels.attention import attention
-from accel.kernels.dispatch import ATTENTION, resolve
+from accel.kernels.attention import run as run_attention
+from accel.kernels.dispatch import ATTENTION, resolve, why_not_worth
 from accel.seam import Undo
 from accel.state import RunState
 
@@ -96,7 +96,7 @@ def _site_op(
     if site is None:  # a compiled graph that outlived its patch
         return _owned(full(query, attn_mask), query)
     record = site.record
-    reason = _why_full(site, query, key, value, attn_mask)
+    reason = _why_full(site, query, key, value, enable_gqa)
     if reason:
         site.keep(reason)
         return _owned(full(query, attn_mask), query)
@@ -108,18 +108,18 @@ def _site_op(
         site.keep("full precision by plan" if chosen == "full" else "demoted: non-finite")
         return _owned(full(query, attn_mask), query)
     start = time.perf_counter()
-    out = attention(
-        query, key, value, precision=chosen, impl=config.impl, attn_mask=attn_mask,
-        is_causal=is_causal, scale=scale, enable_gqa=enable_gqa, smooth_q=config.smooth_q,
-        smooth_v=config.smooth_v, hadamard=config.hadamard,
+    impl = resolve(ATTENTION, config.impl, query.device)
+    out, _ = run_attention(
+        query, key, value, chosen, impl, attn_mask, None, is_causal,
+        query.shape[-1] ** -0.5 if scale is None else scale,
+        config.smooth_q, config.smooth_v, config.hadamard, False,
     )  # fmt: skip
-    assert isinstance(out, Tensor)
     record.seconds += time.perf_counter() - start
     if not torch.isfinite(out).all():
         record.recomputed += 1
         site.demoted_run = run
         return _owned(full(query, attn_mask), query)
-    record.ran[(chosen, resolve(ATTENTION, config.impl, query.device))] += 1
+    record.ran[(chosen, impl)] += 1
     if config.check_rows and site.checked_run != run and not is_causal:
         site.checked_run = run
         _compare(record, out, query, attn_mask, config.check_rows, full)
@@ -145,9 +145,7 @@ def _owned(out: Tensor, query: Tensor) -> Tensor:
     return out.contiguous() if out.data_ptr() != query.data_ptr() else out.clone()
 
 
-def _why_full(
-    site: Site, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None
-) -> str:
+def _why_full(site: Site, query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> str:
     """Reason to keep a call at full precision whatever the plan says, or ""."""
     if site.config is None:
         return "not inside an attention module accel knows"
@@ -155,8 +153,13 @@ def _why_full(
         return f"{query.dim()} dimensions, need [B, H, T, D]"
     if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"dtype {query.dtype}"
-    if key.shape[-2] < site.config.min_keys:
-        return f"fewer than {site.config.min_keys} keys"
+    same_heads = query.shape[1] == key.shape[1] or (
+        enable_gqa and query.shape[1] % max(1, key.shape[1]) == 0
+    )
+    if query.shape[0] != key.shape[0] or key.shape[:3] != value.shape[:3] or not same_heads:
+        return "shapes that broadcast"
+    if site.config.impl == "auto":
+        return why_not_worth(query.device, query.shape[2], key.shape[2])
     return ""
 
 

@@ -61,18 +61,17 @@ class Rule:
 class AttentionConfig:
     """Quantized attention. The first rule that matches site and step wins, else ``precision``.
 
-    ``min_keys``: calls with fewer keys keep full precision, quantizing them costs more than it
-    gives. ``check_rows``: query rows per head compared with full precision on the first call of
-    each site in a run; 0 turns the comparison off.
+    ``impl`` "auto" takes the fastest implementation, and leaves calls too short to profit to torch;
+    a named one is used for every call. ``check_rows``: query rows per head compared with full
+    precision on the first call of each site in a run; 0 turns the comparison off.
     """
 
     precision: Precision = "int8"
     rules: tuple[Rule, ...] = ()
     impl: Impl = "auto"
     smooth_q: bool = False
-    smooth_v: bool = False
+    smooth_v: bool = True
     hadamard: bool = False
-    min_keys: int = 64
     check_rows: int = 64
 
     def __post_init__(self) -> None:
@@ -82,8 +81,5 @@ class AttentionConfig:
             r if isinstance(r, Rule) else from_dict(Rule, r, "attention rule") for r in self.rules
         )
         object.__setattr__(self, "rules", rules)
-        for name in ("min_keys", "check_rows"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"attention {name} must not be negative, got {getattr(self, name)}"
-                )
+        if self.check_rows < 0:
+            raise ValueError(f"attention check_rows must not be negative, got {self.check_rows}")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from accel.kernels import reference
 from accel.kernels.cpu import attention as cpu
-from accel.kernels.dispatch import ATTENTION, FULL, resolve
+from accel.kernels.dispatch import ATTENTION, FULL, resolve, why_not_worth
 
 Precision = Literal["int8", "int6", "int4", "full"]
 ImplName = Literal["auto", "reference", "cpu", "gpu"]
@@ -54,9 +54,10 @@ def attention(
     All masks combine; a fully masked row gives zeros (log-sum-exp -inf). ``scale`` defaults to
     D^-1/2.
 
-    ``smooth_q``, ``smooth_v``, ``hadamard``: see ``kernels/reference.py`` (SageAttention2,
-    arXiv 2411.10958, section 3). ``precision="full"`` with ``impl="auto"`` is torch's own
-    attention.
+    ``impl="auto"`` takes the fastest for the call, which for few tokens is torch's own attention at
+    full precision; a named one runs as asked. ``precision="full"`` with "auto" is torch's own
+    attention. ``smooth_q``, ``smooth_v``, ``hadamard``: see ``kernels/reference.py``
+    (SageAttention2, arXiv 2411.10958, section 3).
 
     Raises ValueError for shapes, dtypes or options that do not fit, RuntimeError when a named
     ``impl`` cannot run here (with the reason).
@@ -112,8 +113,7 @@ def _validate(
         )
 
 
-@torch.library.custom_op("accel::attention", mutates_args=())
-def _attention_op(
+def run(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -128,9 +128,14 @@ def _attention_op(
     hadamard: bool,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, H, Tq, Dv] and log-sum-exp [B, H, Tq] (empty unless asked for)."""
+    """``attention`` without its checks: output [B, H, Tq, Dv], log-sum-exp [B, H, Tq] (empty unless
+    asked for). For callers that are an op themselves.
+    """
     none = q.new_empty(0, dtype=torch.float32)
-    name = "reference" if precision == "full" else resolve(ATTENTION, impl, q.device)
+    quantized = precision != "full"
+    if impl == "auto" and quantized and why_not_worth(q.device, q.shape[2], k.shape[2]):
+        quantized = False
+    name = resolve(ATTENTION if quantized else FULL, impl, q.device)
     if name == "cpu":
         mask = (
             attn_mask if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.float()
@@ -151,10 +156,9 @@ def _attention_op(
         dtype=q.dtype if wide else torch.float32,
     )
     k, v = _match_heads(k, q.shape[1]), _match_heads(v, q.shape[1])
-    if precision == "full" and impl == "auto" and not return_lse:
+    if not quantized and impl == "auto" and not return_lse:
         return _full_sdpa(q, k, v, mask, scale), none
-    if precision == "full":
-        resolve(FULL, impl, q.device)
+    if not quantized:
         dtype = q.dtype if wide else torch.float32
         out, lse = reference.full_attention(
             q.to(dtype), k.to(dtype), v.to(dtype), scale=scale, mask=mask
@@ -183,6 +187,9 @@ def spec_of(
         hadamard=hadamard,
         block_q=128 if gpu else 96,
     )
+
+
+_attention_op = torch.library.custom_op("accel::attention", run, mutates_args=())
 
 
 @_attention_op.register_fake

@@ -49,6 +49,23 @@ ATTENTION = (
 FULL = (Impl("reference", "eager torch with log-sum-exp", _always),)
 
 
+# Fewest keys with which the native kernel beats torch's attention, everything included; measured on
+# two AVX2 cores with heads of 64 and 128 (tests/bench/bench_attention.py --crossover).
+CPU_MIN_KEYS = 128
+CPU_MIN_QUERIES = 32
+
+
+def why_not_worth(device: torch.device, queries: int, keys: int) -> str:
+    """Why "auto" leaves an attention call of this size to torch; "" if quantizing it pays."""
+    if device.type != "cpu" or ATTENTION[0].why_not("cpu"):
+        return ""
+    if keys < CPU_MIN_KEYS:
+        return f"{keys} keys, quantized attention pays from {CPU_MIN_KEYS} on"
+    if queries < CPU_MIN_QUERIES:
+        return f"{queries} queries, quantized attention pays from {CPU_MIN_QUERIES} on"
+    return ""
+
+
 def resolve(table: tuple[Impl, ...], impl: str, device: torch.device) -> str:
     """Name of the implementation to run: the first available one for "auto", else the one named.
 

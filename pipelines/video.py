@@ -66,7 +66,7 @@ def read_video(path: str | Path) -> np.ndarray:
     """
     try:
         return np.asarray(iio.imread(path, plugin="pyav"))
-    except (av.error.FFmpegError, IndexError) as error:
+    except (av.error.FFmpegError, OSError, IndexError) as error:
         raise ValueError(f"{path} cannot be read as a video: {error}") from error
 
 

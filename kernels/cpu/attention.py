@@ -55,7 +55,7 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Quantized attention on CPU tensors.
 
-    q ``[B, H, Tq, D]``, k ``[B, Hk, Tk, D]``, v ``[B, Hk, Tk, Dv]`` fp32, bf16 or fp16, any strides,
+    q ``[B, H, Tq, D]``, k ``[B, Hk, Tk, D]``, v ``[B, Hk, Tk, Dv]``, fp32, bf16 or fp16, strided;
     ``bits`` 4, 6 or 8; ``mask`` boolean or fp32, broadcastable to [B, H, Tq, Tk]; ``key_lengths``
     int64 [B]. ``portable`` forces the path without vector instructions. Returns output
     ``[B, H, Tq, Dv]`` contiguous and, with ``return_lse``, log-sum-exp fp32 ``[B, H, Tq]``.

@@ -214,6 +214,55 @@ inline float exp_row(const float* x, float top, int64_t n, uint8_t* p) {
   return reduce_sum(sum);
 }
 
+// Largest |x[j]|, j < n, n a multiple of 8; NaN if any element is not finite.
+inline float row_peak(const float* x, int64_t n) {
+  const __m256 positive = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256 top = _mm256_setzero_ps(), bad = _mm256_setzero_ps();
+  for (int64_t j = 0; j < n; j += 8) {
+    const __m256 y = _mm256_loadu_ps(x + j);
+    top = _mm256_max_ps(top, _mm256_and_ps(y, positive));
+    bad = _mm256_or_ps(bad, _mm256_cmp_ps(_mm256_sub_ps(y, y), _mm256_setzero_ps(), _CMP_NEQ_UQ));
+  }
+  return _mm256_movemask_ps(bad) ? NAN : reduce_max(top);
+}
+
+// codes[j] = round(x[j] * inverse[j]) for j < n, n a multiple of 32, with inverse[0] for all if `one`;
+// returns the sum of the codes.
+template <bool one>
+inline int32_t quantise_row(const float* x, const float* inverse, int64_t n, int8_t* codes) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256 all = _mm256_set1_ps(inverse[0]);
+  __m256i sum = _mm256_setzero_si256();
+  for (int64_t j = 0; j < n; j += 32) {
+    __m256i w[4];
+    for (int i = 0; i < 4; ++i) {
+      const __m256 f = one ? all : _mm256_loadu_ps(inverse + j + 8 * i);
+      w[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + j + 8 * i), f));
+      sum = _mm256_add_epi32(sum, w[i]);
+    }
+    const __m256i packed =
+        _mm256_packs_epi16(_mm256_packs_epi32(w[0], w[1]), _mm256_packs_epi32(w[2], w[3]));
+    storeu(codes + j, _mm256_permutevar8x32_epi32(packed, order));
+  }
+  __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+  half = _mm_hadd_epi32(half, half);
+  return _mm_cvtsi128_si32(_mm_hadd_epi32(half, half));
+}
+
+// out[j][i] = rows[i][j], i < 4, j < 16: four keys of a channel come to lie together.
+inline void interleave4(const int8_t* rows, int64_t stride, int8_t* out) {
+  __m128i r[4];
+  for (int i = 0; i < 4; ++i)
+    r[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + i * stride));
+  const __m128i a = _mm_unpacklo_epi8(r[0], r[1]), b = _mm_unpacklo_epi8(r[2], r[3]);
+  const __m128i c = _mm_unpackhi_epi8(r[0], r[1]), d = _mm_unpackhi_epi8(r[2], r[3]);
+  auto* to = reinterpret_cast<__m128i*>(out);
+  _mm_storeu_si128(to, _mm_unpacklo_epi16(a, b));
+  _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(a, b));
+  _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(c, d));
+  _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(c, d));
+}
+
 }  // namespace
 }  // namespace accel
 

@@ -52,6 +52,31 @@ float exp_row(const float* x, float top, int64_t n, uint8_t* p) {
   return sum;
 }
 
+float row_peak(const float* x, int64_t n) {
+  float top = 0, bad = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    top = std::fabs(x[j]) > top ? std::fabs(x[j]) : top;
+    bad += x[j] * 0.0f;
+  }
+  return top + bad;
+}
+
+template <bool one>
+int32_t quantise_row(const float* x, const float* inverse, int64_t n, int8_t* codes) {
+  int32_t sum = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    const float y = std::nearbyint(x[j] * inverse[one ? 0 : j]);
+    codes[j] = static_cast<int8_t>(y == y ? y : 0.0f);
+    sum += codes[j];
+  }
+  return sum;
+}
+
+void interleave4(const int8_t* rows, int64_t stride, int8_t* out) {
+  for (int64_t j = 0; j < TILE; ++j)
+    for (int64_t i = 0; i < 4; ++i) out[j * 4 + i] = rows[i * stride + j];
+}
+
 }  // namespace
 }  // namespace accel
 

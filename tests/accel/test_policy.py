@@ -32,7 +32,7 @@ def test_plan_survives_json(name, tmp_path):
         ({"attention": {"precision": "int5"}}, "int5"),
         ({"attention": {"rules": [{"precision": "full", "start": 0.5, "end": 0.2}]}}, "start 0.5"),
         ({"attention": {"rules": [{"precision": "full", "step": 1}]}}, "'step'"),
-        ({"attention": {"min_keys": -1}}, "-1"),
+        ({"attention": {"check_rows": -1}}, "-1"),
         ({"version": 99}, "99"),
         ([], "mapping"),
     ],

@@ -26,15 +26,25 @@ def close(out, exact, bound):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("precision", "bound"), [("int8", 0.05), ("int6", 0.1), ("int4", 0.4)])
-def test_near_torchs_attention(shape, precision, bound):
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_near_torchs_attention(shape, precision, bound, impl):
     q, k, v = qkv(*shape)
-    close(attention(q, k, v, precision=precision), F.scaled_dot_product_attention(q, k, v), bound)
+    exact = F.scaled_dot_product_attention(q, k, v)
+    close(attention(q, k, v, precision=precision, impl=impl), exact, bound)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dtypes(dtype):
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_dtypes(dtype, impl):
     q, k, v = qkv(1, 2, 100, 90, 64, dtype=dtype)
-    close(attention(q, k, v), F.scaled_dot_product_attention(q, k, v), 0.06)
+    close(attention(q, k, v, impl=impl), F.scaled_dot_product_attention(q, k, v), 0.06)
+
+
+def test_auto_leaves_short_calls_to_torch():
+    q, k, v = qkv(1, 2, 100, 20, 64)
+    assert torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
+    q, k, v = qkv(1, 2, 300, 300, 64)
+    assert not torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
 def test_full_precision_is_torchs_own():
@@ -54,31 +64,37 @@ def test_full_precision_is_torchs_own():
     ],
     ids=["key padding", "boolean", "additive [Tq, Tk]", "additive padding"],
 )
-@pytest.mark.parametrize("precision", ["int8", "full"])
-def test_masks(mask, precision):
+@pytest.mark.parametrize(
+    ("precision", "impl"), [("int8", "reference"), ("int8", "cpu"), ("full", "auto")]
+)
+def test_masks(mask, precision, impl):
     q, k, v = qkv(2, 3, 70, 90, 64)
     exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    close(attention(q, k, v, precision=precision, attn_mask=mask), exact, 0.05)
+    close(attention(q, k, v, precision=precision, impl=impl, attn_mask=mask), exact, 0.05)
 
 
-def test_causal_scale_gqa_and_lengths():
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_causal_scale_gqa_and_lengths(impl):
     q, k, v = qkv(2, 6, 80, 80, 64, key_heads=2)
     exact = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
-    close(attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True), exact, 0.06)
+    close(attention(q, k, v, impl=impl, is_causal=True, scale=0.3, enable_gqa=True), exact, 0.06)
     lengths = torch.tensor([80, 33])
     keep = torch.arange(80) < lengths.view(2, 1, 1, 1)
     exact = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, enable_gqa=True)
-    close(attention(q, k, v, key_lengths=lengths, enable_gqa=True), exact, 0.06)
+    close(attention(q, k, v, impl=impl, key_lengths=lengths, enable_gqa=True), exact, 0.06)
 
 
-@pytest.mark.parametrize("precision", ["int8", "full"])
-def test_fully_masked_row_gives_zeros(precision):
+@pytest.mark.parametrize(
+    ("precision", "impl"), [("int8", "reference"), ("int8", "cpu"), ("full", "auto")]
+)
+def test_fully_masked_row_gives_zeros(precision, impl):
     q, k, v = qkv(1, 1, 70, 70, 64)
     keep = torch.ones(70, 70, dtype=torch.bool)
     keep[5] = False
-    out, lse = attention(q, k, v, precision=precision, attn_mask=keep, return_lse=True)
+    options = {"precision": precision, "impl": impl, "attn_mask": keep}
+    out, lse = attention(q, k, v, **options, return_lse=True)
     assert not out[..., 5, :].any() and lse[..., 5].item() == -float("inf")
-    alone = attention(q, k, v, precision=precision, attn_mask=keep)
+    alone = attention(q, k, v, **options)
     torch.testing.assert_close(out, alone, atol=1e-5, rtol=1e-5)
 
 
@@ -86,18 +102,21 @@ def test_strided_views_are_read_right_and_left_alone():
     fused = torch.randn(1, 70, 3, 2, 64, generator=torch.Generator().manual_seed(0))
     q, k, v = fused.permute(2, 0, 3, 1, 4)
     before = fused.clone()
-    strided = attention(q, k, v)
-    assert torch.equal(strided, attention(q.contiguous(), k.contiguous(), v.contiguous()))
+    for impl in ("reference", "cpu"):
+        strided = attention(q, k, v, impl=impl)
+        dense = attention(q.contiguous(), k.contiguous(), v.contiguous(), impl=impl)
+        torch.testing.assert_close(strided, dense, atol=1e-6, rtol=1e-5)
     assert torch.equal(fused, before) and strided.is_contiguous()
 
 
 @pytest.mark.parametrize("option", ["smooth_q", "smooth_v", "hadamard"])
-def test_options_keep_the_result(option):
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_options_keep_the_result(option, impl):
     q, k, v = qkv(1, 2, 100, 90, 64)
     exact = F.scaled_dot_product_attention(q, k, v)
-    with_option = attention(q, k, v, **{option: True})
+    with_option = attention(q, k, v, impl=impl, **{option: True})
     close(with_option, exact, 0.05)
-    assert not torch.equal(with_option, attention(q, k, v))
+    assert not torch.equal(with_option, attention(q, k, v, impl=impl))
 
 
 @pytest.mark.parametrize(
@@ -132,11 +151,12 @@ def test_torch_library_contract():
     q, k, v = qkv(1, 2, 65, 70, 64)
     mask = torch.rand(1, 1, 1, 70) > 0.2
     for lse in (False, True):
-        arguments = (q, k, v, "int8", "auto", mask, None, False, 0.1, True, False, False, lse)
+        arguments = (q, k, v, "int8", "cpu", mask, None, False, 0.1, True, False, False, lse)
         torch.library.opcheck(torch.ops.accel.attention.default, arguments)
 
 
 def test_compiles_without_a_break():
     q, k, v = qkv(1, 2, 65, 70, 64)
-    compiled = torch.compile(lambda *x: attention(*x, precision="int4") * 2, fullgraph=True)
-    assert torch.equal(compiled(q, k, v), attention(q, k, v, precision="int4") * 2)
+    options = {"precision": "int4", "impl": "cpu"}
+    compiled = torch.compile(lambda *x: attention(*x, **options) * 2, fullgraph=True)
+    assert torch.equal(compiled(q, k, v), attention(q, k, v, **options) * 2)
