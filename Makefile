@@ -1,13 +1,13 @@
 # make demo    render the embedded model's sample jobs to MP4, accelerated, and print the report
-# make test    lint-free install, then the tests
+# make test    the tests
 # Each target sets up .venv by itself.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: all demo test lint bench bench-motion clean
+.PHONY: all demo test lint bench bench-attention bench-motion clean
 all: $(READY)
 
 $(READY): pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
@@ -26,7 +26,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/run_mypy.py
 
-bench: bench-motion
+bench: bench-attention bench-motion
+
+bench-attention: $(READY)
+	$(BIN)/python tests/bench/bench_attention.py --json build/bench-attention.json
+	$(BIN)/python tests/bench/bench_attention.py --crossover --json build/bench-crossover.json
 
 bench-motion: $(READY)
 	$(BIN)/python tests/bench/bench_motion.py
