@@ -45,13 +45,16 @@ class QuantSpec:
     """How one quantized attention call is computed.
 
     ``qk_bits`` 8, 6 or 4, symmetric; ``q_bits`` where the queries have fewer (0: the same).
-    ``values`` "int7" and "int8": integers with a scale per key block and channel; "e4m3": a scale
-    per channel.
+    ``clip``: largest magnitude that still fits, as a share of the group's maximum; below 1 the few
+    largest values are cut for a finer step. ``values`` "int7" and "int8": P in ``weight_levels``
+    steps, V with a scale per key block and channel; "e4m3": a scale per channel.
     """
 
     qk_bits: int = 8
     q_bits: int = 0
+    clip: float = 1.0
     values: ValueFormat = "int8"
+    weight_levels: int = 127
     granularity: Granularity = "token"
     smooth_k: bool = True
     smooth_q: bool = False
@@ -88,18 +91,19 @@ def group_ids(tokens: int, granularity: Granularity, block: int, *, is_key: bool
     return (n // 64) * 4 + (n % 8) // 2 if is_key else (n // 32) * 8 + n % 8
 
 
-def quantize(x: Tensor, bits: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+def quantize(x: Tensor, bits: int, groups: Tensor, clip: float = 1.0) -> tuple[Tensor, Tensor]:
     """Symmetric integers of ``x [..., T, D]`` with one scale per token group.
 
-    ``groups`` int64 [T] names each token's group. Returns codes (float tensor holding integers in
-    [-qmax, qmax]) and scale [..., T, 1]; ``codes * scale`` approximates ``x``. Rounds half to even.
+    ``groups`` int64 [T] names each token's group; ``clip`` as in ``QuantSpec``. Returns codes
+    (float tensor holding integers in [-qmax, qmax]) and scale [..., T, 1]; ``codes * scale``
+    approximates ``x``. Rounds half to even.
     """
     qmax = 2 ** (bits - 1) - 1
     rows = x.abs().amax(-1)
     index = groups.to(x.device).expand(rows.shape)
     peak = torch.zeros_like(rows[..., : int(groups.max()) + 1 if groups.numel() else 0])
     peak = peak.scatter_reduce(-1, index, rows, "amax")
-    scale = (peak.clamp_min(SCALE_FLOOR) / qmax).gather(-1, index)[..., None]
+    scale = (peak.clamp_min(SCALE_FLOOR) * clip / qmax).gather(-1, index)[..., None]
     return (x / scale).round().clamp(-qmax, qmax), scale
 
 
@@ -201,11 +205,11 @@ def _quantize_values(v: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor, Tensor
     return (v / scale).round(), scale, mean
 
 
-def _round_weights(p: Tensor, values: ValueFormat) -> Tensor:
+def _round_weights(p: Tensor, spec: QuantSpec) -> Tensor:
     """P in [0, 1] as it is held for the second product."""
-    if values in ("int7", "int8"):
-        return (p * 127).round() / 127
-    return round_e4m3(p * E4M3_MAX) / E4M3_MAX if values == "e4m3" else p
+    if spec.values in ("int7", "int8"):
+        return (p * spec.weight_levels).round() / spec.weight_levels
+    return round_e4m3(p * E4M3_MAX) / E4M3_MAX if spec.values == "e4m3" else p
 
 
 def quantized_attention(
@@ -228,7 +232,7 @@ def quantized_attention(
         rotation = hadamard_matrix(q.shape[-1], device=q.device, dtype=q.dtype)
         q, k = q @ rotation, k @ rotation
     k_codes, k_scale = quantize(
-        k, spec.qk_bits, group_ids(keys, spec.granularity, spec.block_k, is_key=True)
+        k, spec.qk_bits, group_ids(keys, spec.granularity, spec.block_k, is_key=True), spec.clip
     )
     v_codes, v_scale, v_mean = _quantize_values(v, spec)
     outputs, sums = [], []
@@ -237,7 +241,7 @@ def quantized_attention(
         rows = slice(start, min(start + step, queries))
         q_part, q_mean = _smooth_queries(q[..., rows, :], spec)
         groups = group_ids(q_part.shape[-2], spec.granularity, spec.block_q, is_key=False)
-        q_codes, q_scale = quantize(q_part, spec.q_bits or spec.qk_bits, groups)
+        q_codes, q_scale = quantize(q_part, spec.q_bits or spec.qk_bits, groups, spec.clip)
         top = torch.full(q_part.shape[:-1], -math.inf, device=q.device)
         total, out = torch.zeros_like(top), torch.zeros(*top.shape, v.shape[-1], device=q.device)
         for first in range(0, keys, spec.block_k):
@@ -254,7 +258,7 @@ def quantized_attention(
             new_top = torch.maximum(top, peak)
             safe = new_top.masked_fill(new_top == -math.inf, 0)
             keep, gain = (top - safe).exp(), (peak - safe).exp()
-            product = _round_weights(p, spec.values) @ v_codes[..., columns, :]
+            product = _round_weights(p, spec) @ v_codes[..., columns, :]
             product = product * v_scale[..., columns, :][..., :1, :]  # one per block and channel
             out = out * keep[..., None] + product * gain[..., None]
             total = total * keep + p.sum(-1) * gain

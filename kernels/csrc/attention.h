@@ -4,16 +4,21 @@
 // task takes 96 query rows, quantises them, and runs over blocks of 128 keys:
 //
 //   S = (Qu Kt - offset sum(K)) sq sk        Qu = Q + offset is unsigned, as vpmaddubsw wants it
-//   P = round(127 exp2(S - m))               m: the row's maximum inside this key block
-//   O = O 2^(M - M') + (P V) sv 2^(m - M')   M': new running maximum; L likewise with the exact sum
+//   P = round(L 2^(S - m))                   m: the row's maximum inside this key block
+//   O = O 2^(M - M') + (P V) sv 2^(m - M')   M': new running maximum; the sum likewise, unrounded
 //
 // Packed layout of both products: tiles of 16 columns (keys for QK, channels for PV), inside a tile
 // four consecutive contraction indices of one column lie together:  [steps][16][4] bytes. One step of
 // the inner kernel broadcasts four bytes of a row and multiplies them with 2 x 8 columns.
 //
-// Precisions (bits include the sign): int4: Q 4, K 4; int6: Q 6, K 6; int8: Q 7, K 8; always P 7
-// unsigned, V 7 with a scale per key block and channel. Products accumulate in 16 bits as long as they
-// cannot overflow: all steps at 4 bits, 8 steps at 6, 1 at 8 for QK, 2 for PV.
+// Bits (with the sign) and how many steps accumulate in 16 bits before they could overflow:
+//
+//             Q  K   steps   P levels  V   steps
+//   int8      7  8     1       127     7     2
+//   int6      6  6     8       127     7     2
+//   int4      4  4    all       63     7     4
+//
+// V has a scale per key block and channel. Six-bit P costs int4 nothing next to its logits.
 #pragma once
 #include <cstdint>
 
@@ -25,6 +30,7 @@ constexpr int64_t KEY_BLOCK = 128;   // keys per block; K and V of one block sta
 constexpr int64_t QUERY_BLOCK = 96;  // query rows per task
 constexpr int64_t TILE = 16;         // columns per packed tile
 constexpr int64_t ROWS = 6;          // rows per register tile
+constexpr int64_t CHUNK = 24;        // rows that share a packed tile while it is in the L1 cache
 
 enum Dtype : int32_t { F32 = 0, BF16 = 1, F16 = 2 };
 enum MaskKind : int32_t { NO_MASK = 0, BOOL_MASK = 1, FLOAT_MASK = 2 };

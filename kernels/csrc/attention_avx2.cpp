@@ -107,30 +107,35 @@ inline void qk_tile(int bits, const uint8_t* q, int64_t q_stride, const int8_t* 
   dot_tile_wide(q, q_stride, k, steps, init, s, s_stride);
 }
 
-// o[r][0..15] = o[r] * keep[r] + (P V) * gain[r] * scale, two steps per widening; steps is even.
-inline void pv_tile(const uint8_t* p, int64_t p_stride, const int8_t* v, int64_t steps,
-                    const float* scale, const float* keep, const float* gain, float* o,
-                    int64_t o_stride) {
+// o[r][0..15] = o[r] * keep[r] + (P V) * gain[r] * scale; GROUP steps per widening, steps is a
+// multiple of 8.
+template <int GROUP>
+inline void pv_tile_grouped(const uint8_t* p, int64_t p_stride, const int8_t* v, int64_t steps,
+                            const float* scale, const float* keep, const float* gain, float* o,
+                            int64_t o_stride) {
   const __m256i ones = _mm256_set1_epi16(1);
   EACH_ROW(DECLARE)
   EACH_ROW(CLEAR)
-  for (int64_t g = 0; g < steps; g += 2) {
+  for (int64_t g = 0; g < steps; g += GROUP) {
     const int8_t* c = v + g * 64;
-#define MULTIPLY(r)                                                                        \
-  {                                                                                        \
-    const __m256i p0 = broadcast4(p + r * p_stride + g * 4);                               \
-    const __m256i p1 = broadcast4(p + r * p_stride + g * 4 + 4);                           \
-    const __m256i x = _mm256_add_epi16(_mm256_maddubs_epi16(p0, load(c)),                  \
-                                       _mm256_maddubs_epi16(p1, load(c + 64)));            \
-    const __m256i y = _mm256_add_epi16(_mm256_maddubs_epi16(p0, load(c + 32)),             \
-                                       _mm256_maddubs_epi16(p1, load(c + 96)));            \
-    a##r = _mm256_add_epi32(a##r, _mm256_madd_epi16(x, ones));                             \
-    b##r = _mm256_add_epi32(b##r, _mm256_madd_epi16(y, ones));                             \
-    KEEP(a##r);                                                                            \
-    KEEP(b##r);                                                                            \
+#define PRODUCT(r, i, half) \
+  _mm256_maddubs_epi16(broadcast4(p + r * p_stride + (g + i) * 4), load(c + i * 64 + half))
+#define MULTIPLY(r)                                                                         \
+  {                                                                                         \
+    __m256i x = _mm256_add_epi16(PRODUCT(r, 0, 0), PRODUCT(r, 1, 0));                       \
+    __m256i y = _mm256_add_epi16(PRODUCT(r, 0, 32), PRODUCT(r, 1, 32));                     \
+    if (GROUP == 4) {                                                                       \
+      x = _mm256_add_epi16(x, _mm256_add_epi16(PRODUCT(r, 2, 0), PRODUCT(r, 3, 0)));        \
+      y = _mm256_add_epi16(y, _mm256_add_epi16(PRODUCT(r, 2, 32), PRODUCT(r, 3, 32)));      \
+    }                                                                                       \
+    a##r = _mm256_add_epi32(a##r, _mm256_madd_epi16(x, ones));                              \
+    b##r = _mm256_add_epi32(b##r, _mm256_madd_epi16(y, ones));                              \
+    KEEP(a##r);                                                                             \
+    KEEP(b##r);                                                                             \
   }
     EACH_ROW(MULTIPLY)
 #undef MULTIPLY
+#undef PRODUCT
   }
   const __m256 s0 = _mm256_loadu_ps(scale), s1 = _mm256_loadu_ps(scale + 8);
 #define STORE(r)                                                                            \
@@ -144,6 +149,13 @@ inline void pv_tile(const uint8_t* p, int64_t p_stride, const int8_t* v, int64_t
   }
   EACH_ROW(STORE)
 #undef STORE
+}
+
+inline void pv_tile(int bits, const uint8_t* p, int64_t p_stride, const int8_t* v, int64_t steps,
+                    const float* scale, const float* keep, const float* gain, float* o,
+                    int64_t o_stride) {
+  if (bits == 4) return pv_tile_grouped<4>(p, p_stride, v, steps, scale, keep, gain, o, o_stride);
+  pv_tile_grouped<2>(p, p_stride, v, steps, scale, keep, gain, o, o_stride);
 }
 
 // 2^x for x <= 7, relative error below 3e-6 (minimax on [-1/2, 1/2]); NaN stays NaN.
@@ -193,9 +205,9 @@ inline float scale_row(const int32_t* s, const float* scale, float factor, const
   return reduce_max(top);
 }
 
-// p[j] = round(127 * 2^(x[j] - top)) for j < n; returns the sum of the unrounded values.
-inline float exp_row(const float* x, float top, int64_t n, uint8_t* p) {
-  const __m256 shift = _mm256_set1_ps(6.988684686772166f - top);  // log2(127)
+// p[j] = round(2^(x[j] + shift)) for j < n; returns the sum of the unrounded values.
+inline float exp_row(const float* x, float to_add, int64_t n, uint8_t* p) {
+  const __m256 shift = _mm256_set1_ps(to_add);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   __m256 sum = _mm256_setzero_ps();
   for (int64_t j = 0; j < n; j += 32) {
@@ -226,10 +238,12 @@ inline float row_peak(const float* x, int64_t n) {
   return _mm256_movemask_ps(bad) ? NAN : reduce_max(top);
 }
 
-// codes[j] = round(x[j] * inverse[j]) for j < n, n a multiple of 32, with inverse[0] for all if `one`;
-// returns the sum of the codes.
+// codes[j] = round(x[j] * inverse[j]) within +-limit for j < n, n a multiple of 32, with inverse[0] for
+// all if `one`; returns the sum of the codes.
 template <bool one>
-inline int32_t quantise_row(const float* x, const float* inverse, int64_t n, int8_t* codes) {
+inline int32_t quantise_row(const float* x, const float* inverse, float limit, int64_t n,
+                            int8_t* codes) {
+  const __m256 high = _mm256_set1_ps(limit), low = _mm256_set1_ps(-limit);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   const __m256 all = _mm256_set1_ps(inverse[0]);
   __m256i sum = _mm256_setzero_si256();
@@ -237,7 +251,8 @@ inline int32_t quantise_row(const float* x, const float* inverse, int64_t n, int
     __m256i w[4];
     for (int i = 0; i < 4; ++i) {
       const __m256 f = one ? all : _mm256_loadu_ps(inverse + j + 8 * i);
-      w[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + j + 8 * i), f));
+      const __m256 y = _mm256_mul_ps(_mm256_loadu_ps(x + j + 8 * i), f);
+      w[i] = _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(y, high), low));
       sum = _mm256_add_epi32(sum, w[i]);
     }
     const __m256i packed =

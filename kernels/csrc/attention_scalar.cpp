@@ -18,7 +18,7 @@ void qk_tile(int, const uint8_t* q, int64_t q_stride, const int8_t* k, int64_t s
     }
 }
 
-void pv_tile(const uint8_t* p, int64_t p_stride, const int8_t* v, int64_t steps, const float* scale,
+void pv_tile(int, const uint8_t* p, int64_t p_stride, const int8_t* v, int64_t steps, const float* scale,
              const float* keep, const float* gain, float* o, int64_t o_stride) {
   for (int64_t r = 0; r < ROWS; ++r)
     for (int64_t j = 0; j < TILE; ++j) {
@@ -42,10 +42,10 @@ float scale_row(const int32_t* s, const float* scale, float factor, const float*
   return top;
 }
 
-float exp_row(const float* x, float top, int64_t n, uint8_t* p) {
+float exp_row(const float* x, float shift, int64_t n, uint8_t* p) {
   float sum = 0;
   for (int64_t j = 0; j < n; ++j) {
-    const float y = 127.0f * std::exp2(x[j] - top);
+    const float y = std::exp2(x[j] + shift);
     sum += y;
     p[j] = static_cast<uint8_t>(std::nearbyint(y == y ? y : 0.0f));
   }
@@ -62,11 +62,11 @@ float row_peak(const float* x, int64_t n) {
 }
 
 template <bool one>
-int32_t quantise_row(const float* x, const float* inverse, int64_t n, int8_t* codes) {
+int32_t quantise_row(const float* x, const float* inverse, float limit, int64_t n, int8_t* codes) {
   int32_t sum = 0;
   for (int64_t j = 0; j < n; ++j) {
-    const float y = std::nearbyint(x[j] * inverse[one ? 0 : j]);
-    codes[j] = static_cast<int8_t>(y == y ? y : 0.0f);
+    const float y = x[j] * inverse[one ? 0 : j];
+    codes[j] = static_cast<int8_t>(std::nearbyint(y > limit ? limit : y > -limit ? y : -limit));
     sum += codes[j];
   }
   return sum;
