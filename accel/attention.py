@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from accel import precision as policy
 from accel import seam
 from accel.config import AttentionConfig
+from accel.kernels.attention import BITS
 from accel.kernels.attention import run as run_attention
+from accel.kernels.cpu.attention import scratch_bytes
 from accel.kernels.dispatch import ATTENTION, resolve, why_not_worth
 from accel.seam import Undo
 from accel.state import RunState
@@ -42,6 +44,7 @@ class Record:
     error: float | None = None
     cosine: float | None = None
     seconds: float = 0.0
+    scratch_bytes: int = 0  # memory of one call beside inputs and result, where it is known
 
 
 @dataclass
@@ -120,6 +123,10 @@ def _site_op(
         site.demoted_run = run
         return _owned(full(query, attn_mask), query)
     record.ran[(chosen, impl)] += 1
+    if impl == "cpu":
+        record.scratch_bytes = max(
+            record.scratch_bytes, scratch_bytes(query, key, value, BITS[chosen])
+        )
     if config.check_rows and site.checked_run != run and not is_causal:
         site.checked_run = run
         _compare(record, out, query, attn_mask, config.check_rows, full)

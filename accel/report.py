@@ -15,7 +15,8 @@ class SiteReport:
     """One attention module. ``ran`` maps "int8 by reference" to calls, ``kept`` a reason to calls.
 
     ``error``: worst relative L1 against full precision on sampled rows, ``cosine`` the worst
-    similarity.
+    similarity. ``seconds``: time in quantized calls; ``scratch_bytes``: memory of one such call
+    beside its inputs and result.
     """
 
     name: str
@@ -25,6 +26,7 @@ class SiteReport:
     error: float | None
     cosine: float | None
     seconds: float
+    scratch_bytes: int = 0
     note: str = ""
 
 
@@ -53,7 +55,7 @@ class Report:
         lines = [
             f"accel report: {self.pipeline}, plan {self.plan!r}",
             f"  runs {self.runs}, denoiser calls {self.calls} taking {self.seconds:.2f} s",
-            *(f"  {key}: {value}" for key, value in self.environment.items()),
+            "  " + ", ".join(f"{key} {value}" for key, value in self.environment.items()),
         ]
         if self.sites:
             lines.append("  attention")
@@ -77,6 +79,7 @@ def site_report(site: Site) -> SiteReport:
         record.error,
         record.cosine,
         record.seconds,
+        record.scratch_bytes,
         note,
     )
 
@@ -112,6 +115,9 @@ def _describe(group: list[SiteReport]) -> str:
     if errors:
         worst = min(site.cosine for site in group if site.cosine is not None)
         parts.append(f"worst relative L1 {max(errors):.4f}, cosine {worst:.5f}")
+    scratch = max(site.scratch_bytes for site in group)
+    if scratch:
+        parts.append(f"scratch {scratch / 2**20:.2f} MiB")
     if not total and not kept and not recomputed and not first.note:
         parts.append("not called yet")
     if first.note:

@@ -51,66 +51,70 @@ def attention(
     smooth_v: bool = False,
     hadamard: bool = False,
     return_lse: bool = False,
-    portable: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Quantized attention on CPU tensors.
 
     q ``[B, H, Tq, D]``, k ``[B, Hk, Tk, D]``, v ``[B, Hk, Tk, Dv]``, fp32, bf16 or fp16, strided;
     ``bits`` 4, 6 or 8; ``mask`` boolean or fp32, broadcastable to [B, H, Tq, Tk]; ``key_lengths``
-    int64 [B]. ``portable`` forces the path without vector instructions. Returns output
-    ``[B, H, Tq, Dv]`` contiguous and, with ``return_lse``, log-sum-exp fp32 ``[B, H, Tq]``.
+    int64 [B]. Returns output ``[B, H, Tq, Dv]`` contiguous and, with ``return_lse``, log-sum-exp
+    fp32 ``[B, H, Tq]``.
 
     Raises RuntimeError without the native library, MemoryError if scratch memory is not to be had.
     """
     lib = library().lib
     if lib is None:
         raise RuntimeError(f"native library not available: {library().reason}")
-    _use_torchs_threads(lib)
-    batch, heads, queries, dim = q.shape
-    out = torch.empty(batch, heads, queries, v.shape[-1], dtype=q.dtype)
-    lse = torch.empty(batch, heads, queries) if return_lse else None
+    use_torchs_threads(lib)
+    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
+    lse = torch.empty(q.shape[:-1]) if return_lse else None
     if out.numel() == 0:
         return out, lse
-    call = _Call(
-        q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), out=out.data_ptr(),
-        lse=None if lse is None else lse.data_ptr(),
-        batch=batch, heads=heads, key_heads=k.shape[1], queries=queries, keys=k.shape[2],
-        dim=dim, value_dim=v.shape[-1],
-        q_stride=_Strides(*q.stride()), k_stride=_Strides(*k.stride()),
-        v_stride=_Strides(*v.stride()),
-        dtype=DTYPES[q.dtype], qk_bits=bits, causal=is_causal,
-        smooth_k=True, smooth_q=smooth_q, smooth_v=smooth_v, hadamard=hadamard,
-        scale=scale, threads=torch.get_num_threads(),
-    )  # fmt: skip
+    call = _describe(q, k, v, bits)
+    call.out, call.lse = out.data_ptr(), None if lse is None else lse.data_ptr()
+    call.scale, call.causal = scale, is_causal
+    call.smooth_k, call.smooth_q, call.smooth_v = True, smooth_q, smooth_v
+    call.hadamard = hadamard
     if mask is not None:
-        mask = mask.expand(batch, heads, queries, k.shape[2])
+        mask = mask.expand(*q.shape[:-1], k.shape[2])
         call.mask, call.mask_stride = mask.data_ptr(), _Strides(*mask.stride())
         call.mask_kind = 1 if mask.dtype == torch.bool else 2
     if key_lengths is not None:
         key_lengths = key_lengths.to(torch.int64).contiguous()
         call.key_lengths = key_lengths.data_ptr()
-    run = lib.accel_attention_scalar if portable else lib.accel_attention
-    if run(ctypes.byref(call)):
+    if lib.accel_attention(ctypes.byref(call)):
         raise MemoryError(f"no memory for packed keys and values of {k.shape[2]} tokens")
     return out, lse
 
 
+def scratch_bytes(q: Tensor, k: Tensor, v: Tensor, bits: int) -> int:
+    """Memory in bytes that a call needs beside its inputs and its result, at most."""
+    lib = library().lib
+    if lib is None:
+        raise RuntimeError(f"native library not available: {library().reason}")
+    use_torchs_threads(lib)
+    return int(lib.accel_attention_scratch(ctypes.byref(_describe(q, k, v, bits))))
+
+
+def _describe(q: Tensor, k: Tensor, v: Tensor, bits: int) -> _Call:
+    """The call with everything that follows from the inputs."""
+    batch, heads, queries, dim = q.shape
+    return _Call(
+        q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), batch=batch, heads=heads,
+        key_heads=k.shape[1], queries=queries, keys=k.shape[2], dim=dim, value_dim=v.shape[-1],
+        q_stride=_Strides(*q.stride()), k_stride=_Strides(*k.stride()),
+        v_stride=_Strides(*v.stride()), dtype=DTYPES[q.dtype], qk_bits=bits,
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
+
+
 @cache
-def _declare(lib: ctypes.CDLL) -> None:
-    lib.accel_attention_call_size.restype = ctypes.c_int64
+def use_torchs_threads(lib: ctypes.CDLL) -> bool:
+    """Run on the OpenMP runtime that torch brings, if it is GNU's; else on threads of our own.
+
+    Raises RuntimeError if the library was built for another description of a call.
+    """
     if lib.accel_attention_call_size() != ctypes.sizeof(_Call):
         raise RuntimeError("the native library describes a call differently; reinstall")
-    for name in ("accel_attention", "accel_attention_scalar"):
-        function = getattr(lib, name)
-        function.restype, function.argtypes = ctypes.c_int32, [ctypes.c_void_p]
-    lib.accel_set_gomp_parallel.restype = None
-    lib.accel_set_gomp_parallel.argtypes = [ctypes.c_void_p]
-
-
-@cache
-def _use_torchs_threads(lib: ctypes.CDLL) -> bool:
-    """Run on the OpenMP runtime that torch brings, if it is GNU's; else on threads of our own."""
-    _declare(lib)
     folder = os.path.join(os.path.dirname(torch.__file__), "lib")
     for path in [*glob.glob(os.path.join(folder, "libgomp*")), *_loaded("libgomp")]:
         try:

@@ -8,17 +8,18 @@ reason instead. Nothing is loaded at import; ``library()`` loads once.
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 
-ABI = 2
+ABI = 3
 DISTRIBUTION = "accel-diffusion"
 
 
 @dataclass(frozen=True)
 class Native:
-    """The loaded library, or why there is none. ``isa``: "avx2", "scalar" or "none"."""
+    """The loaded library, or why there is none. ``isa``: instruction set in use, or "none"."""
 
     lib: ctypes.CDLL | None
     isa: str
@@ -40,15 +41,37 @@ def _declare(lib: ctypes.CDLL) -> None:
     pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     lib.accel_abi.restype = ctypes.c_int32
     lib.accel_isa.restype = ctypes.c_char_p
+    lib.accel_isa_name.restype, lib.accel_isa_name.argtypes = ctypes.c_char_p, [ctypes.c_int32]
+    lib.accel_choose_isa.restype = ctypes.c_int32
+    lib.accel_choose_isa.argtypes = [ctypes.c_char_p]
     lib.accel_quantize_rows.restype = None
     lib.accel_quantize_rows.argtypes = [pointer, size, size, real, real, pointer, pointer]
+    lib.accel_attention_call_size.restype = size
+    lib.accel_attention.restype, lib.accel_attention.argtypes = ctypes.c_int32, [pointer]
+    lib.accel_attention_scratch.restype = size
+    lib.accel_attention_scratch.argtypes = [pointer]
+    lib.accel_set_gomp_parallel.restype = None
+    lib.accel_set_gomp_parallel.argtypes = [pointer]
+
+
+def instruction_sets(lib: ctypes.CDLL) -> list[str]:
+    """Instruction sets compiled into the library and present here, best first."""
+    raw = (lib.accel_isa_name(i) for i in range(8))
+    return [name.decode() for name in raw if name is not None]
 
 
 @cache
 def library() -> Native:
-    """Load the library once. Never raises: a missing or foreign library comes back as a reason."""
+    """Load the library once. Never raises: a missing or foreign library comes back as a reason.
+
+    ACCEL_ISA names the instruction set to use; one that is not to be had raises ValueError.
+    """
     try:
         lib = ctypes.CDLL(_find())
+        lib.accel_abi.restype = ctypes.c_int32
+        if lib.accel_abi() != ABI:
+            reason = f"accel_cpu has interface {lib.accel_abi()}, need {ABI}; reinstall"
+            return Native(None, "none", reason)
         _declare(lib)
     except PackageNotFoundError:
         return Native(
@@ -56,8 +79,8 @@ def library() -> Native:
         )
     except (OSError, AttributeError) as error:
         return Native(None, "none", str(error))
-    if lib.accel_abi() != ABI:
-        return Native(
-            None, "none", f"accel_cpu has interface {lib.accel_abi()}, need {ABI}; reinstall"
-        )
+    wanted = os.environ.get("ACCEL_ISA")
+    if wanted and not lib.accel_choose_isa(wanted.encode()):
+        present = instruction_sets(lib)
+        raise ValueError(f"ACCEL_ISA={wanted} cannot run here; this machine has {present}")
     return Native(lib, lib.accel_isa().decode(), "")

@@ -1,75 +1,151 @@
 // Exported functions and the run-time choice of instruction set.
 #include "api.h"
 
+#include <cstring>
 #include <new>
 
 #include "attention.h"
 
-#if defined(ACCEL_X86) && defined(_MSC_VER)
+#if defined(ACCEL_X86)
+#if defined(_MSC_VER)
 #include <immintrin.h>
 #include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
 #endif
 
 namespace {
 
-bool has_avx2() {
-#if !defined(ACCEL_X86)
-  return false;
-#elif defined(_MSC_VER)
-  int r[4];
-  __cpuid(r, 0);
-  if (r[0] < 7) return false;
-  __cpuid(r, 1);
-  const bool fma = r[2] & (1 << 12), osxsave = r[2] & (1 << 27);
-  if (!fma || !osxsave || (_xgetbv(0) & 6) != 6) return false;
-  __cpuidex(r, 7, 0);
-  return r[1] & (1 << 5);
+using accel::AttentionForward;
+
+#if defined(ACCEL_X86)
+struct Registers {
+  uint32_t a = 0, b = 0, c = 0, d = 0;
+};
+
+Registers cpuid(uint32_t leaf, uint32_t sub) {
+  Registers r;
+#if defined(_MSC_VER)
+  int x[4];
+  __cpuid(x, 0);
+  if (static_cast<uint32_t>(x[0]) < leaf) return r;
+  __cpuidex(x, static_cast<int>(leaf), static_cast<int>(sub));
+  r.a = x[0], r.b = x[1], r.c = x[2], r.d = x[3];
 #else
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  __get_cpuid_count(leaf, sub, &r.a, &r.b, &r.c, &r.d);
 #endif
+  return r;
+}
+
+// Register state the operating system saves; 0 if it does not say.
+uint64_t saved_state() {
+  if (!(cpuid(1, 0).c & (1u << 27))) return 0;
+#if defined(_MSC_VER)
+  return _xgetbv(0);
+#else
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<uint64_t>(high) << 32 | low;
+#endif
+}
+
+bool has_avx2() {
+  const bool fma = cpuid(1, 0).c & (1u << 12), f16c = cpuid(1, 0).c & (1u << 29);
+  return fma && f16c && (saved_state() & 6) == 6 && (cpuid(7, 0).b & (1u << 5));
+}
+
+bool has_avxvnni() { return has_avx2() && (cpuid(7, 1).a & (1u << 4)); }
+
+bool has_avx512vnni() {
+  return has_avx2() && (saved_state() & 0xe6) == 0xe6 && (cpuid(7, 0).b & (1u << 31)) &&
+         (cpuid(7, 0).c & (1u << 11));
+}
+#endif
+
+bool always() { return true; }
+
+// Best first. `by_default` is false for what only runs when it is asked for.
+struct Isa {
+  const char* name;
+  bool (*present)();
+  bool by_default;
+  AttentionForward attention;
+  accel::QuantizeRows quantize_rows;
+};
+
+const Isa ISAS[] = {
+#if defined(ACCEL_X86)
+#if defined(ACCEL_AVX512VNNI)
+    {"avx512vnni", has_avx512vnni, true, accel::attention_avx512vnni, accel::quantize_rows_avx2},
+#endif
+#if defined(ACCEL_AVXVNNI)
+    {"avxvnni", has_avxvnni, true, accel::attention_avxvnni, accel::quantize_rows_avx2},
+#endif
+    {"avx2", has_avx2, true, accel::attention_avx2, accel::quantize_rows_avx2},
+    {"emulated", has_avx2, false, accel::attention_emulated, accel::quantize_rows_avx2},
+#endif
+    {"scalar", always, true, accel::attention_scalar, accel::quantize_rows_scalar},
+};
+
+const Isa& best() {
+  for (const Isa& isa : ISAS)
+    if (isa.by_default && isa.present()) return isa;
+  return ISAS[sizeof(ISAS) / sizeof(ISAS[0]) - 1];
+}
+
+const Isa* chosen = nullptr;
+
+const Isa& current() {
+  if (!chosen) chosen = &best();
+  return *chosen;
 }
 
 }  // namespace
 
 ACCEL_EXPORT int32_t accel_abi() { return ACCEL_ABI; }
 
-ACCEL_EXPORT const char* accel_isa() { return has_avx2() ? "avx2" : "scalar"; }
+ACCEL_EXPORT const char* accel_isa() { return current().name; }
+
+// Name of the i-th instruction set compiled in and present here, null beyond the last.
+ACCEL_EXPORT const char* accel_isa_name(int32_t i) {
+  for (const Isa& isa : ISAS)
+    if (isa.present() && i-- == 0) return isa.name;
+  return nullptr;
+}
+
+// Use the named instruction set from now on (null: the default); 0 if it is not to be had.
+ACCEL_EXPORT int32_t accel_choose_isa(const char* name) {
+  if (!name) {
+    chosen = &best();
+    return 1;
+  }
+  for (const Isa& isa : ISAS)
+    if (std::strcmp(isa.name, name) == 0 && isa.present()) {
+      chosen = &isa;
+      return 1;
+    }
+  return 0;
+}
 
 ACCEL_EXPORT void accel_quantize_rows(const float* x, int64_t rows, int64_t cols, float qmax,
                                       float floor, int8_t* codes, float* scale) {
-#if defined(ACCEL_X86)
-  static const accel::QuantizeRows chosen =
-      has_avx2() ? accel::quantize_rows_avx2 : accel::quantize_rows_scalar;
-#else
-  static const accel::QuantizeRows chosen = accel::quantize_rows_scalar;
-#endif
-  chosen(x, rows, cols, qmax, floor, codes, scale);
+  current().quantize_rows(x, rows, cols, qmax, floor, codes, scale);
 }
 
 ACCEL_EXPORT int64_t accel_attention_call_size() { return sizeof(accel::AttentionCall); }
 
 // 0 done, 1 out of memory.
 ACCEL_EXPORT int32_t accel_attention(const accel::AttentionCall* call) {
-#if defined(ACCEL_X86)
-  static const accel::AttentionForward chosen =
-      has_avx2() ? accel::attention_avx2 : accel::attention_scalar;
-#else
-  static const accel::AttentionForward chosen = accel::attention_scalar;
-#endif
   try {
-    chosen(*call);
+    current().attention(*call);
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;
   }
 }
 
-// The portable path, whatever the processor: for tests of one against the other.
-ACCEL_EXPORT int32_t accel_attention_scalar(const accel::AttentionCall* call) {
-  try {
-    accel::attention_scalar(*call);
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
+// Bytes of memory the call needs beside its inputs and its result, at most.
+ACCEL_EXPORT int64_t accel_attention_scratch(const accel::AttentionCall* call) {
+  return accel::attention_scratch(*call);
 }

@@ -53,6 +53,21 @@ struct AttentionCall {
 using AttentionForward = void (*)(const AttentionCall&);
 void attention_scalar(const AttentionCall&);
 void attention_avx2(const AttentionCall&);
+void attention_avxvnni(const AttentionCall&);
+void attention_avx512vnni(const AttentionCall&);
+void attention_emulated(const AttentionCall&);
+
+// How the work is cut: (batch, key head) pairs whose packed K and V are held at a time, and the bytes
+// of one pair and of one running task.
+struct Footprint {
+  int64_t pairs, pair_bytes, task_bytes;
+};
+Footprint footprint(const AttentionCall&);
+
+inline int64_t attention_scratch(const AttentionCall& call) {
+  const Footprint f = footprint(call);
+  return f.pairs * f.pair_bytes + call.threads * f.task_bytes;
+}
 
 // Calls body(i) for i in [0, count) from `threads` threads, in any order; returns when all are done.
 void parallel_for(int64_t count, int threads, void (*body)(void*, int64_t), void* context);
