@@ -58,7 +58,8 @@ bool has_avx2() {
 bool has_avxvnni() { return has_avx2() && (cpuid(7, 1).a & (1u << 4)); }
 
 bool has_avx512vnni() {
-  return has_avx2() && (saved_state() & 0xe6) == 0xe6 && (cpuid(7, 0).b & (1u << 31)) &&
+  const uint32_t needed = 1u << 16 | 1u << 30 | 1u << 31;  // F, BW, VL
+  return has_avx2() && (saved_state() & 0xe6) == 0xe6 && (cpuid(7, 0).b & needed) == needed &&
          (cpuid(7, 0).c & (1u << 11));
 }
 #endif

@@ -29,8 +29,8 @@ namespace accel {
 constexpr int64_t KEY_BLOCK = 128;   // keys per block; K and V of one block stay in the L1/L2 cache
 constexpr int64_t QUERY_BLOCK = 96;  // query rows per task
 constexpr int64_t TILE = 16;         // columns per packed tile
-constexpr int64_t ROWS = 6;          // rows per register tile
-constexpr int64_t CHUNK = 24;        // rows that share a packed tile while it is in the L1 cache
+constexpr int64_t CHUNK = 24;        // rows that share a packed tile while it is in the L1 cache; a
+                                     // multiple of every ROWS (rows of an ISA's register tile)
 
 enum Dtype : int32_t { F32 = 0, BF16 = 1, F16 = 2 };
 enum MaskKind : int32_t { NO_MASK = 0, BOOL_MASK = 1, FLOAT_MASK = 2 };

@@ -1,3 +1,3 @@
 #define ACCEL_ATTENTION attention_avx512vnni
-#define ACCEL_DOT4(a, q, c) _mm256_dpbusd_epi32(a, q, c)
+#define ACCEL_512 1
 #include "attention_x86.inc"

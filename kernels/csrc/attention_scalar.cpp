@@ -6,7 +6,9 @@
 namespace accel {
 namespace {
 
-void qk_tile(int, const uint8_t* q, int64_t q_stride, const int8_t* k, int64_t steps,
+constexpr int64_t ROWS = 6, TILES = 1;  // of the inner kernels
+
+void qk_tile(int, int64_t, const uint8_t* q, int64_t q_stride, const int8_t* k, int64_t steps,
              const int32_t* init, int32_t* s, int64_t s_stride) {
   for (int64_t r = 0; r < ROWS; ++r)
     for (int64_t j = 0; j < TILE; ++j) {
@@ -18,7 +20,7 @@ void qk_tile(int, const uint8_t* q, int64_t q_stride, const int8_t* k, int64_t s
     }
 }
 
-void pv_tile(int, const uint8_t* p, int64_t p_stride, const int8_t* v, int64_t steps, const float* scale,
+void pv_tile(int, int64_t, const uint8_t* p, int64_t p_stride, const int8_t* v, int64_t steps, const float* scale,
              const float* keep, const float* gain, float* o, int64_t o_stride) {
   for (int64_t r = 0; r < ROWS; ++r)
     for (int64_t j = 0; j < TILE; ++j) {
