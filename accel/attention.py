@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +47,51 @@ class Record:
     scratch_bytes: int = 0  # memory of one call beside inputs and result, where it is known
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Arguments of torch's attention: query [..., Tq, D], key [..., Tk, D], value [..., Tk, Dv]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None
+    is_causal: bool
+    scale: float | None
+    enable_gqa: bool
+
+    def full(self, query: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        """What would have run without us; for some query rows if they and their mask are given."""
+        query, attn_mask = (self.query, self.attn_mask) if query is None else (query, attn_mask)
+        return seam.original()(
+            query, self.key, self.value, attn_mask=attn_mask, is_causal=self.is_causal,
+            scale=self.scale, enable_gqa=self.enable_gqa,
+        )  # fmt: skip
+
+    def why_full(self, config: AttentionConfig) -> str:
+        """Reason to keep this call at full precision whatever the plan says, or ""."""
+        q, k, v = self.query, self.key, self.value
+        if q.device.type == "meta":
+            return "meta tensors"
+        if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
+            return f"{q.dim()} dimensions, need [B, H, T, D]"
+        if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return f"dtype {q.dtype}"
+        groups = self.enable_gqa and k.shape[1] and q.shape[1] % k.shape[1] == 0
+        if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3]:
+            return "shapes that broadcast"
+        if q.shape[1] != k.shape[1] and not groups:
+            return "shapes that broadcast"
+        if config.impl == "auto":
+            return why_not_worth(q.device, q.shape[2], k.shape[2])
+        return ""
+
+
 @dataclass
 class Site:
     """One attention module (or a denoiser itself, ``config`` None) and its record.
 
-    ``demoted``: a non-finite result was seen, the site stays at full precision for the rest of the
-    run.
+    ``checked_run``: the run whose first call has been compared with full precision;
+    ``demoted_run``: in that run a result was not finite, so the rest stays at full precision.
     """
 
     name: str
@@ -72,6 +111,47 @@ class Site:
         """Count a call left at full precision."""
         self.record.kept[reason] += 1
 
+    def attend(self, *arguments: Any) -> Tensor:
+        """Attention of one call (see ``Call``) as the plan wants it at this step."""
+        call, config = Call(*arguments), self.config
+        if config is None:
+            reason = "not inside an attention module accel knows"
+        else:
+            reason = call.why_full(config)
+        if reason or config is None:
+            self.keep(reason)
+            return call.full()
+        run = self.state.refresh()
+        precision = policy.precision_at(config, self.name, self.state.step, self.state.steps)
+        if precision == "full" or self.demoted_run == run:
+            self.keep("full precision by plan" if precision == "full" else "demoted: non-finite")
+            return call.full()
+        return self._quantized(call, config, precision, run)
+
+    def _quantized(self, call: Call, config: AttentionConfig, precision: str, run: int) -> Tensor:
+        record, query = self.record, call.query
+        start = time.perf_counter()
+        impl = resolve(ATTENTION, config.impl, query.device)
+        scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
+        out, _ = run_attention(
+            query, call.key, call.value, precision, impl, call.attn_mask, None, call.is_causal,
+            scale, config.smooth_q, config.smooth_v, config.hadamard, False,
+        )  # fmt: skip
+        record.seconds += time.perf_counter() - start
+        if not torch.isfinite(out).all():
+            record.recomputed += 1
+            self.demoted_run = run
+            return call.full()
+        record.ran[(precision, impl)] += 1
+        if self.checked_run != run:
+            self.checked_run = run
+            if impl == "cpu":
+                bytes_ = scratch_bytes(query, call.key, call.value, BITS[precision])
+                record.scratch_bytes = max(record.scratch_bytes, bytes_)
+            if config.check_rows and not call.is_causal:
+                _compare(record, out, call, config.check_rows)
+        return out
+
 
 # -------------------------------------------------------------------------------------------- Hook
 
@@ -87,50 +167,13 @@ def _site_op(
     enable_gqa: bool,
     number: int,
 ) -> Tensor:
-    """Attention of one site: query [..., Tq, D], key [..., Tk, D], value [..., Tk, Dv]."""
-
-    def full(rows: Tensor, mask: Tensor | None) -> Tensor:
-        return seam.original()(
-            rows, key, value, attn_mask=mask, is_causal=is_causal, scale=scale,
-            enable_gqa=enable_gqa,
-        )  # fmt: skip
-
+    """A site's call inside a compiled graph; eager code calls ``Site.attend`` itself."""
+    arguments = (query, key, value, attn_mask, is_causal, scale, enable_gqa)
     site: Site | None = seam.caller(number)
-    if site is None:  # a compiled graph that outlived its patch
-        return _owned(full(query, attn_mask), query)
-    record = site.record
-    reason = _why_full(site, query, key, value, enable_gqa)
-    if reason:
-        site.keep(reason)
-        return _owned(full(query, attn_mask), query)
-    config, state = site.config, site.state
-    assert config is not None
-    run = state.refresh()
-    chosen = policy.precision_at(config, site.name, state.step, state.steps)
-    if chosen == "full" or site.demoted_run == run:
-        site.keep("full precision by plan" if chosen == "full" else "demoted: non-finite")
-        return _owned(full(query, attn_mask), query)
-    start = time.perf_counter()
-    impl = resolve(ATTENTION, config.impl, query.device)
-    out, _ = run_attention(
-        query, key, value, chosen, impl, attn_mask, None, is_causal,
-        query.shape[-1] ** -0.5 if scale is None else scale,
-        config.smooth_q, config.smooth_v, config.hadamard, False,
-    )  # fmt: skip
-    record.seconds += time.perf_counter() - start
-    if not torch.isfinite(out).all():
-        record.recomputed += 1
-        site.demoted_run = run
-        return _owned(full(query, attn_mask), query)
-    record.ran[(chosen, impl)] += 1
-    if impl == "cpu":
-        record.scratch_bytes = max(
-            record.scratch_bytes, scratch_bytes(query, key, value, BITS[chosen])
-        )
-    if config.check_rows and site.checked_run != run and not is_causal:
-        site.checked_run = run
-        _compare(record, out, query, attn_mask, config.check_rows, full)
-    return out
+    # A graph can outlive its patch; then there is no site any more.
+    out = Call(*arguments).full() if site is None else site.attend(*arguments)
+    # An op's result must be contiguous and must not alias an input.
+    return out.clone() if out.data_ptr() == query.data_ptr() else out.contiguous()
 
 
 @_site_op.register_fake
@@ -147,44 +190,14 @@ def _(
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
-def _owned(out: Tensor, query: Tensor) -> Tensor:
-    """An op's result must be contiguous and must not alias an input."""
-    return out.contiguous() if out.data_ptr() != query.data_ptr() else out.clone()
-
-
-def _why_full(site: Site, query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> str:
-    """Reason to keep a call at full precision whatever the plan says, or ""."""
-    if site.config is None:
-        return "not inside an attention module accel knows"
-    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
-        return f"{query.dim()} dimensions, need [B, H, T, D]"
-    if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"dtype {query.dtype}"
-    same_heads = query.shape[1] == key.shape[1] or (
-        enable_gqa and query.shape[1] % max(1, key.shape[1]) == 0
-    )
-    if query.shape[0] != key.shape[0] or key.shape[:3] != value.shape[:3] or not same_heads:
-        return "shapes that broadcast"
-    if site.config.impl == "auto":
-        return why_not_worth(query.device, query.shape[2], key.shape[2])
-    return ""
-
-
-def _compare(
-    record: Record,
-    out: Tensor,
-    query: Tensor,
-    attn_mask: Tensor | None,
-    rows: int,
-    full: Callable[[Tensor, Tensor | None], Tensor],
-) -> None:
+def _compare(record: Record, out: Tensor, call: Call, rows: int) -> None:
     """Relative L1 and cosine of ``out`` against full precision on evenly spread query rows."""
-    tokens = query.shape[-2]
-    index = torch.linspace(0, tokens - 1, min(rows, tokens), device=query.device).long()
-    mask = attn_mask
+    tokens = call.query.shape[-2]
+    index = torch.linspace(0, tokens - 1, min(rows, tokens), device=out.device).long()
+    mask = call.attn_mask
     if mask is not None and mask.dim() > 1 and mask.shape[-2] == tokens and tokens > 1:
         mask = mask[..., index, :]
-    exact = full(query[..., index, :], mask).double()
+    exact = call.full(call.query[..., index, :], mask).double()
     mine = out[..., index, :].double()
     error = float((mine - exact).abs().sum() / exact.abs().sum().clamp_min(1e-30))
     norms = (mine.square().sum() * exact.square().sum()).sqrt().clamp_min(1e-30)

@@ -35,6 +35,9 @@ class Caller(Protocol):
     def keep(self, reason: str) -> None:
         """A call went to the original function, and why."""
 
+    def attend(self, *arguments: Any) -> Tensor:
+        """Attention of one call: query, key, value, attn_mask, is_causal, scale, enable_gqa."""
+
 
 _numbers = itertools.count()
 _callers: dict[int, Any] = {}
@@ -119,18 +122,21 @@ class Seam:
             scale: float | None = None,
             enable_gqa: bool = False,
         ) -> Tensor:
+            arguments = (query, key, value, attn_mask, is_causal, scale, enable_gqa)
             number = _current() if self.alive else -1
             training = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-            if number < 0 or training or dropout_p > 0.0:
-                if number in _callers and not torch.compiler.is_compiling():
-                    _callers[number].keep("needs gradients" if training else "dropout")
-                return original(
-                    query, key, value, attn_mask=attn_mask, dropout_p=dropout_p,
-                    is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
-                )  # fmt: skip
-            return torch.ops.accel.site_attention(
-                query, key, value, attn_mask, is_causal, scale, enable_gqa, number
-            )
+            plain = number < 0 or training or dropout_p > 0.0
+            if torch.compiler.is_compiling():
+                if not plain:
+                    return torch.ops.accel.site_attention(*arguments, number)
+            elif (site := _callers.get(number)) is not None:
+                if not plain:
+                    return site.attend(*arguments)
+                site.keep("needs gradients" if training else "dropout")
+            return original(
+                query, key, value, attn_mask=attn_mask, dropout_p=dropout_p,
+                is_causal=is_causal, scale=scale, enable_gqa=enable_gqa,
+            )  # fmt: skip
 
         self.function = scaled_dot_product_attention
 
