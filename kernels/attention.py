@@ -64,11 +64,15 @@ def attention(
     ``impl`` cannot run here (with the reason).
     """
     _validate(q, k, v, precision, attn_mask, key_lengths, enable_gqa)
-    out, lse = torch.ops.accel.attention(
+    arguments = (
         q, k, v, precision, impl, attn_mask, key_lengths, is_causal,
         q.shape[-1] ** -0.5 if scale is None else float(scale),
         smooth_q, smooth_v, hadamard, return_lse,
     )  # fmt: skip
+    # The op is for graphs, and says clearly that it has no gradient; eager calls save its overhead.
+    gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    as_op = gradient or torch.compiler.is_compiling()
+    out, lse = torch.ops.accel.attention(*arguments) if as_op else run(*arguments)
     return (out, lse) if return_lse else out
 
 
