@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,51 +86,12 @@ class Call:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Arguments of torch's attention: query [..., Tq, D], key [..., Tk, D], value [..., Tk, Dv]."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    attn_mask: Tensor | None
-    is_causal: bool
-    scale: float | None
-    enable_gqa: bool
-
-    def full(self, query: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
-        """What would have run without us; for some query rows if they and their mask are given."""
-        query, attn_mask = (self.query, self.attn_mask) if query is None else (query, attn_mask)
-        return seam.original()(
-            query, self.key, self.value, attn_mask=attn_mask, is_causal=self.is_causal,
-            scale=self.scale, enable_gqa=self.enable_gqa,
-        )  # fmt: skip
-
-    def why_full(self, config: AttentionConfig) -> str:
-        """Reason to keep this call at full precision whatever the plan says, or ""."""
-        q, k, v = self.query, self.key, self.value
-        if q.device.type == "meta":
-            return "meta tensors"
-        if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
-            return f"{q.dim()} dimensions, need [B, H, T, D]"
-        if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            return f"dtype {q.dtype}"
-        groups = self.enable_gqa and k.shape[1] and q.shape[1] % k.shape[1] == 0
-        if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3]:
-            return "shapes that broadcast"
-        if q.shape[1] != k.shape[1] and not groups:
-            return "shapes that broadcast"
-        if config.impl == "auto":
-            return why_not_worth(q.device, q.shape[2], k.shape[2])
-        return ""
-
-
 @dataclass
 class Site:
     """One attention module (or a denoiser itself, ``config`` None) and its record.
 
-    ``checked_run``: the run whose first call has been compared with full precision. ``demoted_run``:
-    in that run a result was not finite, so the rest of it stays at full precision.
+    ``checked_run``: the run whose first call has been compared with full precision;
+    ``demoted_run``: in that run a result was not finite, so the rest stays at full precision.
     """
 
     name: str

@@ -34,22 +34,27 @@ class Handle:
         self._pipeline = type(pipe).__name__
         self._undo: list[Undo] = []
         self._state = RunState(pipe)
-        self._denoisers = denoisers(pipe)
+        modules = denoisers(pipe)
+        # Only weak references: a pipeline that is dropped without unpatch must go, and take the
+        # patch with it.
+        self._denoisers = {name: weakref.ref(module) for name, module in modules.items()}
         try:
-            self._apply()
+            self._apply(modules)
         except BaseException:
             self.unpatch()
             raise
+        for module in modules.values():
+            weakref.finalize(module, _unwind, self._undo).atexit = False
 
-    def _apply(self) -> None:
-        for name, module in self._denoisers.items():
+    def _apply(self, modules: dict[str, nn.Module]) -> None:
+        for name, module in modules.items():
             _handles[module] = self
             self._watch(module)
             if self.plan.attention is None:
                 continue
-            several = len(self._denoisers) > 1
-            modules = attention_modules(name, module, several=several)
-            sites = attention.apply(module, modules, self.plan.attention, self._state, self._undo)
+            several = len(modules) > 1
+            parts = attention_modules(name, module, several=several)
+            sites = attention.apply(module, parts, self.plan.attention, self._state, self._undo)
             outside = sites.pop("")
             outside.name = ""
             self.sites[f"{name}." if several else ""] = outside
@@ -86,10 +91,10 @@ class Handle:
 
     def unpatch(self) -> None:
         """Take every change back, last one first. Does nothing the second time."""
-        while self._undo:
-            self._undo.pop()()
-        for module in self._denoisers.values():
-            if _handles.get(module) is self:
+        _unwind(self._undo)
+        for reference in self._denoisers.values():
+            module = reference()
+            if module is not None and _handles.get(module) is self:
                 del _handles[module]
 
     def report(self) -> Report:
@@ -125,6 +130,12 @@ class Handle:
         if not self.active:
             notes.append("this patch has been taken back")
         return notes
+
+
+def _unwind(undo: list[Undo]) -> None:
+    """Undo everything, last first."""
+    while undo:
+        undo.pop()()
 
 
 def _ran_anything(sites: dict[str, Site]) -> bool:

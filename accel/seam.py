@@ -38,9 +38,6 @@ class Caller(Protocol):
     def attend(self, *arguments: Any) -> Tensor:
         """Attention of one call: query, key, value, attn_mask, is_causal, scale, enable_gqa."""
 
-    def attend(self, *arguments: Any) -> Tensor:
-        """Attention of one call: query, key, value, attn_mask, is_causal, scale, enable_gqa."""
-
 
 _numbers = itertools.count()
 _callers: dict[int, Any] = {}

@@ -141,14 +141,15 @@ def run(
     if impl == "auto" and quantized and why_not_worth(q.device, q.shape[2], k.shape[2]):
         quantized = False
     name = resolve(ATTENTION if quantized else FULL, impl, q.device)
+    valid = reference.seen_keys(attn_mask, key_lengths, k) if quantized else None
     if name == "cpu":
         mask = (
             attn_mask if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.float()
         )
         out, lse = cpu.attention(
             q, k, v, bits=BITS[precision], scale=scale, mask=mask, key_lengths=key_lengths,
-            is_causal=is_causal, smooth_q=smooth_q, smooth_v=smooth_v, hadamard=hadamard,
-            return_lse=return_lse,
+            key_valid=valid, is_causal=is_causal, smooth_q=smooth_q, smooth_v=smooth_v,
+            hadamard=hadamard, return_lse=return_lse,
         )  # fmt: skip
         return out, none if lse is None else lse
     wide = q.dtype == torch.float64
@@ -172,7 +173,7 @@ def run(
         spec = spec_of(
             precision, q.device.type, smooth_q=smooth_q, smooth_v=smooth_v, hadamard=hadamard
         )
-        out, lse = reference.quantized_attention(q, k, v, spec, scale=scale, mask=mask)
+        out, lse = reference.quantized_attention(q, k, v, spec, scale=scale, mask=mask, valid=valid)
     return out.to(q.dtype), lse.float() if return_lse else none
 
 

@@ -155,6 +155,33 @@ def additive_mask(
     return bias
 
 
+def seen_keys(attn_mask: Tensor | None, key_lengths: Tensor | None, k: Tensor) -> Tensor | None:
+    """Boolean [B, Tk], False for keys ``k [B, H, Tk, D]`` that no query sees; None if all are seen.
+
+    Only these have a part in means and scales: padding can hold anything. An additive mask hides a
+    key at -1000 or below (models write -10000 or -inf). A batch entry without any key left counts
+    as seeing all.
+    """
+    batch, keys = k.shape[0], k.shape[2]
+    valid = torch.ones(batch, keys, dtype=torch.bool, device=k.device)
+    if attn_mask is not None:
+        keep = attn_mask if attn_mask.dtype == torch.bool else attn_mask > -1000.0
+        keep = keep.to(k.device).view(*[1] * (4 - keep.dim()), *keep.shape)
+        valid &= keep.any(1).any(1).expand(batch, keys)
+    if key_lengths is not None:
+        valid &= torch.arange(keys, device=k.device) < key_lengths.to(k.device)[:, None]
+    valid |= ~valid.any(-1, keepdim=True)
+    return None if bool(valid.all()) else valid
+
+
+def _masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over tokens of x [B, H, T, D] as [B, H, 1, D], over the valid ones if given."""
+    if valid is None:
+        return x.mean(-2, keepdim=True)
+    count = valid.sum(-1).view(-1, 1, 1, 1)
+    return x.masked_fill(~valid[:, None, :, None], 0).sum(-2, keepdim=True) / count
+
+
 def _slice_mask(mask: Tensor | None, rows: slice, columns: slice) -> Tensor | None:
     """Part of a broadcastable mask [..., Tq or 1, Tk or 1]."""
     if mask is None:
@@ -190,10 +217,14 @@ def full_attention(
     return torch.cat(outputs, -2), torch.cat(sums, -1)
 
 
-def _quantize_values(v: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor, Tensor]:
+def _quantize_values(
+    v: Tensor, spec: QuantSpec, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Codes of V, their scale [.., T, D] (V ~ codes * scale + mean), its mean [.., 1, D]."""
-    mean = v.mean(-2, keepdim=True) if spec.smooth_v else torch.zeros_like(v[..., :1, :])
+    mean = _masked_mean(v, valid) if spec.smooth_v else torch.zeros_like(v[..., :1, :])
     v = v - mean
+    if valid is not None:
+        v = v.masked_fill(~valid[:, None, :, None], 0)
     if spec.values == "full":
         return v, torch.ones_like(v), mean
     if spec.values == "e4m3":
@@ -213,7 +244,14 @@ def _round_weights(p: Tensor, spec: QuantSpec) -> Tensor:
 
 
 def quantized_attention(
-    q: Tensor, k: Tensor, v: Tensor, spec: QuantSpec, *, scale: float, mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spec: QuantSpec,
+    *,
+    scale: float,
+    mask: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Quantized attention as specified in the module docstring.
 
@@ -223,18 +261,20 @@ def quantized_attention(
     """
     q, k, v = q.float(), k.float(), v.float()
     queries, keys = q.shape[-2], k.shape[-2]
-    k_mean = k.mean(-2, keepdim=True) if spec.smooth_k else torch.zeros_like(k[..., :1, :])
+    k_mean = _masked_mean(k, valid) if spec.smooth_k else torch.zeros_like(k[..., :1, :])
     shift = scale * (q @ k_mean.transpose(-1, -2)).squeeze(
         -1
     )  # what smoothing K took from each logit
     k = k - k_mean
+    if valid is not None:
+        k = k.masked_fill(~valid[:, None, :, None], 0)
     if spec.hadamard:
         rotation = hadamard_matrix(q.shape[-1], device=q.device, dtype=q.dtype)
         q, k = q @ rotation, k @ rotation
     k_codes, k_scale = quantize(
         k, spec.qk_bits, group_ids(keys, spec.granularity, spec.block_k, is_key=True), spec.clip
     )
-    v_codes, v_scale, v_mean = _quantize_values(v, spec)
+    v_codes, v_scale, v_mean = _quantize_values(v, spec, valid)
     outputs, sums = [], []
     step = max(spec.block_q, QUERY_ROWS // spec.block_q * spec.block_q)
     for start in range(0, queries, step):

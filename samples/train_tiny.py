@@ -66,7 +66,7 @@ class Settings:
     vae_steps: int = 5750
     vae_lr: float = 1.5e-3
     kl: float = 1e-3
-    dit_steps: int = 4000
+    dit_steps: int = 16000
     dit_batch: int = 16
     dit_lr: float = 1e-3
     ema: float = 0.998
@@ -238,6 +238,8 @@ def train_dit(s: Settings) -> None:
         picks = rng.integers(0, len(latents), s.dit_batch)
         prompts = [captions[i] if rng.random() > 0.1 else "" for i in picks]
         gamma = torch.from_numpy(rng.random(s.dit_batch)).float()
+        if step < 0.75 * s.dit_steps:
+            gamma = gamma**2  # motion is read from little-degraded noise; learn that first
         gamma[torch.from_numpy(rng.random(s.dit_batch) < 0.1)] = 1.0
         noise = mix_noise(rotate_channels(warps[picks].float()), gamma)
         u = torch.rand(s.dit_batch)
@@ -245,10 +247,11 @@ def train_dit(s: Settings) -> None:
         x = latents[picks]
         length = LONG_PROMPT if step % 8 == 7 else PROMPT_TOKENS
         text = encode_text(nets["text"], tokenizer, prompts, length)
-        guess = nets["transformer"](
-            (1 - t) * x + t * noise, timestep=t.flatten() * 1000, encoder_hidden_states=text
-        ).sample
-        loss = (guess - (noise - x)).square().mean()
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+            guess = nets["transformer"](
+                (1 - t) * x + t * noise, timestep=t.flatten() * 1000, encoder_hidden_states=text
+            ).sample
+        loss = (guess.float() - (noise - x)).square().mean()
         for group in optimiser.param_groups:
             group["lr"] = cosine(step, s.dit_steps, s.dit_lr)
         optimiser.zero_grad()

@@ -20,11 +20,14 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _Strides = ctypes.c_int64 * 4
 
 
+_POINTERS = ["q", "k", "v", "out", "lse", "mask", "key_lengths", "key_valid"]
+
+
 class _Call(ctypes.Structure):
     """``AttentionCall`` of kernels/csrc/attention.h, field by field."""
 
     _fields_ = [
-        *[(name, ctypes.c_void_p) for name in ["q", "k", "v", "out", "lse", "mask", "key_lengths"]],
+        *[(name, ctypes.c_void_p) for name in _POINTERS],
         *[
             (name, ctypes.c_int64)
             for name in ["batch", "heads", "key_heads", "queries", "keys", "dim", "value_dim"]
@@ -46,6 +49,7 @@ def attention(
     scale: float,
     mask: Tensor | None = None,
     key_lengths: Tensor | None = None,
+    key_valid: Tensor | None = None,
     is_causal: bool = False,
     smooth_q: bool = False,
     smooth_v: bool = False,
@@ -56,8 +60,8 @@ def attention(
 
     q ``[B, H, Tq, D]``, k ``[B, Hk, Tk, D]``, v ``[B, Hk, Tk, Dv]``, fp32, bf16 or fp16, strided;
     ``bits`` 4, 6 or 8; ``mask`` boolean or fp32, broadcastable to [B, H, Tq, Tk]; ``key_lengths``
-    int64 [B]. Returns output ``[B, H, Tq, Dv]`` contiguous and, with ``return_lse``, log-sum-exp
-    fp32 ``[B, H, Tq]``.
+    int64 [B]; ``key_valid`` bool [B, Tk], False where no query sees the key. Returns output
+    ``[B, H, Tq, Dv]`` contiguous and, with ``return_lse``, log-sum-exp fp32 ``[B, H, Tq]``.
 
     Raises RuntimeError without the native library, MemoryError if scratch memory is not to be had.
     """
@@ -81,6 +85,9 @@ def attention(
     if key_lengths is not None:
         key_lengths = key_lengths.to(torch.int64).contiguous()
         call.key_lengths = key_lengths.data_ptr()
+    if key_valid is not None:
+        key_valid = key_valid.contiguous()
+        call.key_valid = key_valid.data_ptr()
     if lib.accel_attention(ctypes.byref(call)):
         raise MemoryError(f"no memory for packed keys and values of {k.shape[2]} tokens")
     return out, lse

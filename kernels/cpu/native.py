@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 
-ABI = 3
+ABI = 4
 DISTRIBUTION = "accel-diffusion"
 
 

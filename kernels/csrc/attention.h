@@ -42,6 +42,7 @@ struct AttentionCall {
   float* lse;                      // [B, H, Tq] or null; natural log
   const void* mask;                // uint8 (bool) or float, see mask_stride
   const int64_t* key_lengths;      // [B] or null
+  const uint8_t* key_valid;        // [B, Tk] contiguous or null; 0: no query sees this key
   int64_t batch, heads, key_heads, queries, keys, dim, value_dim;
   int64_t q_stride[4], k_stride[4], v_stride[4], mask_stride[4];  // in elements
   int32_t dtype, qk_bits, mask_kind, causal;

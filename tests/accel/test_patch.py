@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from families import FAMILIES
 import accel
 from accel import AttentionConfig, Plan, Rule
 
+TORCHS = F.scaled_dot_product_attention
 INT8 = Plan("t", AttentionConfig("int8", impl="reference"))
 
 
@@ -153,19 +156,31 @@ def test_a_chosen_diffusers_backend_is_set_aside_and_restored(wan):
     assert fingerprint(wan[0]) == before
 
 
-def test_somebody_replacing_the_function_after_us(wan):
+def test_somebody_replacing_the_function_after_us(wan, monkeypatch):
     plain = forward(wan)
     accel.patch(wan[0], plan=INT8)
     ours = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda *a, **k: ours(*a, **k)
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: ours(*a, **k))
         accel.unpatch(wan[0])
         assert torch.equal(forward(wan), plain)
-    finally:
-        F.scaled_dot_product_attention = ours
-    accel.patch(wan[0], plan=INT8)
-    accel.unpatch(wan[0])
-    assert torch.equal(forward(wan), plain)
+        accel.patch(wan[0], plan=INT8)
+        accel.unpatch(wan[0])
+        assert torch.equal(forward(wan), plain)
+    # Put back is our function of the first patch; dead, it passes through.
+    assert F.scaled_dot_product_attention is ours and torch.equal(forward(wan), plain)
+    F.scaled_dot_product_attention = TORCHS
+
+
+def test_a_dropped_pipeline_is_freed_and_takes_its_patch_along():
+    before = F.scaled_dot_product_attention
+    model = FAMILIES["wan"]()
+    accel.patch(model[0], plan=INT8)
+    forward(model)
+    alive = weakref.ref(model[0])
+    del model
+    gc.collect()
+    assert alive() is None and F.scaled_dot_product_attention is before
 
 
 def test_deep_copy_is_not_patched(wan):

@@ -15,24 +15,33 @@ import accel
 from accel import AttentionConfig, Plan
 
 INT8 = Plan("t", AttentionConfig("int8", impl="reference"))
+TORCHS = F.scaled_dot_product_attention  # as imported, before any test patches
 # Mochi pools its text tokens with an attention of its own, outside of diffusers' attention modules.
 NAMED = {"mochi": {"not inside an attention module accel knows": 1}}
-FUSED = ("_scaled_dot_product",)
-PLAIN = ("_softmax", "softmax", "_safe_softmax", "_log_softmax")
+# Ops that take a softmax; torch's fused layers hide theirs, so they count as one themselves.
+FUSED = ("_scaled_dot_product", "_native_multi_head_attention", "_transformer_encoder_layer")
+PLAIN = ("_softmax", "softmax", "_safe_softmax", "_log_softmax", "_masked_softmax")
 
 
 class Kernels(TorchDispatchMode):
-    """Counts attention kernels, and softmax kernels outside of torch's attention function."""
+    """Counts softmax kernels outside of torch's attention function, and those in each call of it.
+
+    An op's own inner kernels are not seen here, so one attention counts once, fused or not.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.inside = 0
+        self.inside = False
         self.outside: Counter[str] = Counter()
+        self.per_call: list[int] = []
+        self.keys: list[int] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         softmax = name in PLAIN or name.startswith(FUSED)
-        if softmax and not self.inside:
+        if softmax and self.inside:
+            self.per_call[-1] += 1
+        elif softmax:
             self.outside[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -44,29 +53,45 @@ def forward(model):
 
 
 def attention_calls(model, monkeypatch):
-    """Calls of torch's attention in one forward, after proving that no softmax is outside of it."""
-    kernels, calls, real = Kernels(), [], F.scaled_dot_product_attention
+    """Number of keys in each call of torch's attention in one forward, after proving that each call
+    is one softmax and that no softmax is outside of them.
+    """
+    kernels, real = Kernels(), F.scaled_dot_product_attention
 
-    def counted(*args, **kwargs):
-        calls.append(1)
-        kernels.inside += 1
+    def counted(query, key, *args, **kwargs):
+        kernels.per_call.append(0)
+        kernels.keys.append(key.shape[-2])
+        kernels.inside = True
         try:
-            return real(*args, **kwargs)
+            return real(query, key, *args, **kwargs)
         finally:
-            kernels.inside -= 1
+            kernels.inside = False
 
     with monkeypatch.context() as patch, kernels:
         patch.setattr(F, "scaled_dot_product_attention", counted)
         forward(model)
     assert not kernels.outside, f"softmax outside of torch's attention: {dict(kernels.outside)}"
-    return len(calls)
+    assert set(kernels.per_call) <= {1}, f"softmax kernels in each call: {kernels.per_call}"
+    return kernels.keys
+
+
+def hooks_and_processors(module):
+    """Torch's attention function, every hook dict and every processor below ``module``."""
+    state = {("", "function"): F.scaled_dot_product_attention}
+    for name, child in module.named_modules():
+        for key, value in vars(child).items():
+            if "hook" in key and isinstance(value, dict):
+                state[name, key] = dict(value)
+        if hasattr(child, "processor"):
+            state[name, "processor"] = child.processor
+    return state
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_softmax_is_accounted_for(family, monkeypatch):
     model = FAMILIES[family]()
-    calls = attention_calls(model, monkeypatch)
-    assert calls
+    keys = attention_calls(model, monkeypatch)
+    assert max(keys, default=0) >= 64, f"too small to say anything: keys {keys}"
     with accel.patched(model[0], plan=INT8) as handle:
         forward(model)
         report = handle.report()
@@ -74,8 +99,9 @@ def test_every_softmax_is_accounted_for(family, monkeypatch):
     kept = Counter()
     for site in report.sites:
         kept.update(site.kept)
-    assert ran + sum(kept.values()) == calls, (ran, kept, calls)
-    assert kept == NAMED.get(family, {})
+    assert ran + kept.total() == len(keys), f"{len(keys)} attention calls, but\n{report}"
+    assert all(kept), f"calls kept without a reason\n{report}"
+    assert kept == NAMED.get(family, {}), str(report)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,11 +117,35 @@ def test_patched_output_is_close_and_comes_back_exactly(family):
     assert worst < 0.08
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hooks_processors_and_torchs_function_come_back(family, monkeypatch):
+    monkeypatch.setattr(F, "scaled_dot_product_attention", TORCHS)  # whatever ran before
+    model = FAMILIES[family]()
+    before = hooks_and_processors(model[0])
+    assert any(key[1] == "processor" for key in before)
+    accel.patch(model[0], plan=INT8)
+    forward(model)
+    assert F.scaled_dot_product_attention is not TORCHS, "an earlier patch was not taken back"
+    accel.unpatch(model[0])
+    after = hooks_and_processors(model[0])
+    changed = [key for key in before | after if before.get(key) != after.get(key)]
+    assert not changed, f"not as before: {changed}"
+
+
 def test_the_count_notices_a_softmax_outside(monkeypatch):
     model = FAMILIES["sdxl"]()
     model[0].set_attn_processor(AttnProcessor())
     with pytest.raises(AssertionError, match="outside of torch's attention"):
         attention_calls(model, monkeypatch)
+
+
+@pytest.mark.parametrize("layer", ["MultiheadAttention", "TransformerEncoderLayer"])
+def test_the_count_notices_torchs_fused_layers(layer):
+    module = getattr(torch.nn, layer)(32, 2, batch_first=True).eval()
+    x = torch.randn(1, 70, 32)
+    with torch.no_grad(), Kernels() as kernels:
+        module(*[x] * (3 if layer == "MultiheadAttention" else 1))
+    assert kernels.outside.total() == 1
 
 
 def test_a_processor_that_computes_softmax_itself_is_named():

@@ -160,3 +160,20 @@ def test_compiles_without_a_break():
     options = {"precision": "int4", "impl": "cpu"}
     compiled = torch.compile(lambda *x: attention(*x, **options) * 2, fullgraph=True)
     assert torch.equal(compiled(q, k, v), attention(q, k, v, **options) * 2)
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("kind", ["boolean", "additive", "lengths"])
+def test_what_is_masked_cannot_disturb_the_rest(impl, kind):
+    q, k, v = qkv(2, 2, 70, 200, 64)
+    seen = torch.tensor([40, 150])
+    keep = torch.arange(200) < seen.view(2, 1, 1, 1)
+    options = {
+        "boolean": {"attn_mask": keep},
+        "additive": {"attn_mask": torch.where(keep, 0.0, -10000.0)},
+        "lengths": {"key_lengths": seen},
+    }[kind]
+    exact = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+    hidden = ~keep.transpose(-1, -2)
+    k, v = k.masked_fill(hidden, 500.0), v.masked_fill(hidden, -3e4)
+    close(attention(q, k, v, impl=impl, smooth_v=True, **options), exact, 0.03)
