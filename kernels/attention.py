@@ -63,6 +63,11 @@ def attention(
     Raises ValueError for shapes, dtypes or options that do not fit, RuntimeError when a named
     ``impl`` cannot run here (with the reason).
     """
+    if impl == "auto" and precision in BITS and not return_lse:
+        masked = attn_mask is not None or key_lengths is not None
+        if not masked and _fit(q, k, v) and why_not_worth(q.device, q.shape[2], k.shape[2]):
+            # Such calls take microseconds, so they go by the shortest way.
+            return _sdpa(q, k, v, is_causal=is_causal, scale=scale).contiguous()
     _validate(q, k, v, precision, attn_mask, key_lengths, enable_gqa)
     arguments = (
         q, k, v, precision, impl, attn_mask, key_lengths, is_causal,
@@ -74,6 +79,17 @@ def attention(
     as_op = gradient or torch.compiler.is_compiling()
     out, lse = torch.ops.accel.attention(*arguments) if as_op else run(*arguments)
     return (out, lse) if return_lse else out
+
+
+def _fit(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether shapes and dtypes are plainly right; the whole check, with its messages, costs more."""
+    return (
+        q.dim() == 4
+        and q.shape[:2] == k.shape[:2]
+        and k.shape[:3] == v.shape[:3]
+        and q.shape[3] == k.shape[3]
+        and q.dtype == k.dtype == v.dtype
+    )
 
 
 def _validate(

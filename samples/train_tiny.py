@@ -1,13 +1,13 @@
-"""Train the embedded model ``samples/tiny-wan`` from nothing: VAE, then text encoder and
-transformer.
+"""Train the embedded model ``samples/tiny-wan`` from nothing.
 
-    python samples/train_tiny.py vae      # AutoencoderKLWan on short clips           (about 40
-    minutes) python samples/train_tiny.py data     # latents, captions and warped noise
-    (about 10 minutes) python samples/train_tiny.py dit      # WanTransformer3DModel +
-    UMT5EncoderModel  (1 to 3 hours) python samples/train_tiny.py export   # writes
-    samples/tiny-wan, fp16 safetensors python samples/train_tiny.py all
+First the VAE, then text encoder and transformer together, one stage at a time or ``all``:
 
-(times on two AVX2 cores.) Every stage is seeded, shows a progress bar, saves a checkpoint each 250
+    python samples/train_tiny.py vae      AutoencoderKLWan on short clips, 40 minutes
+    python samples/train_tiny.py data     latents, captions and warped noise, 10 minutes
+    python samples/train_tiny.py dit      WanTransformer3DModel and UMT5EncoderModel, 3 to 5 hours
+    python samples/train_tiny.py export   samples/tiny-wan as fp16 safetensors
+
+(Times on two cores.) Every stage is seeded, shows a progress bar, saves a checkpoint each 250
 steps below ``build/tiny`` and goes on from it when started again.
 
 Method. Rectified flow: ``x_t = (1 - t) x + t e``, the network predicts ``e - x``. The only

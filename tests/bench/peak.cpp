@@ -20,7 +20,8 @@ static double seconds(Clock::time_point since) {
 static double multiply(int64_t rounds) {
 #if defined(__AVX512VNNI__)
   __m512i a[16], q = _mm512_set1_epi32(0x01020304), c = _mm512_set1_epi32(0x04030201);
-  for (auto& x : a) x = _mm512_setzero_si512();
+#pragma GCC unroll 16
+  for (int j = 0; j < 16; ++j) a[j] = _mm512_setzero_si512();
   for (int64_t i = 0; i < rounds; ++i)
 #pragma GCC unroll 16
     for (int j = 0; j < 16; ++j) {
@@ -30,7 +31,8 @@ static double multiply(int64_t rounds) {
   return 16.0 * 64 * rounds;
 #else
   __m256i a[12], q = _mm256_set1_epi8(1), c = _mm256_set1_epi8(2);
-  for (auto& x : a) x = _mm256_setzero_si256();
+#pragma GCC unroll 12
+  for (int j = 0; j < 12; ++j) a[j] = _mm256_setzero_si256();
   for (int64_t i = 0; i < rounds; ++i)
 #pragma GCC unroll 12
     for (int j = 0; j < 12; ++j) {

@@ -62,6 +62,23 @@ def test_half_precision_inputs(dtype):
     assert out.dtype == dtype and float(error) < TIGHT + torch.finfo(dtype).eps / 2
 
 
+FLOORS = {"int8": 0.9996, "int6": 0.999, "int4": 0.985}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("biased", [False, True])
+def test_distance_to_exact_attention(precision, biased):
+    """Cosine to fp64 on N(0, 1), and with loud channel biases, which smoothing takes away."""
+    q, k, v = qkv(1024, 1024, 128, heads=1)
+    if biased:
+        loud = (torch.rand(128, generator=torch.Generator().manual_seed(1)) < 0.2).float()
+        q, k, v = q + 4 * loud, k + 8 * loud, v + 8.5 * loud
+    exact = attention(q.double(), k.double(), v.double(), precision="full")
+    out = attention(q, k, v, impl="cpu", precision=precision, smooth_q=True, smooth_v=True)
+    cosine = torch.nn.functional.cosine_similarity(out.double().flatten(), exact.flatten(), 0)
+    assert float(cosine) >= FLOORS[precision]
+
+
 @pytest.mark.parametrize("value", [0.0, -0.0, 1e-8, 6.1e-5, 1.0 / 3, 65504.0, 1e5, -7e4])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounding_of_the_output_is_torchs(dtype, value):
