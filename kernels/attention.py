@@ -82,7 +82,7 @@ def attention(
 
 
 def _fit(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether shapes and dtypes are plainly right; the whole check, with its messages, costs more."""
+    """Whether shapes and dtypes are plainly right; the check that has messages costs more."""
     return (
         q.dim() == 4
         and q.shape[:2] == k.shape[:2]

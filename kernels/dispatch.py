@@ -56,9 +56,14 @@ CPU_MIN_QUERIES = 32
 
 
 def why_not_worth(device: torch.device, queries: int, keys: int) -> str:
-    """Why "auto" leaves an attention call of this size to torch; "" if quantizing it pays."""
-    if device.type != "cpu" or ATTENTION[0].why_not("cpu"):
-        return ""
+    """Why "auto" leaves an attention call of this size to torch; "" if quantizing it pays.
+
+    Where only the eager reference could quantize, that is always: it is slower than torch.
+    """
+    if device.type != "cpu":
+        return f"no quantized kernel for {device.type} in this version"
+    if reason := ATTENTION[0].why_not("cpu"):
+        return f"no fast quantized kernel here: {reason}"
     if keys < CPU_MIN_KEYS:
         return f"{keys} keys, quantized attention pays from {CPU_MIN_KEYS} on"
     if queries < CPU_MIN_QUERIES:

@@ -73,6 +73,8 @@ def render(jobs: list[Job], options: Options) -> int:
         return 0
     pipes = _load_all(jobs)
     prepare_folder(options.out)
+    if options.compare:
+        _warm_up(pipes, jobs)
     failed = 0
     for number, job in enumerate(jobs, 1):
         try:
@@ -98,6 +100,14 @@ def _load_all(jobs: list[Job]) -> dict[str, Any]:
                 ) from error
         check(pipes[job.model], job)
     return pipes
+
+
+def _warm_up(pipes: dict[str, Any], jobs: list[Job]) -> None:
+    """One step of a job per model, so that no side of a comparison pays for what happens once."""
+    for model, pipe in pipes.items():
+        job = next(job for job in jobs if job.model == model)
+        for preset in ("balanced", None):
+            generate(pipe, replace(job, steps=1, preset=preset, plan=None))
 
 
 def _render_one(pipe: Any, job: Job, options: Options, title: str) -> None:

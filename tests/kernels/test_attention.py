@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from accel.kernels import dispatch
 from accel.kernels.attention import attention
 
 SHAPES = [(1, 2, 64, 64, 64), (2, 3, 65, 127, 40), (1, 1, 1, 1, 128), (1, 4, 130, 77, 80)]
@@ -38,6 +39,15 @@ def test_near_torchs_attention(shape, precision, bound, impl):
 def test_dtypes(dtype, impl):
     q, k, v = qkv(1, 2, 100, 90, 64, dtype=dtype)
     close(attention(q, k, v, impl=impl), F.scaled_dot_product_attention(q, k, v), 0.06)
+
+
+def test_auto_never_takes_what_is_slower_than_torch(monkeypatch):
+    assert "no quantized kernel for cuda" in dispatch.why_not_worth(torch.device("cuda"), 999, 999)
+    broken = dispatch.Impl("cpu", "", lambda device: "missing")
+    monkeypatch.setattr(dispatch, "ATTENTION", (broken, dispatch.ATTENTION[1]))
+    q, k, v = qkv(1, 2, 300, 300, 64)
+    assert torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
+    assert "missing" in dispatch.why_not_worth(q.device, 999, 999)
 
 
 def test_auto_leaves_short_calls_to_torch():
