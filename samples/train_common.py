@@ -1,0 +1,52 @@
+"""What both stages of training share: settings, checkpoints, learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent
+WORK = ROOT.parent / "build" / "tiny"
+FRAMES, SIZE = 17, 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained and for how long; ``seed`` fixes data, weights and batches."""
+
+    seed: int = 7
+    clips: int = 9000
+    vae_clips: int = 2000
+    vae_steps: int = 5750
+    vae_lr: float = 1.5e-3
+    kl: float = 1e-3
+    dit_steps: int = 16000
+    dit_batch: int = 16
+    dit_lr: float = 1e-3
+    ema: float = 0.998
+
+
+def save_state(path: Path, **state: object) -> None:
+    """Write a checkpoint so that a crash leaves the old one or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def cosine(step: int, steps: int, peak: float, warmup: int = 200) -> float:
+    """Learning rate at ``step``: linear warm-up, then a half cosine down to 1 % of ``peak``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    x = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
+
+
+def to_video(frames: np.ndarray) -> Tensor:
+    """uint8 ``[..., F, H, W, 3]`` to float ``[..., 3, F, H, W]`` in -1..1."""
+    return torch.from_numpy(frames).float().movedim(-1, -4) / 127.5 - 1.0
