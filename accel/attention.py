@@ -9,6 +9,7 @@ recomputes a non-finite result.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -138,7 +139,7 @@ class Site:
             scale, config.smooth_q, config.smooth_v, config.hadamard, False,
         )  # fmt: skip
         record.seconds += time.perf_counter() - start
-        if not torch.isfinite(out).all():
+        if not _finite(out):
             record.recomputed += 1
             self.demoted_run = run
             return call.full()
@@ -188,6 +189,13 @@ def _(
     number: int,
 ) -> Tensor:
     return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+def _finite(out: Tensor) -> bool:
+    """Whether every element is finite. A sum shows it in one pass; only a sum that is not is looked
+    into, since finite values can overflow it.
+    """
+    return math.isfinite(out.sum(dtype=torch.float32).item()) or bool(torch.isfinite(out).all())
 
 
 def _compare(record: Record, out: Tensor, call: Call, rows: int) -> None:

@@ -49,9 +49,9 @@ ATTENTION = (
 FULL = (Impl("reference", "eager torch with log-sum-exp", _always),)
 
 
-# Fewest keys, and fewest queries to share the packing of the keys, with which the native kernel beats
-# torch's attention, everything included; measured with AVX2 and with AVX-512-VNNI on two cores, heads
-# of 40 to 256 (tests/bench/bench_attention.py --crossover).
+# Fewest keys, and fewest queries to share the packing of the keys, with which the native kernel
+# beats torch, everything included; measured with AVX2 and with AVX-512-VNNI on two cores,
+# heads of 40 to 256 (tests/bench/bench_attention.py --crossover).
 CPU_MIN_KEYS = 128
 CPU_MIN_QUERIES = 96
 
