@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from clips import sample_clip
+from diffusers import AutoencoderKLWan
 from tiny_model import (
     CHANNELS,
     PROMPT_TOKENS,
@@ -43,7 +44,7 @@ def make_clip(task: tuple[int, Settings]) -> tuple[Tensor, Tensor, str]:
     index, s = task
     torch.set_num_threads(1)
     clip = sample_clip(1_000_000 * s.seed + index)
-    vae = _vae()
+    vae = trained_vae()
     with torch.no_grad():
         frames = to_video((clip.frames * 255).round().astype(np.uint8))[None]
         latents = vae.encode(frames).latent_dist.mode()[0]
@@ -58,9 +59,14 @@ def make_clip(task: tuple[int, Settings]) -> tuple[Tensor, Tensor, str]:
 
 
 @cache
-def _vae() -> torch.nn.Module:
+def trained_vae() -> AutoencoderKLWan:
+    """The VAE of the first stage, from its checkpoint or else from the exported model."""
     vae = build_vae().eval()
-    vae.load_state_dict(torch.load(WORK / "vae.pt")["model"])
+    if (WORK / "vae.pt").exists():
+        vae.load_state_dict(torch.load(WORK / "vae.pt")["model"])
+    else:
+        exported = AutoencoderKLWan.from_pretrained(ROOT / "tiny-wan" / "vae")
+        vae.load_state_dict(exported.float().state_dict())
     return vae
 
 

@@ -24,7 +24,7 @@ from tiny_model import build_vae, save_pipeline
 from torch import Tensor
 from tqdm import tqdm
 from train_common import FRAMES, ROOT, SIZE, WORK, Settings, cosine, save_state, to_video
-from train_dit import build_nets, make_data, train_dit
+from train_dit import build_nets, make_data, train_dit, trained_vae
 
 
 def vae_clips(s: Settings) -> np.ndarray:
@@ -93,8 +93,7 @@ def train_vae(s: Settings) -> None:
 
 def export(s: Settings) -> None:
     """Write the averaged weights as a WanPipeline folder."""
-    state, vae = torch.load(WORK / "dit.pt"), build_vae()
-    vae.load_state_dict(torch.load(WORK / "vae.pt")["model"])
+    state, vae = torch.load(WORK / "dit.pt"), trained_vae()
     vae.register_to_config(latents_mean=state["mean"].tolist(), latents_std=state["std"].tolist())
     nets = build_nets()
     nets.load_state_dict(state["average"])
