@@ -56,7 +56,6 @@ class Handle:
             parts = attention_modules(name, module, several=several)
             sites = attention.apply(module, parts, self.plan.attention, self._state, self._undo)
             outside = sites.pop("")
-            outside.name = ""
             self.sites[f"{name}." if several else ""] = outside
             self.sites.update(sites)
 
@@ -69,9 +68,7 @@ class Handle:
                 return
             self.calls += 1
             started.append(time.perf_counter())
-            position = 1 if len(args) > 1 else None
-            seen = kwargs.get("timestep", args[position] if position is not None else None)
-            self._state.observe(seen)
+            self._state.observe(kwargs.get("timestep", args[1] if len(args) > 1 else None))
             self._state.refresh()
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
@@ -101,7 +98,7 @@ class Handle:
         """What ran so far."""
         reports = [
             site_report(site)
-            for key, site in self.sites.items()
+            for site in self.sites.values()
             if site.config is not None or site.record.kept
         ]
         return Report(

@@ -54,9 +54,9 @@ def warp_noise(
 
     Raises ValueError for a wrong shape, a non-finite flow, no channel, or an unknown mode.
     """
-    _check_flow("flow", flow)
+    check_flow("flow", flow)
     if backward is not None:
-        _check_flow("backward", backward)
+        check_flow("backward", backward)
         if backward.shape != flow.shape:
             raise ValueError(
                 f"backward must have flow's shape {tuple(flow.shape)}, got {tuple(backward.shape)}"
@@ -178,7 +178,8 @@ def _edges(forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([source, origin[grown]]), torch.cat([target, here[grown]])
 
 
-def _check_flow(name: str, flow: Tensor) -> None:
+def check_flow(name: str, flow: Tensor) -> None:
+    """Raise ValueError, naming ``name``, unless ``flow`` is a finite float tensor [F, 2, H, W]."""
     if flow.dim() != 4 or flow.shape[1] != 2 or 0 in flow.shape[2:]:
         raise ValueError(
             f"{name} must be [F, 2, H, W] pixels (dx, dy) between frames, got {tuple(flow.shape)}"

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from accel.kernels.warp import check_flow
 from accel.patch import patched
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.flows import make_flow
-from accel.pipelines.motion.latents import latent_geometry, warped_latents
+from accel.pipelines.motion.latents import Geometry, latent_geometry, warped_latents
 from accel.report import Report
 from accel.sites import denoisers
 
@@ -60,7 +61,7 @@ def check(pipe: Any, job: Job) -> None:
         )
     if job.motion is not None:
         try:
-            motion_latents(pipe, job)
+            _motion_flow(pipe, job)
         except ValueError as error:
             raise JobError(f"{where}: {error}") from error
 
@@ -76,17 +77,24 @@ def _size_multiple(pipe: Any, denoiser: Any) -> int:
     return 8 * int(patch)
 
 
-def motion_latents(pipe: Any, job: Job) -> torch.Tensor:
-    """Warped initial latents of a job with ``motion``. Raises ValueError if that cannot be done."""
+def _motion_flow(pipe: Any, job: Job) -> tuple[torch.Tensor, torch.Tensor | None, Geometry]:
+    """Flows of a job with ``motion`` and the latent grid they go to, without the work of warping.
+    Raises ValueError if the job or the pipeline cannot have that motion.
+    """
     assert job.motion is not None
     if job.frames is None or job.height is None or job.width is None:
         raise ValueError("motion needs frames, height and width in the job")
     if job.frames == 1:
         raise ValueError("motion needs 2 frames or more, got frames 1")
     flow, backward = make_flow(job.motion, frames=job.frames, height=job.height, width=job.width)
-    return warped_latents(
-        flow, latent_geometry(pipe), seed=job.seed, strength=job.strength, backward=backward
-    )
+    check_flow("flow", flow)
+    return flow, backward, latent_geometry(pipe)
+
+
+def motion_latents(pipe: Any, job: Job) -> torch.Tensor:
+    """Warped initial latents of a job with ``motion``. Raises ValueError if that cannot be done."""
+    flow, backward, geometry = _motion_flow(pipe, job)
+    return warped_latents(flow, geometry, seed=job.seed, strength=job.strength, backward=backward)
 
 
 def generate(pipe: Any, job: Job, *, on_step: OnStep | None = None) -> Result:

@@ -61,7 +61,7 @@ def _encode(path: Path, frames: np.ndarray, rate: Fraction, comment: str) -> Non
 
 
 def read_video(path: str | Path) -> np.ndarray:
-    """Frames of a video as uint8 [F, H, W, 3]. Raises OSError or ValueError for a file that is no
+    """Frames of a video as uint8 [F, H, W, 3]. Raises ValueError for a file that is no
     video.
     """
     try:

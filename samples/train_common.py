@@ -50,3 +50,14 @@ def cosine(step: int, steps: int, peak: float, warmup: int = 200) -> float:
 def to_video(frames: np.ndarray) -> Tensor:
     """uint8 ``[..., F, H, W, 3]`` to float ``[..., 3, F, H, W]`` in -1..1."""
     return torch.from_numpy(frames).float().movedim(-1, -4) / 127.5 - 1.0
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+    """One step of ``optimiser`` down ``loss`` at learning rate ``rate``, gradients clipped to 1."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad()
+    loss.backward()
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimiser.step()

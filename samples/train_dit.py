@@ -32,7 +32,7 @@ from tiny_model import (
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
-from train_common import ROOT, WORK, Settings, cosine, save_state, to_video
+from train_common import ROOT, WORK, Settings, cosine, descend, save_state, to_video
 
 from accel.kernels.warp import warp_noise
 
@@ -175,12 +175,7 @@ def train_dit(s: Settings) -> None:
         loss = flow_loss(
             nets, x, noise, times, encode_text(nets["text"], tokenizer, prompts, length)
         )
-        for group in optimiser.param_groups:
-            group["lr"] = cosine(step, s.dit_steps, s.dit_lr)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
-        optimiser.step()
+        descend(optimiser, loss, cosine(step, s.dit_steps, s.dit_lr))
         decay = min(s.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), nets.parameters(), strict=True):

@@ -23,7 +23,7 @@ from clips import sample_clip
 from tiny_model import build_vae, save_pipeline
 from torch import Tensor
 from tqdm import tqdm
-from train_common import FRAMES, ROOT, SIZE, WORK, Settings, cosine, save_state, to_video
+from train_common import FRAMES, ROOT, SIZE, WORK, Settings, cosine, descend, save_state, to_video
 from train_dit import build_nets, make_data, train_dit, trained_vae
 
 
@@ -76,12 +76,7 @@ def train_vae(s: Settings) -> None:
             + (y - x).square().mean()
             + s.kl * posterior.kl().mean() / posterior.mean[0].numel()
         )
-        for group in optimiser.param_groups:
-            group["lr"] = cosine(step, s.vae_steps, s.vae_lr)
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
+        descend(optimiser, loss, cosine(step, s.vae_steps, s.vae_lr))
         psnr = -10 * math.log10(float((y - x).detach().square().mean()) / 4)
         smooth = psnr if smooth == 0 else 0.98 * smooth + 0.02 * psnr
         bar.set_postfix(psnr=f"{smooth:.2f} dB", loss=f"{float(loss):.4f}")

@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from accel.kernels.cpu.native import library
+from accel.kernels.cpu.native import require
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _Strides = ctypes.c_int64 * 4
@@ -65,9 +65,7 @@ def attention(
 
     Raises RuntimeError without the native library, MemoryError if scratch memory is not to be had.
     """
-    lib = library().lib
-    if lib is None:
-        raise RuntimeError(f"native library not available: {library().reason}")
+    lib = require()
     use_torchs_threads(lib)
     out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
     lse = torch.empty(q.shape[:-1]) if return_lse else None
@@ -95,9 +93,7 @@ def attention(
 
 def scratch_bytes(q: Tensor, k: Tensor, v: Tensor, bits: int) -> int:
     """Memory in bytes that a call needs beside its inputs and its result, at most."""
-    lib = library().lib
-    if lib is None:
-        raise RuntimeError(f"native library not available: {library().reason}")
+    lib = require()
     use_torchs_threads(lib)
     return int(lib.accel_attention_scratch(ctypes.byref(_describe(q, k, v, bits))))
 

@@ -60,6 +60,14 @@ def instruction_sets(lib: ctypes.CDLL) -> list[str]:
     return [name.decode() for name in raw if name is not None]
 
 
+def require() -> ctypes.CDLL:
+    """The loaded library. Raises RuntimeError with the reason where there is none."""
+    native = library()
+    if native.lib is None:
+        raise RuntimeError(f"native library not available: {native.reason}")
+    return native.lib
+
+
 @cache
 def library() -> Native:
     """Load the library once. Never raises: a missing or foreign library comes back as a reason.

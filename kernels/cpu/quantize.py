@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accel.kernels.cpu.native import library
+from accel.kernels.cpu.native import require
 
 
 def quantize_rows(x: Tensor, qmax: int, floor: float) -> tuple[Tensor, Tensor]:
     """Quantise ``x [..., D]`` per row: codes int8 ``[..., D]``, scale fp32 ``[..., 1]``."""
-    lib = library().lib
-    if lib is None:
-        raise RuntimeError(f"native library not available: {library().reason}")
+    lib = require()
     x = x.to(torch.float32).contiguous()
     codes = torch.empty(x.shape, dtype=torch.int8)
     scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32)
