@@ -24,7 +24,7 @@ from accel.config import AttentionConfig
 from accel.kernels.attention import BITS
 from accel.kernels.attention import run as run_attention
 from accel.kernels.cpu.attention import scratch_bytes
-from accel.kernels.dispatch import ATTENTION, resolve, why_not_worth
+from accel.kernels.dispatch import ATTENTION, resolve, runs_as, why_not_worth
 from accel.seam import Undo
 from accel.state import RunState
 
@@ -35,12 +35,14 @@ from accel.state import RunState
 class Record:
     """What happened at one site, over all runs since patching.
 
-    ``kept`` counts calls left at full precision by reason; ``error`` is the worst relative L1 and
+    ``kept`` counts calls left at full precision by reason, ``instead`` those that ran in another
+    precision than the plan's; ``error`` is the worst relative L1 and
     ``cosine`` the worst similarity to full precision on the sampled rows.
     """
 
     ran: Counter[tuple[str, str]] = field(default_factory=Counter)  # (precision, implementation)
     kept: Counter[str] = field(default_factory=Counter)
+    instead: Counter[str] = field(default_factory=Counter)
     recomputed: int = 0
     error: float | None = None
     cosine: float | None = None
@@ -83,7 +85,8 @@ class Call:
         if q.shape[1] != k.shape[1] and not groups:
             return "shapes that broadcast"
         if config.impl == "auto":
-            return why_not_worth(q.device, q.shape[2], k.shape[2])
+            usual = "int8" if config.precision == "full" else config.precision
+            return why_not_worth(q, k, v, usual)
         return ""
 
 
@@ -133,6 +136,10 @@ class Site:
         record, query = self.record, call.query
         start = time.perf_counter()
         impl = resolve(ATTENTION, config.impl, query.device)
+        if config.impl == "auto":
+            asked, (precision, why) = precision, runs_as(precision, impl, query)
+            if why:
+                record.instead[f"{asked} ran as {precision}: {why}"] += 1
         scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
         out, _ = run_attention(
             query, call.key, call.value, precision, impl, call.attn_mask, None, call.is_causal,

@@ -117,7 +117,9 @@ class Handle:
         if self.plan.attention is None:
             notes.append("attention is not changed by this plan")
         elif any(impl == "reference" for s in self.sites.values() for _, impl in s.record.ran):
-            reason = "; ".join(f"{e.name}: {why}" for e in ATTENTION if (why := e.why_not("cpu")))
+            reason = "; ".join(
+                f"{e.name}: {why}" for e in ATTENTION if (why := e.why_not(torch.device("cpu")))
+            )
             notes.append(
                 "attention ran on the eager reference: it shows what a precision costs, but is "
                 f"slower than torch's attention{' (' + reason + ')' if reason else ''}"

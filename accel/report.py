@@ -71,6 +71,9 @@ def site_report(site: Site) -> SiteReport:
     ran = {f"{p} by {impl}": n for (p, impl), n in sorted(record.ran.items())}
     if site.config is not None and site.entered and not record.ran and not record.kept:
         note = "; ".join(filter(None, [note, "its processor never calls torch's attention"]))
+    note = "; ".join(
+        filter(None, [note, *(f"{why}: {n} calls" for why, n in record.instead.items())])
+    )
     return SiteReport(
         site.name or "(outside attention modules)",
         ran,

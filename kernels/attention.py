@@ -15,7 +15,8 @@ from torch import Tensor
 
 from accel.kernels import reference
 from accel.kernels.cpu import attention as cpu
-from accel.kernels.dispatch import ATTENTION, FULL, resolve, why_not_worth
+from accel.kernels.dispatch import ATTENTION, FULL, resolve, runs_as, why_not_worth
+from accel.kernels.gpu import support
 
 Precision = Literal["int8", "int6", "int4", "full"]
 ImplName = Literal["auto", "reference", "cpu", "gpu"]
@@ -56,7 +57,8 @@ def attention(
     D^-1/2.
 
     ``impl="auto"`` takes the fastest for the call, which for few tokens is torch's own attention at
-    full precision; a named one runs as asked. ``precision="full"`` with "auto" is torch's own
+    full precision, and INT8 on a card without tensor cores for the asked precision; a named one
+    runs as asked. ``precision="full"`` with "auto" is torch's own
     attention. ``smooth_q``, ``smooth_v``, ``hadamard``: see ``kernels/reference.py``
     (SageAttention2, arXiv 2411.10958, section 3).
 
@@ -65,7 +67,8 @@ def attention(
     """
     if impl == "auto" and precision in BITS and not return_lse:
         masked = attn_mask is not None or key_lengths is not None
-        if not masked and _fit(q, k, v) and why_not_worth(q.device, q.shape[2], k.shape[2]):
+        small = not masked and not torch.compiler.is_compiling() and _fit(q, k, v)
+        if small and why_not_worth(q, k, v, precision):
             # Such calls take microseconds, so they go by the shortest way.
             return _sdpa(q, k, v, is_causal=is_causal, scale=scale).contiguous()
     _validate(q, k, v, precision, attn_mask, key_lengths, enable_gqa)
@@ -154,9 +157,14 @@ def run(
     """
     none = q.new_empty(0, dtype=torch.float32)
     quantized = precision != "full"
-    if impl == "auto" and quantized and why_not_worth(q.device, q.shape[2], k.shape[2]):
+    if impl == "auto" and quantized and why_not_worth(q, k, v, precision):
         quantized = False
     name = resolve(ATTENTION if quantized else FULL, impl, q.device)
+    if name == "gpu":
+        return _gpu(
+            q, k, v, precision, impl, attn_mask, key_lengths, is_causal, scale, smooth_q, smooth_v,
+            hadamard, return_lse,
+        )  # fmt: skip
     valid = reference.seen_keys(attn_mask, key_lengths, k) if quantized else None
     if name == "cpu":
         mask = (
@@ -186,30 +194,69 @@ def run(
             q.to(dtype), k.to(dtype), v.to(dtype), scale=scale, mask=mask
         )
     else:
-        spec = spec_of(
-            precision, q.device.type, smooth_q=smooth_q, smooth_v=smooth_v, hadamard=hadamard
-        )
+        spec = spec_of(precision, q.device, smooth_q=smooth_q, smooth_v=smooth_v, hadamard=hadamard)
         out, lse = reference.quantized_attention(q, k, v, spec, scale=scale, mask=mask, valid=valid)
     return out.to(q.dtype), lse.float() if return_lse else none
 
 
+def _gpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    precision: str,
+    impl: str,
+    attn_mask: Tensor | None,
+    key_lengths: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    smooth_q: bool,
+    smooth_v: bool,
+    hadamard: bool,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    """``run`` on tensor cores; nothing here waits for the card."""
+    from accel.kernels.gpu import attention as gpu  # brings in Triton
+
+    runs, why = runs_as(precision, "gpu", q)
+    if impl != "auto" and why:
+        raise RuntimeError(f"precision {precision!r} cannot run on this card: {why}; use {runs!r}")
+    values = support.value_format(support.capability(q.device), runs)
+    masked = attn_mask is not None or key_lengths is not None
+    out, lse = gpu.attention(
+        q, k, v, tile=gpu.choose(q, v.shape[-1], runs).tile, values=values, scale=scale,
+        mask=None if attn_mask is None else attn_mask.to(q.device),
+        key_lengths=None if key_lengths is None else key_lengths.to(q.device),
+        key_valid=reference.valid_keys(attn_mask, key_lengths, k) if masked else None,
+        is_causal=is_causal, smooth_q=smooth_q, smooth_v=smooth_v, hadamard=hadamard,
+        return_lse=return_lse,
+    )  # fmt: skip
+    return out, q.new_empty(0, dtype=torch.float32) if lse is None else lse
+
+
 def spec_of(
-    precision: str, device: str, *, smooth_q: bool, smooth_v: bool, hadamard: bool
+    precision: str, device: torch.device, *, smooth_q: bool, smooth_v: bool, hadamard: bool
 ) -> reference.QuantSpec:
-    """What ``precision`` means on a kind of device, as the reference computes it."""
+    """What ``precision`` means on a device, as the reference computes it."""
     bits = BITS[precision]
-    gpu = device == "cuda"
+    if device.type == "cuda":
+        values = support.value_format(support.capability(device), precision)
+        return reference.QuantSpec(
+            qk_bits=bits,
+            values="e2m1" if values == "e2m1" else "e4m3" if values == "e4m3" else "fp16",
+            smooth_q=smooth_q,
+            smooth_v=smooth_v,
+            hadamard=hadamard,
+        )
     return reference.QuantSpec(
         qk_bits=bits,
-        q_bits=bits if gpu else QUERY_BITS[bits],
-        values="e4m3" if gpu else "int7",
-        weight_levels=127 if gpu or bits > 4 else 63,
-        clip=1.0 if gpu or bits > 4 else INT4_CLIP,
-        granularity="thread" if gpu else "token",
+        q_bits=QUERY_BITS[bits],
+        values="int7",
+        weight_levels=127 if bits > 4 else 63,
+        clip=1.0 if bits > 4 else INT4_CLIP,
         smooth_q=smooth_q,
         smooth_v=smooth_v,
         hadamard=hadamard,
-        block_q=128 if gpu else 96,
+        block_q=96,
     )
 
 

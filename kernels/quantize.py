@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from accel.kernels import reference
+from accel.kernels import reference_formats
 from accel.kernels.cpu import quantize as cpu
 from accel.kernels.dispatch import QUANTIZE, resolve
 
@@ -27,7 +27,7 @@ def quantize_rows(
     if not x.is_floating_point() or x.dim() == 0:
         raise ValueError(f"x must be a float tensor [..., D], got {x.dtype} {tuple(x.shape)}")
     if resolve(QUANTIZE, impl, x.device) == "cpu":
-        return cpu.quantize_rows(x, 2 ** (bits - 1) - 1, reference.SCALE_FLOOR)
+        return cpu.quantize_rows(x, 2 ** (bits - 1) - 1, reference_formats.SCALE_FLOOR)
     flat = x.float().reshape(-1, x.shape[-1])
-    codes, scale = reference.quantize(flat, bits, torch.arange(flat.shape[0]))
+    codes, scale = reference_formats.quantize(flat, bits, torch.arange(flat.shape[0]))
     return codes.to(torch.int8).view(x.shape), scale.view(*x.shape[:-1], 1)

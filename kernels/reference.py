@@ -15,9 +15,9 @@ queries Q [Tq, D], keys K and values V [Tk, D], softmax scale tau:
 6. P = exp(S - m) where m is the row's maximum **inside this key block**, so P always uses its whole
    range; the factor exp(m - m_running) is applied in fp32 when the block is added. (The paper's
    static scale relative to the running maximum flushes late small blocks to zero.)
-7. P and V become E4M3 (P x 448) or integers (P x 127, V per block to 63 or 127), V optionally
-   without its channel means (smooth V; exact because rows of P sum to 1). Denominator: fp32 sum of
-   the unrounded P.
+7. P and V become E4M3 (P x 448), fp16 (V over a power of two) or integers (P x 127, V per block to
+   63 or 127), V optionally without its channel means (smooth V; exact because rows of P sum to 1).
+   Denominator: fp32 sum of the unrounded P.
 
 Layout [B, H, T, D] everywhere. Trade-off: everything is materialised per (query chunk, key block)
 in fp32, so this is slow and small in memory, and easy to read against the paper.
@@ -32,11 +32,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Granularity = Literal["token", "thread", "block"]
-ValueFormat = Literal["int7", "int8", "e4m3", "full"]
+from accel.kernels.reference_formats import (
+    E4M3_MAX,
+    SCALE_FLOOR,
+    Granularity,
+    group_ids,
+    hadamard_matrix,
+    nvfp4,
+    quantize,
+    round_e4m3,
+)
 
-SCALE_FLOOR = 1e-12  # largest magnitude assumed for an all-zero group, so that no scale is zero
-E4M3_MAX = 448.0
+ValueFormat = Literal["int7", "int8", "e4m3", "e2m1", "fp16", "full"]
+
 QUERY_ROWS = 1024  # queries handled at a time, to bound memory
 
 
@@ -45,6 +53,7 @@ class QuantSpec:
     """How one quantized attention call is computed.
 
     ``qk_bits`` 8, 6 or 4, symmetric; ``q_bits`` where the queries have fewer (0: the same).
+    ``values`` "e2m1" stands for NVFP4 throughout: Q, K and V too, whatever ``qk_bits``.
     ``clip``: largest magnitude that still fits, as a share of the group's maximum; below 1 the few
     largest values are cut for a finer step. ``values`` "int7" and "int8": P in ``weight_levels``
     steps, V with a scale per key block and channel; "e4m3": a scale per channel.
@@ -74,51 +83,6 @@ class QuantSpec:
                 f"block_q must be a multiple of 32 and block_k of 64, got {self.block_q} and "
                 f"{self.block_k}"
             )
-
-
-def group_ids(tokens: int, granularity: Granularity, block: int, *, is_key: bool) -> Tensor:
-    """Scale group of each token, int64 [T].
-
-    "thread" is the layout of one tensor-core thread (SageAttention2, section 3.2): queries share a
-    scale in groups of 4 rows {i, i+8, i+16, i+24} of a 32-row warp, keys in groups of 16 of a
-    64-key tile.
-    """
-    n = torch.arange(tokens)
-    if granularity == "token":
-        return n
-    if granularity == "block":
-        return n // block
-    return (n // 64) * 4 + (n % 8) // 2 if is_key else (n // 32) * 8 + n % 8
-
-
-def quantize(x: Tensor, bits: int, groups: Tensor, clip: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Symmetric integers of ``x [..., T, D]`` with one scale per token group.
-
-    ``groups`` int64 [T] names each token's group; ``clip`` as in ``QuantSpec``. Returns codes
-    (float tensor holding integers in [-qmax, qmax]) and scale [..., T, 1]; ``codes * scale``
-    approximates ``x``. Rounds half to even.
-    """
-    qmax = 2 ** (bits - 1) - 1
-    rows = x.abs().amax(-1)
-    index = groups.to(x.device).expand(rows.shape)
-    peak = torch.zeros_like(rows[..., : int(groups.max()) + 1 if groups.numel() else 0])
-    peak = peak.scatter_reduce(-1, index, rows, "amax")
-    scale = (peak.clamp_min(SCALE_FLOOR) * clip / qmax).gather(-1, index)[..., None]
-    return (x / scale).round().clamp(-qmax, qmax), scale
-
-
-def round_e4m3(x: Tensor) -> Tensor:
-    """Nearest E4M3 value of each element, saturating at +-448, returned in ``x``'s dtype."""
-    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(x.dtype)
-
-
-def hadamard_matrix(size: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Orthogonal block-diagonal Sylvester-Hadamard matrix [size, size], largest 2^k blocks."""
-    block = size & -size
-    h = torch.ones(1, 1, device=device, dtype=dtype)
-    while h.shape[0] < block:
-        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)], 0)
-    return torch.block_diag(*[h / math.sqrt(block)] * (size // block))
 
 
 def additive_mask(
@@ -155,12 +119,12 @@ def additive_mask(
     return bias
 
 
-def seen_keys(attn_mask: Tensor | None, key_lengths: Tensor | None, k: Tensor) -> Tensor | None:
-    """Boolean [B, Tk], False for keys ``k [B, H, Tk, D]`` that no query sees; None if all are seen.
+def valid_keys(attn_mask: Tensor | None, key_lengths: Tensor | None, k: Tensor) -> Tensor:
+    """Boolean [B, Tk], False for keys ``k [B, H, Tk, D]`` that no query sees.
 
-    Only these have a part in means and scales: padding can hold anything. An additive mask hides a
-    key at -1000 or below (models write -10000 or -inf). A batch entry without any key left counts
-    as seeing all.
+    Only the others have a part in means and scales: padding can hold anything. An additive mask
+    hides a key at -1000 or below (models write -10000 or -inf). A batch entry without any key left
+    counts as seeing all.
     """
     batch, keys = k.shape[0], k.shape[2]
     valid = torch.ones(batch, keys, dtype=torch.bool, device=k.device)
@@ -170,7 +134,12 @@ def seen_keys(attn_mask: Tensor | None, key_lengths: Tensor | None, k: Tensor) -
         valid &= keep.any(1).any(1).expand(batch, keys)
     if key_lengths is not None:
         valid &= torch.arange(keys, device=k.device) < key_lengths.to(k.device)[:, None]
-    valid |= ~valid.any(-1, keepdim=True)
+    return valid | ~valid.any(-1, keepdim=True)
+
+
+def seen_keys(attn_mask: Tensor | None, key_lengths: Tensor | None, k: Tensor) -> Tensor | None:
+    """``valid_keys``, or None where every key is seen."""
+    valid = valid_keys(attn_mask, key_lengths, k)
     return None if bool(valid.all()) else valid
 
 
@@ -217,6 +186,16 @@ def full_attention(
     return torch.cat(outputs, -2), torch.cat(sums, -1)
 
 
+def _quantize_tokens(x: Tensor, spec: QuantSpec, *, is_key: bool) -> tuple[Tensor, Tensor]:
+    """Codes of Q or K [B, H, T, D] and their scale [B, H, T, 1]."""
+    if spec.values == "e2m1":
+        return nvfp4(x, x.abs().amax(-1, keepdim=True))
+    block = spec.block_k if is_key else spec.block_q
+    groups = group_ids(x.shape[-2], spec.granularity, block, is_key=is_key)
+    bits = spec.qk_bits if is_key else spec.q_bits or spec.qk_bits
+    return quantize(x, bits, groups, spec.clip)
+
+
 def _quantize_values(
     v: Tensor, spec: QuantSpec, valid: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,6 +209,15 @@ def _quantize_values(
     if spec.values == "e4m3":
         scale = v.abs().amax(-2, keepdim=True).clamp_min(SCALE_FLOOR).expand_as(v) / E4M3_MAX
         return round_e4m3(v / scale), scale, mean
+    if spec.values == "e2m1":  # groups of 16 tokens
+        peak = v.abs().amax(-2, keepdim=True)
+        codes, scale = nvfp4(v.transpose(-1, -2), peak.transpose(-1, -2))
+        return codes.transpose(-1, -2), scale.transpose(-1, -2).expand_as(v), mean
+    if spec.values == "fp16":  # over the power of two next to the channel's peak
+        fraction, exponent = torch.frexp(v.abs().amax(-2, keepdim=True).clamp_min(SCALE_FLOOR))
+        exponent = exponent - (fraction == 0.5).int()
+        scale = torch.ldexp(torch.ones_like(fraction), exponent).expand_as(v)
+        return (v / scale).half().float(), scale, mean
     blocks = v.split(spec.block_k, dim=-2)
     peaks = [block.abs().amax(-2, keepdim=True).expand_as(block) for block in blocks]
     scale = torch.cat(peaks, -2).clamp_min(SCALE_FLOOR) / (63 if spec.values == "int7" else 127)
@@ -240,6 +228,11 @@ def _round_weights(p: Tensor, spec: QuantSpec) -> Tensor:
     """P in [0, 1] as it is held for the second product."""
     if spec.values in ("int7", "int8"):
         return (p * spec.weight_levels).round() / spec.weight_levels
+    if spec.values == "fp16":
+        return p.half().float()
+    if spec.values == "e2m1":
+        codes, scale = nvfp4(p, torch.ones_like(p[..., :1]))
+        return codes * scale
     return round_e4m3(p * E4M3_MAX) / E4M3_MAX if spec.values == "e4m3" else p
 
 
@@ -271,17 +264,14 @@ def quantized_attention(
     if spec.hadamard:
         rotation = hadamard_matrix(q.shape[-1], device=q.device, dtype=q.dtype)
         q, k = q @ rotation, k @ rotation
-    k_codes, k_scale = quantize(
-        k, spec.qk_bits, group_ids(keys, spec.granularity, spec.block_k, is_key=True), spec.clip
-    )
+    k_codes, k_scale = _quantize_tokens(k, spec, is_key=True)
     v_codes, v_scale, v_mean = _quantize_values(v, spec, valid)
     outputs, sums = [], []
     step = max(spec.block_q, QUERY_ROWS // spec.block_q * spec.block_q)
     for start in range(0, queries, step):
         rows = slice(start, min(start + step, queries))
         q_part, q_mean = _smooth_queries(q[..., rows, :], spec)
-        groups = group_ids(q_part.shape[-2], spec.granularity, spec.block_q, is_key=False)
-        q_codes, q_scale = quantize(q_part, spec.q_bits or spec.qk_bits, groups, spec.clip)
+        q_codes, q_scale = _quantize_tokens(q_part, spec, is_key=False)
         top = torch.full(q_part.shape[:-1], -math.inf, device=q.device)
         total, out = torch.zeros_like(top), torch.zeros(*top.shape, v.shape[-1], device=q.device)
         for first in range(0, keys, spec.block_k):

@@ -67,9 +67,12 @@ def forbidden(path: str, name: str) -> bool:
         return False
     if below(name, "app", "samples", "tests", "accel.cli"):
         return True
-    if path.startswith(("kernels/cpu/", "kernels/gpu/")) and below(name, "accel.kernels.reference"):
+    specification = below(name, "accel.kernels.reference", "accel.kernels.reference_formats")
+    if path.startswith(("kernels/cpu/", "kernels/gpu/")) and specification:
         return True
-    if path == "kernels/reference.py" and below(name, "accel.kernels.cpu", "accel.kernels.gpu"):
+    if path.startswith("kernels/reference") and below(
+        name, "accel.kernels.cpu", "accel.kernels.gpu"
+    ):
         return True
     if path.startswith("kernels/"):
         return below(name, "accel") and not below(name, "accel.kernels")

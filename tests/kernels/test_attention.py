@@ -42,12 +42,13 @@ def test_dtypes(dtype, impl):
 
 
 def test_auto_never_takes_what_is_slower_than_torch(monkeypatch):
-    assert "no quantized kernel for cuda" in dispatch.why_not_worth(torch.device("cuda"), 999, 999)
+    meta = torch.empty(1, 1, 999, 64, device="meta")
+    assert "no quantized kernel for meta" in dispatch.why_not_worth(meta, meta, meta, "int8")
     broken = dispatch.Impl("cpu", "", lambda device: "missing")
     monkeypatch.setattr(dispatch, "ATTENTION", (broken, dispatch.ATTENTION[1]))
     q, k, v = qkv(1, 2, 300, 300, 64)
     assert torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
-    assert "missing" in dispatch.why_not_worth(q.device, 999, 999)
+    assert "missing" in dispatch.why_not_worth(q, q, q, "int8")
 
 
 def test_auto_leaves_short_calls_to_torch():

@@ -1,0 +1,68 @@
+"""Shapes and containers that the GPU kernels share; no Triton here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+TOKENS = 128  # packed tokens are padded to a multiple of this; also the block of smoothed queries
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Keys and values as the attention kernel reads them; shapes in ``gpu/prepare.py``."""
+
+    k_codes: Tensor
+    k_scale: Tensor
+    k_mean: Tensor
+    v_codes: Tensor
+    v_scale: Tensor
+    v_mean: Tensor
+    values: str
+    k_groups: Tensor | None = None
+    v_groups: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Queries as the attention kernel reads them; shapes in ``gpu/prepare.py``."""
+
+    codes: Tensor
+    scale: Tensor
+    mean: Tensor | None
+    shift: Tensor | None
+    groups: Tensor | None = None
+
+
+def padded_dim(dim: int, least: int = 32) -> int:
+    """Head size as the tensor cores take it: the next power of two, at least ``least``."""
+    return max(least, 1 << (dim - 1).bit_length())
+
+
+def padded_tokens(tokens: int) -> int:
+    """Tokens rounded up to whole key tiles."""
+    return -(-tokens // TOKENS) * TOKENS
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How one launch of the attention kernel is cut: query rows, keys, warps, pipeline stages."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def candidates(values: str, dim: int) -> tuple[Tile, ...]:
+    """Tiles worth trying for values held so and padded head size ``dim``, the likeliest first.
+
+    Two accumulators [rows, dim] in fp32 live in registers beside the logits, which is what bounds
+    rows * dim / warps; each of these compiles without spilling (``make gpu-report``).
+    """
+    if dim >= 256:
+        return (Tile(64, 64, 8, 2),)
+    if values == "e2m1":
+        return (Tile(128, 64, 8, 3),)
+    return (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3))

@@ -1,0 +1,79 @@
+"""What the GPU kernels can do on which compute capability, and why not the rest. No Triton here.
+
+Facts from NVIDIA's instruction set: INT8 tensor cores from 8.0 on, E4M3 from 8.9, FP4 block-scaled
+products from 10.0. Four-bit integers exist on 8.0 to 8.9 only, and neither Triton nor its shipped
+tools can be made to use them in a way that could be checked without such a card.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+
+import torch
+
+MIN_CAPABILITY = (8, 0)
+FP4_CAPABILITY = (10, 0)
+INTERPRETED = (8, 9)  # stands in for a card when Triton's interpreter runs the kernels
+
+
+def interpreting() -> bool:
+    """Whether Triton was told to interpret kernels on the CPU (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA device."""
+    return INTERPRETED if device.type != "cuda" else torch.cuda.get_device_capability(device)
+
+
+def why_not_gpu(device: torch.device) -> str:
+    """Why the Triton kernels cannot run on ``device``; "" if they can."""
+    if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
+        return f"runs on cuda tensors only, got {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device.type != "cuda":
+        return ""
+    if torch.version.hip is not None:
+        return "AMD cards are untested: tiles and 8-bit formats differ"
+    if capability(device) < MIN_CAPABILITY:
+        have, need = (".".join(map(str, c)) for c in (capability(device), MIN_CAPABILITY))
+        return f"compute capability {have}, INT8 tensor cores as used here need {need}"
+    return ""
+
+
+def value_format(cc: tuple[int, int], precision: str = "int8") -> str:
+    """How P and V are held: "e4m3" where tensor cores have it, else "fp16"; "e2m1" is NVFP4 for
+    everything, which is what "int4" means on a card.
+    """
+    if precision == "int4" and cc >= FP4_CAPABILITY:
+        return "e2m1"
+    return "e4m3" if cc >= (8, 9) else "fp16"
+
+
+def why_not_precision(precision: str, cc: tuple[int, int], dim: int = 128) -> str:
+    """Why "auto" takes INT8 where ``precision`` was asked for with heads of ``dim``, or ""."""
+    if precision == "int6":
+        return "six bits cost what eight cost on tensor cores"
+    if precision != "int4":
+        return ""
+    if cc >= FP4_CAPABILITY:
+        return "" if dim <= 128 else f"heads of {dim} leave FP4 too few registers"
+    if cc >= (9, 0):
+        return "this card has no four-bit tensor cores"
+    return "Triton has no four-bit integer product, and FP4 needs compute capability 10.0"
+
+
+def describe(cc: tuple[int, int]) -> str:
+    """One line for the report: what attention can run on a card."""
+    if cc < MIN_CAPABILITY:
+        return f"no kernel for compute capability {cc[0]}.{cc[1]}"
+    values = "E4M3" if value_format(cc) == "e4m3" else "FP16"
+    parts = [f"int8: Q·K in INT8, P·V in {values}"]
+    if cc >= FP4_CAPABILITY:
+        parts.append("int4: NVFP4")
+    reasons = ((p, why_not_precision(p, cc)) for p in ("int6", "int4"))
+    return "; ".join(parts + [f"{p} runs as int8: {why}" for p, why in reasons if why])

@@ -1,0 +1,80 @@
+"""What the compiler makes of the GPU kernels for cards that are not here: ``make gpu-report``.
+
+Here the likeliest tile of each card and head size; the report itself goes through all of them. It
+runs as a program of its own, since Triton either interprets or compiles in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+CODE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import gpu_compile as g, gpu_report as r
+kernels = [
+    g.compile_attention(cc, dim, g.candidates("e4m3", dim)[0], options)
+    for cc in g.CARDS
+    for dim, options in ((64, "causal, lse"), (128, "plain"), (128, "additive mask"),
+                         (256, "smooth q, lengths"))
+]
+kernels += [
+    g.compile_attention(cc, 128, g.candidates("e2m1", 128)[0], "plain", "int4") for cc in (100, 120)
+]
+kernels += [k for cc, p in ((80, "int8"), (120, "int4")) for k in g.compile_prepare(cc, 128, p)]
+rows = [{"kernel": k.kernel, "cc": k.cc, "spilled": k.spilled, "cores": list(k.tensor_cores),
+         "bits": k.precision, "blocks": k.blocks, "registers": k.registers} for k in kernels]
+print(json.dumps({"rows": rows, "problems": r.problems(kernels)}))
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, str(BENCH)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_no_kernel_spills_or_misses_its_tensor_cores(report):
+    assert len(report["rows"]) == 32
+    assert not report["problems"]
+    attention = [row for row in report["rows"] if row["kernel"] == "attend"]
+    assert all(row["spilled"] <= 64 and row["blocks"] >= 1 for row in attention)
+
+
+@pytest.mark.parametrize(("cc", "integer", "values"), [
+    (80, "m16n8k32.row.col.satfinite.s32.s8.s8.s32", "m16n8k16.row.col.f32.f16.f16.f32"),
+    (86, "m16n8k32.row.col.satfinite.s32.s8.s8.s32", "m16n8k16.row.col.f32.f16.f16.f32"),
+    (89, "m16n8k32.row.col.satfinite.s32.s8.s8.s32", "m16n8k32.row.col.f32.e4m3.e4m3.f32"),
+    (90, "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8", "k32.f32.e4m3.e4m3"),
+    (100, "tcgen05.mma.cta_group::1.kind::i8", "tcgen05.mma.cta_group::1.kind::f8f6f4"),
+    (120, "m16n8k32.row.col.satfinite.s32.s8.s8.s32", "m16n8k32.row.col.f32.e4m3.e4m3.f32"),
+])  # fmt: skip
+def test_products_are_tensor_core_instructions(report, cc, integer, values):
+    rows = [
+        row for row in report["rows"]
+        if (row["cc"], row["kernel"], row["bits"]) == (cc, "attend", "int8")
+    ]  # fmt: skip
+    assert len(rows) == 4
+    for row in rows:
+        cores = " ".join(row["cores"])
+        assert values in cores
+        # On Hopper the shape of the integer product follows the tile.
+        assert integer in cores or (cc == 90 and "s32.s8.s8" in cores and "wgmma" in cores)
+
+
+def test_four_bits_are_block_scaled_fp4_products(report):
+    rows = [row for row in report["rows"] if row["kernel"] == "attend" and row["bits"] == "int4"]
+    assert [row["cc"] for row in rows] == [100, 120]
+    assert all(all("kind::mxf4nvf4.block_scale" in name for name in row["cores"]) for row in rows)
