@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: all demo test lint bench bench-attention bench-motion gpu-report clean
+.PHONY: all demo test lint bench bench-attention bench-motion bench-warp gpu-report clean
 all: $(READY)
 
 $(READY): pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
@@ -26,7 +26,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/run_mypy.py
 
-bench: bench-attention bench-motion
+bench: bench-attention bench-motion bench-warp
 
 bench-attention: $(READY)
 	$(BIN)/python tests/bench/bench_attention.py --json build/bench-attention.json
@@ -37,6 +37,9 @@ gpu-report: $(READY)
 
 bench-motion: $(READY)
 	$(BIN)/python tests/bench/bench_motion.py
+
+bench-warp: $(READY)
+	$(BIN)/python tests/bench/bench_warp.py --json build/bench-warp.json
 
 clean:
 	rm -rf $(VENV) out build

@@ -51,6 +51,10 @@ ATTENTION = (
     Impl("gpu", "Triton INT8 attention for tensor cores", support.why_not_gpu),
     Impl("reference", "eager torch, the specification; slower than SDPA", _always),
 )
+WARP = (
+    Impl("cpu", "native noise warp", _native),
+    Impl("reference", "eager torch, the specification", _always),
+)
 FULL = (Impl("reference", "eager torch with log-sum-exp", _always),)
 
 

@@ -18,6 +18,8 @@ a pixel holds. One step from frame to frame:
 
 A copied pixel (one edge out, one edge in) is copied bit for bit. Without a backward flow its
 fixed-point inverse is used: the published b = -f loses half of the correlation in a zoom.
+Random numbers depend on seed, frame, channel and pixel only, so the bytes are the same for any
+implementation, number of threads, or cut into channels and calls.
 """
 
 from __future__ import annotations
@@ -25,16 +27,19 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from accel.kernels import reference_warp
+from accel.kernels.cpu import warp as cpu
+from accel.kernels.dispatch import WARP, resolve
+from accel.kernels.reference_warp import inverse_flow as inverse_flow
+
 Mode = Literal["dither", "round"]
+Impl = Literal["auto", "reference", "cpu"]
 
 _PHI = (math.sqrt(5) - 1) / 2
-_DENSITY = (1e-6, 1e6)
-_INVERSE_STEPS = 8
+_MAX_PIXELS = 2**29  # pixel and edge numbers are 32-bit
 
 
 def warp_noise(
@@ -44,15 +49,17 @@ def warp_noise(
     seed: int,
     backward: Tensor | None = None,
     mode: Mode = "dither",
+    impl: Impl = "auto",
 ) -> Tensor:
     """Noise that moves with ``flow``.
 
     ``flow`` float ``[F, 2, H, W]``: pixels (dx, dy) from each frame to the next, given on the
     earlier frame's grid. ``backward``, same shape: from the next frame back, on the later grid;
-    computed when None. Returns noise fp32 ``[F + 1, channels, H, W]``; every frame is N(0, 1),
-    i.i.d. over pixels and channels. Same seed and flow, same noise.
+    computed when None. Returns noise fp32 ``[F + 1, channels, H, W]`` on the CPU; every frame is
+    N(0, 1), i.i.d. over pixels and channels. Same seed and flow, same noise.
 
-    Raises ValueError for a wrong shape, a non-finite flow, no channel, or an unknown mode.
+    Raises ValueError for a wrong shape, a non-finite flow, no channel, or an unknown mode, and
+    RuntimeError if ``impl`` cannot run here.
     """
     check_flow("flow", flow)
     if backward is not None:
@@ -61,121 +68,84 @@ def warp_noise(
             raise ValueError(
                 f"backward must have flow's shape {tuple(flow.shape)}, got {tuple(backward.shape)}"
             )
-    if channels < 1:
-        raise ValueError(f"channels must be at least 1, got {channels}")
-    warper = NoiseWarper(channels, flow.shape[-2], flow.shape[-1], seed=seed, mode=mode)
-    frames = [warper.noise]
+    height, width = flow.shape[-2:]
+    warper = NoiseWarper(channels, height, width, seed=seed, mode=mode, impl=impl)
+    frames = torch.empty(flow.shape[0] + 1, channels, height, width)
+    frames[0] = warper.noise
     for i in range(flow.shape[0]):
-        frames.append(warper.step(flow[i], None if backward is None else backward[i]))
-    return torch.stack(frames)
+        warper.advance(flow[i], None if backward is None else backward[i], out=frames[i + 1])
+    return frames
 
 
 class NoiseWarper:
-    """The same warp frame by frame (streaming): ``noise`` is the current frame [C, H, W]."""
+    """The same warp frame by frame (streaming). ``noise``: the current frame, fp32 [C, H, W], to be
+    read only.
+    """
 
     def __init__(
-        self, channels: int, height: int, width: int, *, seed: int, mode: Mode = "dither"
-    ) -> None:
+        self, channels: int, height: int, width: int, *, seed: int, mode: Mode = "dither",
+        impl: Impl = "auto",
+    ) -> None:  # fmt: skip
         if mode not in ("dither", "round"):
             raise ValueError(f"mode must be 'dither' or 'round', got {mode!r}")
-        self.shape = (channels, height, width)
-        self.seed, self.mode, self.frame = seed, mode, 0
-        self._q = self._fresh(height * width, 0)
-        self._rho = torch.ones(height * width)
-
-    @property
-    def noise(self) -> Tensor:
-        """Noise of the current frame, fp32 [C, H, W]."""
-        return self._q.T.reshape(self.shape)
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, got {channels}")
+        if not 1 <= height * width <= _MAX_PIXELS:
+            raise ValueError(f"a frame must have 1 to {_MAX_PIXELS} pixels, got {height} x {width}")
+        self.impl = resolve(WARP, impl, torch.device("cpu"))
+        self.seed, self.mode, self.frame = seed & (2**64 - 1), mode, 0
+        self._rho = torch.ones(height, width)
+        self.noise = torch.empty(channels, height, width)
+        if self.impl == "cpu":
+            cpu.fresh(self.noise, seed=self.seed, frame=0)
+        else:
+            pixels = torch.arange(height * width)
+            self.noise.copy_(
+                reference_warp.normal(
+                    pixels, channels, seed=self.seed, frame=0, stream=reference_warp.FRESH
+                ).view(self.noise.shape)
+            )
 
     def step(self, flow: Tensor, backward: Tensor | None = None) -> Tensor:
-        """Advance one frame along ``flow [2, H, W]`` and return the new frame's noise."""
+        """Advance one frame along ``flow [2, H, W]`` and return the new frame's noise.
+
+        Raises ValueError for a flow of another shape or with values that are not finite.
+        """
+        for name, field in (("flow", flow), ("backward", backward)):
+            if field is not None:
+                check_flow(name, field[None])
+                if field.shape[1:] != self.noise.shape[1:]:
+                    raise ValueError(
+                        f"{name} must be [2, {self.noise.shape[1]}, {self.noise.shape[2]}], got "
+                        f"{tuple(field.shape)}"
+                    )
+        return self.advance(flow, backward, out=torch.empty_like(self.noise))
+
+    def advance(self, flow: Tensor, backward: Tensor | None, *, out: Tensor) -> Tensor:
+        """``step`` without its checks, into ``out`` fp32 [C, H, W], contiguous; it becomes
+        ``noise``.
+        """
         self.frame += 1
-        flow = flow.detach().to("cpu", torch.float32)
-        back = (
-            inverse_flow(flow) if backward is None else backward.detach().to("cpu", torch.float32)
-        )
-        u = _offset(self.frame, self.mode)
-        source, target = _edges(torch.floor(flow + u), -torch.floor(-back + u))
-        self._q, self._rho = self._transport(source, target)
-        return self.noise
-
-    def _fresh(self, count: int, stream: int) -> Tensor:
-        """N(0, 1) of [count, C], from a counter-based generator keyed by seed, frame and stream."""
-        key = np.random.SeedSequence([self.seed & (2**64 - 1), self.frame, stream])
-        values = np.random.Generator(np.random.Philox(key)).standard_normal(
-            (count, self.shape[0]), dtype=np.float32
-        )
-        return torch.from_numpy(values)
-
-    def _transport(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Split over the edges and merge at their targets; returns noise [N, C] and density [N]."""
-        pixels = self._rho.numel()
-        degree = torch.bincount(source, minlength=pixels)
-        share = degree[source]
-        y = self._q[source]
-        shared = share > 1
-        z = self._fresh(int(shared.sum()), 1)
-        origin = source[shared]
-        mean = torch.zeros(pixels, self.shape[0]).index_add_(0, origin, z)[origin]
-        count = share[shared][:, None].float()
-        y[shared] = y[shared] / count.sqrt() + (z - mean / count)
-        r = self._rho[source] / share
-        arrivals = torch.bincount(target, minlength=pixels)
-        density = torch.zeros(pixels).index_add_(0, target, r)
-        merged = torch.zeros_like(self._q).index_add_(0, target, r.sqrt()[:, None] * y)
-        noise = merged / density.clamp_min(_DENSITY[0]).sqrt()[:, None]
-        single = arrivals[target] == 1
-        noise[target[single]] = y[single]
-        holes = arrivals == 0
-        noise[holes] = self._fresh(int(holes.sum()), 2)
-        density = density.masked_fill(holes, 1.0).clamp(*_DENSITY)
-        return noise, density
+        forward = flow.detach().to("cpu", torch.float32)
+        back = None if backward is None else backward.detach().to("cpu", torch.float32)
+        u, key = rounding_offset(self.frame, self.mode), {"seed": self.seed, "frame": self.frame}
+        if self.impl == "cpu":
+            self._rho = cpu.step(self.noise, self._rho, forward, back, u, out=out, **key)
+        else:
+            offset = torch.tensor(u)
+            noise, self._rho = reference_warp.step(
+                self.noise, self._rho, forward, back, offset, **key
+            )
+            out.copy_(noise)
+        self.noise = out
+        return out
 
 
-def inverse_flow(flow: Tensor, steps: int = _INVERSE_STEPS) -> Tensor:
-    """Backward flow of ``flow [2, H, W]`` by the fixed point b <- -f(p + b(p)), bilinear, edges
-    clamped.
-    """
-    _, height, width = flow.shape
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    grid = torch.stack([x, y]).to(flow.dtype)
-    size = torch.tensor([max(width - 1, 1), max(height - 1, 1)], dtype=flow.dtype).view(2, 1, 1)
-    back = -flow
-    for _ in range(steps):
-        where = ((grid + back) / size * 2 - 1).permute(1, 2, 0)[None]
-        back = -F.grid_sample(flow[None], where, padding_mode="border", align_corners=True)[0]
-    return back
-
-
-def _offset(frame: int, mode: Mode) -> Tensor:
-    """Rounding offset [2, 1, 1] in [0, 1), the same for the whole frame."""
+def rounding_offset(frame: int, mode: Mode) -> tuple[float, float]:
+    """Rounding offset (x, y) in [0, 1), the same for the whole frame."""
     if mode == "round":
-        return torch.full((2, 1, 1), 0.5)
-    u = ((frame * _PHI + 0.5) % 1.0, (frame * _PHI * _PHI + 0.25) % 1.0)
-    return torch.tensor(u).view(2, 1, 1)
-
-
-def _edges(forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor]:
-    """Edges (source, target) as flat pixel indices, from integer flows [2, H, W]."""
-    _, height, width = forward.shape
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    here = torch.arange(height * width)
-
-    def land(shift: Tensor) -> tuple[Tensor, Tensor]:
-        far = float(height + width)
-        moved = shift.clamp(-far, far).long()
-        tx, ty = (x + moved[0]).flatten(), (y + moved[1]).flatten()
-        inside = (tx >= 0) & (tx < width) & (ty >= 0) & (ty < height)
-        return ty * width + tx, inside
-
-    there, inside = land(forward)
-    source, target = here[inside], there[inside]
-    reached = torch.zeros(height * width, dtype=torch.bool)
-    reached[target] = True
-    origin, inside = land(backward)
-    grown = inside & ~reached
-    return torch.cat([source, origin[grown]]), torch.cat([target, here[grown]])
+        return 0.5, 0.5
+    return (frame * _PHI + 0.5) % 1.0, (frame * _PHI * _PHI + 0.25) % 1.0
 
 
 def check_flow(name: str, flow: Tensor) -> None:

@@ -33,6 +33,9 @@ def module_name(path: str) -> str:
     return name if name.split(".")[0] == "accel" else f"accel.{name}"
 
 
+REFERENCES = tuple(module_name(p) for p in SOURCES if p.startswith("kernels/reference"))
+
+
 def imported(path: str, source: str) -> Iterator[str]:
     """Absolute dotted names imported anywhere in ``source``, function bodies included.
 
@@ -67,12 +70,9 @@ def forbidden(path: str, name: str) -> bool:
         return False
     if below(name, "app", "samples", "tests", "accel.cli"):
         return True
-    specification = below(name, "accel.kernels.reference", "accel.kernels.reference_formats")
-    if path.startswith(("kernels/cpu/", "kernels/gpu/")) and specification:
+    if path.startswith(("kernels/cpu/", "kernels/gpu/")) and below(name, *REFERENCES):
         return True
-    if path.startswith("kernels/reference") and below(
-        name, "accel.kernels.cpu", "accel.kernels.gpu"
-    ):
+    if module_name(path) in REFERENCES and below(name, "accel.kernels.cpu", "accel.kernels.gpu"):
         return True
     if path.startswith("kernels/"):
         return below(name, "accel") and not below(name, "accel.kernels")
@@ -94,6 +94,7 @@ def violations(path: str, source: str) -> list[str]:
         ("kernels/reference.py", "def f():\n    from accel.kernels import cpu", 1),
         ("kernels/cpu/quantize.py", "from .. import reference", 1),
         ("kernels/gpu/quantize.py", "import accel.kernels.reference as r", 1),
+        ("kernels/cpu/warp.py", "from accel.kernels import reference_warp", 1),
         ("accel/patch.py", "from accel import pipelines, plan", 1),
         ("accel/patch.py", "from .pipelines.job import Job", 1),
         ("accel/patch.py", "importlib.import_module('accel.pipelines.job')", 1),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 
-ABI = 4
+ABI = 5
 DISTRIBUTION = "accel-diffusion"
 
 
@@ -50,6 +50,12 @@ def _declare(lib: ctypes.CDLL) -> None:
     lib.accel_attention.restype, lib.accel_attention.argtypes = ctypes.c_int32, [pointer]
     lib.accel_attention_scratch.restype = size
     lib.accel_attention_scratch.argtypes = [pointer]
+    lib.accel_warp_call_size.restype = size
+    lib.accel_warp_step.restype, lib.accel_warp_step.argtypes = ctypes.c_int32, [pointer]
+    lib.accel_warp_fresh.restype = ctypes.c_int32
+    lib.accel_warp_fresh.argtypes = [
+        pointer, size, size, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int32,
+    ]  # fmt: skip
     lib.accel_set_gomp_parallel.restype = None
     lib.accel_set_gomp_parallel.argtypes = [pointer]
 

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "attention.h"
+#include "warp.h"
 
 #if defined(ACCEL_X86)
 #if defined(_MSC_VER)
@@ -73,20 +74,21 @@ struct Isa {
   bool by_default;
   AttentionForward attention;
   accel::QuantizeRows quantize_rows;
+  const accel::WarpKernels& warp;
 };
 
 const Isa ISAS[] = {
 #if defined(ACCEL_X86)
 #if defined(ACCEL_AVX512VNNI)
-    {"avx512vnni", has_avx512vnni, true, accel::attention_avx512vnni, accel::quantize_rows_avx2},
+    {"avx512vnni", has_avx512vnni, true, accel::attention_avx512vnni, accel::quantize_rows_avx2, accel::warp_avx2},
 #endif
 #if defined(ACCEL_AVXVNNI)
-    {"avxvnni", has_avxvnni, true, accel::attention_avxvnni, accel::quantize_rows_avx2},
+    {"avxvnni", has_avxvnni, true, accel::attention_avxvnni, accel::quantize_rows_avx2, accel::warp_avx2},
 #endif
-    {"avx2", has_avx2, true, accel::attention_avx2, accel::quantize_rows_avx2},
-    {"emulated", has_avx2, false, accel::attention_emulated, accel::quantize_rows_avx2},
+    {"avx2", has_avx2, true, accel::attention_avx2, accel::quantize_rows_avx2, accel::warp_avx2},
+    {"emulated", has_avx2, false, accel::attention_emulated, accel::quantize_rows_avx2, accel::warp_avx2},
 #endif
-    {"scalar", always, true, accel::attention_scalar, accel::quantize_rows_scalar},
+    {"scalar", always, true, accel::attention_scalar, accel::quantize_rows_scalar, accel::warp_scalar},
 };
 
 const Isa& best() {
@@ -149,4 +151,27 @@ ACCEL_EXPORT int32_t accel_attention(const accel::AttentionCall* call) {
 // Bytes of memory the call needs beside its inputs and its result, at most.
 ACCEL_EXPORT int64_t accel_attention_scratch(const accel::AttentionCall* call) {
   return accel::attention_scratch(*call);
+}
+
+ACCEL_EXPORT int64_t accel_warp_call_size() { return sizeof(accel::WarpCall); }
+
+// 0 done, 1 out of memory.
+ACCEL_EXPORT int32_t accel_warp_step(const accel::WarpCall* call) {
+  try {
+    accel::warp_step(*call, current().warp);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// Fresh noise [channels, pixels] of a frame; 0 done, 1 out of memory.
+ACCEL_EXPORT int32_t accel_warp_fresh(float* out, int64_t channels, int64_t pixels, uint64_t seed,
+                                      uint32_t frame, int32_t threads) {
+  try {
+    accel::warp_fresh(out, channels, pixels, seed, frame, threads, current().warp);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
 }

@@ -10,7 +10,7 @@
 #endif
 
 // Number of this interface; native.py refuses a library with another one.
-#define ACCEL_ABI 4
+#define ACCEL_ABI 5
 
 namespace accel {
 
@@ -20,5 +20,8 @@ using QuantizeRows = void (*)(const float* x, int64_t rows, int64_t cols, float 
                               int8_t* codes, float* scale);
 void quantize_rows_scalar(const float*, int64_t, int64_t, float, float, int8_t*, float*);
 void quantize_rows_avx2(const float*, int64_t, int64_t, float, float, int8_t*, float*);
+
+// Calls body(i) for i in [0, count) from `threads` threads, in any order; returns when all are done.
+void parallel_for(int64_t count, int threads, void (*body)(void*, int64_t), void* context);
 
 }  // namespace accel

@@ -70,7 +70,4 @@ inline int64_t attention_scratch(const AttentionCall& call) {
   return f.pairs * f.pair_bytes + call.threads * f.task_bytes;
 }
 
-// Calls body(i) for i in [0, count) from `threads` threads, in any order; returns when all are done.
-void parallel_for(int64_t count, int threads, void (*body)(void*, int64_t), void* context);
-
 }  // namespace accel

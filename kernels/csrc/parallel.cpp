@@ -4,7 +4,7 @@
 #include <thread>
 #include <vector>
 
-#include "attention.h"
+#include "api.h"
 
 namespace {
 

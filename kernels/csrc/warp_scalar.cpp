@@ -1,0 +1,2 @@
+#define ACCEL_NAME warp_scalar
+#include "warp_isa.inc"
