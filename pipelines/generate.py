@@ -15,7 +15,8 @@ from accel.kernels.warp import check_flow
 from accel.patch import patched
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.flows import make_flow
-from accel.pipelines.motion.latents import Geometry, latent_geometry, warped_latents
+from accel.pipelines.motion.latents import Geometry, arrange, latent_geometry, warped_latents
+from accel.pipelines.motion.strength import make_strength
 from accel.report import Report
 from accel.sites import denoisers
 
@@ -86,15 +87,25 @@ def _motion_flow(pipe: Any, job: Job) -> tuple[torch.Tensor, torch.Tensor | None
         raise ValueError("motion needs frames, height and width in the job")
     if job.frames == 1:
         raise ValueError("motion needs 2 frames or more, got frames 1")
-    flow, backward = make_flow(job.motion, frames=job.frames, height=job.height, width=job.width)
+    geometry = latent_geometry(pipe)
+    geometry.latent_frames(job.frames)
+    size = {"frames": job.frames, "height": job.height, "width": job.width}
+    make_strength(job.strength, **size)
+    flow, backward = make_flow(job.motion, **size)
     check_flow("flow", flow)
-    return flow, backward, latent_geometry(pipe)
+    return flow, backward, geometry
 
 
 def motion_latents(pipe: Any, job: Job) -> torch.Tensor:
-    """Warped initial latents of a job with ``motion``. Raises ValueError if that cannot be done."""
+    """Warped initial latents of a job with ``motion``, as its pipeline takes them. Raises
+    ValueError if that cannot be done.
+    """
     flow, backward, geometry = _motion_flow(pipe, job)
-    return warped_latents(flow, geometry, seed=job.seed, strength=job.strength, backward=backward)
+    frames, (height, width) = flow.shape[0] + 1, flow.shape[2:]
+    strength = make_strength(job.strength, frames=frames, height=height, width=width)
+    latents = warped_latents(flow, geometry, seed=job.seed, strength=strength, backward=backward)
+    latents = arrange(latents, geometry.layout)
+    return latents.to(pipe.unet.dtype) if hasattr(pipe, "unet") else latents
 
 
 def generate(pipe: Any, job: Job, *, on_step: OnStep | None = None) -> Result:
@@ -115,8 +126,37 @@ def generate(pipe: Any, job: Job, *, on_step: OnStep | None = None) -> Result:
 
 
 def _run(pipe: Any, job: Job, on_step: OnStep | None) -> tuple[np.ndarray, float]:
-    """Call the pipeline with the arguments it has; frames uint8 [F, H, W, 3] and seconds."""
+    """Call the pipeline; frames uint8 [F, H, W, 3] and seconds. A pipeline for single images makes
+    a clip of one image per warped latent.
+    """
     accepted = inspect.signature(type(pipe).__call__).parameters
+    arguments, images = _arguments(pipe, job, accepted)
+    latents, image = arguments.get("latents"), 0
+
+    def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            steps = len(pipe.scheduler.timesteps)
+            on_step(image * steps + step + 1, max(images, 1) * steps)
+        return tensors
+
+    if "callback_on_step_end" in accepted:
+        arguments["callback_on_step_end"] = step_done
+    start, video = time.perf_counter(), []
+    for image in range(max(images, 1)):
+        if images and latents is not None:
+            arguments["latents"] = latents[image : image + 1]
+        generator = torch.Generator().manual_seed(job.seed)
+        output = pipe(**arguments, generator=generator, output_type="np")
+        video.extend(output.frames[0] if hasattr(output, "frames") else output.images)
+    seconds = time.perf_counter() - start
+    frames = np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)
+    return frames, seconds
+
+
+def _arguments(pipe: Any, job: Job, accepted: Any) -> tuple[dict[str, Any], int]:
+    """Arguments of the pipeline's call out of those it has, and how many images to make one by one
+    (0: one call makes it all). Raises JobError for a setting that the pipeline does not take.
+    """
     wanted: dict[str, Any] = {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
@@ -128,30 +168,20 @@ def _run(pipe: Any, job: Job, on_step: OnStep | None) -> tuple[np.ndarray, float
         "max_sequence_length": _prompt_tokens(pipe, accepted),
         "latents": None if job.motion is None else motion_latents(pipe, job),
     }
+    images = 0
+    if job.motion is not None and "num_frames" not in accepted:
+        images = int(wanted.pop("num_frames"))
     missing = [
-        k for k, v in wanted.items() if k not in accepted and v and k != "max_sequence_length"
+        k
+        for k, v in wanted.items()
+        if k not in accepted and v is not None and v != "" and k != "max_sequence_length"
     ]
     if missing:
         raise JobError(
             f"job {job.file_name!r}: {type(pipe).__name__} takes no {', '.join(missing)}; "
             "leave out the matching keys"
         )
-    arguments = {k: v for k, v in wanted.items() if k in accepted and v is not None}
-
-    def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if on_step is not None:
-            on_step(step + 1, len(pipe.scheduler.timesteps))
-        return tensors
-
-    if "callback_on_step_end" in accepted:
-        arguments["callback_on_step_end"] = step_done
-    generator = torch.Generator().manual_seed(job.seed)
-    start = time.perf_counter()
-    output = pipe(**arguments, generator=generator, output_type="np")
-    seconds = time.perf_counter() - start
-    video = output.frames[0] if hasattr(output, "frames") else output.images
-    frames = np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)
-    return frames, seconds
+    return {k: v for k, v in wanted.items() if k in accepted and v is not None}, images
 
 
 def _prompt_tokens(pipe: Any, accepted: Any) -> int | None:

@@ -27,7 +27,7 @@ class Job:
     ``width``, ``height`` in pixels, ``frames`` and ``steps`` counts, ``fps`` frames per second;
     what is None takes the model's default. ``preset`` None and no ``plan``: not accelerated.
     ``plan`` is a plan file or a mapping. ``motion``: see ``pipelines/motion/flows.py``;
-    ``strength`` 0 follows it, 1 ignores it.
+    ``strength`` 0 follows it, 1 ignores it, or a mapping as in ``pipelines/motion/strength.py``.
     """
 
     prompt: str
@@ -43,7 +43,7 @@ class Job:
     preset: str | None = "balanced"
     plan: str | Mapping[str, Any] | None = None
     motion: Mapping[str, Any] | None = None
-    strength: float = 0.2
+    strength: float | Mapping[str, Any] = 0.2
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -62,7 +62,9 @@ class Job:
             ("strength", 0.0, 1.0),
         ):
             value = getattr(self, number)
-            if value is None and number != "strength":
+            if (value is None and number != "strength") or (
+                number == "strength" and isinstance(value, Mapping)
+            ):
                 continue
             if (
                 isinstance(value, bool)

@@ -6,8 +6,8 @@ One frame along a smooth swirl of up to 4 pixels without a given backward flow. 
 algorithm written with bincount, scatter_add_, grid_sample and torch.randn. "published" is the
 released code's algorithm in our words: backward flow taken as -f, groups found by equal values in
 the first channel (a sort), linear weights; its package ``rp`` fetches that code from GitHub at run
-time, so it cannot be timed offline. Contenders take turns; medians. Also: a whole clip of 49 frames, and time
-against pixels.
+time, so it cannot be timed offline. Contenders take turns; medians. Also: a whole clip of 49
+frames, and time against pixels.
 """
 
 from __future__ import annotations

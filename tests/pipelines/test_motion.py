@@ -62,7 +62,7 @@ def test_flow_file(tmp_path):
     ("motion", "message"),
     [
         ({"drift": 1}, "drift"),
-        ({}, "camera, drag or flow"),
+        ({}, "camera, drag, video or flow"),
         ({"camera": {"pan": [1]}}, "pan"),
         ({"camera": {"zom": 1.0}}, "did you mean 'zoom'"),
         ({"camera": {"zoom": 9}}, "9"),

@@ -1,0 +1,175 @@
+"""Camera motion: exact in the picture plane, and over a depth map by reprojection.
+
+``pan``, ``zoom`` and ``roll`` move the whole picture. ``orbit`` and ``dolly`` move a pinhole camera
+(focal length ``focal`` widths) round a scene whose depth at the first frame is ``depth``. The
+points of the first frame are projected into every frame; the flow at a pixel is that of the nearest
+point there, and gaps between points are filled from their surroundings.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from accel.pipelines.motion.numbers import number, pair
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Constant motion per frame.
+
+    ``pan`` pixels, ``zoom`` a factor, ``roll`` degrees clockwise: of the picture's content, about
+    its centre. ``orbit`` degrees (to the right, up) of the camera round the middle of the scene;
+    ``dolly`` forward, as a fraction of the median depth. ``depth``: .npy with the distance of every
+    pixel (any unit), or a grey picture (white is near); without one the scene is a plane.
+    """
+
+    pan: tuple[float, float] = (0.0, 0.0)
+    zoom: float = 1.0
+    roll: float = 0.0
+    orbit: tuple[float, float] = (0.0, 0.0)
+    dolly: float = 0.0
+    depth: str | None = None
+    focal: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pan", pair("camera pan", self.pan))
+        object.__setattr__(self, "orbit", pair("camera orbit", self.orbit))
+        number("camera roll", self.roll)
+        number("camera dolly", self.dolly, -0.5, 0.5)
+        number("camera focal length in widths", self.focal, 0.1, 20.0)
+        if isinstance(self.zoom, bool) or not isinstance(self.zoom, (int, float)):
+            raise ValueError(f"camera zoom must be a number, got {self.zoom!r}")
+        if not 0.5 <= self.zoom <= 2.0:
+            raise ValueError(f"camera zoom is a factor per frame, 0.5 to 2, got {self.zoom!r}")
+        if self.depth is not None and not isinstance(self.depth, str):
+            raise ValueError(f"camera depth must be a file, got {self.depth!r}")
+
+    @property
+    def in_plane(self) -> bool:
+        """Whether only the picture plane moves."""
+        return self.orbit == (0.0, 0.0) and self.dolly == 0.0
+
+    def displacement(self, points: np.ndarray, centre: np.ndarray, sign: int) -> np.ndarray:
+        """Flow of pan, zoom and roll at ``points [..., 2]`` to the next frame (``sign`` 1) or to
+        the previous one (-1).
+        """
+        angle = math.radians(self.roll)
+        turn = self.zoom * np.array(
+            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+        )
+        pan = np.asarray(self.pan)
+        if sign > 0:
+            return (points - centre) @ turn.T + centre + pan - points
+        return (points - pan - centre) @ np.linalg.inv(turn).T + centre - points
+
+    def flows(self, frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Forward and backward flow, [frames - 1, H, W, 2] pixels."""
+        y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+        points, centre = np.stack([x, y], -1), np.array([(width - 1) / 2, (height - 1) / 2])
+        if self.in_plane:
+            steps = [self.displacement(points, centre, sign) for sign in (1, -1)]
+            both = np.repeat(np.stack(steps)[:, None], frames - 1, 1)
+            return both[0], both[1]
+        depth = read_depth(self.depth, height, width)
+        places, distances = [], []
+        for k in range(frames):
+            place, distance = self.project(points, depth, centre, k)
+            for _ in range(k):
+                place = place + self.displacement(place, centre, 1)
+            places.append(place)
+            distances.append(distance)
+        forward = [
+            splat(places[k + 1] - places[k], places[k], distances[k]) for k in range(frames - 1)
+        ]
+        backward = [
+            splat(places[k] - places[k + 1], places[k + 1], distances[k + 1])
+            for k in range(frames - 1)
+        ]
+        return np.stack(forward), np.stack(backward)
+
+    def project(
+        self, points: np.ndarray, depth: np.ndarray, centre: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pixel positions [H, W, 2] and distances [H, W] of the first frame's points at frame k."""
+        focal, middle = self.focal * points.shape[1], float(np.median(depth))
+        world = np.concatenate([(points - centre) / focal * depth[..., None], depth[..., None]], -1)
+        yaw, pitch = (math.radians(-k * angle) for angle in self.orbit)
+        across = np.array(
+            [[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]]
+        )
+        up = np.array(
+            [
+                [1, 0, 0],
+                [0, math.cos(pitch), math.sin(pitch)],
+                [0, -math.sin(pitch), math.cos(pitch)],
+            ]
+        )
+        pivot = np.array([0.0, 0.0, middle])
+        seen = (world - pivot) @ (up @ across).T + pivot
+        seen[..., 2] -= k * self.dolly * middle
+        nearest = float(seen[..., 2].min())
+        if nearest <= 0.02 * middle:
+            raise ValueError(
+                f"the camera runs into the scene at frame {k}: the nearest point would be at "
+                f"{nearest:.3g} (median depth {middle:.3g}); use less dolly or orbit"
+            )
+        return seen[..., :2] / seen[..., 2:] * focal + centre, seen[..., 2]
+
+
+def read_depth(path: str | None, height: int, width: int) -> np.ndarray:
+    """Depth [H, W], positive; ones without a file. Raises ValueError naming the file."""
+    if path is None:
+        return np.ones((height, width))
+    if not Path(path).is_file():
+        raise ValueError(f"depth file {path} does not exist")
+    try:
+        if path.endswith(".npy"):
+            depth = np.load(path, allow_pickle=False).astype(np.float64)
+        else:  # white is near: inverse depth from 1/5 to 1
+            with Image.open(path) as image:
+                depth = 1 / (0.2 + 0.8 * np.asarray(image.convert("L")) / 255.0)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"depth file {path} cannot be read: {error}") from error
+    if depth.ndim != 2 or not np.isfinite(depth).all() or depth.min() <= 0:
+        raise ValueError(
+            f"depth file {path} must hold finite positive distances [H, W], got shape {depth.shape}"
+        )
+    picture = Image.fromarray(depth.astype(np.float32))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)).astype(float)
+
+
+def splat(values: np.ndarray, places: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    """Values [H, W, C] at pixel positions ``places [H, W, 2]``, on the pixel grid: the nearest
+    point wins, pixels without one are filled from around them.
+    """
+    height, width = distance.shape
+    target = np.rint(places).astype(np.int64).reshape(-1, 2)
+    inside = ((target >= 0) & (target < [width, height])).all(1)
+    order = np.flatnonzero(inside)
+    order = order[np.argsort(-distance.ravel()[order], kind="stable")]  # far first, near last
+    index = target[order, 1] * width + target[order, 0]
+    out, known = np.zeros((height * width, values.shape[-1])), np.zeros(height * width, bool)
+    out[index] = values.reshape(-1, values.shape[-1])[order]
+    known[index] = True
+    return fill_gaps(out.reshape(values.shape), known.reshape(height, width))
+
+
+def fill_gaps(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """``values [H, W, C]`` with unknown pixels taken from means over ever larger blocks."""
+    if known.all() or not known.any():
+        return values
+    height, width = known.shape
+    pad = ((0, height % 2), (0, width % 2))
+    weight = np.pad(known.astype(float), pad)
+    sums = np.pad(values * known[..., None], (*pad, (0, 0)))
+    blocks = (weight.shape[0] // 2, 2, weight.shape[1] // 2, 2)
+    count = weight.reshape(blocks).sum((1, 3))
+    mean = sums.reshape(*blocks, -1).sum((1, 3)) / np.maximum(count, 1)[..., None]
+    coarse = fill_gaps(mean, count > 0)
+    around = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]
+    return np.where(known[..., None], values, around)

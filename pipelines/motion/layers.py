@@ -1,0 +1,125 @@
+"""Layers drawn by hand: polygons with a keyframed pose, and their exact flow.
+
+The pose of a layer at time t in 0..1 of the clip is a similarity about its pivot,
+
+    p = pivot + move(t) + scale(t) R(rotate(t)) (p0 - pivot)
+
+so the flow of a pixel from frame k to frame k + 1 is pose(k + 1) applied after the inverse of
+pose(k). Between keyframes move and rotate are linear, scale is geometric, in eased time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from accel.config import choose, from_dict
+from accel.pipelines.motion.numbers import number, pair, polygon
+
+EASINGS: dict[str, Callable[[float], float]] = {
+    "linear": lambda t: t,
+    "in": lambda t: t * t,
+    "out": lambda t: t * (2 - t),
+    "in-out": lambda t: t * t * (3 - 2 * t),
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """Pose at time ``at`` (0..1): ``move`` in pixels from the drawn place, ``scale`` a factor,
+    ``rotate`` in degrees, clockwise. ``easing`` of the way to this key.
+    """
+
+    at: float
+    move: tuple[float, float] = (0.0, 0.0)
+    scale: float = 1.0
+    rotate: float = 0.0
+    easing: str = "linear"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "at", number("key at", self.at, 0.0, 1.0))
+        object.__setattr__(self, "move", pair("key move", self.move))
+        object.__setattr__(self, "scale", number("key scale", self.scale, 0.01, 100.0))
+        object.__setattr__(self, "rotate", number("key rotate", self.rotate))
+        choose("key easing", self.easing, tuple(EASINGS))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A polygon and its motion: ``by`` in pixels over the whole clip, or ``keys``.
+
+    Before the first key the layer is where it was drawn at time 0; after the last it stays. Higher
+    ``z`` lies on top; of equal ones, the later. ``pivot`` defaults to the mean of the corners.
+    """
+
+    polygon: tuple[tuple[float, float], ...]
+    by: tuple[float, float] | None = None
+    keys: tuple[Key, ...] = ()
+    easing: str = "linear"
+    z: float = 0.0
+    pivot: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        corners = polygon("drag polygon", self.polygon)
+        object.__setattr__(self, "polygon", corners)
+        choose("drag easing", self.easing, tuple(EASINGS))
+        object.__setattr__(self, "z", number("drag z", self.z))
+        pivot = tuple(np.mean(corners, 0)) if self.pivot is None else pair("pivot", self.pivot)
+        object.__setattr__(self, "pivot", pivot)
+        object.__setattr__(self, "keys", self._all_keys())
+
+    def _all_keys(self) -> tuple[Key, ...]:
+        if (self.by is None) == (not self.keys):
+            raise ValueError("a drag needs either by: [dx, dy] or keys: [{at: ..., move: ...}]")
+        if self.by is not None:
+            keys = [Key(1.0, pair("drag by", self.by), easing=self.easing)]
+        elif not isinstance(self.keys, (list, tuple)):
+            raise ValueError(f"drag keys must be a list, got {self.keys!r}")
+        else:
+            keys = [k if isinstance(k, Key) else from_dict(Key, k, "drag key") for k in self.keys]
+        times = [key.at for key in keys]
+        if any(b <= a for a, b in pairwise(times)):
+            raise ValueError(f"drag keys must have rising times at, got {times}")
+        return tuple(keys) if times[0] == 0.0 else (Key(0.0), *keys)
+
+    def pose(self, t: float) -> tuple[np.ndarray, np.ndarray]:
+        """Matrix [2, 2] and shift [2] at time ``t``: p = matrix (p0 - pivot) + pivot + shift."""
+        after = next((i for i, key in enumerate(self.keys) if key.at >= t), len(self.keys) - 1)
+        a, b = self.keys[max(after - 1, 0)], self.keys[after]
+        span = b.at - a.at
+        x = EASINGS[b.easing](min(1.0, (t - a.at) / span)) if span > 0 else 1.0
+        move = (1 - x) * np.asarray(a.move) + x * np.asarray(b.move)
+        scale = math.exp((1 - x) * math.log(a.scale) + x * math.log(b.scale))
+        angle = math.radians((1 - x) * a.rotate + x * b.rotate)
+        c, s = math.cos(angle), math.sin(angle)
+        return scale * np.array([[c, -s], [s, c]]), move
+
+    def outline(self, t: float) -> list[tuple[float, float]]:
+        """Corners at time ``t``."""
+        matrix, move = self.pose(t)
+        pivot = np.asarray(self.pivot)
+        return [tuple(matrix @ (np.asarray(p) - pivot) + pivot + move) for p in self.polygon]
+
+    def mask(self, t: float, height: int, width: int) -> np.ndarray:
+        """Boolean [H, W]: where the polygon is at time ``t``."""
+        return fill(self.outline(t), height, width)
+
+    def displacement(self, points: np.ndarray, t: float, later: float) -> np.ndarray:
+        """Flow [..., 2] at ``points [..., 2]`` (x, y) of time ``t`` to time ``later``."""
+        (now, move), (then, further) = self.pose(t), self.pose(later)
+        pivot = np.asarray(self.pivot)
+        origin = (points - pivot - move) @ np.linalg.inv(now).T
+        return origin @ then.T + pivot + further - points
+
+
+def fill(corners: Any, height: int, width: int) -> np.ndarray:
+    """Boolean [H, W]: inside of a polygon."""
+    image = Image.new("1", (width, height))
+    ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners], fill=1)
+    return np.asarray(image)

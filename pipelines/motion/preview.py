@@ -1,0 +1,72 @@
+"""Pictures of a flow: the colour wheel, and arrows over frames."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+GREY = 40  # level of pixels whose flow leaves the picture (occluded)
+
+
+def colour_wheel(flow: Tensor | np.ndarray, *, full: float | None = None) -> np.ndarray:
+    """``flow [F, 2, H, W]`` as uint8 [F, H, W, 3]: hue is direction (right is red, down is
+    yellow-green, clockwise), saturation is speed, up to ``full`` pixels (default: the fastest
+    hundredth). No motion is white; what leaves the picture in one step is dark grey.
+    """
+    flow = np.asarray(flow, np.float32)
+    speed, gone = _speed(flow)
+    if full is None:
+        full = float(np.percentile(speed[~gone], 99)) if not gone.all() else 1.0
+    saturation = np.clip(speed / max(full, 1e-6), 0, 1)
+    hue = np.arctan2(flow[:, 1], flow[:, 0]) / (2 * math.pi) % 1.0
+    # HSV at full value: each channel is 1 minus saturation times its distance on the wheel.
+    around = np.abs((hue[..., None] * 6 - np.array([0.0, 2.0, 4.0]) + 3) % 6 - 3)
+    rgb = 1 - saturation[..., None] * np.clip(around - 1, 0, 1)
+    picture = (rgb * 255).round().astype(np.uint8)
+    picture[gone] = GREY
+    return picture
+
+
+def arrows(
+    frames: np.ndarray, flow: Tensor | np.ndarray, *, spacing: int = 16, enlarge: int = 4
+) -> np.ndarray:
+    """``frames`` uint8 [F, H, W, 3] enlarged, with the flow [F - 1, 2, H, W] at every
+    ``spacing``-th pixel (enlarged) as an arrow of its true length. The last frame shows the last
+    flow.
+    """
+    flow = np.asarray(flow, np.float32)
+    _, gone = _speed(flow)
+    out = []
+    for k, frame in enumerate(frames):
+        image = Image.fromarray(frame).resize(
+            (frame.shape[1] * enlarge, frame.shape[0] * enlarge), Image.Resampling.BICUBIC
+        )
+        pen, step = ImageDraw.Draw(image), min(k, len(flow) - 1)
+        for y in range(spacing // 2, image.height, spacing):
+            for x in range(spacing // 2, image.width, spacing):
+                here = (step, y // enlarge, x // enlarge)
+                if not gone[here]:
+                    dx, dy = flow[here[0], :, here[1], here[2]] * enlarge
+                    _arrow(pen, x, y, float(dx), float(dy))
+        out.append(np.asarray(image))
+    return np.stack(out)
+
+
+def _arrow(pen: ImageDraw.ImageDraw, x: float, y: float, dx: float, dy: float) -> None:
+    tip = (x + dx, y + dy)
+    for colour, width in (("black", 3), ("white", 1)):
+        pen.line([(x, y), tip], fill=colour, width=width)
+        if math.hypot(dx, dy) >= 3:
+            for turn in (2.6, -2.6):
+                c, s = 0.35 * math.cos(turn), 0.35 * math.sin(turn)
+                barb = (tip[0] + c * dx - s * dy, tip[1] + s * dx + c * dy)
+                pen.line([tip, barb], fill=colour, width=width)
+
+
+def _speed(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels per frame [F, H, W], and where that leaves the picture whatever the place."""
+    speed = np.hypot(flow[:, 0], flow[:, 1])
+    return speed, speed > sum(flow.shape[2:])

@@ -1,0 +1,94 @@
+"""How strongly a motion is followed, for the whole picture or place by place.
+
+    strength: 0.2                                        0 follows the motion, 1 is free
+    strength: {default: 0.2, regions: [{polygon: [[x, y], ...], strength: 0.9, by: [dx, dy]}]}
+    strength: {map: strength.npy}                        [H, W] or [F, H, W] in 0..1
+
+A region may move like a drawn layer (``by`` or ``keys``). Gamma is chosen before any noise is
+drawn, so noise mixed with it stays exactly Gaussian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from accel.config import from_dict
+from accel.pipelines.motion.layers import Layer
+from accel.pipelines.motion.numbers import number, polygon
+
+
+@dataclass(frozen=True)
+class Region:
+    """A polygon with its own strength; ``by`` and ``keys`` move it like a drawn layer."""
+
+    polygon: tuple[tuple[float, float], ...]
+    strength: float
+    by: tuple[float, float] | None = None
+    keys: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        polygon("strength region", self.polygon)
+        number("region strength", self.strength, 0.0, 1.0)
+
+    def layer(self) -> Layer:
+        """The region as a drawn layer."""
+        by = (0.0, 0.0) if self.by is None and not self.keys else self.by
+        return Layer(self.polygon, by, self.keys)
+
+
+@dataclass(frozen=True)
+class Strength:
+    """``default`` outside of all ``regions`` (later ones on top), or a ``map`` file."""
+
+    default: float = 0.2
+    regions: tuple[Any, ...] = ()
+    map: str | None = None
+
+    def __post_init__(self) -> None:
+        number("strength default", self.default, 0.0, 1.0)
+        if not isinstance(self.regions, (list, tuple)):
+            raise ValueError(f"strength regions must be a list, got {self.regions!r}")
+        if self.map is not None and self.regions:
+            raise ValueError("strength has either regions or a map, not both")
+
+
+def make_strength(
+    strength: float | Mapping[str, Any], *, frames: int, height: int, width: int
+) -> float | Tensor:
+    """A number, or gamma [F or 1, H, W] for every place. Raises ValueError for bad values."""
+    if not isinstance(strength, Mapping):
+        return number("strength", strength, 0.0, 1.0)
+    config = from_dict(Strength, dict(strength), "strength")
+    if config.map is not None:
+        return _read_map(str(config.map), frames, height, width)
+    gamma = np.full((frames, height, width), config.default, np.float32)
+    for data in config.regions:
+        region = from_dict(Region, data, "strength region")
+        layer = region.layer()
+        for k in range(frames):
+            gamma[k][layer.mask(k / max(frames - 1, 1), height, width)] = region.strength
+    return torch.from_numpy(gamma)
+
+
+def _read_map(path: str, frames: int, height: int, width: int) -> Tensor:
+    if not Path(path).is_file():
+        raise ValueError(f"strength map {path} does not exist")
+    try:
+        gamma = np.load(path, allow_pickle=False).astype(np.float32)
+    except (ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"strength map {path} is not a numpy array of numbers: {error}") from error
+    gamma = gamma[None] if gamma.ndim == 2 else gamma
+    if gamma.shape not in {(1, height, width), (frames, height, width)}:
+        raise ValueError(
+            f"strength map {path} has shape {gamma.shape}, needs {(frames, height, width)}"
+        )
+    if not (np.isfinite(gamma).all() and gamma.min() >= 0 and gamma.max() <= 1):
+        raise ValueError(f"strength map {path} must hold values from 0 to 1")
+    return torch.from_numpy(gamma)

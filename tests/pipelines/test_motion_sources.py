@@ -1,0 +1,194 @@
+"""Where flows come from: keyframed layers, a camera over a depth map, a driving video, files."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from accel.pipelines.motion.camera import fill_gaps
+from accel.pipelines.motion.driving import OUT, estimate
+from accel.pipelines.motion.flows import make_flow
+from accel.pipelines.motion.layers import Layer
+from accel.pipelines.motion.preview import GREY, arrows, colour_wheel
+from accel.pipelines.motion.strength import make_strength
+from accel.pipelines.video import write_video
+
+SIZE = {"frames": 9, "height": 48, "width": 64}
+SQUARE = [[20, 16], [36, 16], [36, 32], [20, 32]]
+
+
+def test_keyframes_are_reached_in_their_time_and_way():
+    keys = [{"at": 0.5, "move": [8, 0], "easing": "in"}, {"at": 1, "scale": 4.0, "rotate": 90}]
+    layer = Layer(SQUARE, keys=keys)
+    for t, move, scale, angle in ((0, 0, 1, 0), (0.25, 2, 1, 0), (0.5, 8, 1, 0), (0.75, 4, 2, 45)):
+        matrix, shift = layer.pose(t)
+        assert shift[0] == pytest.approx(move)
+        assert math.sqrt(np.linalg.det(matrix)) == pytest.approx(scale)
+        assert math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])) == pytest.approx(angle)
+    there = layer.displacement(np.array([36.0, 24.0]), 0.0, 1.0)
+    np.testing.assert_allclose(there, [28 - 36, 56 - 24], atol=1e-9)  # right goes down, 4 x 8
+
+
+def test_flow_of_a_layer_leads_back():
+    drag = {"polygon": SQUARE, "keys": [{"at": 1, "move": [10, 4], "rotate": 40, "scale": 1.5}]}
+    forward, backward = make_flow({"drag": [drag]}, **SIZE)
+    start = np.array([28.0, 24.0])
+    for k in range(8):
+        x, y = np.rint(start).astype(int)
+        there = start + forward[k, :, y, x].numpy()
+        x, y = np.rint(there).astype(int)
+        np.testing.assert_allclose(there + backward[k, :, y, x].numpy(), start, atol=0.3)
+        start = there
+    np.testing.assert_allclose(start, [38, 28], atol=1.0)
+
+
+def test_order_of_layers_is_z_then_list():
+    low, high = {"polygon": SQUARE, "by": [8, 0]}, {"polygon": SQUARE, "by": [0, 8]}
+    assert make_flow({"drag": [low, high]}, **SIZE)[0][0, :, 24, 28].tolist() == [0, 1]
+    first, _ = make_flow({"drag": [{**low, "z": 1}, high]}, **SIZE)
+    assert first[0, :, 24, 28].tolist() == [1, 0]
+
+
+def test_dolly_on_a_plane_is_a_zoom():
+    forward, _ = make_flow({"camera": {"dolly": 0.05}}, **SIZE)
+    exact, _ = make_flow({"camera": {"zoom": 1 / 0.95}}, **SIZE)
+    np.testing.assert_allclose(forward[0], exact[0], atol=1e-5)
+
+
+def test_orbit_moves_the_near_against_the_far(tmp_path):
+    depth = np.full((48, 64), 2.0)
+    depth[16:32, 24:40] = 1.0
+    np.save(tmp_path / "d.npy", depth)
+    camera = {"orbit": [1, 0], "depth": str(tmp_path / "d.npy")}
+    forward, backward = make_flow({"camera": camera}, **SIZE)
+    near, far = forward[0, 0, 24, 32], forward[0, 0, 4, 32]
+    assert near < -0.5 and abs(far) < 0.05  # the pivot lies in the far plane
+    assert torch.isfinite(forward).all() and torch.isfinite(backward).all()
+    assert abs(backward[0, 0, 24, 31] + near) < 0.1
+
+
+def test_camera_that_runs_into_the_scene_is_named():
+    with pytest.raises(ValueError, match=r"frame \d.*less dolly"):
+        make_flow({"camera": {"dolly": 0.2}}, **SIZE)
+
+
+def test_gaps_are_filled_from_around():
+    values = np.zeros((5, 7, 1))
+    known = np.zeros((5, 7), bool)
+    values[:, 0], known[:, 0], values[0, 6], known[0, 6] = 2.0, True, 4.0, True
+    filled = fill_gaps(values, known)
+    assert (filled[:, 0] == 2).all() and filled[0, 6] == 4 and filled.min() == 2
+
+
+def texture(height=160, width=200):
+    rng = np.random.default_rng(0)
+    return cv2.GaussianBlur(rng.uniform(0, 255, (height, width, 3)).astype(np.float32), (0, 0), 2)
+
+
+def clip(step=(1, 0), frames=9, image=None):
+    image = texture() if image is None else image
+    image = (image - image.min()) / (image.max() - image.min()) * 255
+    rows = [
+        np.roll(image, (k * step[1], k * step[0]), (0, 1))[40:136, 40:168] for k in range(frames)
+    ]
+    return np.stack(rows).round().astype(np.uint8)
+
+
+def test_flow_of_a_driving_video(tmp_path):
+    write_video(tmp_path / "d.mp4", clip((2, 0)), fps=8)
+    forward, backward = make_flow({"video": str(tmp_path / "d.mp4")}, **SIZE)  # half its size
+    inner = forward[:, :, 8:-8, 8:-8]
+    assert abs(float(inner[:, 0].median()) - 1) < 0.1 and abs(float(inner[:, 1].median())) < 0.1
+    assert abs(float(backward[:, 0, 8:-8, 8:-8].median()) + 1) < 0.1
+
+
+def test_what_is_covered_leaves_the_picture():
+    still, moving = clip((0, 0), 2), clip((0, 0), 2, texture()[::-1])
+    still[0, 30:60, 30:60], still[1, 30:60, 42:72] = (moving[0, 30:60, 30:60],) * 2
+    forward, backward, cuts = estimate(still)
+    lost, found = forward[0, ..., 0] == OUT, backward[0, ..., 0] == OUT
+    assert not cuts
+    assert lost[35:55, 62:70].mean() > 0.5 and found[35:55, 32:40].mean() > 0.5
+    assert lost[:, 90:].mean() < 0.05
+
+
+def test_scene_cuts_are_found_and_named(tmp_path):
+    both = np.concatenate([clip((1, 0), 5), 255 - clip((1, 0), 4, texture()[::-1])])
+    write_video(tmp_path / "c.mp4", both, fps=8)
+    with pytest.raises(ValueError, match=r"c\.mp4 has scene cuts before frame 5.*cuts: fresh"):
+        make_flow({"video": {"file": str(tmp_path / "c.mp4")}}, **SIZE)
+    forward, _ = make_flow({"video": {"file": str(tmp_path / "c.mp4"), "cuts": "fresh"}}, **SIZE)
+    assert (forward[4] == OUT).all() and (forward[3] != OUT).any()
+
+
+def write_flo(path, flow):
+    head = np.array([202021.25], "<f4").tobytes() + np.array(flow.shape[2:0:-1], "<i4").tobytes()
+    path.write_bytes(head + flow.transpose(1, 2, 0).astype("<f4").tobytes())
+
+
+def test_flo_files(tmp_path):
+    flows = np.random.default_rng(0).normal(size=(8, 2, 48, 64)).astype(np.float32)
+    for k, flow in enumerate(flows):
+        write_flo(tmp_path / f"{k:03d}.flo", flow)
+    forward, backward = make_flow({"flow": str(tmp_path)}, **SIZE)
+    assert np.array_equal(forward, flows) and backward is None
+    one, _ = make_flow({"flow": str(tmp_path / "003.flo")}, **SIZE)
+    assert np.array_equal(one[7], flows[3])
+
+
+def test_bad_files_are_named(tmp_path):
+    (tmp_path / "a.flo").write_bytes(b"no flow")
+    (tmp_path / "v.mp4").write_bytes(b"no video")
+    write_video(tmp_path / "one.mp4", clip(frames=1), fps=8)
+    np.save(tmp_path / "d.npy", np.zeros((4, 4)))
+    for motion, message in (
+        ({"flow": str(tmp_path / "a.flo")}, "a.flo is not a Middlebury"),
+        ({"flow": str(tmp_path)}, "1 .flo files, needs 8"),
+        ({"video": str(tmp_path / "v.mp4")}, "v.mp4 cannot be read"),
+        ({"video": str(tmp_path / "one.mp4")}, "1 frames, needs 2"),
+        ({"video": "no.mp4"}, "no.mp4 does not exist"),
+        ({"video": {"file": "no.mp4", "last": 0}}, "last must be a number from 1"),
+        ({"video": "x", "camera": {}}, "not both"),
+        ({"camera": {"orbit": [1, 0], "depth": str(tmp_path / "d.npy")}}, "positive"),
+        ({"camera": {"orbit": [1, 0], "depth": "no.png"}}, "no.png does not exist"),
+        ({"camera": {"roll": "x"}}, "roll"),
+        ({"drag": [{"polygon": SQUARE}]}, "either by"),
+        ({"drag": [{"polygon": SQUARE, "keys": [{"at": 2}]}]}, "from 0 to 1, got 2"),
+        ({"drag": [{"polygon": SQUARE, "keys": [{"at": 1}, {"at": 0.5}]}]}, "rising"),
+        ({"drag": [{"polygon": SQUARE, "by": [1, 0], "easing": "ot"}]}, "did you mean 'out'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_flow(motion, **SIZE)
+
+
+def test_strength_by_region_moves_along(tmp_path):
+    region = {"polygon": SQUARE, "strength": 0.9, "by": [16, 0]}
+    gamma = make_strength({"default": 0.25, "regions": [region]}, **SIZE)
+    assert gamma.shape == (9, 48, 64)
+    assert float(gamma[0, 24, 22]) == pytest.approx(0.9) and gamma[8, 24, 22] == 0.25
+    assert float(gamma[8, 24, 50]) == pytest.approx(0.9) and gamma[0, 24, 50] == 0.25
+    np.save(tmp_path / "s.npy", np.full((48, 64), 0.5))
+    assert make_strength({"map": str(tmp_path / "s.npy")}, **SIZE).shape == (1, 48, 64)
+    for bad, message in (
+        ({"regions": [{"polygon": SQUARE, "strength": 2}]}, "strength.*got 2"),
+        ({"regions": 3}, "list"),
+        ({"map": "no.npy"}, "no.npy does not exist"),
+        ({"defualt": 1}, "did you mean 'default'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_strength(bad, **SIZE)
+
+
+def test_colour_wheel_and_arrows():
+    flow = torch.zeros(1, 2, 32, 32)
+    flow[0, 0, :, 8:16], flow[0, 0, :, 16:24], flow[0, :, :, 24:] = 2.0, -2.0, OUT
+    picture = colour_wheel(flow)[0]
+    assert picture[0, 0].tolist() == [255] * 3 and picture[0, 31].tolist() == [GREY] * 3
+    assert picture[0, 10].tolist() == [255, 0, 0] and picture[0, 20].tolist() == [0, 255, 255]
+    drawn = arrows(np.zeros((2, 32, 32, 3), np.uint8), flow)
+    assert drawn.shape == (2, 128, 128, 3) and drawn[1].max() == 255
+    assert not drawn[0, :, 100:].any()
