@@ -37,6 +37,7 @@ gpu-report: $(READY)
 
 bench-motion: $(READY)
 	$(BIN)/python tests/bench/bench_motion.py
+	$(BIN)/python tests/bench/bench_motion_groups.py --json build/bench-motion-groups.json
 
 bench-warp: $(READY)
 	$(BIN)/python tests/bench/bench_warp.py --json build/bench-warp.json

@@ -29,6 +29,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also render without acceleration and measure dB and time",
     )
+    motion = commands.add_parser("motion", help="draw the flows of job files, without a model")
+    motion.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help="YAML or JSON with jobs")
+    motion.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
     info = commands.add_parser("info", help="print the settings a video was rendered with")
     info.add_argument("file", metavar="FILE.mp4")
     compare = commands.add_parser("compare", help="PSNR and SSIM between two videos")
@@ -42,6 +45,18 @@ def _render(args: argparse.Namespace) -> int:
 
     options = Options(args.out, args.compare, args.dry_run, args.fail_fast)
     return 1 if render(collect(args.jobfiles), options) else 0
+
+
+def _motion(args: argparse.Namespace) -> int:
+    from accel.pipelines.batch import collect, prepare_folder
+    from accel.pipelines.motion.preview import draw_job
+
+    jobs = collect(args.jobfiles)
+    prepare_folder(args.out)
+    for job in jobs:
+        for path in draw_job(job, args.out):
+            print(path)
+    return 0
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -82,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminated)
-    commands = {"render": _render, "info": _info, "compare": _compare}
+    commands = {"render": _render, "motion": _motion, "info": _info, "compare": _compare}
     try:
         return commands[args.command](args)
     except KeyboardInterrupt:

@@ -3,8 +3,8 @@
     python samples/finetune_warped_noise.py --model tiny --clips FOLDER --out lora [--steps 1000]
 
 ``FOLDER`` holds videos, each with a caption in a text file of its name (``a.mp4``, ``a.txt``);
-their motion is taken from the pictures (OpenCV's DIS). ``--clips procedural`` draws clips with exact
-flow instead. The loss is the model's own: rectified flow, or epsilon and v-prediction by the
+their motion is taken from the pictures (OpenCV's DIS). ``--clips procedural`` draws clips with
+exact flow instead. The loss is the model's own: rectified flow, or epsilon and v-prediction by the
 scheduler's config. Nothing changes but the noise: it is warped along each clip's flow and degraded
 with gamma ~ U(0, 1) (Go-with-the-Flow, arXiv 2501.08331); one clip in ten gets plain noise, so the
 model still works without control. The LoRA is saved by the pipeline and loads with

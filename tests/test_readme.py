@@ -52,3 +52,4 @@ def test_files_that_are_named_exist():
 
 def test_sample_jobs_are_valid():
     assert len(read_jobs(ROOT / "samples" / "demo.yaml")) == 4
+    assert len(read_jobs(ROOT / "samples" / "motion.yaml")) == 4

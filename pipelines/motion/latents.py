@@ -105,7 +105,7 @@ def _image(pipe: Any) -> Geometry:
     return Geometry(channels, pipe.vae_scale_factor, 1, "BCHW")
 
 
-# Pipeline class name begins with -> its geometry. The first match counts.
+# How the name of a pipeline's class, or of one it derives from, begins -> its geometry.
 FAMILIES: dict[str, Callable[[Any], Geometry]] = {
     "Wan": _wan,
     "HunyuanVideo": _hunyuan,
@@ -121,9 +121,10 @@ FAMILIES: dict[str, Callable[[Any], Geometry]] = {
 def latent_geometry(pipe: Any) -> Geometry:
     """Latent geometry of a loaded pipeline. Raises ValueError for families without a rule yet."""
     name = type(pipe).__name__
-    for family, rule in FAMILIES.items():
-        if name.startswith(family):
-            return rule(pipe)
+    for cls in type(pipe).__mro__:
+        for family, rule in FAMILIES.items():
+            if cls.__name__.startswith(family):
+                return rule(pipe)
     raise ValueError(
         f"motion is not supported for {name}: there is a rule for the latents of "
         f"{', '.join(FAMILIES)} only; leave motion out of the job"

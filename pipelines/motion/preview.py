@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from accel.pipelines.job import Job
+from accel.pipelines.motion.flows import make_flow
+from accel.pipelines.video import read_video, write_video
 
 GREY = 40  # level of pixels whose flow leaves the picture (occluded)
 
@@ -53,6 +58,26 @@ def arrows(
                     _arrow(pen, x, y, float(dx), float(dy))
         out.append(np.asarray(image))
     return np.stack(out)
+
+
+def draw_job(job: Job, folder: Path) -> list[Path]:
+    """Write NAME-flow.mp4 (colour wheel) into ``folder`` and, over the job's rendered NAME.mp4 if
+    it is there, NAME-arrows.mp4; returns their paths, none for a job without motion. Raises
+    ValueError for a job without frames, height and width, or with a motion that cannot be had.
+    """
+    if job.motion is None:
+        return []
+    if job.frames is None or job.height is None or job.width is None:
+        raise ValueError(f"job {job.file_name!r}: motion needs frames, height and width")
+    flow, _ = make_flow(job.motion, frames=job.frames, height=job.height, width=job.width)
+    rate, written = job.fps or 16.0, [folder / f"{job.file_name}-flow.mp4"]
+    write_video(written[0], colour_wheel(flow), fps=rate)
+    rendered = folder / f"{job.file_name}.mp4"
+    if rendered.is_file():
+        frames = read_video(rendered)[:, : job.height, : job.width]
+        written.append(folder / f"{job.file_name}-arrows.mp4")
+        write_video(written[1], arrows(frames, flow), fps=rate)
+    return written
 
 
 def _arrow(pen: ImageDraw.ImageDraw, x: float, y: float, dx: float, dy: float) -> None:

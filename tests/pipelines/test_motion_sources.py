@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from accel.cli import main
 from accel.pipelines.motion.camera import fill_gaps
 from accel.pipelines.motion.driving import OUT, estimate
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.motion.layers import Layer
 from accel.pipelines.motion.preview import GREY, arrows, colour_wheel
 from accel.pipelines.motion.strength import make_strength
-from accel.pipelines.video import write_video
+from accel.pipelines.video import read_video, write_video
 
 SIZE = {"frames": 9, "height": 48, "width": 64}
 SQUARE = [[20, 16], [36, 16], [36, 32], [20, 32]]
@@ -192,3 +193,16 @@ def test_colour_wheel_and_arrows():
     drawn = arrows(np.zeros((2, 32, 32, 3), np.uint8), flow)
     assert drawn.shape == (2, 128, 128, 3) and drawn[1].max() == 255
     assert not drawn[0, :, 100:].any()
+
+
+def test_motion_command_draws_every_job(tmp_path, capsys):
+    (tmp_path / "jobs.yaml").write_text(
+        "jobs:\n"
+        "  - {prompt: x, name: a, motion: {camera: {pan: [1, 0]}}, frames: 5}\n"
+        "  - {prompt: x, name: b}\n"
+    )
+    write_video(tmp_path / "a.mp4", np.zeros((5, 64, 64, 3), np.uint8), fps=8)
+    assert main(["motion", str(tmp_path / "jobs.yaml"), "--out", str(tmp_path)]) == 0
+    assert read_video(tmp_path / "a-flow.mp4").shape == (4, 64, 64, 3)
+    assert read_video(tmp_path / "a-arrows.mp4").shape == (5, 256, 256, 3)
+    assert len(capsys.readouterr().out.split()) == 2 and not (tmp_path / "b-flow.mp4").exists()
