@@ -101,7 +101,9 @@ def estimate(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
         cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_CUBIC)
         for f in frames
     ]
-    forward, backward, cuts = [], [], []
+    forward: list[np.ndarray] = []
+    backward: list[np.ndarray] = []
+    cuts: list[int] = []
     for k in range(len(grey) - 1):
         ahead, back = dis.calc(grey[k], grey[k + 1], None), dis.calc(grey[k + 1], grey[k], None)
         lost, found = occluded(ahead, back), occluded(back, ahead)

@@ -6,7 +6,8 @@ Ten flows the model never saw of each of four kinds: pans, zooms, rotations, two
 every strength gamma: the correlation of commanded with measured flow over all of them and per
 kind, and on pans the end-point error in pixels (mean over cells). Then equivariance: noise rolled
 by one latent pixel against the video rolled by as much, in dB PSNR of the inner picture, beside the
-same for another seed's noise. ``--model`` takes another folder, such as an ablation trained on plain noise.
+same for another seed's noise. ``--model`` takes another folder, such as an ablation trained on
+plain noise.
 """
 
 from __future__ import annotations
