@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 
 from accel.kernels.warp import check_flow
-from accel.patch import patched
+from accel.patch import Handle, patched
+from accel.pipelines.checkpoint import StepCheckpoint
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.motion.latents import Geometry, latent_geometry, warped_latents
@@ -97,25 +99,64 @@ def motion_latents(pipe: Any, job: Job) -> torch.Tensor:
     return warped_latents(flow, geometry, seed=job.seed, strength=job.strength, backward=backward)
 
 
-def generate(pipe: Any, job: Job, *, on_step: OnStep | None = None) -> Result:
+def generate(
+    pipe: Any, job: Job, *, on_step: OnStep | None = None, checkpoint: StepCheckpoint | None = None
+) -> Result:
     """Run ``job`` on a loaded pipeline, patched with the job's plan for the length of the call.
 
-    ``on_step(done, steps)`` is called after every denoising step. Raises JobError for a job that
+    ``on_step(done, steps)`` is called after every denoising step; what it raises ends the run.
+    ``checkpoint`` saves steps, and takes those over that it holds. Raises JobError for a job that
     does not fit the pipeline; the pipeline is left as it was in every case.
     """
     job = job.resolved()
     check(pipe, job)
     plan = job.accel_plan()
     if plan is None:
-        frames, seconds = _run(pipe, job, on_step)
+        frames, seconds = _run(pipe, job, on_step, checkpoint, None)
         return Result(frames, seconds, None)
     with patched(pipe, plan=plan) as handle:
-        frames, seconds = _run(pipe, job, on_step)
+        frames, seconds = _run(pipe, job, on_step, checkpoint, handle)
         return Result(frames, seconds, handle.report())
 
 
-def _run(pipe: Any, job: Job, on_step: OnStep | None) -> tuple[np.ndarray, float]:
+def _run(
+    pipe: Any,
+    job: Job,
+    on_step: OnStep | None,
+    checkpoint: StepCheckpoint | None,
+    handle: Handle | None,
+) -> tuple[np.ndarray, float]:
     """Call the pipeline with the arguments it has; frames uint8 [F, H, W, 3] and seconds."""
+    arguments = _arguments(pipe, job)
+
+    def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        done, steps = step + 1, len(pipe.scheduler.timesteps)
+        if checkpoint is not None:
+            checkpoint.step_done(pipe, done, steps, tensors)
+        if on_step is not None:
+            on_step(done, steps)
+        return tensors
+
+    follows = "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
+    if follows:
+        arguments["callback_on_step_end"] = step_done
+    generator = torch.Generator().manual_seed(job.seed)
+    saving = (
+        checkpoint.running(pipe, generator, handle) if checkpoint and follows else nullcontext()
+    )
+    start = time.perf_counter()
+    with saving:
+        output = pipe(**arguments, generator=generator, output_type="np")
+    seconds = time.perf_counter() - start
+    video = output.frames[0] if hasattr(output, "frames") else output.images
+    frames = np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)
+    return frames, seconds
+
+
+def _arguments(pipe: Any, job: Job) -> dict[str, Any]:
+    """Arguments of a pipeline call, as far as the pipeline takes them. Raises JobError for a
+    setting it has no use for.
+    """
     accepted = inspect.signature(type(pipe).__call__).parameters
     wanted: dict[str, Any] = {
         "prompt": job.prompt,
@@ -136,22 +177,7 @@ def _run(pipe: Any, job: Job, on_step: OnStep | None) -> tuple[np.ndarray, float
             f"job {job.file_name!r}: {type(pipe).__name__} takes no {', '.join(missing)}; "
             "leave out the matching keys"
         )
-    arguments = {k: v for k, v in wanted.items() if k in accepted and v is not None}
-
-    def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if on_step is not None:
-            on_step(step + 1, len(pipe.scheduler.timesteps))
-        return tensors
-
-    if "callback_on_step_end" in accepted:
-        arguments["callback_on_step_end"] = step_done
-    generator = torch.Generator().manual_seed(job.seed)
-    start = time.perf_counter()
-    output = pipe(**arguments, generator=generator, output_type="np")
-    seconds = time.perf_counter() - start
-    video = output.frames[0] if hasattr(output, "frames") else output.images
-    frames = np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)
-    return frames, seconds
+    return {k: v for k, v in wanted.items() if k in accepted and v is not None}
 
 
 def _prompt_tokens(pipe: Any, accepted: Any) -> int | None:
