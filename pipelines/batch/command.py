@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import sqlite3
 import sys
 from pathlib import Path
 from types import FrameType
@@ -121,6 +122,10 @@ def _render(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -
                 f"{summary.disk}; make room and run the same command again, it goes on from here"
             )
         return code
+    except sqlite3.OperationalError as error:
+        raise OSError(
+            f"the manifest in {args.out} cannot be written: {error}; make room"
+        ) from error
     finally:
         manifest.close()
         for number, handler in handlers.items():

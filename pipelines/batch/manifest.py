@@ -42,9 +42,9 @@ class Manifest:
         self.note = ""
         try:
             self._base = _open(path)
+        except sqlite3.OperationalError as error:
+            raise OSError(f"the manifest {path} cannot be written: {error}") from error
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-                raise
             kept = _set_aside(path)
             self.note = f"the manifest was damaged ({error}); kept as {kept}, finished files stay"
             self._base = _open(path)

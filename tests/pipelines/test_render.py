@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 
@@ -11,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import accel
+import accel.pipelines.batch.output
 import accel.pipelines.batch.worker
 from accel import AttentionConfig, Plan
 from accel.cli import main
@@ -232,6 +234,66 @@ def test_fail_fast_stops_at_the_first_failure(jobs, tmp_path, monkeypatch, capsy
     out = tmp_path / "out"
     assert render(jobs({"prompt": "a"}, {"prompt": "b"}), "--out", out, "--fail-fast") == 1
     assert visible(out) == [] and "1 failed, 1 left" in capsys.readouterr().err
+
+
+def test_full_disk_ends_the_queue_and_the_next_run_goes_on(jobs, tmp_path, capsys, monkeypatch):
+    real, out = accel.pipelines.batch.output.encode, tmp_path / "out"
+
+    def until_full(path, frames, **options):
+        if path.name.startswith("b-"):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, frames, **options)
+
+    path = jobs({"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"})
+    monkeypatch.setattr("accel.pipelines.batch.output.encode", until_full)
+    assert render(path, "--out", out) == 2
+    assert visible(out) == ["a-0.json", "a-0.mp4"]
+    printed = capsys.readouterr().err
+    assert "1 rendered, 2 left" in printed and "make room" in printed
+    monkeypatch.undo()
+    assert render(path, "--out", out) == 0
+    assert "from step 2 on" in capsys.readouterr().out  # b had been denoised
+
+
+def test_out_of_memory_climbs_the_ladder(jobs, tmp_path, capsys, monkeypatch):
+    real, tries = accel.pipelines.batch.worker.generate, []
+
+    def hungry(pipe, job, **options):
+        tries.append((pipe.vae.use_slicing, pipe.vae.use_tiling))
+        if not pipe.vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return real(pipe, job, **options)
+
+    monkeypatch.setattr("accel.pipelines.batch.worker.generate", hungry)
+    out = tmp_path / "out"
+    assert render(jobs({"prompt": "a"}, {"prompt": "b"}), "--out", out) == 0
+    assert (
+        tries == [(False, False), (False, False), (True, False), (True, False)] + [(True, True)] * 2
+    )
+    sidecar = json.loads((out / "a-0.json").read_text())
+    assert sidecar["memory"] == ["VAE slicing", "VAE tiling"]
+    assert "with less memory" in capsys.readouterr().err
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(jobs, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a-0.mp4").write_text("holiday")
+    (out / "b-0.json").write_text("{}")
+    assert render(jobs({"prompt": "a"}, {"prompt": "b"}), "--out", out) == 1
+    assert (out / "a-0.mp4").read_text() == "holiday" and visible(out) == ["a-0.mp4", "b-0.json"]
+    assert capsys.readouterr().err.count("is not from accel render") == 2
+
+
+def test_a_twin_is_copied(jobs, tmp_path, capsys):
+    out = tmp_path / "out"
+    path = jobs({"prompt": "a", "name": "one"}, {"prompt": "a", "name": "two"})
+    assert render(path, "--out", out) == 0
+    assert "two: the same video as one, copied" in capsys.readouterr().err
+    assert (out / "one.mp4").read_bytes() == (out / "two.mp4").read_bytes()
+    assert render(path, "--out", out) == 0
+    assert "2 already done" in capsys.readouterr().err
 
 
 def test_dry_run_loads_and_writes_nothing(jobs, tmp_path, capsys, monkeypatch):
