@@ -38,6 +38,9 @@ class Engine(Protocol):
 
     slots: int
 
+    def usable(self, slot: int) -> bool:
+        """Whether the slot still has a machine behind it."""
+
     def submit(self, slot: int, task: Task | Check) -> None:
         """Start a task in a free slot."""
 
@@ -57,14 +60,14 @@ def make_engine(name: str, out: Path, stop: Stop, emit: Emit) -> Engine:
     try:
         choose("--engine", kind, ("local", "inline", "ray"))
     except ValueError as error:
-        raise JobError(f"{error} (or ray://HOST:PORT)") from error
+        raise JobError(f"{error}; a Ray cluster that runs is ray://HOST:PORT") from error
     if kind == "inline":
         return InlineEngine(out, stop, emit)
     if kind == "local":
         return LocalEngine(out, emit)
     from accel.pipelines.batch.ray_engine import RayEngine
 
-    return RayEngine(out, emit, name if address else "")
+    return RayEngine(out, address)
 
 
 def devices() -> list[str | None]:
@@ -80,8 +83,11 @@ class InlineEngine:
     slots = 1
 
     def __init__(self, out: Path, stop: Stop, emit: Emit) -> None:
-        self._worker = Worker(out, devices()[0], stop, emit)
+        self._worker = Worker(out, devices()[0], stop, emit, out)
         self._task: Task | Check | None = None
+
+    def usable(self, slot: int) -> bool:
+        return True
 
     def submit(self, slot: int, task: Task | Check) -> None:
         self._task = task
@@ -116,6 +122,9 @@ class LocalEngine:
         self._context = multiprocessing.get_context("spawn")
         self._all = [_Slot(device) for device in devices()]
         self.slots = len(self._all)
+
+    def usable(self, slot: int) -> bool:
+        return True
 
     def submit(self, slot: int, task: Task | Check) -> None:
         place = self._all[slot]
@@ -197,6 +206,6 @@ def _serve(connection: Connection, out: str, device: str | None) -> None:
                 return
 
     threading.Thread(target=listen, daemon=True).start()
-    worker = Worker(Path(out), device, stop, connection.send)
+    worker = Worker(Path(out), device, stop, connection.send, Path(out))
     while (task := tasks.get()) != "end":
         connection.send(worker.perform(task))

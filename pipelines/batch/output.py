@@ -140,6 +140,11 @@ class Output:
         replace(_part(self.sidecar), self.sidecar)
         return True
 
+    def remove(self) -> None:
+        """Delete the job's files."""
+        remove(self.sidecar)
+        remove(self.video)
+
     def remove_parts(self) -> None:
         """Delete what is half-written."""
         remove(_part(self.video))

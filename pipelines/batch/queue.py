@@ -144,7 +144,12 @@ class Queue:
         return self._ended or self.stop() or not (self._pending or self._elsewhere)
 
     def _start_some(self) -> None:
-        for slot in range(self.engine.slots):
+        usable = [slot for slot in range(self.engine.slots) if self.engine.usable(slot)]
+        if not usable:
+            raise OSError(
+                "every machine of the cluster is gone; the same command goes on from here"
+            )
+        for slot in usable:
             if slot in self._running or self._ended or self.stop():
                 continue
             item = self._take(slot)

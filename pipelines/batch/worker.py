@@ -72,10 +72,21 @@ class Stopped(Exception):
 
 
 class Worker:
-    """Holds one loaded pipeline. ``stop()`` is asked after every step; ``emit`` gets events."""
+    """Holds one loaded pipeline. ``stop()`` is asked after every step; ``emit`` gets events.
 
-    def __init__(self, out: Path, device: str | None, stop: Callable[[], bool], emit: Emit) -> None:
+    ``steps``: output folder in which steps are saved; None for nowhere.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        device: str | None,
+        stop: Callable[[], bool],
+        emit: Emit,
+        steps: Path | None,
+    ) -> None:
         self._out, self._device, self._stop, self._emit = out, device, stop, emit
+        self._steps = steps
         self._model = ""
         self._pipe: Any = None
         self._warm = False
@@ -135,13 +146,17 @@ class Worker:
         finally:
             for back in reversed(undo):
                 back()
-        output.steps.unlink(missing_ok=True)
+        self._steps_file(output).unlink(missing_ok=True)
         return outcome
+
+    def _steps_file(self, output: Output) -> Path:
+        return Output(self._steps or self._out, output.name, output.format).steps
 
     def _written(self, task: Task, output: Output, pipe: Any, memory: list[str]) -> Outcome:
         if task.compare and not self._warm:
             self._warm_up(pipe, task.job)
-        saved = StepCheckpoint(output.steps, task.id, task.checkpoint_steps, self._stop)
+        every = 0 if self._steps is None else task.checkpoint_steps
+        saved = StepCheckpoint(self._steps_file(output), task.id, every, self._stop)
         _reset_peak()
         result = self._generate(pipe, task, task.job, saved)
         peak = _peak_bytes()

@@ -1,20 +1,24 @@
-"""Killed, interrupted, full disks: the queue goes on from where it was, with the same bytes.
+"""Killed, interrupted, damaged, shared: the queue goes on from where it was, with the same bytes.
 
 The long form is ``tests/bench/bench_survival.py``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
 import subprocess
 
 import pytest
-from killing import COMMAND, finish, hashes, start, survive, videos, write_queue
+from killing import COMMAND, hashes, survive, videos, write_queue
 
-from accel.pipelines.batch.lease import lease
+from accel.cli import main
+from accel.pipelines.batch.lease import is_held, lease
 from accel.pipelines.batch.manifest import Manifest, manifest_path
+from accel.pipelines.batch.progress import Progress
+from accel.pipelines.batch.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -22,31 +26,63 @@ def undisturbed(tmp_path_factory):
     """A queue and the hashes of its files."""
     folder = tmp_path_factory.mktemp("undisturbed")
     queue = write_queue(folder / "jobs.json", jobs=4, steps=3)
-    finish(queue, folder / "out", "--engine", "inline")
+    assert main(["render", str(queue), "--out", str(folder / "out"), "--engine", "inline"]) == 0
     return queue, hashes(folder / "out")
+
+
+@pytest.fixture
+def run(capsys):
+    """Render in this process: exit code and events."""
+
+    def render(queue, out, *options):
+        capsys.readouterr()
+        arguments = ["render", str(queue), "--out", str(out), "--progress", "json", *options]
+        code = main([*arguments, "--engine", "inline"])
+        return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return render
 
 
 def test_kill_9_loses_nothing_and_repeats_nothing(undisturbed, tmp_path):
     queue, expected = undisturbed
-    survive(queue, tmp_path, 3, 7, "--checkpoint-steps", "1", "--engine", "local")
+    survive(queue, tmp_path, 2, 7, "--checkpoint-steps", "1", "--engine", "local")
     assert hashes(tmp_path) == expected
     assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupt_saves_the_step_and_the_next_run_goes_on(number, code, undisturbed, tmp_path):
+def test_interrupt_saves_the_step_and_the_next_run_goes_on(
+    number, code, undisturbed, tmp_path, run, monkeypatch
+):
     queue, expected = undisturbed
-    process = start(queue, tmp_path, "--checkpoint-steps", "100", "--engine", "inline")
-    for line in process.stdout:
-        if '"step"' in line:
-            break
-    process.send_signal(number)
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == code and '"left": ' in text
-    events = finish(queue, tmp_path, "--engine", "inline")
+    real, calls = Worker._stop_if_asked, []
+
+    def interrupted(worker):
+        calls.append(worker)
+        if len(calls) == 6:  # in the second step of the second job
+            os.kill(os.getpid(), number)
+            # A further one would end the process at once.
+            assert signal.getsignal(number) is signal.SIG_DFL
+        real(worker)
+
+    monkeypatch.setattr(Worker, "_stop_if_asked", interrupted)
+    stopped, events = run(queue, tmp_path, "--checkpoint-steps", "100")
+    assert stopped == code and events[-1]["left"] == 3
+    monkeypatch.undo()
+    done, events = run(queue, tmp_path)
     resumed = [e["resumed_from_step"] for e in events if e["event"] == "done"]
-    assert hashes(tmp_path) == expected
-    assert any(resumed) or len(resumed) < len(expected)
+    assert done == 0 and sorted(resumed) == [0, 0, 1] and hashes(tmp_path) == expected
+
+
+def test_a_process_that_died_while_publishing_is_finished_for_it(undisturbed, tmp_path, run):
+    queue, expected = undisturbed
+    run(queue, tmp_path)
+    (tmp_path / "job00.json").rename(tmp_path / "job00.json.part")  # the video has its name
+    for name in ("job01.webm", "job01.json"):  # neither has
+        (tmp_path / name).rename(tmp_path / f"{name}.part")
+    code, events = run(queue, tmp_path)
+    assert code == 0 and sum(e["event"] == "skip" for e in events) == 4
+    assert hashes(tmp_path) == expected and not list(tmp_path.glob("*.part"))
 
 
 def test_folder_without_room_is_exit_code_2_before_anything_starts(undisturbed, tmp_path):
@@ -61,29 +97,43 @@ def test_folder_without_room_is_exit_code_2_before_anything_starts(undisturbed, 
     assert not videos(tmp_path) and "Traceback" not in done.stderr
 
 
-def test_damaged_manifest_is_set_aside_and_finished_files_stay(undisturbed, tmp_path):
+def test_damaged_manifest_is_set_aside_and_finished_files_stay(undisturbed, tmp_path, run):
     queue, expected = undisturbed
-    finish(queue, tmp_path, "--engine", "inline")
+    run(queue, tmp_path)
     before = {name: path.stat().st_mtime_ns for name, path in videos(tmp_path).items()}
     path = manifest_path(tmp_path)
     path.write_bytes(path.read_bytes()[:512] + os.urandom(20_000))
-    events = finish(queue, tmp_path, "--engine", "inline")
-    assert sum(e["event"] == "skip" for e in events) == len(expected)
+    code, events = run(queue, tmp_path)
+    assert code == 0 and sum(e["event"] == "skip" for e in events) == len(expected)
     assert any("damaged" in e.get("text", "") for e in events)
     assert before == {name: path.stat().st_mtime_ns for name, path in videos(tmp_path).items()}
-    assert len(list(path.parent.glob("*.damaged-*"))) >= 1
+    assert list(path.parent.glob("*.damaged-*"))
     manifest = Manifest(path)
     assert {row["state"] for row in manifest.rows()} == {"done"}
     manifest.close()
 
 
-def test_a_job_another_process_holds_is_waited_for(undisturbed, tmp_path):
+def test_a_job_another_process_holds_is_waited_for(undisturbed, tmp_path, run, monkeypatch):
     queue, expected = undisturbed
-    with lease(tmp_path / ".accel" / "leases" / "job01.lock") as mine:
-        assert mine
-        process = start(queue, tmp_path, "--engine", "inline")
-        for line in process.stdout:
-            if '"event": "wait"' in line:
-                break
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and hashes(tmp_path) == expected, text
+    path = tmp_path / ".accel" / "leases" / "job01.lock"
+    held, real = lease(path), Progress.__call__
+
+    def let_go(progress, event):
+        real(progress, event)
+        if event["event"] == "wait":
+            held.__exit__(None, None, None)
+
+    monkeypatch.setattr(Progress, "__call__", let_go)
+    assert held.__enter__() and is_held(path)
+    code, events = run(queue, tmp_path)
+    assert code == 0 and [e["job"] for e in events if e["event"] == "wait"] == ["job01"]
+    assert hashes(tmp_path) == expected and not is_held(path)
+
+
+def test_two_shards_fill_one_folder(undisturbed, tmp_path, run):
+    queue, expected = undisturbed
+    for shard in ("1/2", "2/2"):
+        code, events = run(queue, tmp_path, "--shard", shard)
+        assert code == 0 and sum(e["event"] == "done" for e in events) == 2
+    assert hashes(tmp_path) == expected
+    assert len(list((tmp_path / ".accel").glob("manifest-*-of-2.sqlite"))) == 2
