@@ -33,6 +33,10 @@ class Unsupported(Exception):
     """This run cannot be saved; the message says why."""
 
 
+class Stopped(Exception):
+    """The run was asked to stop, and has saved its step if it saves any."""
+
+
 class _Skipped(tuple):
     """Output of a denoiser that did not run: a tuple, and the usual ``.sample``."""
 
@@ -111,13 +115,19 @@ class StepCheckpoint:
             self._outputs[name] = [list(tensors[0].shape), tensors[0].dtype]
 
     def step_done(self, pipe: Any, done: int, steps: int, tensors: dict[str, Any]) -> None:
-        """Call after step ``done`` of ``steps``; changes ``tensors`` where steps were skipped."""
+        """Call after step ``done`` of ``steps``; changes ``tensors`` where steps were skipped.
+
+        Raises Stopped if ``stop()``.
+        """
         if self._saved is not None and done <= self._saved["steps"]:
             if done == self._saved["steps"]:
                 self._restore(pipe, tensors)
             return
-        if self._every and (done % self._every == 0 or done == steps or self._stop()):
+        stopping = self._stop()
+        if self._every and (done % self._every == 0 or done == steps or stopping):
             self._save(pipe, done, tensors)
+        if stopping:
+            raise Stopped
 
     def _restore(self, pipe: Any, tensors: dict[str, Any]) -> None:
         saved, generator = self._saved, self._generator

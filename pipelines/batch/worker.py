@@ -18,7 +18,7 @@ import accel
 from accel.pipelines.batch.ladder import Undo, available, classify, free_memory
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.output import Output
-from accel.pipelines.checkpoint import StepCheckpoint
+from accel.pipelines.checkpoint import StepCheckpoint, Stopped
 from accel.pipelines.generate import Result, check, generate
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import load
@@ -65,10 +65,6 @@ class Outcome:
     rungs_left: int = 0
     invalid: dict[str, str] = field(default_factory=dict)
     content: dict[str, bytes] = field(default_factory=dict)
-
-
-class Stopped(Exception):
-    """The run was asked to stop and has saved its step."""
 
 
 class Worker:
@@ -181,11 +177,14 @@ class Worker:
 
     def _generate(self, pipe: Any, task: Task, job: Job, saved: StepCheckpoint | None) -> Result:
         def on_step(done: int, steps: int) -> None:
+            if saved is not None and done <= saved.resumed_from:
+                return  # taken over, not computed
             self._emit(
                 {"event": "step", "job": task.name, "step": done, "steps": steps,
                  "part": "render" if saved is not None else "unaccelerated"}
             )  # fmt: skip
-            self._stop_if_asked()
+            if saved is None:  # otherwise the checkpoint asks, after it has saved the step
+                self._stop_if_asked()
 
         return generate(pipe, job, on_step=on_step, checkpoint=saved)
 

@@ -86,7 +86,8 @@ def render(queue: Path, out: Path, cluster: Cluster, second: object) -> list[dic
     finally:
         Queue._start_some = start_some
     assert code == 0, text.getvalue()
-    return [json.loads(line) for line in text.getvalue().splitlines()]
+    lines = text.getvalue().splitlines()  # the cluster prints here too
+    return [json.loads(line) for line in lines if line.startswith("{")]
 
 
 if __name__ == "__main__":

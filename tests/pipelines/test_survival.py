@@ -18,7 +18,7 @@ from accel.cli import main
 from accel.pipelines.batch.lease import is_held, lease
 from accel.pipelines.batch.manifest import Manifest, manifest_path
 from accel.pipelines.batch.progress import Progress
-from accel.pipelines.batch.worker import Worker
+from accel.pipelines.checkpoint import StepCheckpoint
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +55,17 @@ def test_interrupt_saves_the_step_and_the_next_run_goes_on(
     number, code, undisturbed, tmp_path, run, monkeypatch
 ):
     queue, expected = undisturbed
-    real, calls = Worker._stop_if_asked, []
+    real, calls = StepCheckpoint.step_done, []
 
-    def interrupted(worker):
-        calls.append(worker)
-        if len(calls) == 6:  # in the second step of the second job
+    def interrupted(checkpoint, *arguments):
+        calls.append(checkpoint)
+        if len(calls) == 4:  # in the first step of the second job
             os.kill(os.getpid(), number)
             # A further one would end the process at once.
             assert signal.getsignal(number) is signal.SIG_DFL
-        real(worker)
+        real(checkpoint, *arguments)
 
-    monkeypatch.setattr(Worker, "_stop_if_asked", interrupted)
+    monkeypatch.setattr(StepCheckpoint, "step_done", interrupted)
     stopped, events = run(queue, tmp_path, "--checkpoint-steps", "100")
     assert stopped == code and events[-1]["left"] == 3
     monkeypatch.undo()
