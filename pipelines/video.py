@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import av
 import imageio.v3 as iio
@@ -111,7 +111,7 @@ def _encode(path: Path, frames: np.ndarray, rate: Fraction, comment: str, codec:
         frames = np.pad(frames, odd, mode="edge")
     with av.open(str(path), "w", format=codec.container, options=codec.muxer) as container:
         container.metadata["comment"] = comment
-        stream = container.add_stream(codec.codec, rate=rate, options=codec.options)
+        stream: Any = container.add_stream(codec.codec, rate=rate, options=codec.options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "bgr0" if codec.rgb else "yuv420p"
         context = stream.codec_context

@@ -22,7 +22,7 @@ from yaml.events import (
 from yaml.resolver import Resolver
 
 if yaml.__with_libyaml__:
-    from yaml.cyaml import CParser
+    from yaml.cyaml import CParser  # type: ignore[attr-defined]
 
     class _Loader(Composer, SafeConstructor, Resolver, CParser):
         def __init__(self, stream: IO[str]) -> None:
