@@ -7,8 +7,11 @@ import json
 import signal
 import sqlite3
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from accel.pipelines.batch.items import Item, changed_since, items, parse_shard
 from accel.pipelines.batch.jobfile import Invalid, parse_override
@@ -16,56 +19,9 @@ from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.predict import Predictor, measured_rows
 from accel.pipelines.job import JobError, settings_text
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``accel render``."""
-    add = parser.add_argument
-    add(
-        "jobfiles",
-        nargs="+",
-        metavar="JOBFILE",
-        help="YAML, JSON, JSON Lines or CSV with jobs, or a rendered video to render again",
-    )
-    add("--out", required=True, type=Path, metavar="DIR", help="output folder")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change every job, such as --set steps=30 --set motion.camera.zoom=1.02",
-    )
-    add("--dry-run", action="store_true", help="print the expanded jobs, load no model")
-    add(
-        "--progress",
-        choices=["auto", "json"],
-        default="auto",
-        help="json: one event per line on stdout",
-    )
-    add("--fail-fast", action="store_true", help="stop at the first failed or invalid job")
-    add(
-        "--retries",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="further tries of a failed job (1); 0 also turns the memory ladder off",
-    )
-    add(
-        "--checkpoint-steps",
-        type=_count,
-        default=5,
-        metavar="K",
-        help="save a running job every K steps (5); 0: never",
-    )
-    add(
-        "--engine",
-        default="local",
-        metavar="NAME",
-        help="local (a process per device), inline (this process), ray or ray://HOST:PORT",
-    )
-    add("--shard", default="1/1", metavar="i/n", help="render only the i-th of n parts")
-    add("--compare", action="store_true",
-        help="also render without acceleration and measure dB and time")  # fmt: skip
+if TYPE_CHECKING:  # a dry run needs neither
+    from accel.pipelines.batch.engines import Engine, Stop
+    from accel.pipelines.batch.progress import Progress
 
 
 def _count(text: str) -> int:
@@ -73,6 +29,45 @@ def _count(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
     return number
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--out": {"required": True, "type": Path, "metavar": "DIR", "help": "output folder"},
+    "--set": {
+        "action": "append", "default": [], "metavar": "KEY=VALUE", "dest": "overrides",
+        "help": "change every job, such as --set steps=30 --set motion.camera.zoom=1.02",
+    },
+    "--dry-run": {"action": "store_true", "help": "print the expanded jobs, load no model"},
+    "--progress": {
+        "choices": ["auto", "json"], "default": "auto", "help": "json: an event per line on stdout",
+    },
+    "--fail-fast": {"action": "store_true", "help": "stop at the first failed or invalid job"},
+    "--retries": {
+        "type": _count, "default": 1, "metavar": "N",
+        "help": "further tries of a failed job (1); 0 also turns the memory ladder off",
+    },
+    "--checkpoint-steps": {
+        "type": _count, "default": 5, "metavar": "K",
+        "help": "save a running job every K steps (5); 0: never",
+    },
+    "--engine": {
+        "default": "local", "metavar": "NAME",
+        "help": "local (a process per device), inline (this process), ray or ray://HOST:PORT",
+    },
+    "--shard": {"default": "1/1", "metavar": "i/n", "help": "render only the i-th of n parts"},
+    "--compare": {
+        "action": "store_true",
+        "help": "also render without acceleration and measure dB and time",
+    },
+}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``accel render``."""
+    text = "YAML, JSON, JSON Lines or CSV with jobs, or a rendered video to render again"
+    parser.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help=text)
+    for name, options in _OPTIONS.items():
+        parser.add_argument(name, **options)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -101,34 +96,41 @@ def _render(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -
     if manifest.note:
         progress({"event": "note", "text": manifest.note})
     engine = make_engine(args.engine, args.out, stop, progress)
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    queue = Queue(options, engine, manifest, progress, stop)
+    try:
+        with _signals(stop, engine, progress):
+            summary = queue.run(entries)
+    except sqlite3.OperationalError as error:
+        raise OSError(f"the manifest in {args.out} cannot be written: {error}") from error
+    finally:
+        manifest.close()
+    code = exit_code(summary, stop)
+    progress({"event": "end", "exit_code": code, **vars(summary)})
+    if summary.disk:
+        raise JobError(
+            f"{summary.disk}; make room and run the same command again, it goes on from here"
+        )
+    return code
+
+
+@contextmanager
+def _signals(stop: Stop, engine: Engine, progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets running jobs save their step; the second ends us at once."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        for known in handlers:
-            signal.signal(known, signal.SIG_DFL)  # the second one ends us at once
+        for known in before:
+            signal.signal(known, signal.SIG_DFL)
         stop.number = number
         engine.stop()
         progress({"event": "stopping", "signal": signal.Signals(number).name})
 
-    for number in handlers:
+    for number in before:
         signal.signal(number, on_signal)
     try:
-        queue = Queue(options, engine, manifest, progress, stop)
-        summary = queue.run(entries)
-        code = exit_code(summary, stop)
-        progress({"event": "end", "exit_code": code, **vars(summary)})
-        if summary.disk:
-            raise JobError(
-                f"{summary.disk}; make room and run the same command again, it goes on from here"
-            )
-        return code
-    except sqlite3.OperationalError as error:
-        raise OSError(
-            f"the manifest in {args.out} cannot be written: {error}; make room"
-        ) from error
+        yield
     finally:
-        manifest.close()
-        for number, handler in handlers.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

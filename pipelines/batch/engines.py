@@ -141,13 +141,15 @@ class LocalEngine:
             place.connection.send(task)
 
     def wait(self, seconds: float) -> list[tuple[int, Outcome]]:
-        connections = {place.connection: n for n, place in enumerate(self._all) if place.busy}
+        connections: dict[Any, int] = {
+            place.connection: n for n, place in enumerate(self._all) if place.busy
+        }
         if not connections:
             time.sleep(seconds)
             return []
         outcomes = []
         for connection in wait(list(connections), seconds):
-            slot = connections[connection]  # type: ignore[index]
+            slot = connections[connection]
             message = self._receive(self._all[slot])
             if isinstance(message, Outcome):
                 self._all[slot].busy = False

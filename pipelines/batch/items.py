@@ -17,7 +17,8 @@ from accel.pipelines.video import SUFFIXES, read_comment
 class Item:
     """One job of the queue. ``twin``: name of an earlier item that is the same video.
 
-    ``rung``, ``failures``, ``deaths``: what its tries have come to so far.
+    ``rung``, ``failures``, ``deaths``: what its tries have come to so far; ``waiting``: another
+    process has it.
     """
 
     job: Job
@@ -28,6 +29,7 @@ class Item:
     rung: int = 0
     failures: int = 0
     deaths: int = 0
+    waiting: bool = False
 
 
 def parse_shard(text: str) -> tuple[int, int]:

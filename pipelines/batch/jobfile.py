@@ -239,7 +239,7 @@ def _expand(entry: Any, where: str) -> Iterator[dict[str, Any]]:
     if not isinstance(entry, dict):
         raise JobError(f"{where} must be a mapping, got {entry!r}")
     base = {k: v for k, v in entry.items() if k not in EXPANDERS}
-    axes = [
+    axes: list[list[tuple[tuple[str, Any], ...]]] = [
         [((key, value),) for value in values]
         for key, values in _lists(entry.get("matrix"), where, "matrix").items()
     ]

@@ -1,8 +1,7 @@
 """Runs a queue of jobs on an engine: what starts when, what a failure leads to, what is kept.
 
-Only this process writes the manifest. Jobs of one model are kept together, since loading a model
-takes long; a job that was cut off more than once goes last, so that one that takes its machine down
-cannot hold up the others.
+Only this process writes the manifest. Jobs of one model are kept together, since loading takes
+long; a job that was cut off more than once goes last, lest it takes the machine down again first.
 """
 
 from __future__ import annotations
@@ -73,9 +72,9 @@ class Queue:
 
     def run(self, entries: Iterable[Item | Invalid]) -> Summary:
         """Render everything; returns when all is done, or on a signal, or a full disk."""
-        self._collect(entries)
-        self._check_all()
         try:
+            self._collect(entries)
+            self._check_all()
             while not self._over():
                 self._start_some()
                 for slot, outcome in self.engine.wait(0.5):
@@ -192,8 +191,9 @@ class Queue:
         elif outcome.kind == "found":
             self._found(item)
         elif outcome.kind == "busy":
-            self.manifest.log(item.name, "elsewhere", "pending")
-            if all(other.name != item.name for _, other in self._elsewhere) and not item.deaths:
+            if not item.waiting:
+                item.waiting = True
+                self.manifest.log(item.name, "elsewhere", "pending")
                 self.progress({"event": "wait", "job": item.name})
             self._elsewhere.append((time.monotonic() + _POLL, item))
         elif outcome.kind == "stopped":
@@ -217,8 +217,8 @@ class Queue:
             )
         if again is not None:
             how = " with less memory" if again > item.rung else ""
-            event = {"event": "retry", "job": item.name, "error": outcome.error, "how": how}
-            self.progress(event)
+            told = {"event": "retry", "job": item.name, "error": outcome.error, "how": how}
+            self.progress(told)
             self.manifest.log(item.name, "retry", "pending", outcome.error)
             item.rung = again
             self._pending.append(item)

@@ -8,6 +8,7 @@ costs the steps since the last saved one. Ray's own retries stay off: the queue 
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -190,7 +191,7 @@ def _connect(address: str) -> Any:
             address=address or os.environ.get("RAY_ADDRESS"),
             include_dashboard=None if address or "RAY_ADDRESS" in os.environ else False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise JobError(f"no Ray cluster at {address or 'RAY_ADDRESS'}: {error}") from error
