@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: all demo test lint bench bench-attention bench-motion bench-warp gpu-report clean
+.PHONY: all demo test lint bench bench-attention bench-motion bench-warp bench-batch gpu-report clean
 all: $(READY)
 
 $(READY): pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
@@ -34,6 +34,12 @@ bench-attention: $(READY)
 
 gpu-report: $(READY)
 	$(BIN)/python tests/bench/gpu_report.py --json build/gpu-report.json
+
+bench-batch: $(READY)
+	$(BIN)/python tests/bench/bench_dry_run.py
+	$(BIN)/python tests/bench/bench_survival.py
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'ray>=2.49'
+	$(BIN)/python tests/bench/bench_ray.py
 
 bench-motion: $(READY)
 	$(BIN)/python tests/bench/bench_motion.py

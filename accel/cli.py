@@ -1,8 +1,8 @@
 """The command ``accel``. An entry point like ``app.py``: it may import accel.pipelines, nothing
 imports it.
 
-Exit codes: 0 all done, 1 a job failed, 2 wrong usage, a job that cannot be run, or a broken
-environment, 130 and 143 interrupted.
+Exit codes: 0 all done, 1 a job failed or was invalid, 2 wrong usage or environment, 130 and 143
+interrupted.
 """
 
 from __future__ import annotations
@@ -17,18 +17,11 @@ from types import FrameType
 
 
 def _parser() -> argparse.ArgumentParser:
+    from accel.pipelines.batch.command import add_arguments
+
     parser = argparse.ArgumentParser(prog="accel", description="Accelerated video diffusion.")
     commands = parser.add_subparsers(dest="command", required=True)
-    render = commands.add_parser("render", help="render job files to MP4")
-    render.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help="YAML or JSON with jobs")
-    render.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
-    render.add_argument("--dry-run", action="store_true", help="print the jobs, load no model")
-    render.add_argument("--fail-fast", action="store_true", help="stop at the first failed job")
-    render.add_argument(
-        "--compare",
-        action="store_true",
-        help="also render without acceleration and measure dB and time",
-    )
+    add_arguments(commands.add_parser("render", help="render job files to videos"))
     motion = commands.add_parser("motion", help="draw the flows of job files, without a model")
     motion.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help="YAML or JSON with jobs")
     motion.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
@@ -41,17 +34,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _render(args: argparse.Namespace) -> int:
-    from accel.pipelines.batch import Options, collect, render
+    from accel.pipelines.batch.command import run
 
-    options = Options(args.out, args.compare, args.dry_run, args.fail_fast)
-    return 1 if render(collect(args.jobfiles), options) else 0
+    return run(args)
 
 
 def _motion(args: argparse.Namespace) -> int:
-    from accel.pipelines.batch import collect, prepare_folder
+    from accel.pipelines.batch.jobfile import read_jobs
+    from accel.pipelines.batch.output import prepare_folder
     from accel.pipelines.motion.preview import draw_job
 
-    jobs = collect(args.jobfiles)
+    jobs = [job for file in args.jobfiles for job in read_jobs(file)]
     prepare_folder(args.out)
     for job in jobs:
         for path in draw_job(job, args.out):
@@ -60,16 +53,12 @@ def _motion(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
+    from accel.pipelines.job import job_from_settings
     from accel.pipelines.video import read_comment
 
     comment = _of_file(args.file, read_comment)
-    try:
-        settings = json.loads(comment)
-    except json.JSONDecodeError:
-        settings = None
-    if not isinstance(settings, dict) or "accel_job" not in settings:
-        raise ValueError(f"{args.file} was not written by accel render: it carries no settings")
-    print(json.dumps(settings, indent=2))
+    job_from_settings(comment, args.file)
+    print(json.dumps(json.loads(comment), indent=2))
     return 0
 
 

@@ -94,6 +94,18 @@ class Handle:
             if module is not None and _handles.get(module) is self:
                 del _handles[module]
 
+    def run_state(self) -> dict[str, Any]:
+        """What decides the rest of the current run beside latents and scheduler, as plain values:
+        sites that were taken to full precision.
+        """
+        run = self._state.refresh()
+        return {"demoted": [name for name, s in self.sites.items() if s.demoted_run == run]}
+
+    def restore_run(self, state: dict[str, Any]) -> None:
+        """Inverse of ``run_state``, for a run that goes on from a saved step."""
+        for name in state.get("demoted", ()):
+            self.sites[name].demoted_run = self._state.refresh()
+
     def report(self) -> Report:
         """What ran so far."""
         reports = [

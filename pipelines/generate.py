@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 
 from accel.kernels.warp import check_flow
-from accel.patch import patched
+from accel.patch import Handle, patched
+from accel.pipelines.checkpoint import StepCheckpoint
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.motion.latents import Geometry, arrange, latent_geometry, warped_latents
@@ -108,45 +110,62 @@ def motion_latents(pipe: Any, job: Job) -> torch.Tensor:
     return latents.to(pipe.unet.dtype) if hasattr(pipe, "unet") else latents
 
 
-def generate(pipe: Any, job: Job, *, on_step: OnStep | None = None) -> Result:
+def generate(
+    pipe: Any, job: Job, *, on_step: OnStep | None = None, checkpoint: StepCheckpoint | None = None
+) -> Result:
     """Run ``job`` on a loaded pipeline, patched with the job's plan for the length of the call.
 
-    ``on_step(done, steps)`` is called after every denoising step. Raises JobError for a job that
+    ``on_step(done, steps)`` is called after every denoising step; what it raises ends the run.
+    ``checkpoint`` saves steps, and takes those over that it holds. Raises JobError for a job that
     does not fit the pipeline; the pipeline is left as it was in every case.
     """
     job = job.resolved()
     check(pipe, job)
     plan = job.accel_plan()
     if plan is None:
-        frames, seconds = _run(pipe, job, on_step)
+        frames, seconds = _run(pipe, job, on_step, checkpoint, None)
         return Result(frames, seconds, None)
     with patched(pipe, plan=plan) as handle:
-        frames, seconds = _run(pipe, job, on_step)
+        frames, seconds = _run(pipe, job, on_step, checkpoint, handle)
         return Result(frames, seconds, handle.report())
 
 
-def _run(pipe: Any, job: Job, on_step: OnStep | None) -> tuple[np.ndarray, float]:
+def _run(
+    pipe: Any,
+    job: Job,
+    on_step: OnStep | None,
+    checkpoint: StepCheckpoint | None,
+    handle: Handle | None,
+) -> tuple[np.ndarray, float]:
     """Call the pipeline; frames uint8 [F, H, W, 3] and seconds. A pipeline for single images makes
-    a clip of one image per warped latent.
+    a clip of one image per warped latent, without step checkpoints.
     """
     accepted = inspect.signature(type(pipe).__call__).parameters
     arguments, images = _arguments(pipe, job, accepted)
     latents, image = arguments.get("latents"), 0
 
     def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        done, steps = step + 1, len(pipe.scheduler.timesteps)
+        if checkpoint is not None and not images:
+            checkpoint.step_done(pipe, done, steps, tensors)
         if on_step is not None:
-            steps = len(pipe.scheduler.timesteps)
-            on_step(image * steps + step + 1, max(images, 1) * steps)
+            on_step(image * steps + done, max(images, 1) * steps)
         return tensors
 
-    if "callback_on_step_end" in accepted:
+    follows = "callback_on_step_end" in accepted
+    if follows:
         arguments["callback_on_step_end"] = step_done
     start, video = time.perf_counter(), []
     for image in range(max(images, 1)):
         if images and latents is not None:
             arguments["latents"] = latents[image : image + 1]
         generator = torch.Generator().manual_seed(job.seed)
-        output = pipe(**arguments, generator=generator, output_type="np")
+        with (
+            checkpoint.running(pipe, generator, handle)
+            if checkpoint and follows and not images
+            else nullcontext()
+        ):
+            output = pipe(**arguments, generator=generator, output_type="np")
         video.extend(output.frames[0] if hasattr(output, "frames") else output.images)
     seconds = time.perf_counter() - start
     frames = np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""One generation job, and the job files that hold many of them."""
+"""One generation job: everything that decides the pixels of one video (or image)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
-
-import yaml
 
 from accel.config import choose, from_dict
 from accel.pipelines.load import TINY, defaults
 from accel.plan import PRESETS, Plan
+
+FORMATS = ("mp4", "webm", "gif", "png", "lossless")
+SETTINGS_VERSION = 1
 
 
 class JobError(ValueError):
@@ -28,6 +29,7 @@ class Job:
     what is None takes the model's default. ``preset`` None and no ``plan``: not accelerated.
     ``plan`` is a plan file or a mapping. ``motion``: see ``pipelines/motion/flows.py``;
     ``strength`` 0 follows it, 1 ignores it, or a mapping as in ``pipelines/motion/strength.py``.
+    ``format``: see ``pipelines/video.py``. ``name`` only names the output.
     """
 
     prompt: str
@@ -44,6 +46,7 @@ class Job:
     plan: str | Mapping[str, Any] | None = None
     motion: Mapping[str, Any] | None = None
     strength: float | Mapping[str, Any] = 0.2
+    format: str = "mp4"
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -72,6 +75,7 @@ class Job:
                 or not low <= value <= high
             ):
                 raise JobError(f"{number} must be a number from {low} to {high}, got {value!r}")
+        choose("format", self.format, FORMATS)
         if self.preset is not None:
             choose("preset", self.preset, PRESETS)
         if self.motion is not None and not isinstance(self.motion, Mapping):
@@ -85,7 +89,7 @@ class Job:
     def accel_plan(self) -> Plan | None:
         """The plan to patch with, None for a run without acceleration."""
         if isinstance(self.plan, str):
-            return Plan.load(self.plan)
+            return _plan_file(self.plan)
         if self.plan is not None:
             return Plan.from_dict(dict(self.plan))
         return None if self.preset is None else Plan.preset(self.preset)
@@ -98,39 +102,17 @@ class Job:
     def file_name(self) -> str:
         """Name of the output without suffix: ``name``, else words of the prompt and the seed."""
         text = self.name or f"{self.prompt[:48]}-{self.seed}"
-        return re.sub(r"[^\w.-]+", "-", text).strip("-.") or f"job-{self.seed}"
+        return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:120] or f"job-{self.seed}"
 
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def read_jobs(path: str | Path) -> list[Job]:
-    """Jobs of a YAML or JSON job file: top-level ``defaults:`` (optional) and ``jobs:``.
-
-    Raises JobError naming the file, the job and the key; every job is checked before any is
-    returned.
-    """
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise JobError(f"cannot read job file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(f"{path} is not a YAML or JSON job file: {error}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("jobs"), list) or not data["jobs"]:
-        raise JobError(f"{path} needs a top-level 'jobs:' with at least one job")
-    extra = set(data) - {"defaults", "jobs"}
-    if extra:
-        raise JobError(f"{path} has unknown top-level keys {sorted(extra)}; known: defaults, jobs")
-    shared = data.get("defaults") or {}
-    jobs = []
-    for number, entry in enumerate(data["jobs"], 1):
-        where = f"{path}, job {number}"
-        if not isinstance(entry, dict):
-            raise JobError(f"{where} must be a mapping, got {entry!r}")
-        jobs.append(make_job({**shared, **entry}, where))
-    return _with_file_names(jobs)
+@lru_cache(maxsize=64)
+def _plan_file(path: str) -> Plan:
+    """A plan file, read once: ten thousand jobs may share it."""
+    return Plan.load(path)
 
 
 def make_job(data: Mapping[str, Any], where: str = "job") -> Job:
@@ -148,18 +130,31 @@ def make_job(data: Mapping[str, Any], where: str = "job") -> Job:
     return job
 
 
-def _with_file_names(jobs: list[Job]) -> list[Job]:
-    """Give every job its own output name: the second of two equal ones gets ``-2``."""
-    used: dict[str, int] = {}
-    named = []
-    for job in jobs:
-        stem = job.file_name
-        used[stem] = used.get(stem, 0) + 1
-        number = used[stem]
-        named.append(replace(job, name=stem if number == 1 else f"{stem}-{number}"))
-    return named
+def settings_text(job: Job, job_id: str = "") -> str:
+    """The job as one line of JSON for a video's ``comment`` tag.
+
+    It holds what decides the bytes of the file, not its name; a plan file goes in with its content.
+    """
+    data = job.to_dict()
+    del data["name"]
+    if isinstance(job.plan, str):
+        plan = job.accel_plan()
+        data["plan"] = None if plan is None else plan.to_dict()
+    head = {"accel_job": SETTINGS_VERSION, **({"id": job_id} if job_id else {})}
+    return json.dumps({**head, **data}, sort_keys=True)
 
 
-def settings_text(job: Job) -> str:
-    """The job as one line of JSON, as it is written into a video's ``comment`` tag."""
-    return json.dumps({"accel_job": 1, **job.to_dict()}, sort_keys=True)
+def job_from_settings(text: str, where: str) -> tuple[Job, str]:
+    """Job and id from ``settings_text``. Raises JobError for any other text."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError:
+        data = None
+    if not isinstance(data, dict) or "accel_job" not in data:
+        raise JobError(f"{where} was not written by accel render: it carries no settings")
+    version, job_id = data.pop("accel_job"), str(data.pop("id", ""))
+    if version != SETTINGS_VERSION:
+        raise JobError(
+            f"{where} carries settings of version {version!r}; this accel reads {SETTINGS_VERSION}"
+        )
+    return make_job(data, where), job_id

@@ -71,8 +71,13 @@ def load(model: str = TINY, *, dtype: torch.dtype | None = None, device: str | N
 
 def _source(model: str) -> str:
     """Folder or hub id for ``model``, after checking what can be checked without loading."""
+    return str(local_folder(model) or model)
+
+
+def local_folder(model: str) -> Path | None:
+    """Folder of ``model``, None for a hub id. Raises FileNotFoundError for anything else."""
     if model == TINY:
-        return str(tiny_folder())
+        return tiny_folder()
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
@@ -80,9 +85,9 @@ def _source(model: str) -> str:
                 f"{model} is a folder without model_index.json, so not a diffusers pipeline; give "
                 "the folder that save_pretrained wrote"
             )
-        return str(folder)
+        return folder
     if folder.is_absolute() or model.startswith((".", "~")) or not _HUB_ID.fullmatch(model):
         raise FileNotFoundError(
             f"no model {model!r}: not 'tiny', not an existing folder, not a hub id like owner/name"
         )
-    return model
+    return None

@@ -1,81 +1,239 @@
-"""Reads and writes MP4: no rescaling, BT.709, settings in the ``comment`` tag, atomic."""
+"""Writes video and frames: no rescaling, BT.709, settings in the ``comment`` tag, equal bytes for
+equal input, atomic.
+
+    format    file         content
+    mp4       name.mp4     H.264, 4:2:0
+    webm      name.webm    VP9, 4:2:0
+    gif       name.gif     256 colours per frame; equal neighbours become one longer frame
+    png       name/        one 00000.png per frame, exact
+    lossless  name.mkv     FFV1 in RGB, exact
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, TypeVar
 
 import av
 import imageio.v3 as iio
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image, PngImagePlugin
 
 _BT709 = 1  # ITU-T H.273 code for primaries, transfer and matrix
+_RGB = 0
+
+T = TypeVar("T")
 
 
-def write_video(path: str | Path, frames: np.ndarray, *, fps: float, comment: str = "") -> None:
-    """Write ``frames`` uint8 [F, H, W, 3] as H.264.
+@dataclass(frozen=True)
+class _Codec:
+    """How one container is written. More than one thread would make the bytes depend on timing."""
 
-    The file appears under its name only when it is complete. Equal input gives an equal file. An
-    odd width or height gets its last column or row repeated, which 4:2:0 colour needs. Raises
-    ValueError for other shapes or dtypes, OSError if the folder cannot be written.
+    container: str
+    codec: str
+    options: dict[str, str]
+    muxer: dict[str, str] = field(default_factory=dict)
+    rgb: bool = False
+
+
+_CODECS = {
+    "mp4": _Codec(
+        "mp4",
+        "libx264",
+        # x264's macroblock tree gives now and then other bytes for the same small frames.
+        {"crf": "12", "preset": "slow", "x264-params": "mbtree=0"},
+        {"movflags": "faststart"},
+    ),
+    "webm": _Codec(
+        "webm",
+        "libvpx-vp9",
+        {"crf": "18", "b": "0", "deadline": "good", "cpu-used": "2", "row-mt": "0"},
+        {"fflags": "+bitexact"},  # otherwise the file carries a random number
+    ),
+    "lossless": _Codec(
+        "matroska", "ffv1", {"level": "3", "slicecrc": "1"}, {"fflags": "+bitexact"}, rgb=True
+    ),
+}
+SUFFIX = {"mp4": ".mp4", "webm": ".webm", "gif": ".gif", "png": "", "lossless": ".mkv"}
+SUFFIXES = {suffix: name for name, suffix in SUFFIX.items() if suffix} | {".png": "png"}
+
+
+def write_video(
+    path: str | Path, frames: np.ndarray, *, fps: float, comment: str = "", format: str = ""
+) -> None:
+    """Write ``frames`` uint8 [F, H, W, 3] at ``fps`` frames per second.
+
+    ``format`` defaults to the one of the suffix. The file appears under its name only when it is
+    complete. Equal input gives an equal file. In 4:2:0 an odd width or height gets its last column
+    or row repeated. Raises ValueError for other shapes or dtypes or an unknown suffix, OSError if
+    the file cannot be written.
     """
+    path = Path(path)
+    format = format or SUFFIXES.get(path.suffix.lower(), "")
+    if format not in SUFFIX:
+        raise ValueError(f"{path.name}: no video format; known suffixes: {sorted(SUFFIXES)}")
+    part = path.with_name(f"{path.name}.part")
+    try:
+        encode(part, frames, fps=fps, comment=comment, format=format)
+        replace(part, path)
+    finally:
+        remove(part)
+
+
+def encode(path: Path, frames: np.ndarray, *, fps: float, comment: str, format: str) -> None:
+    """Write to ``path`` itself, through to the disk. Raises as ``write_video`` does."""
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         raise ValueError(
             f"frames must be uint8 [F, H, W, 3], got {frames.dtype} {tuple(frames.shape)}"
         )
-    odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
-    frames = np.pad(frames, odd, mode="edge")
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        _encode(part, frames, Fraction(fps).limit_denominator(1001), comment)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    remove(path)
+    if format == "png":
+        _encode_png(path, frames, comment)
+    elif format == "gif":
+        _encode_gif(path, frames, fps, comment)
+    else:
+        rate = Fraction(fps).limit_denominator(1001)
+        _encode(path, frames, rate, comment, _CODECS[format])
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        sync(file)
 
 
-def _encode(path: Path, frames: np.ndarray, rate: Fraction, comment: str) -> None:
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+def _encode(path: Path, frames: np.ndarray, rate: Fraction, comment: str, codec: _Codec) -> None:
+    if not codec.rgb:
+        odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
+        frames = np.pad(frames, odd, mode="edge")
+    with av.open(str(path), "w", format=codec.container, options=codec.muxer) as container:
         container.metadata["comment"] = comment
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "12", "preset": "slow"})
+        stream: Any = container.add_stream(codec.codec, rate=rate, options=codec.options)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = "bgr0" if codec.rgb else "yuv420p"
         context = stream.codec_context
-        context.thread_count = 1  # more threads make the bytes depend on timing
-        context.color_range = ColorRange.MPEG
-        context.color_primaries = context.color_trc = context.colorspace = _BT709
+        context.thread_count = 1
+        context.color_primaries = context.color_trc = _BT709
+        context.colorspace = _RGB if codec.rgb else _BT709
+        context.color_range = ColorRange.JPEG if codec.rgb else ColorRange.MPEG
         for image in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame = frame.reformat(
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-            )
-            container.mux(stream.encode(frame))
+            container.mux(stream.encode(frame if codec.rgb else _yuv(frame)))
         container.mux(stream.encode())
+    _check_count(path, len(frames))
 
 
-def read_video(path: str | Path) -> np.ndarray:
-    """Frames of a video as uint8 [F, H, W, 3]. Raises ValueError for a file that is no
-    video.
-    """
+def _yuv(frame: av.VideoFrame) -> av.VideoFrame:
+    return frame.reformat(
+        format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+    )
+
+
+def _check_count(path: Path, frames: int) -> None:
+    """Raise OSError unless the file holds as many frames as went in: nothing is cut off unseen."""
+    with av.open(str(path)) as container:
+        found = sum(1 for packet in container.demux(video=0) if packet.size)
+    if found != frames:
+        raise OSError(f"{path} holds {found} of {frames} frames; is the disk full?")
+
+
+def _encode_png(path: Path, frames: np.ndarray, comment: str) -> None:
+    path.mkdir()
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("comment", comment)
+    for number, image in enumerate(frames):
+        Image.fromarray(image).save(path / f"{number:05}.png", format="PNG", pnginfo=text)
+
+
+def _encode_gif(path: Path, frames: np.ndarray, fps: float, comment: str) -> None:
+    images = [Image.fromarray(image).quantize(256) for image in frames]
+    times = np.diff(np.round(np.arange(len(frames) + 1) * 100 / fps)) * 10  # ms, in steps of 10
+    images[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=[max(10, int(t)) for t in times],
+        loop=0,
+        comment=comment.encode(),
+    )
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+def _reading(path: str | Path, read: Callable[[], T]) -> T:
     try:
-        return np.asarray(iio.imread(path, plugin="pyav"))
+        return read()
     except (av.error.FFmpegError, OSError, IndexError) as error:
         raise ValueError(f"{path} cannot be read as a video: {error}") from error
 
 
-def read_comment(path: str | Path) -> str:
-    """The ``comment`` tag of a video, "" if it has none. Raises ValueError for a file that is no
-    video.
+def read_video(path: str | Path) -> np.ndarray:
+    """Frames of a video, or of a folder of PNG frames, as uint8 [F, H, W, 3].
+
+    Raises ValueError for a file that is no video.
     """
+    path = Path(path)
+    if path.is_dir():
+        images = [iio.imread(file) for file in sorted(path.glob("*.png"))]
+        return _reading(path, lambda: np.stack(images) if images else _no_frames(path))
+    plugin = "pillow" if path.suffix.lower() in (".gif", ".png") else "pyav"
+    frames = _reading(path, lambda: np.asarray(iio.imread(path, plugin=plugin)))
+    return frames[None] if frames.ndim == 3 else frames
+
+
+def _no_frames(path: Path) -> np.ndarray:
+    raise OSError(f"{path} holds no .png frame")
+
+
+def read_comment(path: str | Path) -> str:
+    """The ``comment`` tag of a video or frame, "" if it has none. Raises ValueError for a file that
+    is no video.
+    """
+    if Path(path).suffix.lower() in (".gif", ".png"):
+        return _reading(path, lambda: _image_comment(path))
+    return _reading(path, lambda: _container_comment(path))
+
+
+def _image_comment(path: str | Path) -> str:
+    with Image.open(path) as image:
+        comment = image.info.get("comment", "")
+    return comment.decode() if isinstance(comment, bytes) else str(comment)
+
+
+def _container_comment(path: str | Path) -> str:
+    with av.open(str(path)) as container:
+        tags = {key.lower(): value for key, value in container.metadata.items()}
+    return tags.get("comment", "")
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with av.open(str(path)) as container:
-            return container.metadata.get("comment", "")
-    except av.error.FFmpegError as error:
-        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace(part: Path, path: Path) -> None:
+    """Give a complete file or folder its final name."""
+    if path.is_dir():
+        remove(path)  # a folder cannot be replaced in one step
+    part.replace(path)
+    sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

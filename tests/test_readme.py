@@ -10,7 +10,7 @@ import pytest
 
 from accel import Plan
 from accel.cli import main
-from accel.pipelines.job import read_jobs
+from accel.pipelines.batch.jobfile import read_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from accel.pipelines.job import Job, JobError, make_job, read_jobs, settings_text
+from accel.pipelines.batch.jobfile import read_jobs
+from accel.pipelines.job import Job, JobError, job_from_settings, make_job, settings_text
 from accel.pipelines.load import load
+from accel.plan import Plan
 
 GOOD = """
 defaults: {steps: 3, preset: fast}
@@ -24,9 +24,9 @@ def write(tmp_path, text):
     return path
 
 
-def test_defaults_names_and_resolution(tmp_path):
+def test_defaults_and_resolution(tmp_path):
     jobs = read_jobs(write(tmp_path, GOOD))
-    assert [j.name for j in jobs] == ["a-red-circle-0", "a-red-circle-0-2", "mine"]
+    assert [j.file_name for j in jobs] == ["a-red-circle-0", "a-red-circle-0", "mine"]
     assert [j.preset for j in jobs] == ["fast", None, "fast"]
     assert jobs[1].accel_plan() is None and jobs[0].accel_plan().name == "fast"
     full = jobs[0].resolved()
@@ -35,9 +35,31 @@ def test_defaults_names_and_resolution(tmp_path):
 
 def test_job_survives_its_own_settings_text():
     job = Job("p", motion={"camera": {"pan": [1, 0]}}, plan={"name": "x", "attention": None})
-    data = json.loads(settings_text(job))
-    assert data.pop("accel_job") == 1
-    assert make_job(data) == job and job.accel_plan().attention is None
+    again, key = job_from_settings(settings_text(job, "abc"), "here")
+    assert (again, key) == (job, "abc") and again.accel_plan().attention is None
+    assert settings_text(job) == settings_text(make_job({**job.to_dict(), "name": "other"}))
+
+
+def test_settings_hold_the_content_of_a_plan_file(tmp_path):
+    Plan.preset("fast").save(tmp_path / "plan.json")
+    job = Job("p", plan=str(tmp_path / "plan.json"))
+    text = settings_text(job)
+    (tmp_path / "plan.json").unlink()
+    assert job_from_settings(text, "here")[0].accel_plan() == Plan.preset("fast")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "carries no settings"),
+        ('{"prompt": "x"}', "carries no settings"),
+        ('{"accel_job": 99, "prompt": "x"}', "version 99"),
+        ('{"accel_job": 1, "prompts": "x"}', "did you mean 'prompt'"),
+    ],
+)
+def test_settings_that_are_not_ours(text, message):
+    with pytest.raises(JobError, match=message):
+        job_from_settings(text, "here")
 
 
 @pytest.mark.parametrize(
@@ -53,8 +75,9 @@ def test_job_survives_its_own_settings_text():
         ("jobs:\n  - {prompt: x, plan: missing.json}", "missing.json"),
         ("jobs:\n  - {prompt: x, motion: pan}", "motion.*'pan'"),
         ("jobs:\n  - {prompt: 7}", "prompt must be text"),
+        ("jobs:\n  - {prompt: x, format: avi}", "format must be one of"),
         ("jobs: []", "at least one job"),
-        ("job: [{prompt: x}]", "'jobs:'"),
+        ("job: [{prompt: x}]", "did you mean 'jobs'"),
         ("jobs: [{prompt: x}]\nextra: 1", "extra"),
         ("jobs: [x", "not a YAML"),
     ],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 import accel
-import accel.pipelines.batch
+import accel.pipelines.batch.output
+import accel.pipelines.batch.worker
 from accel import AttentionConfig, Plan
 from accel.cli import main
 from accel.pipelines.generate import generate
@@ -115,22 +116,62 @@ def test_job_that_does_not_fit_the_model_is_named(pipe, change, message):
         generate(pipe, Job("x", **{**QUICK, **change}))
 
 
+def render(*arguments):
+    """Exit code of ``accel render`` in this process."""
+    return main(["render", *map(str, arguments), "--engine", "inline"])
+
+
+def visible(folder):
+    return sorted(p.name for p in folder.iterdir() if p.name != ".accel")
+
+
 def test_render_writes_video_sidecar_and_settings(jobs, tmp_path, capsys):
+    out = tmp_path / "out"
     path = jobs({"prompt": "a red circle", "name": "one"}, {"prompt": "x", "preset": None})
-    assert main(["render", path, "--out", str(tmp_path / "out"), "--compare"]) == 0
+    assert render(path, "--out", out, "--compare") == 0
     printed = capsys.readouterr()
-    assert "dB PSNR" in printed.out and "accel report" in printed.out and "step" in printed.err
-    files = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert files == ["one.json", "one.mp4", "x-0.json", "x-0.mp4"]
-    video = tmp_path / "out" / "one.mp4"
+    assert "dB PSNR" in printed.out and "accel report" in printed.out
+    assert "2 rendered" in printed.err
+    assert visible(out) == ["one.json", "one.mp4", "x-0.json", "x-0.mp4"]
+    video = out / "one.mp4"
     assert read_video(video).shape == (5, 64, 64, 3)
-    sidecar = json.loads((tmp_path / "out" / "one.json").read_text())
+    sidecar = json.loads((out / "one.json").read_text())
     assert sidecar["video"]["sha256"] == hashlib.sha256(video.read_bytes()).hexdigest()
-    assert sidecar["comparison"]["psnr_db"] > 20
+    assert sidecar["comparison"]["psnr_db"] > 20 and sidecar["environment"]["dtype"] == "float32"
     assert main(["info", str(video)]) == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "a red circle"
     assert main(["compare", str(video), str(video)]) == 0
     assert "inf dB" in capsys.readouterr().out
+
+
+def test_a_video_renders_again_from_its_own_settings(jobs, tmp_path, capsys):
+    out, again = tmp_path / "out", tmp_path / "again"
+    motion = {"camera": {"pan": [1, 0]}}
+    formats = ["mp4", "webm", "gif", "png", "lossless"]
+    entries = [{"prompt": "x", "name": f, "format": f, "motion": motion} for f in formats]
+    assert render(jobs(*entries), "--out", out) == 0
+    files = [out / name for name in ("mp4.mp4", "webm.webm", "gif.gif", "lossless.mkv")]
+    assert render(*files, "--out", again) == 0
+    for file in files:
+        assert (again / file.name).read_bytes() == file.read_bytes(), file.name
+    assert len(list((out / "png").iterdir())) == 5
+    assert np.array_equal(read_video(out / "png"), read_video(out / "lossless.mkv"))
+    assert "will differ" not in capsys.readouterr().err
+
+
+def test_restart_renders_nothing_twice_and_repairs_a_damaged_file(jobs, tmp_path, capsys):
+    out = tmp_path / "out"
+    path = jobs({"prompt": "a"}, {"prompt": "b"})
+    assert render(path, "--out", out) == 0
+    good, times = (out / "a-0.mp4").read_bytes(), (out / "b-0.mp4").stat().st_mtime_ns
+    (out / "a-0.mp4").write_bytes(good[:-1] + b"x")
+    capsys.readouterr()
+    assert render(path, "--out", out, "--dry-run") == 0
+    assert "damaged or changed" in capsys.readouterr().out
+    assert render(path, "--out", out) == 0
+    assert (out / "a-0.mp4").read_bytes() == good
+    assert (out / "b-0.mp4").stat().st_mtime_ns == times
+    assert "1 rendered, 1 already done" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -141,18 +182,20 @@ def test_render_writes_video_sidecar_and_settings(jobs, tmp_path, capsys):
         ({"prompt": "x", "model": "./nowhere"}, "nowhere"),
     ],
 )
-def test_bad_job_is_exit_code_2_and_nothing_is_written(entry, message, jobs, tmp_path, capsys):
+def test_bad_job_is_exit_code_1_and_the_others_are_rendered(entry, message, jobs, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["render", jobs({"prompt": "good"}, entry), "--out", str(out)]) == 2
+    path = jobs({"prompt": "good"}, entry)
+    assert render(path, "--out", out, "--fail-fast") == 1
     error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
-    assert not out.exists()
+    assert message in error and "Traceback" not in error and visible(out) == []
+    assert render(path, "--out", out) == 1
+    assert visible(out) == ["good-0.json", "good-0.mp4"]
 
 
 def test_unwritable_output_is_exit_code_2(jobs, tmp_path, capsys):
     blocker = tmp_path / "file"
     blocker.write_text("")
-    code = main(["render", jobs({"prompt": "x"}), "--out", str(blocker / "out")])
+    code = render(jobs({"prompt": "x"}), "--out", blocker / "out")
     assert code == 2 and "--out" in capsys.readouterr().err
 
 
@@ -160,36 +203,111 @@ def test_pipeline_without_a_known_denoiser(jobs, tmp_path, capsys, monkeypatch):
     class Strange:
         components = {"vae": None}  # noqa: RUF012
 
-    monkeypatch.setattr("accel.pipelines.batch.load", lambda model: Strange())
-    assert main(["render", jobs({"prompt": "x"}), "--out", str(tmp_path / "out")]) == 2
-    assert "no denoiser" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    monkeypatch.setattr("accel.pipelines.batch.worker.load", lambda model, device: Strange())
+    assert render(jobs({"prompt": "x"}), "--out", tmp_path / "out") == 1
+    assert "no denoiser" in capsys.readouterr().err and visible(tmp_path / "out") == []
 
 
-def test_a_job_that_fails_is_exit_code_1_and_the_others_go_on(jobs, tmp_path, capsys, monkeypatch):
-    real = accel.pipelines.batch.generate
+def test_a_poisoned_job_is_exit_code_1_and_the_others_go_on(jobs, tmp_path, capsys, monkeypatch):
+    real, tries = accel.pipelines.batch.worker.generate, []
 
     def sometimes(pipe, job, **options):
         if job.prompt == "bad":
-            raise RuntimeError("out of memory")
+            tries.append(job)
+            raise RuntimeError("no such luck")
         return real(pipe, job, **options)
 
-    monkeypatch.setattr("accel.pipelines.batch.generate", sometimes)
-    path = jobs({"prompt": "bad"}, {"prompt": "good"})
-    assert main(["render", path, "--out", str(tmp_path / "out")]) == 1
-    assert "out of memory" in capsys.readouterr().err
-    assert sorted(os.listdir(tmp_path / "out")) == ["good-0.json", "good-0.mp4"]
-    assert main(["render", path, "--out", str(tmp_path / "o2"), "--fail-fast"]) == 1
-    assert os.listdir(tmp_path / "o2") == []
+    monkeypatch.setattr("accel.pipelines.batch.worker.generate", sometimes)
+    path, out = jobs({"prompt": "bad"}, {"prompt": "good"}), tmp_path / "out"
+    assert render(path, "--out", out, "--retries", "2") == 1
+    assert len(tries) == 3 and "no such luck" in capsys.readouterr().err
+    assert visible(out) == ["good-0.json", "good-0.mp4"]
+    failures = out / ".accel" / "failures"
+    text = (failures / "bad-0.txt").read_text()
+    assert "Traceback" in text and f"accel render {failures / 'bad-0.json'}" in text
+    monkeypatch.undo()
+    assert render(failures / "bad-0.json", "--out", tmp_path / "o2") == 0  # the kept job is whole
+
+
+def test_fail_fast_stops_at_the_first_failure(jobs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("accel.pipelines.batch.worker.generate", lambda *a, **k: 1 / 0)
+    out = tmp_path / "out"
+    assert render(jobs({"prompt": "a"}, {"prompt": "b"}), "--out", out, "--fail-fast") == 1
+    assert visible(out) == [] and "1 failed, 1 left" in capsys.readouterr().err
+
+
+def test_full_disk_ends_the_queue_and_the_next_run_goes_on(jobs, tmp_path, capsys, monkeypatch):
+    real, out = accel.pipelines.batch.output.encode, tmp_path / "out"
+
+    def until_full(path, frames, **options):
+        if path.name.startswith("b-"):
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, frames, **options)
+
+    path = jobs({"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"})
+    monkeypatch.setattr("accel.pipelines.batch.output.encode", until_full)
+    assert render(path, "--out", out) == 2
+    assert visible(out) == ["a-0.json", "a-0.mp4"]
+    printed = capsys.readouterr().err
+    assert "1 rendered, 2 left" in printed and "make room" in printed
+    monkeypatch.undo()
+    assert render(path, "--out", out) == 0
+    assert "from step 2 on" in capsys.readouterr().out  # b had been denoised
+
+
+def test_out_of_memory_climbs_the_ladder(jobs, tmp_path, capsys, monkeypatch):
+    real, tries = accel.pipelines.batch.worker.generate, []
+
+    def hungry(pipe, job, **options):
+        tries.append((pipe.vae.use_slicing, pipe.vae.use_tiling))
+        if not pipe.vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return real(pipe, job, **options)
+
+    monkeypatch.setattr("accel.pipelines.batch.worker.generate", hungry)
+    out = tmp_path / "out"
+    assert render(jobs({"prompt": "a"}, {"prompt": "b"}), "--out", out) == 0
+    assert (
+        tries == [(False, False), (False, False), (True, False), (True, False)] + [(True, True)] * 2
+    )
+    sidecar = json.loads((out / "a-0.json").read_text())
+    assert sidecar["memory"] == ["VAE slicing", "VAE tiling"]
+    assert "with less memory" in capsys.readouterr().err
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(jobs, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a-0.mp4").write_text("holiday")
+    (out / "b-0.json").write_text("{}")
+    assert render(jobs({"prompt": "a"}, {"prompt": "b"}), "--out", out) == 1
+    assert (out / "a-0.mp4").read_text() == "holiday" and visible(out) == ["a-0.mp4", "b-0.json"]
+    assert capsys.readouterr().err.count("is not from accel render") == 2
+
+
+def test_a_twin_is_copied(jobs, tmp_path, capsys):
+    out = tmp_path / "out"
+    path = jobs({"prompt": "a", "name": "one"}, {"prompt": "a", "name": "two"})
+    assert render(path, "--out", out) == 0
+    assert "two: the same video as one, copied" in capsys.readouterr().err
+    assert (out / "one.mp4").read_bytes() == (out / "two.mp4").read_bytes()
+    assert render(path, "--out", out) == 0
+    assert "2 already done" in capsys.readouterr().err
 
 
 def test_dry_run_loads_and_writes_nothing(jobs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("accel.pipelines.batch.load", lambda model: 1 / 0)
+    monkeypatch.setattr("accel.pipelines.batch.worker.load", lambda *a, **k: 1 / 0)
     code = main(["render", jobs({"prompt": "x"}), "--out", str(tmp_path / "out"), "--dry-run"])
     assert code == 0 and "x-0.mp4" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
-def test_wrong_usage_is_exit_code_2(capsys):
+def test_wrong_usage_is_exit_code_2(jobs, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["render"])
     assert stop.value.code == 2
     assert main(["info", "nothing.mp4"]) == 2
+    for option, value in (("--shard", "0/2"), ("--engine", "lokal"), ("--set", "stesp=3")):
+        code = main(["render", jobs({"prompt": "x"}), "--out", str(tmp_path / "o"), option, value])
+        assert code == 2, option
+    assert "did you mean 'local'" in capsys.readouterr().err

@@ -1,0 +1,193 @@
+"""``accel render``: its arguments, signals and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from accel.pipelines.batch.items import Item, changed_since, items, parse_shard
+from accel.pipelines.batch.jobfile import Invalid, parse_override
+from accel.pipelines.batch.output import Output
+from accel.pipelines.batch.predict import Predictor, measured_rows
+from accel.pipelines.job import JobError, settings_text
+
+if TYPE_CHECKING:  # a dry run needs neither
+    from accel.pipelines.batch.engines import Engine, Stop
+    from accel.pipelines.batch.progress import Progress
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return number
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--out": {"required": True, "type": Path, "metavar": "DIR", "help": "output folder"},
+    "--set": {
+        "action": "append", "default": [], "metavar": "KEY=VALUE", "dest": "overrides",
+        "help": "change every job, such as --set steps=30 --set motion.camera.zoom=1.02",
+    },
+    "--dry-run": {"action": "store_true", "help": "print the expanded jobs, load no model"},
+    "--progress": {
+        "choices": ["auto", "json"], "default": "auto", "help": "json: an event per line on stdout",
+    },
+    "--fail-fast": {"action": "store_true", "help": "stop at the first failed or invalid job"},
+    "--retries": {
+        "type": _count, "default": 1, "metavar": "N",
+        "help": "further tries of a failed job (1); 0 also turns the memory ladder off",
+    },
+    "--checkpoint-steps": {
+        "type": _count, "default": 5, "metavar": "K",
+        "help": "save a running job every K steps (5); 0: never",
+    },
+    "--engine": {
+        "default": "local", "metavar": "NAME",
+        "help": "local (a process per device), inline (this process), ray or ray://HOST:PORT",
+    },
+    "--shard": {"default": "1/1", "metavar": "i/n", "help": "render only the i-th of n parts"},
+    "--compare": {
+        "action": "store_true",
+        "help": "also render without acceleration and measure dB and time",
+    },
+}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``accel render``."""
+    text = "YAML, JSON, JSON Lines or CSV with jobs, or a rendered video to render again"
+    parser.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help=text)
+    for name, options in _OPTIONS.items():
+        parser.add_argument(name, **options)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a parsed command line; returns the exit code. Raises ValueError or OSError for 2."""
+    overrides = [parse_override(text) for text in args.overrides]
+    shard = parse_shard(args.shard)
+    if args.dry_run:
+        return _dry_run(args, overrides, shard)
+    return _render(args, overrides, shard)
+
+
+def _render(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -> int:
+    from accel.pipelines.batch.engines import Stop, make_engine
+    from accel.pipelines.batch.manifest import Manifest, manifest_path
+    from accel.pipelines.batch.output import prepare_folder
+    from accel.pipelines.batch.progress import Progress
+    from accel.pipelines.batch.queue import Options, Queue, exit_code
+
+    entries = list(items(args.jobfiles, overrides, _known(args.out), shard))
+    prepare_folder(args.out)
+    progress, stop = Progress(args.progress == "json"), Stop()
+    for text in filter(None, map(changed_since, map(Path, args.jobfiles))):
+        progress({"event": "note", "text": text})
+    options = Options(args.out, args.compare, args.fail_fast, args.retries, args.checkpoint_steps)
+    manifest = Manifest(manifest_path(args.out, shard))
+    if manifest.note:
+        progress({"event": "note", "text": manifest.note})
+    engine = make_engine(args.engine, args.out, stop, progress)
+    queue = Queue(options, engine, manifest, progress, stop)
+    try:
+        with _signals(stop, engine, progress):
+            summary = queue.run(entries)
+    except sqlite3.OperationalError as error:
+        raise OSError(f"the manifest in {args.out} cannot be written: {error}") from error
+    finally:
+        manifest.close()
+    code = exit_code(summary, stop)
+    progress({"event": "end", "exit_code": code, **vars(summary)})
+    if summary.disk:
+        raise JobError(
+            f"{summary.disk}; make room and run the same command again, it goes on from here"
+        )
+    return code
+
+
+@contextmanager
+def _signals(stop: Stop, engine: Engine, progress: Progress) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets running jobs save their step; the second ends us at once."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        for known in before:
+            signal.signal(known, signal.SIG_DFL)
+        stop.number = number
+        engine.stop()
+        progress({"event": "stopping", "signal": signal.Signals(number).name})
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _known(out: Path) -> dict[str, str]:
+    """Id of every name that has been rendered or entered in ``out``."""
+    return {row["name"]: row["id"] for row in measured_rows(out) if row["id"]}
+
+
+def _dry_run(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -> int:
+    """Print each job as it is read: id, file, what would happen, prediction."""
+    rows = list(measured_rows(args.out))
+    predictor = Predictor(rows)
+    known = {row["name"]: row["id"] for row in rows if row["id"]}
+    counts = {"render": 0, "skip": 0, "invalid": 0}
+    seconds: float | None = 0.0
+    peak = 0
+    for entry in items(args.jobfiles, overrides, known, shard):
+        if isinstance(entry, Invalid):
+            counts["invalid"] += 1
+            print(f"invalid: {entry.message}", file=sys.stderr)
+            continue
+        output = Output(args.out, entry.name, entry.job.format)
+        reason = output.why_not_done(entry.id, args.compare)
+        counts["render" if reason else "skip"] += 1
+        prediction = predictor.predict(entry.job)
+        if reason:
+            peak = max(peak, prediction.peak_bytes)
+            known_time = seconds is not None and prediction.seconds is not None
+            seconds = seconds + prediction.seconds if known_time else None  # type: ignore[operator]
+        _print_entry(entry, output, reason, str(prediction), args.progress == "json")
+    total = "unknown" if seconds is None else f"~{seconds:.0f} s"
+    print(
+        f"{counts['render']} to render, {counts['skip']} already done, "
+        f"{counts['invalid']} invalid; predicted time {total} on one device, "
+        f"peak {peak / 2**30:.2f} GiB",
+        file=sys.stderr,
+    )
+    return 1 if counts["invalid"] else 0
+
+
+def _print_entry(item: Item, output: Output, reason: str, prediction: str, as_json: bool) -> None:
+    action = "render" if reason else "skip"
+    if as_json:
+        print(
+            json.dumps(
+                {"event": "plan", "job": item.name, "id": item.id, "file": str(output.video),
+                 "action": action, "reason": reason, "prediction": prediction,
+                 "settings": json.loads(settings_text(item.job))}
+            )
+        )  # fmt: skip
+    else:
+        why = f" ({reason})" if reason not in ("", "not rendered yet") else ""
+        print(f"{item.id[:12]}  {action}{why}  {output.video}  {prediction}  {_brief(item)}")
+
+
+def _brief(item: Item) -> str:
+    """The settings that differ from a job's defaults, in one line."""
+    settings = json.loads(settings_text(item.job))
+    kept = {k: v for k, v in settings.items() if v not in (None, "") and k != "accel_job"}
+    return json.dumps(kept, ensure_ascii=False)

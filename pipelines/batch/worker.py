@@ -1,0 +1,259 @@
+"""Renders single jobs in one process on one device; the same code under every engine."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import accel
+from accel.pipelines.batch.ladder import Undo, available, classify, free_memory
+from accel.pipelines.batch.lease import lease
+from accel.pipelines.batch.output import Output
+from accel.pipelines.checkpoint import StepCheckpoint, Stopped
+from accel.pipelines.generate import Result, check, generate
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.load import load
+from accel.quality import psnr, ssim
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One try of one job. ``rung``: how far up the ladder of memory savings."""
+
+    name: str
+    id: str
+    job: Job
+    rung: int = 0
+    compare: bool = False
+    checkpoint_steps: int = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """Not a render: do these jobs (by name) fit their model?"""
+
+    model: str
+    jobs: dict[str, Job]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended.
+
+    ``kind``: done, found (it was complete already), busy (another process has it), stopped,
+    invalid, failed, oom, disk (nothing more can be written), died (its process ended), lost (its
+    machine is gone), checked. ``sidecar`` is what was written beside the video.
+    """
+
+    kind: str
+    error: str = ""
+    traceback: str = ""
+    sha256: str = ""
+    sidecar: dict[str, Any] = field(default_factory=dict)
+    report: str = ""
+    rungs_left: int = 0
+    invalid: dict[str, str] = field(default_factory=dict)
+    content: dict[str, bytes] = field(default_factory=dict)
+
+
+class Worker:
+    """Holds one loaded pipeline. ``stop()`` is asked after every step; ``emit`` gets events.
+
+    ``steps``: output folder in which steps are saved; None for nowhere.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        device: str | None,
+        stop: Callable[[], bool],
+        emit: Emit,
+        steps: Path | None,
+    ) -> None:
+        self._out, self._device, self._stop, self._emit = out, device, stop, emit
+        self._steps = steps
+        self._model = ""
+        self._pipe: Any = None
+        self._warm = False
+
+    def perform(self, task: Task | Check) -> Outcome:
+        """Do one task; every failure comes back as an outcome."""
+        if isinstance(task, Check):
+            return self._check(task)
+        output = Output(self._out, task.name, task.job.format)
+        try:
+            with lease(output.lease) as mine:
+                if not mine:
+                    return Outcome("busy")
+                if output.finish(task.id) or not output.why_not_done(task.id, task.compare):
+                    return Outcome("found")
+                output.check_ours()
+                return self._render(task, output)
+        except Stopped:
+            return Outcome("stopped")
+        except JobError as error:
+            return Outcome("invalid", str(error))
+        except Exception as error:
+            left = 0 if self._pipe is None else len(available(self._pipe)) - task.rung
+            text = f"{type(error).__name__}: {error}"
+            outcome = Outcome(classify(error), text, traceback.format_exc(), rungs_left=left)
+        free_memory()  # only here is the failed call's stack, and what it holds, gone
+        return outcome
+
+    def _check(self, task: Check) -> Outcome:
+        bad: dict[str, str] = {}
+        for name, job in task.jobs.items():
+            try:
+                check(self._loaded(task.model), job)
+            except JobError as error:
+                bad[name] = str(error)
+            except (OSError, ValueError) as error:
+                text = f"cannot load model {task.model!r}: {error}"
+                return Outcome("checked", invalid=dict.fromkeys(task.jobs, text))
+        return Outcome("checked", invalid=bad)
+
+    def _loaded(self, model: str) -> Any:
+        if self._model != model:
+            self._pipe, self._model, self._warm = None, "", False
+            free_memory()
+            with _quiet_loading():
+                self._pipe, self._model = load(model, device=self._device), model
+        return self._pipe
+
+    def _render(self, task: Task, output: Output) -> Outcome:
+        pipe = self._loaded(task.job.model)
+        self._stop_if_asked()
+        rungs = available(pipe)[: task.rung]
+        undo: list[Undo] = []
+        try:
+            undo += [rung.apply(pipe) for rung in rungs]
+            outcome = self._written(task, output, pipe, [rung.name for rung in rungs])
+        finally:
+            for back in reversed(undo):
+                back()
+        self._steps_file(output).unlink(missing_ok=True)
+        return outcome
+
+    def _steps_file(self, output: Output) -> Path:
+        return Output(self._steps or self._out, output.name, output.format).steps
+
+    def _written(self, task: Task, output: Output, pipe: Any, memory: list[str]) -> Outcome:
+        if task.compare and not self._warm:
+            self._warm_up(pipe, task.job)
+        every = 0 if self._steps is None else task.checkpoint_steps
+        saved = StepCheckpoint(self._steps_file(output), task.id, every, self._stop)
+        _reset_peak()
+        result = self._generate(pipe, task, task.job, saved)
+        peak = _peak_bytes()
+        comparison = None
+        if task.compare:
+            plain = replace(task.job, preset=None, plan=None)
+            comparison = _compare(result, self._generate(pipe, task, plain, None))
+        sidecar = {
+            "seconds": result.seconds,
+            "peak_bytes": peak,
+            "frames": len(result.frames),
+            "report": None if result.report is None else result.report.to_dict(),
+            "comparison": comparison,
+            "memory": memory,
+            "resumed_from_step": saved.resumed_from,
+            "steps_not_saved": saved.why_not,
+            "environment": _environment(pipe),
+        }
+        sha256 = output.write(result.frames, task.job, task.id, sidecar)
+        text = "not accelerated (preset: null)" if result.report is None else str(result.report)
+        return Outcome("done", sha256=sha256, sidecar=sidecar, report=text)
+
+    def _generate(self, pipe: Any, task: Task, job: Job, saved: StepCheckpoint | None) -> Result:
+        def on_step(done: int, steps: int) -> None:
+            if saved is not None and done <= saved.resumed_from:
+                return  # taken over, not computed
+            self._emit(
+                {"event": "step", "job": task.name, "step": done, "steps": steps,
+                 "part": "render" if saved is not None else "unaccelerated"}
+            )  # fmt: skip
+            if saved is None:  # otherwise the checkpoint asks, after it has saved the step
+                self._stop_if_asked()
+
+        return generate(pipe, job, on_step=on_step, checkpoint=saved)
+
+    def _stop_if_asked(self) -> None:
+        if self._stop():
+            raise Stopped
+
+    def _warm_up(self, pipe: Any, job: Job) -> None:
+        """One step either way, so that no side of a comparison pays for what happens once."""
+        for preset in ("balanced", None):
+            generate(pipe, replace(job, steps=1, preset=preset, plan=None))
+        self._warm = True
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """No loading bars in a log file."""
+    if sys.stderr.isatty():
+        yield
+        return
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def _compare(result: Result, reference: Result) -> dict[str, float]:
+    return {
+        "psnr_db": psnr(result.frames, reference.frames),
+        "ssim": ssim(result.frames, reference.frames),
+        "reference_seconds": reference.seconds,
+        "speedup": reference.seconds / result.seconds,
+    }
+
+
+def _environment(pipe: Any) -> dict[str, str]:
+    """What the id of a job leaves out: where and with what it was rendered."""
+    import diffusers
+
+    return {
+        "accel": accel.__version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "device": str(pipe.device),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "machine": platform.node(),
+    }
+
+
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes() -> int:
+    """Peak since ``_reset_peak``: of the GPU's allocator, else of the whole process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes, never reset

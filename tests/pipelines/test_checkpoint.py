@@ -1,0 +1,108 @@
+"""A run that goes on from a saved step gives the bytes of one that was never disturbed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+from accel.patch import patched
+from accel.pipelines.checkpoint import StepCheckpoint, Stopped, read, write
+from accel.pipelines.generate import generate
+from accel.pipelines.job import Job
+from accel.pipelines.load import load
+
+JOB = Job("a red circle", steps=4, frames=5, preset="fast", motion={"camera": {"pan": [1, 0]}})
+
+
+class Halt(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load("tiny")
+
+
+def cut(pipe, checkpoint, at):
+    """Run JOB and halt after step ``at``."""
+
+    def on_step(done, steps):
+        if done == at:
+            raise Halt
+
+    with pytest.raises(Halt):
+        generate(pipe, JOB, on_step=on_step, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("scheduler", ["own", "euler", "dpm"])
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_resumed_run_is_byte_identical(scheduler, at, pipe, tmp_path, monkeypatch):
+    if scheduler == "euler":
+        monkeypatch.setattr(pipe, "scheduler", FlowMatchEulerDiscreteScheduler())
+    if scheduler == "dpm":
+        dpm = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        monkeypatch.setattr(pipe, "scheduler", dpm)
+    expected = generate(pipe, JOB).frames
+    cut(pipe, StepCheckpoint(tmp_path / "c", "key", 1), at)
+    calls = []
+    handle = pipe.transformer.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    again = StepCheckpoint(tmp_path / "c", "key", 1)
+    result = generate(pipe, JOB, checkpoint=again)
+    handle.remove()
+    assert np.array_equal(result.frames, expected)
+    assert again.resumed_from == at and len(calls) == 2 * (4 - at)  # cond and uncond
+    assert "forward" not in vars(pipe.transformer)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(2, 2), (0, None), (9, None)])
+def test_steps_are_saved_every_k(every, expected, pipe, tmp_path):
+    cut(pipe, StepCheckpoint(tmp_path / "c", "key", every), 3)
+    saved = read(tmp_path / "c", "key")
+    assert (None if saved is None else saved["steps"]) == expected
+
+
+def test_a_stop_saves_the_step_and_ends_the_run(pipe, tmp_path):
+    answers = iter([False, True])
+    checkpoint = StepCheckpoint(tmp_path / "c", "key", 9, lambda: next(answers))
+    with pytest.raises(Stopped):
+        generate(pipe, JOB, checkpoint=checkpoint)
+    assert read(tmp_path / "c", "key")["steps"] == 2
+
+
+def test_another_job_or_a_damaged_file_is_not_used(tmp_path):
+    path = tmp_path / "c"
+    write(path, {"key": "a", "steps": 3, "x": torch.ones(3)})
+    assert read(path, "a")["steps"] == 3
+    assert read(path, "b") is None
+    content = path.read_bytes()
+    for bad in (content[:-1], content[:40], b"", content[:99] + b"?" + content[100:]):
+        path.write_bytes(bad)
+        assert read(path, "a") is None
+    assert read(tmp_path / "none", "a") is None
+
+
+def test_demoted_sites_stay_demoted(pipe):
+    with patched(pipe, preset="fast") as handle:
+        name = next(iter(handle.sites))
+        handle.sites[name].demoted_run = handle._state.refresh()
+        state = handle.run_state()
+    with patched(pipe, preset="fast") as handle:
+        handle.restore_run(state)
+        assert state == {"demoted": [name]} == handle.run_state()
+
+
+def test_what_cannot_be_saved_is_said(pipe, tmp_path):
+    checkpoint = StepCheckpoint(tmp_path / "c", "key", 1)
+    with checkpoint.running(pipe, torch.Generator(), None):
+        strange = SimpleNamespace(scheduler=SimpleNamespace(solver=object()))
+        checkpoint.step_done(strange, 1, 4, {"latents": torch.ones(2)})
+    assert "solver is a object" in checkpoint.why_not and not (tmp_path / "c").exists()
+    checkpoint = StepCheckpoint(tmp_path / "c", "key", 1)
+    checkpoint._note("transformer", (torch.ones(1), torch.ones(1)))
+    with checkpoint.running(pipe, torch.Generator(), None):
+        checkpoint.step_done(pipe, 1, 4, {"latents": torch.ones(2)})
+    assert "2 outputs" in checkpoint.why_not and not (tmp_path / "c").exists()

@@ -1,0 +1,199 @@
+"""What the queue makes of every outcome, without a model; and processes that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+
+import pytest
+
+from accel.pipelines.batch.engines import LocalEngine, Stop
+from accel.pipelines.batch.items import Item
+from accel.pipelines.batch.ladder import classify, next_rung
+from accel.pipelines.batch.manifest import Manifest
+from accel.pipelines.batch.output import prepare_folder
+from accel.pipelines.batch.predict import Predictor
+from accel.pipelines.batch.queue import Options, Queue, exit_code
+from accel.pipelines.batch.worker import Check, Outcome
+from accel.pipelines.job import Job
+
+DONE = {"peak_bytes": 1, "seconds": 1.0, "resumed_from_step": 0, "memory": []}
+
+
+class Scripted:
+    """An engine whose outcomes are written down: job name to the kinds of its tries, then done."""
+
+    def __init__(self, script, slots=1):
+        self.script, self.slots, self.tasks, self.now = dict(script), slots, [], []
+
+    def usable(self, slot):
+        return True
+
+    def submit(self, slot, task):
+        self.now.append((slot, task))
+
+    def wait(self, seconds):
+        now, self.now = self.now, []
+        return [(slot, self.outcome(task)) for slot, task in now]
+
+    def outcome(self, task):
+        if isinstance(task, Check):
+            return Outcome("checked")
+        self.tasks.append((task.name, task.rung))
+        kinds = self.script.get(task.name, [])
+        kind = kinds.pop(0) if kinds else "done"
+        return Outcome(kind, f"it {kind}", sidecar=DONE, rungs_left=2 - task.rung)
+
+    def stop(self):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def queue(tmp_path):
+    def run(script, names="abc", slots=1, **options):
+        prepare_folder(tmp_path)
+        manifest = Manifest(tmp_path / ".accel" / "manifest.sqlite")
+        events = []
+        engine = Scripted(script, slots)
+        stop = Stop()
+        todo = Queue(Options(tmp_path, **options), engine, manifest, events.append, stop)
+        models = {"x": "other"}
+        items = [
+            Item(Job(n, name=n, model=models.get(n, "tiny")), f"id-{n}", n, "f") for n in names
+        ]
+        summary = todo.run(items)
+        states = {row["name"]: row["state"] for row in manifest.rows()}
+        manifest.close()
+        return summary, states, engine.tasks, events, exit_code(summary, stop)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch):
+    monkeypatch.setattr("accel.pipelines.batch.manifest.model_fingerprint", lambda model: model)
+
+
+def test_a_failure_is_retried_and_then_kept_while_others_go_on(queue):
+    summary, states, tasks, events, code = queue({"b": ["failed"] * 9}, retries=2)
+    assert states == {"a": "done", "b": "failed", "c": "done"} and code == 1
+    assert [name for name, _ in tasks].count("b") == 3
+    assert (summary.done, summary.failed, summary.left) == (2, 1, 0)
+    (failed,) = [e for e in events if e["event"] == "failed"]
+    assert failed["reproduce"].startswith("accel render")
+
+
+def test_out_of_memory_takes_a_rung_a_try_and_gives_up_at_the_top(queue):
+    _, states, tasks, _, code = queue({"a": ["oom"] * 9}, names="a")
+    assert tasks == [("a", 0), ("a", 1), ("a", 2)] and states == {"a": "failed"} and code == 1
+    _, _, tasks, _, _ = queue({"a": ["oom"] * 9}, names="a", retries=0)
+    assert tasks == [("a", 0)]
+
+
+def test_a_job_that_takes_its_process_down_is_given_up(queue):
+    _, states, tasks, _, _ = queue({"b": ["died"] * 99}, retries=1)
+    assert [name for name, _ in tasks].count("b") == 4
+    assert states == {"a": "done", "b": "failed", "c": "done"}
+
+
+def test_a_lost_machine_is_not_the_jobs_fault(queue):
+    summary, states, _, _, code = queue({"b": ["lost"] * 9})
+    assert set(states.values()) == {"done"} and summary.failed == 0 and code == 0
+
+
+def test_a_full_disk_ends_everything(queue):
+    summary, states, tasks, _, code = queue({"b": ["disk"]})
+    assert code == 2 and summary.disk and summary.left == 2 and len(tasks) == 2
+    assert states == {"a": "done", "b": "pending", "c": "pending"}
+
+
+def test_jobs_of_one_model_stay_together(queue):
+    _, _, tasks, _, _ = queue({}, names="axbc")
+    # x first: its model was checked last, so it is the one that is loaded
+    assert [name for name, _ in tasks] == ["x", "a", "b", "c"]
+
+
+def test_what_was_cut_off_twice_goes_last(queue, tmp_path):
+    queue({}, names="")
+    manifest = Manifest(tmp_path / ".accel" / "manifest.sqlite")
+    for _ in range(2):
+        manifest.add([("a", "id-a", Job("a"))])
+        manifest.log("a", "started", "running")
+        manifest.cut_off("a")
+    manifest.close()
+    _, _, tasks, _, _ = queue({})
+    assert [name for name, _ in tasks] == ["b", "c", "a"]
+
+
+def test_fail_fast_leaves_the_rest(queue):
+    summary, _, tasks, _, code = queue({"a": ["failed"]}, retries=0, fail_fast=True)
+    assert len(tasks) == 1 and summary.left == 2 and code == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), "oom"),
+        (RuntimeError("CUDA out of memory"), "oom"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "oom"),
+        (ValueError("out of memory of what happened"), "failed"),
+        (OSError(28, "No space left on device"), "disk"),
+        (OSError(30, "Read-only file system"), "disk"),
+        (FileNotFoundError(2, "gone"), "failed"),
+    ],
+)
+def test_failures_are_told_apart(error, kind):
+    assert classify(error) == kind
+
+
+def test_next_rung_is_bounded():
+    assert next_rung("oom", 0, 1, 0, 1) == 1
+    assert next_rung("oom", 1, 0, 0, 1) is None
+    assert next_rung("failed", 1, 3, 1, 1) == 1
+    assert next_rung("failed", 1, 3, 2, 1) is None
+
+
+def test_prediction_scales_with_steps_and_size():
+    job = Job("x").resolved()
+    volume = job.width * job.height * job.frames
+    row = {"steps": 10, "volume": volume, "seconds": 2.0, "peak_bytes": 3 * 2**30}
+    empty = Predictor([]).predict(job)
+    assert empty.seconds is None and empty.at_least and empty.peak_bytes > 2**20
+    from accel.pipelines.batch.predict import model_fingerprint, plan_digest
+
+    row |= {"model": model_fingerprint("tiny"), "plan": plan_digest(job)}
+    same = Predictor([row]).predict(job)
+    assert same.seconds == pytest.approx(4.0) and same.peak_bytes == 3 * 2**30
+    large = Predictor([row]).predict(Job("x", width=128).resolved())
+    assert large.seconds == pytest.approx(8.0) and large.peak_bytes > 5 * 2**30
+
+
+def test_the_manifest_uses_a_write_ahead_log(queue, tmp_path):
+    queue({})
+    base = sqlite3.connect(tmp_path / ".accel" / "manifest.sqlite")
+    assert base.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    base.close()
+
+
+def test_a_process_that_is_killed_is_replaced(tmp_path):
+    engine = LocalEngine(tmp_path, lambda event: None)
+    try:
+        for _ in range(2):
+            engine.submit(0, Check("tiny", {}))
+            os.kill(engine._all[0].process.pid, signal.SIGKILL)
+            (first,) = until(engine)
+            assert first[1].kind == "died" and "SIGKILL" in first[1].error
+        engine.submit(0, Check("tiny", {}))
+        assert until(engine) == [(0, Outcome("checked"))]
+    finally:
+        engine.close()
+
+
+def until(engine):
+    while not (outcomes := engine.wait(1.0)):
+        pass
+    return outcomes
