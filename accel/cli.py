@@ -44,7 +44,7 @@ def _motion(args: argparse.Namespace) -> int:
     from accel.pipelines.batch.output import prepare_folder
     from accel.pipelines.motion.preview import draw_job
 
-    jobs = [job for file in args.jobfiles for job in read_jobs(file)]
+    jobs = [job.resolved() for file in args.jobfiles for job in read_jobs(file)]
     prepare_folder(args.out)
     for job in jobs:
         for path in draw_job(job, args.out):
