@@ -25,7 +25,7 @@ class Settings:
     vae_steps: int = 5750
     vae_lr: float = 1.5e-3
     kl: float = 1e-3
-    dit_steps: int = 16000
+    dit_steps: int = 13500
     dit_batch: int = 16
     dit_lr: float = 1e-3
     ema: float = 0.998

@@ -161,13 +161,14 @@ def train_dit(s: Settings) -> None:
     exported = (ROOT / "tiny-wan" / "model_index.json").exists()
     nets = exported_nets() if exported and not path.exists() else build_nets()
     average = copy.deepcopy(nets)
-    optimiser = torch.optim.AdamW(nets.parameters(), lr=s.dit_lr, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(nets.parameters(), lr=s.dit_lr, betas=(0.9, 0.98), fused=True)
     if path.exists():
         state = torch.load(path)
         nets.load_state_dict(state["nets"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         start = int(state["step"])
+    nets["transformer"].compile(dynamic=False)  # one graph per prompt length
     bar = tqdm(range(start, s.dit_steps), "dit", initial=start, total=s.dit_steps)
     for step in bar:
         x, noise, times, prompts = sample_batch(s, step, latents, data)
