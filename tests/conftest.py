@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "samples")]
+
+if importlib.util.find_spec("triton") is not None:
+    import interpreter  # noqa: F401  before anything else brings Triton in
 
 
 @pytest.fixture(autouse=True)

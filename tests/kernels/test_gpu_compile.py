@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("triton", reason="triton is not installed")
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 CODE = """
 import json, sys

@@ -1,11 +1,11 @@
 """Triton's interpreter, with three of its conversions made like the hardware's.
 
-Import this before any module with Triton kernels; the variable that makes them interpreted is set
-only while they are imported, so other tests see a machine without it. The interpreter of Triton 3.x
-(checked: 3.9.0) drops the carry when rounding to E4M3 makes the mantissa overflow, so 1 value in
-170 comes out at about half, multiplies the bit patterns of bf16 operands as integers, and reads the
-E4M3 scales of NVFP4 as powers of two. Tensor cores round to nearest even and saturate, as torch's
-cast does; here all three go through torch.
+``conftest.py`` imports this first: Triton decides on import whether to interpret its own functions
+and ours. The variable is set only that long, so other tests see a machine without it. The
+interpreter of Triton 3.x (checked: 3.9.0) drops the carry when rounding to E4M3 makes the mantissa
+overflow, so 1 value in 170 comes out at about half, multiplies the bit patterns of bf16 operands as
+integers, and reads the E4M3 scales of NVFP4 as powers of two. Tensor cores round to nearest even
+and saturate, as torch's cast does; here all three go through torch.
 """
 
 from __future__ import annotations
