@@ -1,0 +1,334 @@
+"""Records what a block does as a list of torch calls, with lengths as formulas.
+
+A copy of the block without weights (meta tensors) runs once at the real lengths and once more for
+every stream with that stream a few tokens longer. Calls are taken at the level of torch's functions
+and of submodules, so replaying them runs the same kernels and the live submodules' own hooks. A
+number that changed between the runs becomes a formula in the lengths (``Affine``); where a run
+takes another path, or a number is no such formula, ``Underivable`` says so.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+MUTATING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
+
+
+class Underivable(Exception):
+    """The block cannot be sliced; the message is the reason a report gives."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor by number."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``constant + Σ slopes[s] · lengths[s]`` over the streams s."""
+
+    constant: int
+    slopes: tuple[int, ...]
+
+    def at(self, lengths: Sequence[int]) -> int:
+        """Value for these stream lengths."""
+        return self.constant + sum(a * n for a, n in zip(self.slopes, lengths, strict=True))
+
+
+@dataclass
+class Call:
+    """One call of a torch function (``function``) or of a submodule (``path``, with the calls
+    inside it). ``aliases`` maps a submodule's results to the values inside that they are, ``start``
+    is the first value that was made in it.
+    """
+
+    name: str
+    args: Any
+    kwargs: dict[str, Any]
+    result: Any = None
+    function: Callable[..., Any] | None = None
+    path: str = ""
+    inside: list[Call] = field(default_factory=list)
+    aliases: dict[int, int] = field(default_factory=dict)
+    mutates: bool = False
+    start: int = 0
+
+
+@dataclass
+class Value:
+    """A tensor's sizes and dtype; ``parameter``: its name in the block."""
+
+    dims: tuple[Any, ...]
+    dtype: torch.dtype
+    parameter: str = ""
+
+
+@dataclass
+class Trace:
+    """A recorded run: ``inputs`` maps the block's tensor arguments to value numbers."""
+
+    values: list[Value]
+    inputs: dict[str, int]
+    calls: list[Call]
+    result: Any
+    lengths: tuple[int, ...] = ()
+
+
+def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply to every leaf of nested tuples, lists, dicts and slices."""
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(tree_map(function, leaf) for leaf in tree))
+    if isinstance(tree, (tuple, list)):
+        items = [tree_map(function, leaf) for leaf in tree]
+        return items if isinstance(tree, list) else tuple(items)
+    if isinstance(tree, Mapping):
+        return {key: tree_map(function, leaf) for key, leaf in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(tree_map(function, leaf) for leaf in (tree.start, tree.stop, tree.step)))
+    return function(tree)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """All leaves in order."""
+    found: list[Any] = []
+    tree_map(found.append, tree)
+    return found
+
+
+def refs(tree: Any) -> list[int]:
+    """Numbers of the tensors in a recorded tree, in order."""
+    return [leaf.index for leaf in leaves(tree) if isinstance(leaf, Ref)]
+
+
+class _RowWise(nn.Module):
+    """Stands in for a linear layer of a quantized format: only its shapes are known."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., :1].repeat(*[1] * (x.dim() - 1), self.features)
+
+
+def weightless(module: nn.Module) -> nn.Module:
+    """A copy on the meta device, without weights and hooks; the module itself is only read."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for key, value in vars(part).items():
+            hooks = key.endswith("_hooks") and isinstance(value, dict)
+            if hooks:
+                memo[id(value)] = OrderedDict()
+            elif key in ("_diffusers_hook", "_hf_hook", "forward", "_old_forward"):
+                memo[id(value)] = None
+        weight = vars(part).get("_parameters", {}).get("weight")
+        ordinary = type(weight) in (nn.Parameter, Tensor, type(None))
+        if hasattr(part, "out_features") and not (ordinary and weight is not None):
+            if part is not module and not list(part.children()):
+                memo[id(part)] = _RowWise(int(part.out_features))
+    for tensor in [*module.parameters(), *module.buffers()]:
+        meta = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+        )
+        memo.setdefault(
+            id(tensor),
+            nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta,
+        )
+    twin = copy.deepcopy(module, memo)
+    for part in twin.modules():
+        for key in ("_diffusers_hook", "_hf_hook", "forward", "_old_forward"):
+            vars(part).pop(key, None)
+    return twin.eval()
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes every call that makes a tensor."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.values: list[Value] = []
+        self.calls: list[Call] = []
+        self._open: list[Call] = []
+        self._numbers: dict[int, int] = {}
+        self._alive: list[Tensor] = []
+        for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
+            self.values[self.add(tensor)].parameter = name
+
+    def add(self, tensor: Tensor) -> int:
+        """Give a tensor a (new) number."""
+        number = len(self.values)
+        self.values.append(Value(tuple(tensor.shape), tensor.dtype))
+        self._numbers[id(tensor)] = number
+        self._alive.append(tensor)
+        return number
+
+    def note(self, tree: Any) -> Any:
+        """Tensors replaced by their numbers."""
+
+        def leaf(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            if id(x) not in self._numbers:
+                raise Underivable("it uses a tensor that is neither an argument nor a parameter")
+            return Ref(self._numbers[id(x)])
+
+        return tree_map(leaf, tree)
+
+    def _new(self, tree: Any) -> Any:
+        return tree_map(lambda x: Ref(self.add(x)) if isinstance(x, Tensor) else x, tree)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.__name__
+        mutates = name in MUTATING or (name.endswith("_") and not name.endswith("__"))
+        if name == "__get__" and not isinstance(out := func(*args), Tensor):
+            return out
+        if "out" in kwargs:
+            raise Underivable(f"{name} writes into out=")
+        call = Call(name, self.note(args), self.note(kwargs), function=func, mutates=mutates)
+        if mutates:
+            self._check_mutation(args[0])
+        out = func(*args, **kwargs)
+        made = args[0] if name == "__setitem__" else out
+        if not mutates and isinstance(out, Tensor) and id(out) in self._numbers:
+            return out  # such as .float() of what is float already
+        if any(isinstance(leaf, Tensor) for leaf in leaves(made)):
+            call.result = self._new(made)
+            self._into().append(call)
+        return out
+
+    def _check_mutation(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()._cdata
+        others = [t for t in self._alive if t is not tensor]
+        if any(t.untyped_storage()._cdata == storage for t in others):
+            raise Underivable("it changes a tensor in place that has views")
+
+    def _into(self) -> list[Call]:
+        return self._open[-1].inside if self._open else self.calls
+
+    def watch(self, block: nn.Module) -> None:
+        """Note the calls of the block's submodules."""
+        for path, part in block.named_modules():
+            if path:
+                part.register_forward_pre_hook(self._before(path), with_kwargs=True)
+                part.register_forward_hook(self._after)
+
+    def _before(self, path: str) -> Any:
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            name = type(module).__name__
+            call = Call(name, self.note(args), self.note(kwargs), path=path)
+            call.start = len(self.values)
+            self._open.append(call)
+
+        return before
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        call = self._open.pop()
+        within = self.note(output)
+        passed = [n for n in refs(within) if n < call.start]  # came in and goes out unchanged
+        call.result = within if passed else self._new(output)
+        call.aliases = dict(zip(refs(call.result), refs(within), strict=True))
+        call.aliases = {new: old for new, old in call.aliases.items() if new != old}
+        self._into().append(call)
+
+
+@torch.no_grad()
+def record(block: nn.Module, arguments: Mapping[str, Any]) -> Trace:
+    """Run ``block``, a copy made by ``weightless``, with these named arguments; meta tensors.
+
+    Its hooks stay on, so a copy serves one recording.
+    """
+    recorder = _Recorder(block)
+    inputs: dict[str, int] = {}
+    for name, value in arguments.items():
+        for i, leaf in enumerate(leaves(value)):
+            if isinstance(leaf, Tensor):
+                inputs[f"{name}.{i}"] = recorder.add(leaf)
+    recorder.watch(block)
+    with recorder:
+        result = block.forward(**arguments)
+    return Trace(recorder.values, inputs, recorder.calls, recorder.note(result))
+
+
+# ------------------------------------------------------------------------------------------- merge
+
+
+def merge(traces: Sequence[Trace], lengths: Sequence[int], steps: Sequence[int]) -> Trace:
+    """One trace with formulas from a run at ``lengths`` and, per stream, one ``steps`` longer."""
+    merger = _Merger(lengths, steps)
+    first = traces[0]
+    if len({len(t.values) for t in traces}) > 1:
+        raise Underivable("it takes another path for another number of tokens")
+    values = [
+        Value(merger.tree([t.values[i].dims for t in traces]), v.dtype, v.parameter)
+        for i, v in enumerate(first.values)
+    ]
+    calls = merger.calls([t.calls for t in traces])
+    return Trace(values, first.inputs, calls, first.result, tuple(lengths))
+
+
+class _Merger:
+    def __init__(self, lengths: Sequence[int], steps: Sequence[int]) -> None:
+        self._lengths, self._steps = lengths, steps
+
+    def tree(self, trees: Sequence[Any]) -> Any:
+        """Merge leaf by leaf."""
+        flat = [leaves(t) for t in trees]
+        if len({len(f) for f in flat}) > 1:
+            raise Underivable("it takes another path for another number of tokens")
+        merged = iter([self._leaf(leaf) for leaf in zip(*flat, strict=True)])
+        return tree_map(lambda _: next(merged), trees[0])
+
+    def _leaf(self, leaf: Sequence[Any]) -> Any:
+        base, *others = leaf
+        if all(isinstance(x, int) and not isinstance(x, bool) for x in leaf):
+            if all(x == base for x in others):
+                return base
+            return self._affine(base, others)
+        if all(type(x) is type(base) and (x is base or x == base) for x in others):
+            return base
+        raise Underivable(f"the value {base!r} depends on the number of tokens")
+
+    def _affine(self, base: int, others: Sequence[int]) -> Affine:
+        slopes = []
+        for other, step in zip(others, self._steps, strict=True):
+            if (other - base) % step:
+                raise Underivable(f"the size {base} is no multiple of the number of tokens")
+            slopes.append((other - base) // step)
+        constant = base - sum(a * n for a, n in zip(slopes, self._lengths, strict=True))
+        return Affine(constant, tuple(slopes))
+
+    def calls(self, runs: Sequence[Sequence[Call]]) -> list[Call]:
+        """Merge the same call of each run."""
+        if len({len(run) for run in runs}) > 1:
+            raise Underivable("it takes another path for another number of tokens")
+        return [self._call(same) for same in zip(*runs, strict=True)]
+
+    def _call(self, same: Sequence[Call]) -> Call:
+        first = same[0]
+        if any((c.name, c.path) != (first.name, first.path) for c in same):
+            raise Underivable("it takes another path for another number of tokens")
+        return Call(
+            first.name,
+            self.tree([c.args for c in same]),
+            self.tree([c.kwargs for c in same]),
+            self.tree([c.result for c in same]),
+            first.function,
+            first.path,
+            self.calls([c.inside for c in same]),
+            first.aliases,
+            first.mutates,
+            first.start,
+        )
