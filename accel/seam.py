@@ -109,6 +109,11 @@ def hook(module: nn.Module, site: Caller, undo: list[Undo]) -> None:
     undo.append(remove)
 
 
+def has_site(module: nn.Module) -> bool:
+    """Whether ``hook`` made this module a calling site."""
+    return module in _of_module
+
+
 @contextmanager
 def calling(module: nn.Module) -> Iterator[None]:
     """Attention calls inside come from ``module``, though it is not called itself. Does nothing for

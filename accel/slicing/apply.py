@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from accel import seam
 from accel.config import SlicingConfig
 from accel.seam import Undo
 from accel.slicing.derive import derive
@@ -63,11 +64,18 @@ class Programs:
             except Underivable as error:
                 self._known[key] = str(error)
             except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
-                self._known[key] = f"a dry run failed: {str(error).splitlines()[0]}"
+                self._known[key] = _dry_run_failed(error)
         found = self._known[key]
         if isinstance(found, str):
             raise Underivable(found)
         return found
+
+
+def _dry_run_failed(error: Exception) -> str:
+    first = str(error).splitlines()[0]
+    if isinstance(error, NotImplementedError) or "meta" in first:
+        return "what it does depends on the values in a tensor"
+    return f"a dry run failed: {first}"
 
 
 def _structure(block: nn.Module) -> tuple[Any, ...]:
@@ -126,6 +134,7 @@ class _Sliced:
             try:
                 program = self._programs.find(self._block, arguments)
                 slices = self._slices(program)
+                self._check_hooks(program)
                 if slices > 1:
                     del args, kwargs
                     return self._run(program, arguments, slices)
@@ -153,6 +162,16 @@ class _Sliced:
     def _slices(self, program: Program) -> int:
         """No more slices than leave each ``min_tokens`` of the longest stream."""
         return min(self._config.slices, max(program.lengths) // self._config.min_tokens)
+
+    def _check_hooks(self, program: Program) -> None:
+        """Raises Underivable for somebody's hook on a submodule that would not be called."""
+        for path in program.opened:
+            part = self._block.get_submodule(path)
+            mine = int(seam.has_site(part))
+            registry = getattr(part, "_diffusers_hook", None)
+            others = [h for h in getattr(registry, "hooks", ()) if h not in WEIGHT_HOOKS]
+            if max(len(part._forward_hooks), len(part._forward_pre_hooks)) > mine or others:
+                raise Underivable(f"{path} has a hook {others[0] if others else ''}".rstrip())
 
     def _run(self, program: Program, arguments: dict[str, Any], slices: int) -> Any:
         in_place, self.record.copied = self._reusable(), ""

@@ -2,7 +2,8 @@
 
 ``build`` turns a merged trace into a ``Program``. A submodule whose every operator is point-wise
 on the tokens stays one call, so its hooks, LoRA branches and quantized weights work as they are;
-one that holds attention, or matrix products that do not depend on the slice, is opened.
+one that holds attention, or matrix products that do not depend on the slice, is opened, and so are
+diffusers' own containers, which would keep their arguments alive for too long.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from accel.slicing.record import Affine, Call, Ref, Trace, Underivable, leaves, 
 from accel.slicing.rules import EXPENSIVE, Axis, Rules
 
 TOKENS = "tokens"
+FRESH = ("empty_like", "zeros_like", "new_empty", "new_zeros")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class _Flattener:
         self.trace, self.rules = trace, rules
         self.same: dict[int, int] = {}  # a submodule's result: the value inside that it is
         self.mixing: list[str] = []
+        self.opened: list[str] = []
 
     def real(self, number: int) -> int:
         """The value behind the results of opened submodules."""
@@ -80,8 +83,10 @@ class _Flattener:
             self.rules.sloped(v) for n in fixed for v in (*n.operator.reads, *n.operator.makes)
         )
         opened = not clean or (looping and any(not n.operator.cheap for n in fixed))
+        opened = opened or (looping and len(inside) > 1 and call.container)
         if opened or len(results) < len(refs(call.result)):
             self.same.update(call.aliases)
+            self.opened.append(call.path)
             return inside
         cheap = all(n.operator.cheap for n in inside) and call.name != "_RowWise"
         operator = Operator(
@@ -139,7 +144,7 @@ def _renumbered(node: Node, real: Any, trace: Trace) -> Node:
 class Program:
     """A block's forward for one set of argument shapes. ``lengths``: tokens of each stream,
     ``streams`` the argument that carries each, ``overwrites`` maps a result to the argument whose
-    memory it may take.
+    memory it may take, ``opened`` are submodules that are not called as such.
     """
 
     trace: Trace
@@ -150,6 +155,7 @@ class Program:
     streams: tuple[str, ...]
     overwrites: dict[int, str]
     mixing: tuple[str, ...]
+    opened: tuple[str, ...]
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -184,14 +190,16 @@ def build(trace: Trace, inputs: Mapping[str, Axis], streams: tuple[str, ...]) ->
     groups = group([n.operator for n in nodes], held, outputs, TOKENS)
     program = Program(
         trace, rules.axes, {n.operator.name: n for n in nodes}, groups, result, streams, {},
-        tuple(flattener.mixing),
+        tuple(flattener.mixing), tuple(flattener.opened),
     )  # fmt: skip
     program.overwrites = _overwrites(program, outputs)
     return program
 
 
 def _check(nodes: Sequence[Node], trace: Trace) -> None:
-    """Every value must come from somewhere, and only one made just before may be changed."""
+    """Every value must come from somewhere. What is changed in place must be no argument, and is
+    copied first unless it was made for that.
+    """
     made = {n for node in nodes for n in node.operator.makes} | set(trace.inputs.values())
     for node in nodes:
         for n in node.operator.reads:
@@ -202,12 +210,15 @@ def _check(nodes: Sequence[Node], trace: Trace) -> None:
         for n in node.operator.reads:
             readers[n] = readers.get(n, 0) + 1
     outside = set(trace.inputs.values())
+    fresh = {n for node in nodes if node.call.mutates or node.call.name in FRESH
+             for n in node.operator.makes}  # fmt: skip
     for node in nodes:
         name = node.call.name
         if node.call.mutates:
             target = node.call.args[0].index
-            if readers[target] > 1 or target in outside or trace.values[target].parameter:
-                raise Underivable(f"{name} changes a tensor in place that is used elsewhere")
+            if target in outside or trace.values[target].parameter:
+                raise Underivable(f"{name} changes an argument in place")
+            node.call.copies = readers[target] > 1 or target not in fresh
 
 
 def _overwrites(program: Program, outputs: Sequence[int]) -> dict[int, str]:
@@ -373,6 +384,8 @@ class _Run:
         elif call.function is None:
             out = self.block.get_submodule(call.path)(*args, **kwargs)
         else:
+            if call.copies:
+                args = (args[0].clone(), *args[1:])
             out = call.function(*args, **kwargs)
             out = args[0] if call.name == "__setitem__" else out
         made = [x for x in leaves(out) if isinstance(x, Tensor)]

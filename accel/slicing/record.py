@@ -49,7 +49,8 @@ class Affine:
 class Call:
     """One call of a torch function (``function``) or of a submodule (``path``, with the calls
     inside it). ``aliases`` maps a submodule's results to the values inside that they are, ``start``
-    is the first value that was made in it.
+    is the first value that was made in it. A call that ``mutates`` its first argument and
+    ``copies`` changes a copy, since others read the original.
     """
 
     name: str
@@ -62,6 +63,8 @@ class Call:
     aliases: dict[int, int] = field(default_factory=dict)
     mutates: bool = False
     start: int = 0
+    copies: bool = False
+    container: bool = False
 
 
 @dataclass
@@ -161,6 +164,7 @@ class _Recorder(TorchFunctionMode):
         self._open: list[Call] = []
         self._numbers: dict[int, int] = {}
         self._alive: list[Tensor] = []
+        self._stale: set[int] = set()
         for name, tensor in [*block.named_parameters(), *block.named_buffers()]:
             self.values[self.add(tensor)].parameter = name
 
@@ -180,6 +184,8 @@ class _Recorder(TorchFunctionMode):
                 return x
             if id(x) not in self._numbers:
                 raise Underivable("it uses a tensor that is neither an argument nor a parameter")
+            if id(x) in self._stale:
+                raise Underivable("it reads a tensor that it changed through another view")
             return Ref(self._numbers[id(x)])
 
         return tree_map(leaf, tree)
@@ -199,7 +205,7 @@ class _Recorder(TorchFunctionMode):
             raise Underivable(f"{name} writes into out=")
         call = Call(name, self.note(args), self.note(kwargs), function=func, mutates=mutates)
         if mutates:
-            self._check_mutation(args[0])
+            self._forget_views(args[0])
         out = func(*args, **kwargs)
         made = args[0] if name == "__setitem__" else out
         if not mutates and isinstance(out, Tensor) and id(out) in self._numbers:
@@ -209,11 +215,12 @@ class _Recorder(TorchFunctionMode):
             self._into().append(call)
         return out
 
-    def _check_mutation(self, tensor: Tensor) -> None:
+    def _forget_views(self, tensor: Tensor) -> None:
+        """A tensor is about to change: whatever shares its memory must not be read any more."""
         storage = tensor.untyped_storage()._cdata
-        others = [t for t in self._alive if t is not tensor]
-        if any(t.untyped_storage()._cdata == storage for t in others):
-            raise Underivable("it changes a tensor in place that has views")
+        for other in self._alive:
+            if other is not tensor and other.untyped_storage()._cdata == storage:
+                self._stale.add(id(other))
 
     def _into(self) -> list[Call]:
         return self._open[-1].inside if self._open else self.calls
@@ -230,6 +237,8 @@ class _Recorder(TorchFunctionMode):
             name = type(module).__name__
             call = Call(name, self.note(args), self.note(kwargs), path=path)
             call.start = len(self.values)
+            own = any(True for _ in module.parameters(recurse=False))
+            call.container = not own and type(module).__module__.startswith("diffusers.")
             self._open.append(call)
 
         return before
@@ -331,4 +340,6 @@ class _Merger:
             first.aliases,
             first.mutates,
             first.start,
+            first.copies,
+            first.container,
         )
