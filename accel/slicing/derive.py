@@ -39,12 +39,12 @@ def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
     }
     first = _dry_run(block, arguments, {})
     best: tuple[int, Program] | None = None
-    reason = "it has no argument [B, tokens, channels] that comes back as a result"
+    reason = ""  # of the likeliest reading
     for streams, inputs in itertools.islice(_readings(first, shapes), READINGS):
         try:
             program = _attempt(block, arguments, first, streams, inputs)
         except (Underivable, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = reason or str(error).splitlines()[0]
             continue
         cost = predicted_peak(program, 8)
         if best is None or cost < best[0]:
@@ -52,7 +52,8 @@ def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
         if not program.mixing:
             break
     if best is None:
-        raise Underivable(reason)
+        none = "it has no argument [B, tokens, channels] that comes back as a result"
+        raise Underivable(reason or none)
     return best[1]
 
 

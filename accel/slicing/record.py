@@ -140,9 +140,7 @@ def weightless(module: nn.Module) -> nn.Module:
             if part is not module and not list(part.children()):
                 memo[id(part)] = _RowWise(int(part.out_features))
     for tensor in [*module.parameters(), *module.buffers()]:
-        meta = torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
-        )
+        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         memo.setdefault(
             id(tensor),
             nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta,
@@ -193,9 +191,7 @@ class _Recorder(TorchFunctionMode):
     def _new(self, tree: Any) -> Any:
         return tree_map(lambda x: Ref(self.add(x)) if isinstance(x, Tensor) else x, tree)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.__name__
         mutates = name in MUTATING or (name.endswith("_") and not name.endswith("__"))

@@ -73,7 +73,9 @@ def _dry_run(
     for path in paths:
         if path:
             block = twin.get_submodule(path)
-            handles.append(block.register_forward_hook(_after(watch, given, path), with_kwargs=True))
+            handles.append(
+                block.register_forward_hook(_after(watch, given, path), with_kwargs=True)
+            )
     with watch:
         result = twin(*args, **kwargs)
     watch.reads(result if isinstance(result, (tuple, list, dict)) else vars(result))

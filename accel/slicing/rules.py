@@ -126,7 +126,8 @@ class Rules:
     def _along_other_dims(self, call: Call, sloped: list[int], results: list[int]) -> Found | None:
         """Norms, linear layers and reductions whose dimensions are not the tokens'."""
         if len(sloped) != 1 or call.name not in REDUCE | {
-            "linear", "layer_norm", "rms_norm", "repeat", "repeat_interleave", "glu"
+            "linear", "layer_norm", "rms_norm", "repeat", "repeat_interleave", "glu",
+            "view_as_complex", "view_as_real",
         }:  # fmt: skip
             return None
         number = sloped[0]
@@ -144,12 +145,12 @@ class Rules:
 
     def _untouched(self, call: Call, dim: int, rank: int) -> bool:
         name = call.name
-        if name in ("linear", "glu"):
+        if name in ("linear", "glu", "view_as_complex"):
             return dim < rank - 1
         if name in ("layer_norm", "rms_norm"):
             shape = call.kwargs.get("normalized_shape", call.args[1] if len(call.args) > 1 else ())
             return dim < rank - len(shape)
-        if name in ("repeat", "repeat_interleave"):
+        if name in ("repeat", "repeat_interleave", "view_as_real"):
             return True  # a changed number of tokens shows in the size
         position = 2 if name in ("norm", "normalize") else 1
         over = call.kwargs.get("dim", call.args[position] if len(call.args) > position else None)
@@ -199,17 +200,17 @@ class Rules:
     def _setitem(self, call: Call, sloped: list[int], results: list[int]) -> Found | None:
         target = call.args[0].index
         axis = self.axes.get(target)
-        whole = self.values[target].dims
         kept = self._view(target, torch.Tensor.__getitem__, (call.args[0], call.args[1]), {})
         if axis is None or not isinstance(kept, torch.Tensor):
             return None
         at = self._place(kept, target)
-        if at is None or kept.shape[at[0]] != self._sizes(whole)[axis.dim]:
+        part = at and self._between(target, at[1], int(kept.shape[at[0]]))
+        if not at or not part:
             return None
         for n in sloped:
             if n != target:
                 mine = self.axes[n]
-                if (mine.dim - self._rank(n), mine.streams) != (at[0] - kept.dim(), axis.streams):
+                if (mine.dim - self._rank(n), mine.streams) != (at[0] - kept.dim(), part):
                     return None
         return Found({results[0]: axis})
 
