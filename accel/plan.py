@@ -27,8 +27,9 @@ class Plan:
     def preset(cls, name: str) -> Plan:
         """A named plan.
 
-        "lossless": exact feature slicing, nothing else. "balanced": INT8 attention. "fast": INT4 attention
-        with smoothed queries, INT8 in the first fifth of the steps, where errors grow longest.
+        "lossless": exact feature slicing, nothing else. "balanced": INT8 attention. "fast": INT4
+        attention with smoothed queries, INT8 in the first fifth of the steps, where errors grow
+        longest.
         """
         choose("preset", name, PRESETS)
         if name == "lossless":

@@ -23,6 +23,7 @@ from accel.slicing.derive import derive
 from accel.slicing.program import Program
 from accel.slicing.record import Underivable, leaves
 from accel.slicing.reuse import overwritable
+from accel.slicing.run import run
 
 REMEMBERED = 8  # shapes of arguments for which a block's program is kept
 # diffusers' hooks that only move or cast weights; all others may look at a block's arguments
@@ -185,7 +186,7 @@ class _Sliced:
             self.record.in_place += 1
         self.record.sliced[slices] += 1
         self.record.mixing = program.mixing
-        return program.run(self._block, arguments, slices, in_place)
+        return run(program, self._block, arguments, slices, in_place)
 
 
 # ------------------------------------------------------------------------------------------- apply

@@ -16,9 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from accel.slicing.groups import peak
+from accel.slicing.merge import merge
 from accel.slicing.program import Program, build
 from accel.slicing.record import (
-    Affine, Trace, Underivable, leaves, merge, record, refs, tree_map, weightless,
+    Affine,
+    Trace,
+    Underivable,
+    leaves,
+    record,
+    refs,
+    tree_map,
+    weightless,
 )  # fmt: skip
 from accel.slicing.rules import Axis
 

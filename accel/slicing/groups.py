@@ -14,10 +14,11 @@ expensive one that a later group needs too is stored as well. So the peak is
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-Name = Hashable  # of a value
+Name = Any  # of a value, hashable
 
 
 @dataclass(frozen=True)
