@@ -9,15 +9,20 @@ scratch memory of kernels, no fragmentation of an allocator.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from accel.config import SlicingConfig
+from accel.models import INPUTS, Family, Video, latent_shape, meta, size_of
+from accel.seam import Undo
+from accel.slicing import apply
 from accel.slicing.record import leaves
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -113,3 +118,90 @@ def activation_peak(run: Callable[[], Any], inputs: Any, weights: Any) -> tuple[
     with torch.no_grad(), fused(), tracker:
         run()
     return tracker.peak, tracker.at
+
+
+# --------------------------------------------------------------------------------------- simulate
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Bytes of a model at one size. ``denoise``: activations by number of slices (1 is diffusers
+    as it comes), ``decode``: activations of the VAE's decoder as it comes and with diffusers'
+    tiling, which is approximate. Weights are those of the phase's own component.
+    """
+
+    denoise: dict[int, int]
+    decode: dict[str, int]
+    denoiser_weights: int
+    vae_weights: int
+
+    def smallest(self, budget: int) -> int | None:
+        """Fewest slices whose denoising fits beside the denoiser's weights; None if none does."""
+        fits = [n for n, b in self.denoise.items() if b + self.denoiser_weights <= budget]
+        return min(fits, default=None)
+
+
+def simulate(
+    family: Family, video: Video, slices: Sequence[int] = (1, 2, 4, 8, 16), *, decode: bool = True
+) -> Peaks:
+    """Peaks on the meta device, from configurations alone.
+
+    Two layers of each kind stand for all, since layers run one after another. Raises ValueError if
+    the model cannot be called at this size.
+    """
+    layers = {k: min(2, v) for k, v in family.denoiser.layers().items()}
+    denoiser = family.denoiser.build(**layers)
+    latent = latent_shape(family, video)
+    kwargs = INPUTS[family.denoiser.cls](denoiser, latent)
+    peaks = {n: _denoise(denoiser, kwargs, n) for n in slices}
+    vae = family.vae.build()
+    decoded = {}
+    if decode:
+        z = meta(1, *latent[1:], dtype=family.vae.dtype)
+        z = z[:, :, 0] if family.vae.cls == "AutoencoderKL" else z
+        decoded["whole"] = _decode(vae, z)
+        vae.enable_tiling()
+        decoded["tiled (approximate)"] = _decode(vae, z)
+    return Peaks(peaks, decoded, family.denoiser.weights(), size_of(vae))
+
+
+def _denoise(denoiser: nn.Module, kwargs: dict[str, Any], slices: int) -> int:
+    undo: list[Undo] = []
+    if slices > 1:
+        apply(denoiser, SlicingConfig(slices, min_tokens=1), undo)
+
+    def call() -> None:
+        denoiser(**kwargs, return_dict=False)
+
+    try:
+        with torch.no_grad():
+            call()  # derives the blocks' programs, which must not be counted
+        return activation_peak(call, kwargs, [*denoiser.parameters(), *denoiser.buffers()])[0]
+    except RuntimeError as error:
+        raise ValueError(f"the model cannot run at this size: {error}") from error
+    finally:
+        while undo:
+            undo.pop()()
+
+
+def _decode(vae: nn.Module, z: Tensor) -> int:
+    weights = [*vae.parameters(), *vae.buffers()]
+    return activation_peak(lambda: vae.decode(z, return_dict=False), z, weights)[0]
+
+
+def table(peaks: Peaks, budget: int | None = None) -> str:
+    """The peaks as text, with a bar for each."""
+    rows = [(f"denoise, {n} slices" if n > 1 else "denoise", b) for n, b in peaks.denoise.items()]
+    rows += [(f"decode, {name}", b) for name, b in peaks.decode.items()]
+    most = max(b for _, b in rows)
+    lines = [
+        f"weights: denoiser {peaks.denoiser_weights / 1e9:.2f} GB, VAE "
+        f"{peaks.vae_weights / 1e9:.2f} GB; activations beside them:"
+    ]
+    for name, size in rows:
+        lines.append(f"  {name:<29}{size / 1e9:8.3f} GB  {'█' * max(1, round(40 * size / most))}")
+    if budget is not None:
+        n = peaks.smallest(budget)
+        chosen = f"{n} slices" if n else f"no number of slices up to {max(peaks.denoise)}"
+        lines.append(f"denoising within {budget / 1e9:.2f} GB, weights included: {chosen}")
+    return "\n".join(lines)
