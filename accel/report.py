@@ -10,6 +10,8 @@ from typing import Any
 from accel.attention import Site
 from accel.slicing import Record
 
+UNSEEN = "not called, or only under torch.compile, where blocks run on all tokens at once"
+
 
 @dataclass(frozen=True)
 class SiteReport:
@@ -131,7 +133,7 @@ def _block_lines(blocks: list[BlockReport]) -> list[str]:
         parts = [f"{n} slices: {calls} calls each" for n, calls in b.sliced.items()]
         parts += [f"not sliced: {calls} calls each ({why})" for why, calls in b.whole.items()]
         parts += ["in place"] if b.in_place and not b.note else []
-        lines.append(f"{name}: " + ("; ".join([*parts, *filter(None, [b.note])]) or "not called"))
+        lines.append(f"{name}: " + ("; ".join([*parts, *filter(None, [b.note])]) or UNSEEN))
     return lines
 
 

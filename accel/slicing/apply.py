@@ -181,7 +181,7 @@ class _Sliced:
         if others:
             in_place, self.record.copied = frozenset(), f"hook {others[0]!r} may need its input"
         elif not in_place & set(program.overwrites.values()):
-            self.record.copied = "its input is read again later"
+            self.record.copied = "its input may be read again"
         else:
             self.record.in_place += 1
         self.record.sliced[slices] += 1
