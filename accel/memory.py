@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.config import SlicingConfig
@@ -165,7 +165,7 @@ def simulate(
     return Peaks(peaks, decoded, family.denoiser.weights(), size_of(vae))
 
 
-def _denoise(denoiser: nn.Module, kwargs: dict[str, Any], slices: int) -> int:
+def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int) -> int:
     undo: list[Undo] = []
     if slices > 1:
         apply(denoiser, SlicingConfig(slices, min_tokens=1), undo)
@@ -184,7 +184,7 @@ def _denoise(denoiser: nn.Module, kwargs: dict[str, Any], slices: int) -> int:
             undo.pop()()
 
 
-def _decode(vae: nn.Module, z: Tensor) -> int:
+def _decode(vae: Any, z: Tensor) -> int:
     weights = [*vae.parameters(), *vae.buffers()]
     return activation_peak(lambda: vae.decode(z, return_dict=False), z, weights)[0]
 

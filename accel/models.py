@@ -31,7 +31,7 @@ class Part:
     config: Mapping[str, Any]
     dtype: torch.dtype = torch.bfloat16
 
-    def build(self, **changes: Any) -> nn.Module:
+    def build(self, **changes: Any) -> Any:
         """On the meta device, without weights."""
         import diffusers
 
@@ -172,7 +172,7 @@ def latent_shape(family: Family, video: Video) -> tuple[int, int, int, int, int]
     return family.batch, channels, frames, video.height // space, video.width // space
 
 
-def _wan(denoiser: nn.Module, latent: tuple[int, ...]) -> dict[str, Any]:
+def _wan(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
     batch, _, *rest = latent
     return {
         "hidden_states": meta(batch, denoiser.config.in_channels, *rest),
@@ -181,7 +181,7 @@ def _wan(denoiser: nn.Module, latent: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _hunyuan(denoiser: nn.Module, latent: tuple[int, ...]) -> dict[str, Any]:
+def _hunyuan(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
     batch, config = latent[0], denoiser.config
     return {
         "hidden_states": meta(batch, config.in_channels, *latent[2:]),
@@ -193,7 +193,7 @@ def _hunyuan(denoiser: nn.Module, latent: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _cogvideox(denoiser: nn.Module, latent: tuple[int, ...]) -> dict[str, Any]:
+def _cogvideox(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
     batch, channels, frames, height, width = latent
     tokens = frames * (height // 2) * (width // 2)
     table = meta(tokens, denoiser.config.attention_head_dim, dtype=torch.float32)
@@ -205,7 +205,7 @@ def _cogvideox(denoiser: nn.Module, latent: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _flux(denoiser: nn.Module, latent: tuple[int, ...]) -> dict[str, Any]:
+def _flux(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
     batch, config = latent[0], denoiser.config
     tokens = (latent[3] // 2) * (latent[4] // 2)
     return {
@@ -219,7 +219,7 @@ def _flux(denoiser: nn.Module, latent: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-INPUTS: dict[str, Callable[[nn.Module, tuple[int, ...]], dict[str, Any]]] = {
+INPUTS: dict[str, Callable[[Any, tuple[int, ...]], dict[str, Any]]] = {
     "WanTransformer3DModel": _wan,
     "HunyuanVideoTransformer3DModel": _hunyuan,
     "CogVideoXTransformer3DModel": _cogvideox,

@@ -84,6 +84,7 @@ def hook(module: nn.Module, site: Caller, undo: list[Undo]) -> None:
     stack: list[int] = []
     _callers[number] = site
     _of_module[module] = number
+    known = weakref.ref(module)  # what is undone must not keep a dropped pipeline alive
 
     def before(module: nn.Module, args: Any) -> None:
         stack.append(_enter(number))
@@ -103,8 +104,9 @@ def hook(module: nn.Module, site: Caller, undo: list[Undo]) -> None:
         for handle in handles:
             handle.remove()
         _callers.pop(number, None)
-        if _of_module.get(module) == number:
-            del _of_module[module]
+        part = known()
+        if part is not None and _of_module.get(part) == number:
+            del _of_module[part]
 
     undo.append(remove)
 

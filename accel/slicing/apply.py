@@ -8,6 +8,7 @@ sliced runs as it is, and its record says why.
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -235,17 +236,24 @@ def apply(denoiser: nn.Module, config: SlicingConfig, undo: list[Undo]) -> dict[
 
 
 def _set(holder: Any, name: str, hook: _Sliced) -> Undo:
-    own, before = name in vars(holder), getattr(holder, name)
+    """Put ``hook`` in its place. What has to be undone holds weak references only, so that a
+    pipeline that is dropped without unpatch goes.
+    """
+    own = name in vars(holder)
     setattr(holder, name, hook)
+    holding, hooked = weakref.ref(holder), weakref.ref(hook)
 
     def restore() -> None:
-        hook.alive = False
-        if vars(holder).get(name) is not hook:
+        place, mine = holding(), hooked()
+        if place is None or mine is None:
+            return
+        mine.alive = False
+        if vars(place).get(name) is not mine:
             return  # somebody wrapped it after us: what they hold passes through now
         if own:
-            setattr(holder, name, before)
+            setattr(place, name, mine.forward)
         else:
-            delattr(holder, name)
+            delattr(place, name)
 
     return restore
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
@@ -258,6 +261,16 @@ def test_unpatching_restores_every_forward_below_hooks():
         assert all(b.sliced for b in handle.report().blocks)
     assert [dict(vars(b)) for b in module.blocks] == before
     assert torch.equal(forward(module, inputs), plain)
+
+
+def test_a_dropped_pipeline_is_freed():
+    module, inputs = DITS["wan"]()
+    accel.patch(module, plan=plan(4))
+    forward(module, inputs)
+    alive = weakref.ref(module)
+    del module
+    gc.collect()
+    assert alive() is None
 
 
 def test_compiled_denoisers_run_unsliced_and_say_so():
