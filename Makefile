@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: all demo test lint bench bench-attention bench-motion bench-warp bench-batch gpu-report clean
+.PHONY: all demo test lint bench bench-attention bench-motion bench-warp bench-batch bench-memory gpu-report clean
 all: $(READY)
 
 $(READY): pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
@@ -47,6 +47,10 @@ bench-motion: $(READY)
 
 bench-warp: $(READY)
 	$(BIN)/python tests/bench/bench_warp.py --json build/bench-warp.json
+
+bench-memory: $(READY)
+	$(BIN)/python tests/bench/bench_memory.py --json build/bench-memory.json
+	$(BIN)/python tests/bench/bench_memory.py --time
 
 clean:
 	rm -rf $(VENV) out build

@@ -7,9 +7,12 @@ _root = _Path(__file__).resolve().parents[1]
 if (_root / "kernels" / "csrc").is_dir() and str(_root) not in __path__:
     __path__.append(str(_root))
 
-from accel.config import AttentionConfig, Rule  # noqa: E402
+from accel.config import AttentionConfig, Rule, SlicingConfig  # noqa: E402
 from accel.patch import Handle, patch, patched, report, unpatch  # noqa: E402
 from accel.plan import Plan  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["AttentionConfig", "Handle", "Plan", "Rule", "patch", "patched", "report", "unpatch"]
+__all__ = [
+    "AttentionConfig", "Handle", "Plan", "Rule", "SlicingConfig", "patch", "patched", "report",
+    "unpatch",
+]  # fmt: skip

@@ -30,7 +30,32 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="PSNR and SSIM between two videos")
     compare.add_argument("a", metavar="A")
     compare.add_argument("b", metavar="B")
+    memory = commands.add_parser("memory", help="predict a model's memory, before any download")
+    memory.add_argument("model", help="tiny, a folder, a hub id, or a name such as wan-14b")
+    memory.add_argument("--size", required=True, metavar="WxH", help="pixels, such as 832x480")
+    memory.add_argument("--frames", type=int, default=1, metavar="N")
+    memory.add_argument("--budget", metavar="SIZE", help="such as 8GiB: find the fewest slices")
+    memory.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _memory(args: argparse.Namespace) -> int:
+    from accel.memory import parse_bytes, simulate, table
+    from accel.models import Video, find
+    from accel.pipelines.load import TINY, tiny_folder
+
+    width, _, height = args.size.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise ValueError(f"--size must look like 832x480, got {args.size!r}")
+    budget = None if args.budget is None else parse_bytes(args.budget)
+    family = find(str(tiny_folder()) if args.model == TINY else args.model)
+    peaks = simulate(family, Video(int(width), int(height), args.frames))
+    if args.json:
+        chosen = {} if budget is None else {"budget": budget, "slices": peaks.smallest(budget)}
+        print(json.dumps({**vars(peaks), **chosen}, indent=2))
+    else:
+        print(table(peaks, budget))
+    return 0
 
 
 def _render(args: argparse.Namespace) -> int:
@@ -86,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminated)
-    commands = {"render": _render, "motion": _motion, "info": _info, "compare": _compare}
+    commands = {"render": _render, "motion": _motion, "info": _info, "compare": _compare,
+                "memory": _memory}  # fmt: skip
     try:
         return commands[args.command](args)
     except KeyboardInterrupt:

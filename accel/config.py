@@ -83,3 +83,18 @@ class AttentionConfig:
         object.__setattr__(self, "rules", rules)
         if self.check_rows < 0:
             raise ValueError(f"attention check_rows must not be negative, got {self.check_rows}")
+
+
+@dataclass(frozen=True)
+class SlicingConfig:
+    """Exact feature slicing: each block runs in at most ``slices`` slices of at least
+    ``min_tokens`` tokens.
+    """
+
+    slices: int = 8
+    min_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("slices", "min_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"slicing {name} must be at least 1, got {getattr(self, name)}")

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel import attention
+from accel import attention, slicing
 from accel.attention import Site
 from accel.kernels.dispatch import ATTENTION, environment
 from accel.plan import Plan
-from accel.report import Report, site_report
+from accel.report import Report, block_report, site_report
 from accel.seam import Undo
 from accel.sites import attention_modules, denoisers
 from accel.state import RunState
@@ -29,6 +29,7 @@ class Handle:
     def __init__(self, pipe: Any, plan: Plan) -> None:
         self.plan = plan
         self.sites: dict[str, Site] = {}
+        self.blocks: dict[str, slicing.Record] = {}
         self.calls = 0
         self.seconds = 0.0
         self._pipeline = type(pipe).__name__
@@ -50,9 +51,13 @@ class Handle:
         for name, module in modules.items():
             _handles[module] = self
             self._watch(module)
+            several = len(modules) > 1
+            if self.plan.slicing is not None:
+                prefix = f"{name}." if several else ""
+                records = slicing.apply(module, self.plan.slicing, self._undo)
+                self.blocks.update({prefix + path: r for path, r in records.items()})
             if self.plan.attention is None:
                 continue
-            several = len(modules) > 1
             parts = attention_modules(name, module, several=several)
             sites = attention.apply(module, parts, self.plan.attention, self._state, self._undo)
             outside = sites.pop("")
@@ -121,6 +126,7 @@ class Handle:
             self.calls,
             self.seconds,
             reports,
+            [block_report(path, record) for path, record in self.blocks.items()],
             self._notes(),
         )
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accel.config import AttentionConfig, Rule, choose, from_dict
+from accel.config import AttentionConfig, Rule, SlicingConfig, choose, from_dict
 
 VERSION = 1
 PRESETS = ("lossless", "balanced", "fast")
@@ -15,21 +15,25 @@ PRESETS = ("lossless", "balanced", "fast")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is changed in a pipeline. ``attention`` None: attention stays as it is."""
+    """What is changed in a pipeline. ``attention`` None: attention stays as it is; ``slicing``
+    None: blocks run on all tokens at once.
+    """
 
     name: str = "custom"
     attention: AttentionConfig | None = field(default_factory=AttentionConfig)
+    slicing: SlicingConfig | None = None
 
     @classmethod
     def preset(cls, name: str) -> Plan:
         """A named plan.
 
-        "lossless": nothing that changes a bit. "balanced": INT8 attention. "fast": INT4 attention
-        with smoothed queries, INT8 in the first fifth of the steps, where errors grow longest.
+        "lossless": exact feature slicing, nothing else. "balanced": INT8 attention. "fast": INT4
+        attention with smoothed queries, INT8 in the first fifth of the steps, where errors grow
+        longest.
         """
         choose("preset", name, PRESETS)
         if name == "lossless":
-            return cls(name, attention=None)
+            return cls(name, attention=None, slicing=SlicingConfig())
         if name == "balanced":
             return cls(name, AttentionConfig("int8"))
         early = Rule("int8", end=0.2)
@@ -52,6 +56,8 @@ class Plan:
             )
         if data.get("attention") is not None:
             data["attention"] = from_dict(AttentionConfig, data["attention"], "plan attention")
+        if data.get("slicing") is not None:
+            data["slicing"] = from_dict(SlicingConfig, data["slicing"], "plan slicing")
         return from_dict(cls, data, "plan")
 
     def save(self, path: str | Path) -> None:

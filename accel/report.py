@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accel.attention import Site
+from accel.slicing import Record
+
+UNSEEN = "not called, or only under torch.compile, where blocks run on all tokens at once"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,20 @@ class SiteReport:
 
 
 @dataclass(frozen=True)
+class BlockReport:
+    """One transformer block. ``sliced`` maps a number of slices to calls, ``whole`` the reason why
+    a call was not sliced to calls; ``in_place``: calls that overwrote their input, ``note`` why
+    others did not and which functions needed all tokens at once.
+    """
+
+    name: str
+    sliced: dict[int, int]
+    whole: dict[str, int]
+    in_place: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a patch did so far. ``seconds``: time in the denoisers, ``calls``: their forward
     calls.
@@ -43,12 +60,14 @@ class Report:
     calls: int
     seconds: float
     sites: list[SiteReport] = field(default_factory=list)
+    blocks: list[BlockReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         data = dict(vars(self))
         data["sites"] = [vars(site) for site in self.sites]
+        data["blocks"] = [vars(block) for block in self.blocks]
         return data
 
     def __str__(self) -> str:
@@ -61,6 +80,9 @@ class Report:
             lines.append("  attention")
         for group in _grouped(self.sites):
             lines.append("    " + _describe(group))
+        if self.blocks:
+            lines.append("  slicing")
+        lines += ["    " + line for line in _block_lines(self.blocks)]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -85,6 +107,34 @@ def site_report(site: Site) -> SiteReport:
         record.scratch_bytes,
         note,
     )
+
+
+def block_report(name: str, record: Record) -> BlockReport:
+    """Snapshot of a live block."""
+    notes = [f"result in new memory: {record.copied}"] if record.copied else []
+    if record.mixing:
+        notes.append(f"on all tokens at once: {', '.join(sorted(set(record.mixing)))}")
+    sliced, whole = dict(record.sliced), dict(record.whole)
+    return BlockReport(
+        name or "(the block itself)", sliced, whole, record.in_place, "; ".join(notes)
+    )
+
+
+def _block_lines(blocks: list[BlockReport]) -> list[str]:
+    """One line for all blocks under one pattern that did the same."""
+    alike: dict[tuple[Any, ...], list[BlockReport]] = {}
+    for b in blocks:
+        key = (_pattern(b.name), *map(str, (b.sliced, b.whole, b.in_place, b.note)))
+        alike.setdefault(key, []).append(b)
+    lines = []
+    for same in alike.values():
+        b = same[0]
+        name = b.name if len(same) == 1 else f"{_pattern(b.name)} ({len(same)} blocks)"
+        parts = [f"{n} slices: {calls} calls each" for n, calls in b.sliced.items()]
+        parts += [f"not sliced: {calls} calls each ({why})" for why, calls in b.whole.items()]
+        parts += ["in place"] if b.in_place and not b.note else []
+        lines.append(f"{name}: " + ("; ".join([*parts, *filter(None, [b.note])]) or UNSEEN))
+    return lines
 
 
 def _pattern(name: str) -> str:

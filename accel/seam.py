@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +43,7 @@ class Caller(Protocol):
 
 _numbers = itertools.count()
 _callers: dict[int, Any] = {}
+_of_module: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 _by_thread: dict[int, int] = {}
 _traced = [-1]
 _seam: Seam | None = None
@@ -80,6 +83,8 @@ def hook(module: nn.Module, site: Caller, undo: list[Undo]) -> None:
     number = next(_numbers)
     stack: list[int] = []
     _callers[number] = site
+    _of_module[module] = number
+    known = weakref.ref(module)  # what is undone must not keep a dropped pipeline alive
 
     def before(module: nn.Module, args: Any) -> None:
         stack.append(_enter(number))
@@ -99,8 +104,34 @@ def hook(module: nn.Module, site: Caller, undo: list[Undo]) -> None:
         for handle in handles:
             handle.remove()
         _callers.pop(number, None)
+        part = known()
+        if part is not None and _of_module.get(part) == number:
+            del _of_module[part]
 
     undo.append(remove)
+
+
+def has_site(module: nn.Module) -> bool:
+    """Whether ``hook`` made this module a calling site."""
+    return module in _of_module
+
+
+@contextmanager
+def calling(module: nn.Module) -> Iterator[None]:
+    """Attention calls inside come from ``module``, though it is not called itself. Does nothing for
+    a module that has no site.
+    """
+    number = _of_module.get(module)
+    if number is None:
+        yield
+        return
+    before = _enter(number)
+    try:
+        if not torch.compiler.is_compiling():
+            _callers[number].enter()
+        yield
+    finally:
+        _enter(before)
 
 
 class Seam:

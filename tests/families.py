@@ -12,14 +12,18 @@ import torch
 from diffusers import (
     CogVideoXTransformer3DModel,
     FluxTransformer2DModel,
+    HunyuanVideo15Transformer3DModel,
     HunyuanVideoTransformer3DModel,
+    LTX2VideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     MochiTransformer3DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
     WanTransformer3DModel,
+    WanVACETransformer3DModel,
 )
 
 Model = tuple[torch.nn.Module, dict[str, Any]]
@@ -191,6 +195,74 @@ def svd() -> Model:
     }
 
 
+def wan_vace() -> Model:
+    """Wan with a control branch whose blocks read the main stream."""
+    module = WanVACETransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4,
+        out_channels=4, text_dim=16, freq_dim=32, ffn_dim=32, num_layers=2, cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads", rope_max_seq_len=32, vace_layers=[0], vace_in_channels=8,
+    )  # fmt: skip
+    _, inputs = wan()
+    return module, {**inputs, "control_hidden_states": rand(1, 8, 5, 8, 8)}
+
+
+def qwen_image() -> Model:
+    """64 image and 7 text tokens, complex rotary tables."""
+    module = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16,
+        num_attention_heads=3, joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    return module, {
+        "hidden_states": rand(1, 64, 16),
+        "encoder_hidden_states": rand(1, 7, 16),
+        "encoder_hidden_states_mask": torch.ones(1, 7, dtype=torch.long),
+        "timestep": torch.tensor([0.5]),
+        "img_shapes": [(1, 8, 8)],
+    }
+
+
+def hunyuanvideo15() -> Model:
+    """128 video tokens; text of two encoders and image tokens in one sequence."""
+    module = HunyuanVideo15Transformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
+        num_refiner_layers=1, mlp_ratio=2.0, patch_size=1, patch_size_t=1, text_embed_dim=16,
+        text_embed_2_dim=8, image_embed_dim=12, rope_axes_dim=(4, 4, 8), target_size=16,
+        task_type="t2v",
+    )  # fmt: skip
+    return module, {
+        "hidden_states": rand(1, 4, 2, 8, 8),
+        "timestep": torch.tensor([500.0]),
+        "encoder_hidden_states": rand(1, 8, 16),
+        "encoder_attention_mask": torch.ones(1, 8),
+        "encoder_hidden_states_2": rand(1, 6, 8),
+        "encoder_attention_mask_2": torch.ones(1, 6),
+        "image_embeds": rand(1, 3, 12),
+    }
+
+
+def ltx2() -> Model:
+    """128 video and 9 audio tokens that attend to each other."""
+    module = LTX2VideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8,
+        cross_attention_dim=16, pos_embed_max_pos=20, base_height=32, base_width=32,
+        audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2,
+        audio_attention_head_dim=4, audio_cross_attention_dim=8, audio_scale_factor=4,
+        audio_pos_embed_max_pos=20, num_layers=2, caption_channels=16,
+    )  # fmt: skip
+    return module, {
+        "hidden_states": rand(1, 128, 4),
+        "audio_hidden_states": rand(1, 9, 4),
+        "encoder_hidden_states": rand(1, 12, 16),
+        "audio_encoder_hidden_states": rand(1, 12, 16),
+        "timestep": torch.tensor([500.0]),
+        "num_frames": 2,
+        "height": 8,
+        "width": 8,
+        "audio_num_frames": 9,
+        "fps": 25.0,
+    }
+
+
 def _seeded(factory: Callable[[], Model]) -> Callable[[], Model]:
     def build() -> Model:
         torch.manual_seed(0)
@@ -203,4 +275,9 @@ def _seeded(factory: Callable[[], Model]) -> Callable[[], Model]:
 FAMILIES: dict[str, Callable[[], Model]] = {
     f.__name__: _seeded(f)
     for f in (flux, wan, ltx, cogvideox, sd3, hunyuanvideo, mochi, sdxl, animatediff, svd)
+}
+
+# Further families, for what needs no attention of every kind.
+MORE: dict[str, Callable[[], Model]] = {
+    f.__name__: _seeded(f) for f in (wan_vace, qwen_image, hunyuanvideo15, ltx2)
 }

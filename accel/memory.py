@@ -1,0 +1,207 @@
+"""Memory of a model's activations: measured by tensor lifetimes, or simulated without weights.
+
+``Tracker`` follows the storage of every tensor that an operation makes until it is freed, on any
+device. On the meta device nothing is computed and nothing allocated, so the same code run there
+gives the peak of a model nobody has downloaded. Counted are live tensor bytes: no weights, no
+scratch memory of kernels, no fragmentation of an allocator.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from accel.config import SlicingConfig
+from accel.models import INPUTS, Family, Video, latent_shape, meta, size_of
+from accel.seam import Undo
+from accel.slicing import apply
+from accel.slicing.record import leaves
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes of "8GiB", "500 MB" or a number. Raises ValueError for anything else."""
+    if isinstance(text, int):
+        return text
+    digits = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+    unit = text.strip()[len(digits) :].strip().upper()
+    try:
+        return int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError):
+        raise ValueError(f"memory must look like '8GiB' or '500MB', got {text!r}") from None
+
+
+class Tracker(TorchDispatchMode):
+    """Follows live tensors while active. ``peak``: most bytes alive at once, ``at``: the operation
+    that reached it, ``live``: bytes alive now. ``hold`` counts a tensor made before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.at = ""
+        self._known: dict[int, int] = {}
+
+    def hold(self, tree: Any, at: str = "inputs") -> None:
+        """Count every tensor of ``tree`` until it is freed, each storage once."""
+        for tensor in leaves(tree):
+            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+                self._count(tensor, at)
+
+    def _count(self, tensor: Tensor, at: str) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = self._known[key] = storage.nbytes()
+        self.live += size
+        if self.live > self.peak:
+            self.peak, self.at = self.live, at
+        weakref.finalize(storage, self._free, key)
+
+    def ignore(self, tree: Any) -> None:
+        """Never count these tensors: weights."""
+        for tensor in leaves(tree):
+            if isinstance(tensor, Tensor):
+                self._known[tensor.untyped_storage()._cdata] = 0
+
+    def _free(self, key: int) -> None:
+        self.live -= self._known.pop(key, 0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.hold(out, func.__name__)
+        return out
+
+
+@contextmanager
+def fused() -> Iterator[None]:
+    """On the meta device attention and RMS norm make nothing but their result, as fused kernels do.
+
+    Attention lays its result out [B, T, H, D] in memory, like torch's flash kernels.
+    """
+    attention, rms_norm = F.scaled_dot_product_attention, F.rms_norm
+
+    def lean_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Tensor:
+        if query.device.type != "meta":
+            return attention(query, key, value, *args, **kw)
+        *batch, heads, tokens = query.shape[:-1]
+        return query.new_empty(*batch, tokens, heads, value.shape[-1]).transpose(-3, -2)
+
+    def lean_rms_norm(input: Tensor, *args: Any, **kw: Any) -> Tensor:
+        return torch.empty_like(input) if input.is_meta else rms_norm(input, *args, **kw)
+
+    F.scaled_dot_product_attention, F.rms_norm = lean_attention, lean_rms_norm
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention, F.rms_norm = attention, rms_norm
+
+
+def activation_peak(run: Callable[[], Any], inputs: Any, weights: Any) -> tuple[int, str]:
+    """Most bytes alive while ``run`` runs, ``inputs`` included and ``weights`` not, and the
+    operation that reached it.
+    """
+    tracker = Tracker()
+    tracker.ignore(weights)
+    tracker.hold(inputs)
+    with torch.no_grad(), fused(), tracker:
+        run()
+    return tracker.peak, tracker.at
+
+
+# --------------------------------------------------------------------------------------- simulate
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Bytes of a model at one size. ``denoise``: activations by number of slices (1 is diffusers
+    as it comes), ``decode``: activations of the VAE's decoder as it comes and with diffusers'
+    tiling, which is approximate. Weights are those of the phase's own component.
+    """
+
+    denoise: dict[int, int]
+    decode: dict[str, int]
+    denoiser_weights: int
+    vae_weights: int
+
+    def smallest(self, budget: int) -> int | None:
+        """Fewest slices whose denoising fits beside the denoiser's weights; None if none does."""
+        fits = [n for n, b in self.denoise.items() if b + self.denoiser_weights <= budget]
+        return min(fits, default=None)
+
+
+def simulate(
+    family: Family, video: Video, slices: Sequence[int] = (1, 2, 4, 8, 16), *, decode: bool = True
+) -> Peaks:
+    """Peaks on the meta device, from configurations alone.
+
+    Two layers of each kind stand for all, since layers run one after another. Raises ValueError if
+    the model cannot be called at this size.
+    """
+    layers = {k: min(2, v) for k, v in family.denoiser.layers().items()}
+    denoiser = family.denoiser.build(**layers)
+    latent = latent_shape(family, video)
+    kwargs = INPUTS[family.denoiser.cls](denoiser, latent)
+    peaks = {n: _denoise(denoiser, kwargs, n) for n in slices}
+    vae = family.vae.build()
+    decoded = {}
+    if decode:
+        z = meta(1, *latent[1:], dtype=family.vae.dtype)
+        z = z[:, :, 0] if family.vae.cls == "AutoencoderKL" else z
+        decoded["whole"] = _decode(vae, z)
+        vae.enable_tiling()
+        decoded["tiled (approximate)"] = _decode(vae, z)
+    return Peaks(peaks, decoded, family.denoiser.weights(), size_of(vae))
+
+
+def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int) -> int:
+    undo: list[Undo] = []
+    if slices > 1:
+        apply(denoiser, SlicingConfig(slices, min_tokens=1), undo)
+
+    def call() -> None:
+        denoiser(**kwargs, return_dict=False)
+
+    try:
+        with torch.no_grad():
+            call()  # derives the blocks' programs, which must not be counted
+        return activation_peak(call, kwargs, [*denoiser.parameters(), *denoiser.buffers()])[0]
+    except RuntimeError as error:
+        raise ValueError(f"the model cannot run at this size: {error}") from error
+    finally:
+        while undo:
+            undo.pop()()
+
+
+def _decode(vae: Any, z: Tensor) -> int:
+    weights = [*vae.parameters(), *vae.buffers()]
+    return activation_peak(lambda: vae.decode(z, return_dict=False), z, weights)[0]
+
+
+def table(peaks: Peaks, budget: int | None = None) -> str:
+    """The peaks as text, with a bar for each."""
+    rows = [(f"denoise, {n} slices" if n > 1 else "denoise", b) for n, b in peaks.denoise.items()]
+    rows += [(f"decode, {name}", b) for name, b in peaks.decode.items()]
+    most = max(b for _, b in rows)
+    lines = [
+        f"weights: denoiser {peaks.denoiser_weights / 1e9:.2f} GB, VAE "
+        f"{peaks.vae_weights / 1e9:.2f} GB; activations beside them:"
+    ]
+    for name, size in rows:
+        lines.append(f"  {name:<29}{size / 1e9:8.3f} GB  {'█' * max(1, round(40 * size / most))}")
+    if budget is not None:
+        n = peaks.smallest(budget)
+        chosen = f"{n} slices" if n else f"no number of slices up to {max(peaks.denoise)}"
+        lines.append(f"denoising within {budget / 1e9:.2f} GB, weights included: {chosen}")
+    return "\n".join(lines)

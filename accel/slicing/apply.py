@@ -1,0 +1,280 @@
+"""Feature slicing in a model: every transformer block of a denoiser, sliced on its first call.
+
+Config is ``SlicingConfig``, State the record of each block, Hook a forward that stands below every
+hook the block already has (offloading, caches), and ``apply`` puts it there. A block that cannot be
+sliced runs as it is, and its record says why.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accel import seam
+from accel.config import SlicingConfig
+from accel.seam import Undo
+from accel.slicing.derive import derive
+from accel.slicing.program import Program
+from accel.slicing.record import Underivable, leaves
+from accel.slicing.reuse import overwritable
+from accel.slicing.run import run
+
+REMEMBERED = 8  # shapes of arguments for which a block's program is kept
+# diffusers' hooks that only move or cast weights; all others may look at a block's arguments
+# afterwards, such as caches that need the residual.
+WEIGHT_HOOKS = ("group_offloading", "layerwise_casting", "layer_execution_tracker",
+                "lazy_prefetch_group_offloading")  # fmt: skip
+
+# ------------------------------------------------------------------------------------------- State
+
+
+@dataclass
+class Record:
+    """What happened in one block. ``sliced`` counts calls by number of slices, ``whole`` calls that
+    ran unsliced by reason; ``in_place`` calls that overwrote their input; ``mixing`` functions that
+    had to run on all tokens at once.
+    """
+
+    sliced: Counter[int] = field(default_factory=Counter)
+    whole: Counter[str] = field(default_factory=Counter)
+    in_place: int = 0
+    copied: str = ""
+    mixing: tuple[str, ...] = ()
+
+
+class Programs:
+    """Programs by block structure and argument shapes, shared by the equal blocks of a model."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Program | str] = {}
+
+    def find(self, block: nn.Module, arguments: Mapping[str, Any]) -> Program:
+        """Known or newly derived. Raises Underivable with the reason, known ones again."""
+        key = (_structure(block), _signature(arguments))
+        if key not in self._known:
+            if len(self._known) >= REMEMBERED * 8:
+                self._known.pop(next(iter(self._known)))
+            try:
+                self._known[key] = derive(block, arguments)
+            except Underivable as error:
+                self._known[key] = str(error)
+            except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
+                self._known[key] = _dry_run_failed(error)
+        found = self._known[key]
+        if isinstance(found, str):
+            raise Underivable(found)
+        return found
+
+
+def _dry_run_failed(error: Exception) -> str:
+    first = str(error).splitlines()[0]
+    if isinstance(error, NotImplementedError) or "meta" in first:
+        return "what it does depends on the values in a tensor"
+    return f"a dry run failed: {first}"
+
+
+def _structure(block: nn.Module) -> tuple[Any, ...]:
+    """What a program depends on in a block: its submodules, processors and plain settings."""
+    parts: list[Any] = []
+    for path, part in block.named_modules():
+        plain = [
+            (k, v if isinstance(v, (bool, int, float, str)) else type(v))
+            for k, v in vars(part).items()
+            if not k.startswith("_")
+        ]
+        weight = getattr(part, "weight", None)
+        shape = (weight.shape, weight.dtype) if isinstance(weight, Tensor) else None
+        parts.append((path, type(part), tuple(plain), shape))
+    return tuple(parts)
+
+
+def _signature(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+    def leaf(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return tuple(x.shape), x.dtype
+        return x if isinstance(x, (bool, int, float, str, type(None))) else repr(x)
+
+    return tuple((name, tuple(map(leaf, leaves(value)))) for name, value in arguments.items())
+
+
+# -------------------------------------------------------------------------------------------- Hook
+
+
+class _Sliced:
+    """Stands in for one block's forward. ``reusable``: arguments the model never reads again."""
+
+    def __init__(
+        self,
+        block: nn.Module,
+        forward: Callable[..., Any],
+        config: SlicingConfig,
+        programs: Programs,
+        reusable: Callable[[], frozenset[str]],
+    ) -> None:
+        self.forward = forward
+        self.record = Record()
+        self.alive = True
+        self._block, self._config, self._programs = block, config, programs
+        self._reusable = reusable
+        self._names = inspect.signature(type(block).forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.alive:
+            return self.forward(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self.forward(*args, **kwargs)
+        arguments = self._bind(args, kwargs)
+        reason = self._why_whole(arguments)
+        if not reason:
+            try:
+                program = self._programs.find(self._block, arguments)
+                slices = self._slices(program)
+                self._check_hooks(program)
+                if slices > 1:
+                    del args, kwargs
+                    return self._run(program, arguments, slices)
+                reason = f"fewer than {2 * self._config.min_tokens} tokens"
+            except Underivable as error:
+                reason = str(error)
+        self.record.whole[reason] += 1
+        return self.forward(*args, **kwargs)
+
+    def _bind(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        bound = self._names.bind(self._block, *args, **kwargs)
+        arguments = dict(list(bound.arguments.items())[1:])
+        kinds = {p.kind: name for name, p in self._names.parameters.items()}
+        more = arguments.pop(kinds.get(inspect.Parameter.VAR_KEYWORD, ""), {})
+        return {**arguments, **more}
+
+    def _why_whole(self, arguments: Mapping[str, Any]) -> str:
+        tensors = [x for x in leaves(arguments) if isinstance(x, Tensor)]
+        if not tensors:
+            return "no tensor among its arguments"
+        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            return "needs gradients"
+        return "" if not self._block.training else "in training mode"
+
+    def _slices(self, program: Program) -> int:
+        """No more slices than leave each ``min_tokens`` of the longest stream."""
+        return min(self._config.slices, max(program.lengths) // self._config.min_tokens)
+
+    def _check_hooks(self, program: Program) -> None:
+        """Raises Underivable for somebody's hook on a submodule that would not be called."""
+        for path in program.opened:
+            part = self._block.get_submodule(path)
+            mine = int(seam.has_site(part))
+            registry = getattr(part, "_diffusers_hook", None)
+            others = [h for h in getattr(registry, "hooks", ()) if h not in WEIGHT_HOOKS]
+            if max(len(part._forward_hooks), len(part._forward_pre_hooks)) > mine or others:
+                raise Underivable(f"{path} has a hook {others[0] if others else ''}".rstrip())
+
+    def _run(self, program: Program, arguments: dict[str, Any], slices: int) -> Any:
+        in_place, self.record.copied = self._reusable(), ""
+        hooks = getattr(getattr(self._block, "_diffusers_hook", None), "hooks", {})
+        others = [name for name in hooks if name not in WEIGHT_HOOKS]
+        if others:
+            in_place, self.record.copied = frozenset(), f"hook {others[0]!r} may need its input"
+        elif not in_place & set(program.overwrites.values()):
+            self.record.copied = "its input may be read again"
+        else:
+            self.record.in_place += 1
+        self.record.sliced[slices] += 1
+        self.record.mixing = program.mixing
+        return run(program, self._block, arguments, slices, in_place)
+
+
+# ------------------------------------------------------------------------------------------- apply
+
+
+def blocks(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """Transformer blocks by path: members of the denoiser's own module lists that hold attention;
+    the denoiser itself, named "", if it is such a block.
+    """
+    from accel.sites import attention_modules
+
+    found = {
+        f"{name}.{i}": block
+        for name, parts in denoiser.named_children()
+        if isinstance(parts, nn.ModuleList)
+        for i, block in enumerate(parts)
+        if attention_modules("", block, several=False)
+    }
+    return found or {"": denoiser}
+
+
+def _innermost(block: nn.Module) -> tuple[Any, str]:
+    """Object and attribute that hold the forward below all hooks."""
+    registry = getattr(block, "_diffusers_hook", None)
+    if registry is not None and registry._fn_refs:
+        first = registry._fn_refs[0]
+        return first, "forward" if first.original_forward is None else "original_forward"
+    if "_old_forward" in vars(block):  # accelerate
+        return block, "_old_forward"
+    return block, "forward"
+
+
+def apply(denoiser: nn.Module, config: SlicingConfig, undo: list[Undo]) -> dict[str, Record]:
+    """Slice every block of ``denoiser``; returns the records by path. What has to be undone is
+    appended to ``undo`` as it is done.
+    """
+    programs = Programs()
+    memory = _Reusable(denoiser, undo)
+    records = {}
+    for path, block in blocks(denoiser).items():
+        holder, name = _innermost(block)
+        hook = _Sliced(block, getattr(holder, name), config, programs, memory.of(path))
+        undo.append(_set(holder, name, hook))
+        records[path] = hook.record
+    return records
+
+
+def _set(holder: Any, name: str, hook: _Sliced) -> Undo:
+    """Put ``hook`` in its place. What has to be undone holds weak references only, so that a
+    pipeline that is dropped without unpatch goes.
+    """
+    own = name in vars(holder)
+    setattr(holder, name, hook)
+    holding, hooked = weakref.ref(holder), weakref.ref(hook)
+
+    def restore() -> None:
+        place, mine = holding(), hooked()
+        if place is None or mine is None:
+            return
+        mine.alive = False
+        if vars(place).get(name) is not mine:
+            return  # somebody wrapped it after us: what they hold passes through now
+        if own:
+            setattr(place, name, mine.forward)
+        else:
+            delattr(place, name)
+
+    return restore
+
+
+class _Reusable:
+    """Which block arguments may be overwritten, found out on the denoiser's first call."""
+
+    def __init__(self, denoiser: nn.Module, undo: list[Undo]) -> None:
+        self._found: dict[str, frozenset[str]] = {}
+        self._known: dict[Any, dict[str, frozenset[str]]] = {}
+        handle = denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
+        undo.append(handle.remove)
+
+    def _before(self, denoiser: nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        key = tuple((k, v is None) for k, v in kwargs.items()), len(args)
+        if key not in self._known:
+            self._known[key] = overwritable(denoiser, list(blocks(denoiser)), args, kwargs)
+        self._found = self._known[key]
+
+    def of(self, path: str) -> Callable[[], frozenset[str]]:
+        """Looks up a block's arguments for the current call."""
+        return lambda: self._found.get(path, frozenset())

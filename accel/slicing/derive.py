@@ -1,0 +1,180 @@
+"""Finds out how a block can be sliced, from one look at its arguments and a few dry runs.
+
+The streams are the arguments [B, tokens, channels] that come back as results of the same shape.
+Other arguments (rotary tables, masks, per-token modulation) hold tokens where a size equals a
+stream's length or the sum of two. Sizes can be equal by chance, so every reading is tried in turn
+on a copy without weights and the one with the lowest predicted peak is taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accel.slicing.groups import peak
+from accel.slicing.merge import merge
+from accel.slicing.program import Program, build
+from accel.slicing.record import (
+    Affine,
+    Trace,
+    Underivable,
+    leaves,
+    record,
+    refs,
+    tree_map,
+    weightless,
+)  # fmt: skip
+from accel.slicing.rules import Axis
+
+STEP = 7  # tokens more in a dry run; odd, so that halves of a length are noticed
+READINGS = 48  # ways to read the arguments' sizes that are tried at most
+
+
+def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
+    """The program of ``block`` for arguments of these shapes; the block itself is only read.
+
+    Raises Underivable with the reason if it cannot be sliced.
+    """
+    shapes = {
+        f"{name}.{i}": leaf
+        for name, value in arguments.items()
+        for i, leaf in enumerate(leaves(value))
+        if isinstance(leaf, Tensor)
+    }
+    first = _dry_run(block, arguments, {})
+    best: tuple[int, Program] | None = None
+    reason = ""  # of the likeliest reading
+    for streams, inputs in itertools.islice(_readings(first, shapes), READINGS):
+        try:
+            program = _attempt(block, arguments, first, streams, inputs)
+        except (Underivable, RuntimeError) as error:
+            reason = reason or str(error).splitlines()[0]
+            continue
+        cost = predicted_peak(program, 8)
+        if best is None or cost < best[0]:
+            best = (cost, program)
+        if not program.mixing:
+            break
+    if best is None:
+        none = "it has no argument [B, tokens, channels] that comes back as a result"
+        raise Underivable(reason or none)
+    return best[1]
+
+
+def predicted_peak(program: Program, slices: int) -> int:
+    """Bytes alive at most, by the grouping alone (``groups.peak``)."""
+    sizes = {}
+    for n, value in enumerate(program.trace.values):
+        size = value.dtype.itemsize
+        for d in value.dims:
+            size *= d.at(program.lengths) if isinstance(d, Affine) else d
+        sizes[n] = size
+    inputs = list(program.trace.inputs.values())
+    return peak(program.groups, sizes, inputs, slices, dict(program.overwrites))
+
+
+Streams = dict[str, int]  # argument: number of its stream
+Reading = tuple[Streams, dict[str, Axis]]
+
+
+def _readings(trace: Trace, shapes: Mapping[str, Tensor]) -> Iterator[Reading]:
+    """Streams and the arguments' axes, likeliest first."""
+    results = {trace.values[n].dims for n in refs(trace.result)}
+    carriers = [
+        name
+        for name, n in trace.inputs.items()
+        if trace.values[n].dims in results
+        and len(trace.values[n].dims) == 3
+        and trace.values[n].dtype.is_floating_point
+        and trace.values[n].dims[1] > 1
+    ]
+    if not carriers:
+        return
+    # Text that is only read may share a sequence with what is computed, as in a last joint block.
+    others = [
+        name
+        for name, x in shapes.items()
+        if x.dim() == 3 and x.is_floating_point() and x.shape[1] > 1 and name not in carriers
+    ]
+    for more in [[], *([name] for name in others)]:
+        names = carriers + more
+        lengths = {name: shapes[name].shape[1] for name in names}
+        distinct = list(dict.fromkeys(lengths.values()))
+        together = {name: distinct.index(n) for name, n in lengths.items()}
+        apart = {name: i for i, name in enumerate(names)}
+        for streams in [together, apart] if together != apart else [together]:
+            yield from _axes(streams, shapes)
+
+
+def _axes(streams: Streams, shapes: Mapping[str, Tensor]) -> Iterator[Reading]:
+    length = {s: shapes[name].shape[1] for name, s in streams.items()}
+    runs = [(s,) for s in length] + list(itertools.permutations(length, 2))
+    fixed = {name: Axis(1, (s,)) for name, s in streams.items()}
+    # Arguments of one shape, such as cosine and sine, are read alike.
+    open_: dict[tuple[tuple[int, ...], torch.dtype], list[str]] = {}
+    for name, tensor in shapes.items():
+        if name not in streams:
+            open_.setdefault((tuple(tensor.shape), tensor.dtype), []).append(name)
+    choices = [_choices(shape, dtype, runs, length) for shape, dtype in open_]
+    for picked in itertools.product(*choices):
+        inputs = dict(fixed)
+        for names, axis in zip(open_.values(), picked, strict=True):
+            inputs.update({name: axis for name in names if axis is not None})
+        yield streams, inputs
+
+
+def _choices(
+    shape: Sequence[int], dtype: torch.dtype, runs: Sequence[tuple[int, ...]], length: Any
+) -> list[Axis | None]:
+    likely: list[Axis | None] = []
+    unlikely: list[Axis | None] = []
+    for dim, size in enumerate(shape):
+        for run in runs:
+            if size == sum(length[s] for s in run) and size > 1:
+                channels = dim == len(shape) - 1 and dtype.is_floating_point
+                (unlikely if channels else likely).append(Axis(dim, run))
+    return [*likely, None, *unlikely]
+
+
+def _dry_run(block: nn.Module, arguments: Mapping[str, Any], more: Mapping[str, Any]) -> Trace:
+    """Record a copy without weights; ``more``: tokens to add, as {argument: (dim, number)}."""
+    meta: dict[str, Any] = {}
+    for name, value in arguments.items():
+        numbers = itertools.count()
+
+        def leaf(x: Any, name: str = name, numbers: Any = numbers) -> Any:
+            key = f"{name}.{next(numbers)}"
+            if not isinstance(x, Tensor):
+                return x
+            sizes = list(x.shape)
+            if key in more:
+                sizes[more[key][0]] += more[key][1]
+            return torch.empty(sizes, dtype=x.dtype, device="meta")
+
+        meta[name] = tree_map(leaf, value)
+    return record(weightless(block), meta)
+
+
+def _attempt(
+    block: nn.Module,
+    arguments: Mapping[str, Any],
+    first: Trace,
+    streams: Streams,
+    inputs: dict[str, Axis],
+) -> Program:
+    count = max(streams.values()) + 1
+    base = {s: first.values[first.inputs[name]].dims[1] for name, s in streams.items()}
+    traces = [first]
+    for s in range(count):
+        more = {
+            name: (axis.dim, STEP * axis.streams.count(s))
+            for name, axis in inputs.items()
+            if s in axis.streams
+        }
+        traces.append(_dry_run(block, arguments, more))
+    merged = merge(traces, [base[s] for s in range(count)], [STEP] * count)
+    return build(merged, inputs, tuple(streams))

@@ -1,0 +1,144 @@
+"""Memory: the tracker against hand counts, simulation against measurement, and the command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+
+import accel
+from accel.cli import main
+from accel.memory import Tracker, activation_peak, parse_bytes, simulate
+from accel.models import BUILT_IN, Family, Part, Video, find
+from accel.pipelines.load import load
+
+KIB = 1024
+
+
+def test_the_tracker_counts_storages_once_until_they_are_freed():
+    x = torch.zeros(256)  # 1 KiB
+    with Tracker() as tracker:
+        tracker.hold(x)
+        y = x + 1
+        view = y[:10]
+        assert tracker.live == 2 * KIB
+        z = y * 2
+        del y
+        assert tracker.live == 3 * KIB  # the view keeps it
+        del view, z
+        assert (tracker.live, tracker.peak, tracker.at) == (KIB, 3 * KIB, "mul.Tensor")
+
+
+def test_weights_are_not_counted():
+    weight = torch.zeros(256, 256)
+    peak, _ = activation_peak(lambda: weight.t() @ weight, (), [weight])
+    assert peak == 256 * KIB
+
+
+@pytest.mark.parametrize("slices", [1, 4])
+def test_simulated_and_measured_peaks_agree_on_a_wide_block(slices):
+    def peak(device):
+        with torch.device(device):
+            block = WanTransformerBlock(384, 2240, 3, "rms_norm_across_heads", True).eval()
+            wrapped = Wrapped(block)
+            inputs = {
+                "hidden_states": torch.randn(1, 512, 384),
+                "encoder_hidden_states": torch.randn(1, 64, 384),
+                "temb": torch.randn(1, 6, 384),
+                "rotary_emb": (torch.randn(1, 512, 1, 128), torch.randn(1, 512, 1, 128)),
+            }
+        plan = accel.Plan("t", None, accel.SlicingConfig(slices, 1))
+        with accel.patched(wrapped, plan=plan), torch.no_grad():
+            wrapped(**inputs)
+            weights = list(wrapped.parameters())
+            return activation_peak(lambda: wrapped(**inputs), inputs, weights)[0]
+
+    assert peak("meta") == pytest.approx(peak("cpu"), rel=0.05)
+
+
+class Wrapped(torch.nn.Module):
+    """A denoiser of one block that keeps nothing of its input."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([block])
+
+    def forward(self, hidden_states, **kwargs):
+        return self.blocks[0](hidden_states * 1.0, **kwargs)
+
+
+def test_simulated_and_measured_peaks_agree_on_the_embedded_model(capsys):
+    denoiser = load("tiny").transformer
+    inputs = {
+        "hidden_states": torch.randn(1, denoiser.config.in_channels, 5, 16, 16),
+        "timestep": torch.tensor([500]),
+        "encoder_hidden_states": torch.randn(1, 512, denoiser.config.text_dim),
+    }
+    weights = [*denoiser.parameters(), *denoiser.buffers()]
+    with torch.no_grad():
+        measured, _ = activation_peak(lambda: denoiser(**inputs), inputs, weights)
+        twin = Part("WanTransformer3DModel", dict(denoiser.config), torch.float32).build()
+        meta = {k: v.to("meta") for k, v in inputs.items()}
+        known = [*twin.parameters(), *twin.buffers()]
+        simulated, _ = activation_peak(lambda: twin(**meta), meta, known)
+    assert simulated == pytest.approx(measured, rel=0.05)
+
+
+def small(name):
+    layers = dict.fromkeys(BUILT_IN[name].denoiser.layers(), 2)
+    part = BUILT_IN[name].denoiser
+    part = Part(part.cls, {**part.config, **layers}, part.dtype)
+    return Family(part, BUILT_IN[name].vae, BUILT_IN[name].batch)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_model_takes_less_when_sliced(name):
+    frames = 1 if name == "flux" else 9
+    peaks = simulate(small(name), Video(512, 512, frames), (1, 8), decode=False)
+    assert peaks.denoise[8] < 0.6 * peaks.denoise[1]
+    assert peaks.denoiser_weights > 10**8
+
+
+def test_the_fewest_slices_that_fit_are_chosen():
+    peaks = simulate(small("wan-1.3b"), Video(512, 512, 9), (1, 2, 8), decode=False)
+    weights = peaks.denoiser_weights
+    assert peaks.smallest(weights + peaks.denoise[1]) == 1
+    assert peaks.smallest(weights + peaks.denoise[2]) == 2
+    assert peaks.smallest(weights) is None
+
+
+def test_the_command_prints_json_and_a_table(capsys):
+    command = ["memory", "tiny", "--size", "64x64", "--frames", "17", "--budget", "1GiB"]
+    assert main([*command, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert set(data["denoise"]) == {"1", "2", "4", "8", "16"} and data["slices"] == 1
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "denoise, 8 slices" in out and "decode, tiled (approximate)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["wan-14", "--size", "64x64"], "did you mean 'wan-14b'"),
+        (["wan-14b", "--size", "64"], "--size must look like"),
+        (["wan-14b", "--size", "65x64"], "width must be a multiple of 8, got 65"),
+        (["wan-14b", "--size", "64x64", "--frames", "0"], "frames must be at least 1"),
+        (["wan-14b", "--size", "64x64", "--budget", "lots"], "memory must look like"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(arguments, message, capsys):
+    assert main(["memory", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sizes_in_bytes():
+    assert [parse_bytes(x) for x in ("8GiB", "1.5 GB", "12", 7)] == [2**33, 1500000000, 12, 7]
+
+
+def test_a_model_with_an_unknown_denoiser_is_refused(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "UNet2DModel"]}')
+    with pytest.raises(ValueError, match="its denoiser must be one of"):
+        find(str(tmp_path))

@@ -1,0 +1,162 @@
+"""Activations of transformer blocks, as they come and sliced, and what slicing costs in time.
+
+    python tests/bench/bench_memory.py [--time] [--tokens 8190] [--json FILE]
+
+The table is simulated on the meta device (bf16, fused attention and RMS norm, GB = 1e9 bytes).
+``--time`` measures a Wan-1.3B-wide block in fp32 on this CPU: seconds with and without 8 slices in
+turn, and its measured peak against the simulated one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+from diffusers.models.transformers.transformer_hunyuan_video import (
+    HunyuanVideoSingleTransformerBlock,
+    HunyuanVideoTransformerBlock,
+)
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from torch import nn
+
+from accel.memory import activation_peak
+from accel.models import meta
+from accel.slicing.derive import derive
+from accel.slicing.run import run
+
+SLICES = (2, 4, 8, 16)
+F32 = torch.float32
+Case = tuple[nn.Module, dict[str, Any]]
+
+
+def wan(width: int, ffn: int, tokens: int) -> Case:
+    """A Wan 2.1 block; 128 channels a head, 512 text tokens."""
+    block = WanTransformerBlock(width, ffn, width // 128, "rms_norm_across_heads", True)
+    table = (meta(1, tokens, 1, 128, dtype=F32), meta(1, tokens, 1, 128, dtype=F32))
+    return block, {
+        "hidden_states": meta(1, tokens, width),
+        "encoder_hidden_states": meta(1, 512, width),
+        "temb": meta(1, 6, width, dtype=F32),
+        "rotary_emb": table,
+    }
+
+
+def hunyuan(cls: type[nn.Module], rotary: str, tokens: int) -> Case:
+    """A HunyuanVideo block with 256 text tokens."""
+    return cls(24, 128, 4.0, qk_norm="rms_norm"), {
+        "hidden_states": meta(1, tokens, 3072),
+        "encoder_hidden_states": meta(1, 256, 3072),
+        "temb": meta(1, 3072),
+        "attention_mask": meta(1, 1, 1, tokens + 256, dtype=torch.bool),
+        rotary: (meta(tokens, 128, dtype=F32), meta(tokens, 128, dtype=F32)),
+    }
+
+
+def cogvideox(tokens: int) -> Case:
+    """A CogVideoX-5B block, both guidance branches in one batch."""
+    block = CogVideoXBlock(
+        dim=3072, num_attention_heads=48, attention_head_dim=64, time_embed_dim=512
+    )
+    return block, {
+        "hidden_states": meta(2, tokens, 3072),
+        "encoder_hidden_states": meta(2, 226, 3072),
+        "temb": meta(2, 512),
+        "image_rotary_emb": (meta(tokens, 64, dtype=F32), meta(tokens, 64, dtype=F32)),
+    }
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "Wan-14B 720p x 81": lambda: wan(5120, 13824, 75600),
+    "Wan-1.3B 480p x 81": lambda: wan(1536, 8960, 32760),
+    "HunyuanVideo single 720p x 129": lambda: hunyuan(
+        HunyuanVideoSingleTransformerBlock, "image_rotary_emb", 118800
+    ),
+    "HunyuanVideo double 720p x 129": lambda: hunyuan(
+        HunyuanVideoTransformerBlock, "freqs_cis", 118800
+    ),
+    "CogVideoX-5B 480p x 49": lambda: cogvideox(17550),
+}
+
+
+def peaks(block: nn.Module, arguments: dict[str, Any], slices: tuple[int, ...]) -> dict[int, int]:
+    """Bytes alive at most in the block by number of slices, 1 being the block as it comes."""
+    weights = [*block.parameters(), *block.buffers()]
+    with torch.no_grad():
+        program = derive(block, arguments)
+    places = frozenset(program.overwrites.values())
+    found = {1: activation_peak(lambda: block(**arguments), arguments, weights)[0]}
+    for n in slices:
+        call = lambda n=n: run(program, block, arguments, n, places)  # noqa: E731
+        found[n] = activation_peak(call, arguments, weights)[0]
+    return found
+
+
+def time_cost(tokens: int, repeats: int) -> dict[str, Any]:
+    """Wan-1.3B-wide block, fp32 on the CPU: seconds, and measured against simulated peaks."""
+    block, shapes = wan(1536, 8960, tokens)
+    block = block.eval()
+
+    def real(x: torch.Tensor) -> torch.Tensor:
+        return torch.randn(x.shape)
+
+    arguments = {k: tuple(map(real, v)) if isinstance(v, tuple) else real(v)
+                 for k, v in shapes.items()}  # fmt: skip
+    program = derive(block, arguments)
+    seconds: dict[str, list[float]] = {"stock": [], "8 slices": []}
+    with torch.no_grad():
+        plain = block(**arguments)
+        error = float((run(program, block, arguments, 8) - plain).norm() / plain.norm())
+        assert error < 2e-7, error
+        for _ in range(repeats):
+            for name in seconds:
+                start = time.perf_counter()
+                if name == "stock":
+                    block(**arguments)
+                else:
+                    run(program, block, arguments, 8, frozenset({"hidden_states.0"}))
+                seconds[name].append(time.perf_counter() - start)
+    pairs = [b / a for a, b in zip(seconds["stock"], seconds["8 slices"], strict=True)]
+    sizes = {k: tuple(t.to("meta") for t in v) if isinstance(v, tuple) else v.to("meta")
+             for k, v in arguments.items()}  # fmt: skip
+    return {
+        "seconds": {k: statistics.median(v) for k, v in seconds.items()},
+        "ratio": statistics.median(pairs),
+        "relative L2": error,
+        "measured": peaks(block, arguments, (8,)),
+        "simulated": peaks(block.to("meta"), sizes, (8,)),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--time", action="store_true")
+    parser.add_argument("--tokens", type=int, default=8190)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    results: dict[str, Any] = {}
+    if args.time:
+        results["time"] = time_cost(args.tokens, args.repeats)
+        print(json.dumps(results["time"], indent=2))
+    else:
+        for name, case in CASES.items():
+            with torch.device("meta"):
+                block, arguments = case()
+            found = results[name] = peaks(block.to(torch.bfloat16).eval(), arguments, SLICES)
+            row = "  ".join(f"n={n} {b / 1e9:.2f}" for n, b in found.items())
+            print(f"{name:<32}{row}  GB, {found[1] / found[8]:.1f}x less at n=8", flush=True)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
