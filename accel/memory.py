@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.config import SlicingConfig
 from accel.models import INPUTS, Family, Video, latent_shape, meta, size_of
-from accel.seam import Undo
+from accel.seam import Undo, unwind
 from accel.slicing import apply
 from accel.slicing.record import leaves
 
@@ -180,8 +180,7 @@ def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int) -> int:
     except RuntimeError as error:
         raise ValueError(f"the model cannot run at this size: {error}") from error
     finally:
-        while undo:
-            undo.pop()()
+        unwind(undo)
 
 
 def _decode(vae: Any, z: Tensor) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel import attention, slicing
+from accel import attention, seam, slicing
 from accel.attention import Site
 from accel.kernels.dispatch import ATTENTION, environment
 from accel.plan import Plan
@@ -45,7 +45,7 @@ class Handle:
             self.unpatch()
             raise
         for module in modules.values():
-            weakref.finalize(module, _unwind, self._undo).atexit = False
+            weakref.finalize(module, seam.unwind, self._undo).atexit = False
 
     def _apply(self, modules: dict[str, nn.Module]) -> None:
         for name, module in modules.items():
@@ -93,7 +93,7 @@ class Handle:
 
     def unpatch(self) -> None:
         """Take every change back, last one first. Does nothing the second time."""
-        _unwind(self._undo)
+        seam.unwind(self._undo)
         for reference in self._denoisers.values():
             module = reference()
             if module is not None and _handles.get(module) is self:
@@ -147,12 +147,6 @@ class Handle:
         if not self.active:
             notes.append("this patch has been taken back")
         return notes
-
-
-def _unwind(undo: list[Undo]) -> None:
-    """Undo everything, last first."""
-    while undo:
-        undo.pop()()
 
 
 def _ran_anything(sites: dict[str, Site]) -> bool:

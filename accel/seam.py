@@ -76,6 +76,12 @@ def _current() -> int:
     return _by_thread.get(threading.get_ident(), _traced[0])
 
 
+def unwind(undo: list[Undo]) -> None:
+    """Undo everything, last first."""
+    while undo:
+        undo.pop()()
+
+
 def hook(module: nn.Module, site: Caller, undo: list[Undo]) -> None:
     """Make ``site`` the caller while ``module`` runs; what was set before comes back, also after an
     exception.

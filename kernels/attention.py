@@ -239,10 +239,9 @@ def spec_of(
     """What ``precision`` means on a device, as the reference computes it."""
     bits = BITS[precision]
     if device.type == "cuda":
-        values = support.value_format(support.capability(device), precision)
         return reference.QuantSpec(
             qk_bits=bits,
-            values="e2m1" if values == "e2m1" else "e4m3" if values == "e4m3" else "fp16",
+            values=support.value_format(support.capability(device), precision),
             smooth_q=smooth_q,
             smooth_v=smooth_v,
             hadamard=hadamard,

@@ -36,10 +36,25 @@ class Result:
     report: Report | None
 
 
+@dataclass(frozen=True)
+class _Motion:
+    """What a job's ``motion`` comes to before any noise is warped: flows, strength, latent grid."""
+
+    flow: torch.Tensor
+    backward: torch.Tensor | None
+    strength: float | torch.Tensor
+    geometry: Geometry
+
+
 def check(pipe: Any, job: Job) -> None:
     """Raise JobError if ``job`` does not fit ``pipe``: size multiples, frame count, motion,
     denoiser.
     """
+    _checked(pipe, job)
+
+
+def _checked(pipe: Any, job: Job) -> _Motion | None:
+    """``check``, and the job's motion, which is long work for a driving video."""
     where = f"job {job.file_name!r}"
     try:
         main = next(iter(denoisers(pipe).values()))
@@ -62,11 +77,10 @@ def check(pipe: Any, job: Job) -> None:
             f"{where}: frames must be {temporal} n + 1 for {job.model}, got {job.frames}; "
             f"the nearest is {near}"
         )
-    if job.motion is not None:
-        try:
-            _motion_flow(pipe, job)
-        except ValueError as error:
-            raise JobError(f"{where}: {error}") from error
+    try:
+        return None if job.motion is None else _motion(pipe, job)
+    except ValueError as error:
+        raise JobError(f"{where}: {error}") from error
 
 
 def _size_multiple(pipe: Any, denoiser: Any) -> int:
@@ -80,9 +94,9 @@ def _size_multiple(pipe: Any, denoiser: Any) -> int:
     return 8 * int(patch)
 
 
-def _motion_flow(pipe: Any, job: Job) -> tuple[torch.Tensor, torch.Tensor | None, Geometry]:
-    """Flows of a job with ``motion`` and the latent grid they go to, without the work of warping.
-    Raises ValueError if the job or the pipeline cannot have that motion.
+def _motion(pipe: Any, job: Job) -> _Motion:
+    """The motion of a job that has one. Raises ValueError if the job or the pipeline cannot have
+    it.
     """
     assert job.motion is not None
     if job.frames is None or job.height is None or job.width is None:
@@ -92,21 +106,25 @@ def _motion_flow(pipe: Any, job: Job) -> tuple[torch.Tensor, torch.Tensor | None
     geometry = latent_geometry(pipe)
     geometry.latent_frames(job.frames)
     size = {"frames": job.frames, "height": job.height, "width": job.width}
-    make_strength(job.strength, **size)
+    strength = make_strength(job.strength, **size)
     flow, backward = make_flow(job.motion, **size)
     check_flow("flow", flow)
-    return flow, backward, geometry
+    return _Motion(flow, backward, strength, geometry)
 
 
 def motion_latents(pipe: Any, job: Job) -> torch.Tensor:
     """Warped initial latents of a job with ``motion``, as its pipeline takes them. Raises
     ValueError if that cannot be done.
     """
-    flow, backward, geometry = _motion_flow(pipe, job)
-    frames, (height, width) = flow.shape[0] + 1, flow.shape[2:]
-    strength = make_strength(job.strength, frames=frames, height=height, width=width)
-    latents = warped_latents(flow, geometry, seed=job.seed, strength=strength, backward=backward)
-    latents = arrange(latents, geometry.layout)
+    return _latents(pipe, job, _motion(pipe, job))
+
+
+def _latents(pipe: Any, job: Job, motion: _Motion) -> torch.Tensor:
+    latents = warped_latents(
+        motion.flow, motion.geometry, seed=job.seed, strength=motion.strength,
+        backward=motion.backward,
+    )  # fmt: skip
+    latents = arrange(latents, motion.geometry.layout)
     return latents.to(pipe.unet.dtype) if hasattr(pipe, "unet") else latents
 
 
@@ -120,19 +138,20 @@ def generate(
     does not fit the pipeline; the pipeline is left as it was in every case.
     """
     job = job.resolved()
-    check(pipe, job)
+    motion = _checked(pipe, job)
     plan = job.accel_plan()
     if plan is None:
-        frames, seconds = _run(pipe, job, on_step, checkpoint, None)
+        frames, seconds = _run(pipe, job, motion, on_step, checkpoint, None)
         return Result(frames, seconds, None)
     with patched(pipe, plan=plan) as handle:
-        frames, seconds = _run(pipe, job, on_step, checkpoint, handle)
+        frames, seconds = _run(pipe, job, motion, on_step, checkpoint, handle)
         return Result(frames, seconds, handle.report())
 
 
 def _run(
     pipe: Any,
     job: Job,
+    motion: _Motion | None,
     on_step: OnStep | None,
     checkpoint: StepCheckpoint | None,
     handle: Handle | None,
@@ -141,7 +160,7 @@ def _run(
     a clip of one image per warped latent, without step checkpoints.
     """
     accepted = inspect.signature(type(pipe).__call__).parameters
-    arguments, images = _arguments(pipe, job, accepted)
+    arguments, images = _arguments(pipe, job, motion, accepted)
     latents, image = arguments.get("latents"), 0
 
     def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +191,9 @@ def _run(
     return frames, seconds
 
 
-def _arguments(pipe: Any, job: Job, accepted: Any) -> tuple[dict[str, Any], int]:
+def _arguments(
+    pipe: Any, job: Job, motion: _Motion | None, accepted: Any
+) -> tuple[dict[str, Any], int]:
     """Arguments of the pipeline's call out of those it has, and how many images to make one by one
     (0: one call makes it all). Raises JobError for a setting that the pipeline does not take.
     """
@@ -185,10 +206,10 @@ def _arguments(pipe: Any, job: Job, accepted: Any) -> tuple[dict[str, Any], int]
         "height": job.height,
         "num_frames": job.frames,
         "max_sequence_length": _prompt_tokens(pipe, accepted),
-        "latents": None if job.motion is None else motion_latents(pipe, job),
+        "latents": None if motion is None else _latents(pipe, job, motion),
     }
     images = 0
-    if job.motion is not None and "num_frames" not in accepted:
+    if motion is not None and "num_frames" not in accepted:
         images = int(wanted.pop("num_frames"))
     missing = [
         k

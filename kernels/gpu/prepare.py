@@ -76,6 +76,22 @@ def to_codes(x, scale):
 
 
 @triton.jit
+def _store_codes(
+    codes_ptr, groups_ptr, x, scale, rows,
+    ROWS: tl.constexpr, DIM: tl.constexpr, FP4: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    """Store x [ROWS, DIM] / scale [ROWS] at ``rows`` [ROWS] as int8, or as NVFP4."""
+    if FP4:
+        codes, groups = to_fp4(x / scale[:, None], ROWS, DIM, NATIVE)
+        half, sixteenth = tl.arange(0, DIM // 2), tl.arange(0, DIM // 16)
+        tl.store(codes_ptr + rows[:, None] * (DIM // 2) + half[None, :], codes)
+        tl.store(groups_ptr + rows[:, None] * (DIM // 16) + sixteenth[None, :], groups)
+    else:
+        d = tl.arange(0, DIM)
+        tl.store(codes_ptr + rows[:, None] * DIM + d[None, :], to_codes(x, scale))
+
+
+@triton.jit
 def _statistics(
     k_ptr, v_ptr, valid_ptr, partial_ptr,
     heads, tokens, dim, value_dim, chunks, rounds,
@@ -170,13 +186,7 @@ def _pack(
     k_scale = row_scales(k, qmax, ROWS, GRANULARITY, True)
     out = head * padded + t.to(tl.int64)
     tl.store(k_scale_ptr + out, k_scale)
-    if VALUES == "e2m1":
-        codes, groups = to_fp4(k / k_scale[:, None], ROWS, DIM, NATIVE)
-        half, sixteenth = tl.arange(0, DIM // 2), tl.arange(0, DIM // 16)
-        tl.store(k_codes_ptr + out[:, None] * (DIM // 2) + half[None, :], codes)
-        tl.store(k_groups_ptr + out[:, None] * (DIM // 16) + sixteenth[None, :], groups)
-    else:
-        tl.store(k_codes_ptr + out[:, None] * DIM + d[None, :], to_codes(k, k_scale))
+    _store_codes(k_codes_ptr, k_groups_ptr, k, k_scale, out, ROWS, DIM, VALUES == "e2m1", NATIVE)
 
     v = tl.load(
         v_ptr + b * v_sb + h * v_sh + far * v_st + dv[None, :] * v_sd,
@@ -227,13 +237,7 @@ def _pack_queries(
         q = tl.where((t < tokens)[:, None], q - mean[None, :], 0.0)
     q_scale = row_scales(q, qmax, ROWS, GRANULARITY, False)
     tl.store(scale_ptr + out, q_scale * scale)
-    if FP4:
-        codes, groups = to_fp4(q / q_scale[:, None], ROWS, DIM, NATIVE)
-        half, sixteenth = tl.arange(0, DIM // 2), tl.arange(0, DIM // 16)
-        tl.store(codes_ptr + out[:, None] * (DIM // 2) + half[None, :], codes)
-        tl.store(groups_ptr + out[:, None] * (DIM // 16) + sixteenth[None, :], groups)
-    else:
-        tl.store(codes_ptr + out[:, None] * DIM + d[None, :], to_codes(q, q_scale))
+    _store_codes(codes_ptr, groups_ptr, q, q_scale, out, ROWS, DIM, FP4, NATIVE)
 
 
 def _codes(x: Tensor, padded: int, wide: int, fp4: bool) -> Tensor:

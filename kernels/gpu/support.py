@@ -10,12 +10,21 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import cache
+from typing import Literal
 
 import torch
 
 MIN_CAPABILITY = (8, 0)
 FP4_CAPABILITY = (10, 0)
 INTERPRETED = (8, 9)  # stands in for a card when Triton's interpreter runs the kernels
+
+
+ValueFormat = Literal["e4m3", "e2m1", "fp16"]
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
@@ -33,7 +42,7 @@ def why_not_gpu(device: torch.device) -> str:
     """Why the Triton kernels cannot run on ``device``; "" if they can."""
     if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
         return f"runs on cuda tensors only, got {device.type}"
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "triton is not installed"
     if device.type != "cuda":
         return ""
@@ -45,7 +54,7 @@ def why_not_gpu(device: torch.device) -> str:
     return ""
 
 
-def value_format(cc: tuple[int, int], precision: str = "int8") -> str:
+def value_format(cc: tuple[int, int], precision: str = "int8") -> ValueFormat:
     """How P and V are held: "e4m3" where tensor cores have it, else "fp16"; "e2m1" is NVFP4 for
     everything, which is what "int4" means on a card.
     """
