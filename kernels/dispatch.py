@@ -53,6 +53,7 @@ ATTENTION = (
 )
 WARP = (
     Impl("cpu", "native noise warp", _native),
+    Impl("gpu", "Triton noise warp", support.why_not_gpu),
     Impl("reference", "eager torch, the specification", _always),
 )
 FULL = (Impl("reference", "eager torch with log-sum-exp", _always),)

@@ -53,7 +53,7 @@ def inverse_flow(flow: Tensor) -> Tensor:
     clamped.
     """
     _, height, width = flow.shape
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    x, y = _grid(flow)
     back, x, y = -flow, x.float(), y.float()
     for _ in range(INVERSE_STEPS):
         px, py = (x + back[0]).clamp(0, width - 1), (y + back[1]).clamp(0, height - 1)
@@ -67,13 +67,20 @@ def inverse_flow(flow: Tensor) -> Tensor:
     return back
 
 
+def _grid(flow: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y of each pixel of ``flow [2, H, W]``, int64 [H, W]."""
+    rows, columns = (torch.arange(n, device=flow.device) for n in flow.shape[1:])
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return x, y
+
+
 def find_edges(forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor, int]:
     """Edges of integer flows [2, H, W]: sources, targets (pixel indices [E]), and how many of them,
     the first ones, are forward edges.
     """
     _, height, width = forward.shape
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    here = torch.arange(height * width)
+    x, y = _grid(forward)
+    here = torch.arange(height * width, device=forward.device)
 
     def land(shift: Tensor) -> tuple[Tensor, Tensor]:
         far = float(height + width)
@@ -84,7 +91,7 @@ def find_edges(forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor, int]:
 
     there, inside = land(forward)
     source, target = here[inside], there[inside]
-    reached = torch.zeros(height * width, dtype=torch.bool)
+    reached = torch.zeros(height * width, dtype=torch.bool, device=forward.device)
     reached[target] = True
     origin, inside = land(backward)
     grown = inside & ~reached

@@ -25,6 +25,7 @@ implementation, number of threads, or cut into channels and calls.
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -32,11 +33,12 @@ from torch import Tensor
 
 from accel.kernels import reference_warp
 from accel.kernels.cpu import warp as cpu
-from accel.kernels.dispatch import WARP, resolve
+from accel.kernels.dispatch import CPU, WARP, resolve
+from accel.kernels.gpu.support import why_not_gpu
 from accel.kernels.reference_warp import inverse_flow as inverse_flow
 
 Mode = Literal["dither", "round"]
-Impl = Literal["auto", "reference", "cpu"]
+Impl = Literal["auto", "reference", "cpu", "gpu"]
 
 _PHI = (math.sqrt(5) - 1) / 2
 _MAX_PIXELS = 2**29  # pixel and edge numbers are 32-bit
@@ -55,8 +57,9 @@ def warp_noise(
 
     ``flow`` float ``[F, 2, H, W]``: pixels (dx, dy) from each frame to the next, given on the
     earlier frame's grid. ``backward``, same shape: from the next frame back, on the later grid;
-    computed when None. Returns noise fp32 ``[F + 1, channels, H, W]`` on the CPU; every frame is
-    N(0, 1), i.i.d. over pixels and channels. Same seed and flow, same noise.
+    computed when None. Returns noise fp32 ``[F + 1, channels, H, W]``, on the flow's card where the
+    GPU kernels run, else on the CPU; every frame is N(0, 1), i.i.d. over pixels and channels. Same
+    seed and flow, same noise.
 
     Raises ValueError for a wrong shape, a non-finite flow, no channel, or an unknown mode, and
     RuntimeError if ``impl`` cannot run here.
@@ -69,8 +72,10 @@ def warp_noise(
                 f"backward must have flow's shape {tuple(flow.shape)}, got {tuple(backward.shape)}"
             )
     height, width = flow.shape[-2:]
-    warper = NoiseWarper(channels, height, width, seed=seed, mode=mode, impl=impl)
-    frames = torch.empty(flow.shape[0] + 1, channels, height, width)
+    warper = NoiseWarper(
+        channels, height, width, seed=seed, mode=mode, impl=impl, device=flow.device
+    )
+    frames = warper.noise.new_empty(flow.shape[0] + 1, channels, height, width)
     frames[0] = warper.noise
     for i in range(flow.shape[0]):
         warper.advance(flow[i], None if backward is None else backward[i], out=frames[i + 1])
@@ -79,12 +84,12 @@ def warp_noise(
 
 class NoiseWarper:
     """The same warp frame by frame (streaming). ``noise``: the current frame, fp32 [C, H, W], to be
-    read only.
+    read only. It lives on ``device`` where the GPU kernels run there, else on the CPU.
     """
 
     def __init__(
         self, channels: int, height: int, width: int, *, seed: int, mode: Mode = "dither",
-        impl: Impl = "auto",
+        impl: Impl = "auto", device: torch.device = CPU,
     ) -> None:  # fmt: skip
         if mode not in ("dither", "round"):
             raise ValueError(f"mode must be 'dither' or 'round', got {mode!r}")
@@ -92,19 +97,21 @@ class NoiseWarper:
             raise ValueError(f"channels must be at least 1, got {channels}")
         if not 1 <= height * width <= _MAX_PIXELS:
             raise ValueError(f"a frame must have 1 to {_MAX_PIXELS} pixels, got {height} x {width}")
-        self.impl = resolve(WARP, impl, torch.device("cpu"))
+        if impl != "gpu" and why_not_gpu(device):
+            device = CPU
+        self.impl = resolve(WARP, impl, device)
         self.seed, self.mode, self.frame = seed & (2**64 - 1), mode, 0
-        self._rho = torch.ones(height, width)
-        self.noise = torch.empty(channels, height, width)
-        if self.impl == "cpu":
-            cpu.fresh(self.noise, seed=self.seed, frame=0)
-        else:
-            pixels = torch.arange(height * width)
+        self._rho = torch.ones(height, width, device=device)
+        self.noise = torch.empty(channels, height, width, device=device)
+        if self.impl == "reference":
             self.noise.copy_(
                 reference_warp.normal(
-                    pixels, channels, seed=self.seed, frame=0, stream=reference_warp.FRESH
+                    torch.arange(height * width), channels, seed=self.seed, frame=0,
+                    stream=reference_warp.FRESH,
                 ).view(self.noise.shape)
-            )
+            )  # fmt: skip
+        else:
+            _kernels(self.impl).fresh(self.noise, seed=self.seed, frame=0)
 
     def step(self, flow: Tensor, backward: Tensor | None = None) -> Tensor:
         """Advance one frame along ``flow [2, H, W]`` and return the new frame's noise.
@@ -126,19 +133,31 @@ class NoiseWarper:
         ``noise``.
         """
         self.frame += 1
-        forward = flow.detach().to("cpu", torch.float32)
-        back = None if backward is None else backward.detach().to("cpu", torch.float32)
+        device = self.noise.device
+        forward = flow.detach().to(device, torch.float32)
+        back = None if backward is None else backward.detach().to(device, torch.float32)
         u, key = rounding_offset(self.frame, self.mode), {"seed": self.seed, "frame": self.frame}
-        if self.impl == "cpu":
-            self._rho = cpu.step(self.noise, self._rho, forward, back, u, out=out, **key)
-        else:
+        if self.impl == "reference":
             offset = torch.tensor(u)
             noise, self._rho = reference_warp.step(
                 self.noise, self._rho, forward, back, offset, **key
             )
             out.copy_(noise)
+        else:
+            self._rho = _kernels(self.impl).step(
+                self.noise, self._rho, forward, back, u, out=out, **key
+            )
         self.noise = out
         return out
+
+
+def _kernels(impl: str) -> ModuleType:
+    """The module with ``fresh`` and ``step`` of an implementation; Triton only if it is needed."""
+    if impl == "cpu":
+        return cpu
+    from accel.kernels.gpu import warp as gpu
+
+    return gpu
 
 
 def rounding_offset(frame: int, mode: Mode) -> tuple[float, float]:

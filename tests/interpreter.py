@@ -56,6 +56,6 @@ interpreter._dot_scaled_scale_to_f32 = scale_to_f32
 interpreter._convert_float = convert
 interpreter.InterpreterBuilder.create_dot = create_dot
 
-from accel.kernels.gpu import attention  # noqa: E402, F401
+from accel.kernels.gpu import attention, warp  # noqa: E402, F401
 
 del os.environ["TRITON_INTERPRET"]

@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from accel.kernels.gpu import attention, prepare
+from accel.kernels.gpu import attention, prepare, warp
 from accel.kernels.gpu.layout import Tile, candidates
 from accel.kernels.gpu.support import value_format, why_not_precision
 
@@ -176,3 +176,19 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         os.unlink(file.name)
     numbers = {key: int(n) for key, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
     return numbers["REG"], numbers["STACK"] + numbers["LOCAL"]
+
+
+def warp_code(cc: int) -> dict[str, str]:
+    """PTX of the noise warp's kernels by name."""
+    code = {}
+    for kernel in (warp._fresh, warp._totals, warp._merge):
+        floats = {"out_ptr", "density_out_ptr", "q_ptr", "rho_ptr", "total_ptr"}
+        signature = {
+            name: "constexpr" if name == "BLOCK"
+            else "i32" if not name.endswith("_ptr") else "*fp32" if name in floats else "*i32"
+            for name in kernel.arg_names
+        }  # fmt: skip
+        source = ASTSource(kernel, signature, {(kernel.arg_names.index("BLOCK"),): warp.BLOCK})
+        target = GPUTarget("cuda", cc, 32)
+        code[kernel.__name__] = triton.compile(source, target=target, options=warp.EXACT).asm["ptx"]
+    return code

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,8 @@ kernels += [
 kernels += [k for cc, p in ((80, "int8"), (120, "int4")) for k in g.compile_prepare(cc, 128, p)]
 rows = [{"kernel": k.kernel, "cc": k.cc, "spilled": k.spilled, "cores": list(k.tensor_cores),
          "bits": k.precision, "blocks": k.blocks, "registers": k.registers} for k in kernels]
-print(json.dumps({"rows": rows, "problems": r.problems(kernels)}))
+warps = {cc: g.warp_code(cc) for cc in (80, 120)}
+print(json.dumps({"rows": rows, "problems": r.problems(kernels), "warps": warps}))
 """
 
 
@@ -79,3 +81,14 @@ def test_four_bits_are_block_scaled_fp4_products(report):
     rows = [row for row in report["rows"] if row["kernel"] == "attend" and row["bits"] == "int4"]
     assert [row["cc"] for row in rows] == [100, 120]
     assert all(all("kind::mxf4nvf4.block_scale" in name for name in row["cores"]) for row in rows)
+
+
+@pytest.mark.parametrize("cc", ["80", "120"])
+def test_the_warp_rounds_every_step_as_the_reference(report, cc):
+    """No fused multiply-add, no approximate division or root: the bytes are the same everywhere."""
+    code = report["warps"][cc]
+    assert set(code) == {"_fresh", "_totals", "_merge"}
+    for ptx in code.values():
+        assert "mul.rn.f32" in ptx or "mul.f32" in ptx
+        assert not re.findall(r"\b(fma|mad)\.[\w.]*f32|approx|\.ftz", ptx)
+    assert "div.rn.f32" in code["_merge"] and "sqrt.rn.f32" in code["_merge"]

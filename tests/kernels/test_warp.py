@@ -165,7 +165,7 @@ def test_no_flow_at_all_is_one_frame():
         (torch.zeros(1, 2, 8, 8, dtype=torch.int64), {}, "int64"),
         (torch.zeros(1, 2, 8, 8), {"channels": 0}, "channels"),
         (torch.zeros(1, 2, 8, 8), {"mode": "nearest"}, "nearest"),
-        (torch.zeros(1, 2, 8, 8), {"impl": "gpu"}, "'cpu', 'reference'"),
+        (torch.zeros(1, 2, 8, 8), {"impl": "cuda"}, "'cpu', 'gpu', 'reference'"),
         (torch.zeros(1, 2, 8, 8), {"backward": torch.zeros(2, 2, 8, 8)}, "backward"),
     ],
 )
