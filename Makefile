@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: all demo test lint bench bench-attention bench-motion bench-warp bench-batch bench-memory gpu-report clean
+.PHONY: all demo test lint bench bench-attention bench-motion bench-warp bench-batch bench-memory gpu-report bench-precision clean
 all: $(READY)
 
 $(READY): pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
@@ -31,6 +31,9 @@ bench: bench-attention bench-motion bench-warp
 bench-attention: $(READY)
 	$(BIN)/python tests/bench/bench_attention.py --json build/bench-attention.json
 	$(BIN)/python tests/bench/bench_attention.py --crossover --json build/bench-crossover.json
+
+bench-precision: $(READY)
+	$(BIN)/python tests/bench/bench_precision.py --json build/bench-precision.json
 
 gpu-report: $(READY)
 	$(BIN)/python tests/bench/gpu_report.py --json build/gpu-report.json

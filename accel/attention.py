@@ -3,15 +3,16 @@
 Config is ``AttentionConfig``, State the record of each site, Hook the op that stands behind the
 seam (``accel/seam.py``), and ``apply`` puts a denoiser's attention modules there. The op takes the
 precision from the policy for the current step, keeps calls it cannot quantize at full precision
-with a reason, compares sampled rows of each site's first call in a run with full precision, and
-recomputes a non-finite result.
+with a reason, and compares sampled rows of each site's first call in a run with full precision. A
+result that is not finite, or too far off on those rows, is recomputed at full precision and its
+site stays there for the rest of the run.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +21,12 @@ from torch import Tensor, nn
 
 from accel import precision as policy
 from accel import seam
+from accel.call import Call, compare, finite
 from accel.config import AttentionConfig
 from accel.kernels.attention import BITS
 from accel.kernels.attention import run as run_attention
 from accel.kernels.cpu.attention import scratch_bytes
-from accel.kernels.dispatch import ATTENTION, resolve, runs_as, why_not_worth
+from accel.kernels.dispatch import ATTENTION, resolve, runs_as
 from accel.seam import Undo
 from accel.state import RunState
 
@@ -36,58 +38,19 @@ class Record:
     """What happened at one site, over all runs since patching.
 
     ``kept`` counts calls left at full precision by reason, ``instead`` those that ran in another
-    precision than the plan's; ``error`` is the worst relative L1 and
-    ``cosine`` the worst similarity to full precision on the sampled rows.
+    precision than the plan's, ``recomputed`` those that were thrown away and computed again, by
+    reason; ``error`` is the worst relative L1 and ``cosine`` the worst similarity to full precision
+    on the sampled rows.
     """
 
     ran: Counter[tuple[str, str]] = field(default_factory=Counter)  # (precision, implementation)
     kept: Counter[str] = field(default_factory=Counter)
     instead: Counter[str] = field(default_factory=Counter)
-    recomputed: int = 0
+    recomputed: Counter[str] = field(default_factory=Counter)
     error: float | None = None
     cosine: float | None = None
     seconds: float = 0.0
     scratch_bytes: int = 0  # memory of one call beside inputs and result, where it is known
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Arguments of torch's attention: query [..., Tq, D], key [..., Tk, D], value [..., Tk, Dv]."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    attn_mask: Tensor | None
-    is_causal: bool
-    scale: float | None
-    enable_gqa: bool
-
-    def full(self, query: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
-        """What would have run without us; for some query rows if they and their mask are given."""
-        query, attn_mask = (self.query, self.attn_mask) if query is None else (query, attn_mask)
-        return seam.original()(
-            query, self.key, self.value, attn_mask=attn_mask, is_causal=self.is_causal,
-            scale=self.scale, enable_gqa=self.enable_gqa,
-        )  # fmt: skip
-
-    def why_full(self, config: AttentionConfig) -> str:
-        """Reason to keep this call at full precision whatever the plan says, or ""."""
-        q, k, v = self.query, self.key, self.value
-        if q.device.type == "meta":
-            return "meta tensors"
-        if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
-            return f"{q.dim()} dimensions, need [B, H, T, D]"
-        if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            return f"dtype {q.dtype}"
-        groups = self.enable_gqa and k.shape[1] and q.shape[1] % k.shape[1] == 0
-        if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3]:
-            return "shapes that broadcast"
-        if q.shape[1] != k.shape[1] and not groups:
-            return "shapes that broadcast"
-        if config.impl == "auto":
-            usual = "int8" if config.precision == "full" else config.precision
-            return why_not_worth(q, k, v, usual)
-        return ""
 
 
 @dataclass
@@ -95,7 +58,8 @@ class Site:
     """One attention module (or a denoiser itself, ``config`` None) and its record.
 
     ``checked_run``: the run whose first call has been compared with full precision;
-    ``demoted_run``: in that run a result was not finite, so the rest stays at full precision.
+    ``demoted_run``: in that run a result was not usable (``demoted_why``), so the rest stays at
+    full precision.
     """
 
     name: str
@@ -106,6 +70,7 @@ class Site:
     entered: int = 0
     checked_run: int = -1
     demoted_run: int = -1
+    demoted_why: str = ""
 
     def enter(self) -> None:
         """The module was called."""
@@ -128,8 +93,10 @@ class Site:
         run = self.state.refresh()
         precision = policy.precision_at(config, self.name, self.state.step, self.state.steps)
         if precision == "full" or self.demoted_run == run:
-            self.keep("full precision by plan" if precision == "full" else "demoted: non-finite")
-            return call.full()
+            if precision == "full":
+                self.keep("full precision by plan")
+                return call.full()
+            return self._rescue(call, f"demoted: {self.demoted_why}", self.record.kept)
         return self._quantized(call, config, precision, run)
 
     def _quantized(self, call: Call, config: AttentionConfig, precision: str, run: int) -> Tensor:
@@ -146,18 +113,38 @@ class Site:
             scale, config.smooth_q, config.smooth_v, config.hadamard, False,
         )  # fmt: skip
         record.seconds += time.perf_counter() - start
-        if not _finite(out):
-            record.recomputed += 1
-            self.demoted_run = run
-            return call.full()
-        record.ran[(precision, impl)] += 1
+        if not finite(out):
+            return self._demote(call, "result not finite", run)
         if self.checked_run != run:
             self.checked_run = run
             if impl == "cpu":
                 bytes_ = scratch_bytes(query, call.key, call.value, BITS[precision])
                 record.scratch_bytes = max(record.scratch_bytes, bytes_)
             if config.check_rows and not call.is_causal:
-                _compare(record, out, call, config.check_rows)
+                error = self._check(call, out, config.check_rows)
+                if not error <= config.max_error:
+                    why = f"{precision} has error {error:.2f} on sampled rows, over the limit of "
+                    return self._demote(call, f"{why}{config.max_error}", run)
+        record.ran[(precision, impl)] += 1
+        return out
+
+    def _check(self, call: Call, out: Tensor, rows: int) -> float:
+        """Relative L1 error of ``out`` on evenly spread query rows, noted with the cosine."""
+        tokens, record = call.query.shape[-2], self.record
+        index = torch.linspace(0, tokens - 1, min(rows, tokens), device=out.device).long()
+        error, cosine, _ = compare(out[..., index, :], call.full(*call.rows(index)))
+        record.error = error if record.error is None else max(record.error, error)
+        record.cosine = cosine if record.cosine is None else min(record.cosine, cosine)
+        return error
+
+    def _demote(self, call: Call, why: str, run: int) -> Tensor:
+        """Compute again at full precision, and keep the site there for the rest of ``run``."""
+        self.demoted_run, self.demoted_why = run, why
+        return self._rescue(call, why, self.record.recomputed)
+
+    def _rescue(self, call: Call, why: str, counter: Counter[str]) -> Tensor:
+        out, how = call.rescued()
+        counter[f"{why}; computed {how}" if how else why] += 1
         return out
 
 
@@ -198,29 +185,6 @@ def _(
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
-def _finite(out: Tensor) -> bool:
-    """Whether every element is finite. A sum shows it in one pass; only a sum that is not is looked
-    into, since finite values can overflow it.
-    """
-    return math.isfinite(out.sum(dtype=torch.float32).item()) or bool(torch.isfinite(out).all())
-
-
-def _compare(record: Record, out: Tensor, call: Call, rows: int) -> None:
-    """Relative L1 and cosine of ``out`` against full precision on evenly spread query rows."""
-    tokens = call.query.shape[-2]
-    index = torch.linspace(0, tokens - 1, min(rows, tokens), device=out.device).long()
-    mask = call.attn_mask
-    if mask is not None and mask.dim() > 1 and mask.shape[-2] == tokens and tokens > 1:
-        mask = mask[..., index, :]
-    exact = call.full(call.query[..., index, :], mask).double()
-    mine = out[..., index, :].double()
-    error = float((mine - exact).abs().sum() / exact.abs().sum().clamp_min(1e-30))
-    norms = (mine.square().sum() * exact.square().sum()).sqrt().clamp_min(1e-30)
-    cosine = float((mine * exact).sum() / norms)
-    record.error = error if record.error is None else max(record.error, error)
-    record.cosine = cosine if record.cosine is None else min(record.cosine, cosine)
-
-
 # ------------------------------------------------------------------------------------------- apply
 
 
@@ -257,8 +221,10 @@ def apply(
     config: AttentionConfig,
     state: RunState,
     undo: list[Undo],
+    make: Callable[..., Site] = Site,
 ) -> dict[str, Site]:
-    """Put every attention module of ``denoiser`` behind the seam; returns its sites by name.
+    """Put every attention module of ``denoiser`` behind the seam; returns its sites by name, each
+    the work of ``make(name, config, state, note=...)``.
 
     The site "" stands for calls from the denoiser outside all of ``modules``. What has to be undone
     is appended to ``undo`` as it is done, so a failure midway can be unwound.
@@ -268,6 +234,6 @@ def apply(
     sites = {"": Site("", None, state)}
     seam.hook(denoiser, sites[""], undo)
     for name, module in modules.items():
-        sites[name] = Site(name, config, state, note=_use_native_backend(module, undo))
+        sites[name] = make(name, config, state, note=_use_native_backend(module, undo))
         seam.hook(module, sites[name], undo)
     return sites

@@ -30,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="PSNR and SSIM between two videos")
     compare.add_argument("a", metavar="A")
     compare.add_argument("b", metavar="B")
+    _calibrate_arguments(commands.add_parser("calibrate", help="measure precisions, make a plan"))
     memory = commands.add_parser("memory", help="predict a model's memory, before any download")
     memory.add_argument("model", help="tiny, a folder, a hub id, or a name such as wan-14b")
     memory.add_argument("--size", required=True, metavar="WxH", help="pixels, such as 832x480")
@@ -37,6 +38,27 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--budget", metavar="SIZE", help="such as 8GiB: find the fewest slices")
     memory.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``accel calibrate``."""
+    parser.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help="jobs of one model")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
+    aim = parser.add_mutually_exclusive_group()
+    aim.add_argument(
+        "--quality", type=float, metavar="DB",
+        help="fastest plan with this PSNR to the model's own output (35)",
+    )  # fmt: skip
+    aim.add_argument("--share", type=float, help="this share of attention in four bits, 0 to 1")
+    aim.add_argument("--bound", type=float, help="largest relative L1 error of a call")
+    parser.add_argument(
+        "--impl", default="auto", choices=["auto", "cpu", "gpu", "reference"],
+        help="auto leaves out calls too short to profit",
+    )  # fmt: skip
+    parser.add_argument(
+        "--merge", action="append", default=[], type=Path, metavar="TABLE.json",
+        help="tables of earlier calibrations of this model",
+    )  # fmt: skip
 
 
 def _memory(args: argparse.Namespace) -> int:
@@ -60,6 +82,12 @@ def _memory(args: argparse.Namespace) -> int:
 
 def _render(args: argparse.Namespace) -> int:
     from accel.pipelines.batch.command import run
+
+    return run(args)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from accel.pipelines.calibrate_command import run
 
     return run(args)
 
@@ -112,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminated)
     commands = {"render": _render, "motion": _motion, "info": _info, "compare": _compare,
-                "memory": _memory}  # fmt: skip
+                "memory": _memory, "calibrate": _calibrate}  # fmt: skip
     try:
         return commands[args.command](args)
     except KeyboardInterrupt:

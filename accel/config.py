@@ -40,17 +40,19 @@ def from_dict(cls: type, data: Any, where: str) -> Any:
 class Rule:
     """Precision of some sites during some steps.
 
-    ``sites`` is a shell pattern over site names (``blocks.0.*``); ``start`` and ``end`` bound the
-    step as a fraction of the run, ``start <= step / steps < end``.
+    ``sites`` is a shell pattern over site names (``blocks.0.*``) or several names and patterns;
+    ``start`` and ``end`` bound the step as a fraction of the run, ``start <= step / steps < end``.
     """
 
     precision: Precision
-    sites: str = "*"
+    sites: str | tuple[str, ...] = "*"
     start: float = 0.0
     end: float = 1.0
 
     def __post_init__(self) -> None:
         choose("rule precision", self.precision, get_args(Precision))
+        if not isinstance(self.sites, str):
+            object.__setattr__(self, "sites", tuple(self.sites))
         if not 0.0 <= self.start < self.end <= 1.0:
             raise ValueError(
                 f"rule needs 0 <= start < end <= 1, got start {self.start}, end {self.end}"
@@ -63,7 +65,8 @@ class AttentionConfig:
 
     ``impl`` "auto" takes the fastest implementation, and leaves calls too short to profit to torch;
     a named one is used for every call. ``check_rows``: query rows per head compared with full
-    precision on the first call of each site in a run; 0 turns the comparison off.
+    precision on the first call of each site in a run; 0 turns the comparison off. Above a relative
+    L1 error of ``max_error`` there, the site stays at full precision for the rest of the run.
     """
 
     precision: Precision = "int8"
@@ -73,6 +76,7 @@ class AttentionConfig:
     smooth_v: bool = True
     hadamard: bool = False
     check_rows: int = 64
+    max_error: float = 0.5
 
     def __post_init__(self) -> None:
         choose("attention precision", self.precision, get_args(Precision))
@@ -83,6 +87,8 @@ class AttentionConfig:
         object.__setattr__(self, "rules", rules)
         if self.check_rows < 0:
             raise ValueError(f"attention check_rows must not be negative, got {self.check_rows}")
+        if not self.max_error > 0:
+            raise ValueError(f"attention max_error must be positive, got {self.max_error}")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ _handles: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictiona
 class Handle:
     """A live patch. ``plan`` is what was asked for; ``report()`` says what happened."""
 
-    def __init__(self, pipe: Any, plan: Plan) -> None:
+    def __init__(self, pipe: Any, plan: Plan, site: Callable[..., Site] = Site) -> None:
         self.plan = plan
         self.sites: dict[str, Site] = {}
         self.blocks: dict[str, slicing.Record] = {}
@@ -35,6 +35,7 @@ class Handle:
         self._pipeline = type(pipe).__name__
         self._undo: list[Undo] = []
         self._state = RunState(pipe)
+        self._site = site
         modules = denoisers(pipe)
         # Only weak references: a pipeline that is dropped without unpatch must go, and take the
         # patch with it.
@@ -59,7 +60,9 @@ class Handle:
             if self.plan.attention is None:
                 continue
             parts = attention_modules(name, module, several=several)
-            sites = attention.apply(module, parts, self.plan.attention, self._state, self._undo)
+            sites = attention.apply(
+                module, parts, self.plan.attention, self._state, self._undo, self._site
+            )
             outside = sites.pop("")
             self.sites[f"{name}." if several else ""] = outside
             self.sites.update(sites)
@@ -87,6 +90,11 @@ class Handle:
         self._undo += [handle.remove for handle in handles]
 
     @property
+    def steps(self) -> int | None:
+        """Length of the current or last run, None if it cannot be known."""
+        return self._state.steps
+
+    @property
     def active(self) -> bool:
         """Whether the patch is still in place."""
         return bool(self._undo)
@@ -109,7 +117,8 @@ class Handle:
     def restore_run(self, state: dict[str, Any]) -> None:
         """Inverse of ``run_state``, for a run that goes on from a saved step."""
         for name in state.get("demoted", ()):
-            self.sites[name].demoted_run = self._state.refresh()
+            site = self.sites[name]
+            site.demoted_run, site.demoted_why = self._state.refresh(), "before the saved step"
 
     def report(self) -> Report:
         """What ran so far."""
@@ -177,6 +186,11 @@ def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Han
         plan = Plan.preset(preset or "balanced")
     unpatch(pipe)
     return Handle(pipe, plan)
+
+
+def is_patched(pipe: Any) -> bool:
+    """Whether a patch is on the pipeline. Raises ValueError without a known denoiser."""
+    return _find(pipe) is not None
 
 
 def unpatch(pipe: Any) -> None:

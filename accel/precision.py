@@ -9,9 +9,16 @@ from accel.config import AttentionConfig, Precision, Rule
 _ACCURACY: tuple[Precision, ...] = ("int4", "int6", "int8", "full")
 
 
+def covers(rule: Rule, site: str) -> bool:
+    """Whether a rule is about a site, at some step."""
+    if isinstance(rule.sites, str):
+        return fnmatchcase(site, rule.sites)
+    return site in rule.sites or any(fnmatchcase(site, pattern) for pattern in rule.sites)
+
+
 def matches(rule: Rule, site: str, step: int | None, steps: int | None) -> bool:
     """Whether a rule applies. A rule over part of a run cannot match an unknown step."""
-    if not fnmatchcase(site, rule.sites):
+    if not covers(rule, site):
         return False
     if rule.start == 0.0 and rule.end == 1.0:
         return True
@@ -31,6 +38,6 @@ def precision_at(
         if matches(rule, site, step, steps):
             return rule.precision
     if step is None or not steps:
-        possible = [r.precision for r in config.rules if fnmatchcase(site, r.sites)]
+        possible = [r.precision for r in config.rules if covers(r, site)]
         return max([config.precision, *possible], key=_ACCURACY.index)
     return config.precision

@@ -1,12 +1,18 @@
-"""Full-reference quality: how far an accelerated video is from the unaccelerated one."""
+"""Full-reference quality: how far an accelerated run is from the unaccelerated one of its seed."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from accel.sites import denoisers
 
 
 def _check(a: np.ndarray, b: np.ndarray) -> None:
@@ -45,3 +51,47 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     score = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
     return float(score.mean())
+
+
+@contextmanager
+def latents_by_step(pipe: Any) -> Iterator[list[Tensor]]:
+    """Collects what the denoiser is given at each step of the runs inside: the latents after the
+    step before, fp16 on the CPU, conditioning channels included.
+
+    With several denoisers or calls in a step it is the first call for each timestep. Raises
+    ValueError for a pipeline without a known denoiser.
+    """
+    found: list[Tensor] = []
+    last: list[float] = []
+
+    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sample = next((kwargs[k] for k in ("hidden_states", "sample", "x") if k in kwargs), None)
+        sample = args[0] if sample is None else sample
+        time = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        if not isinstance(sample, Tensor) or time is None:
+            return
+        now = float(torch.as_tensor(time).flatten()[0])
+        if not last or last[-1] != now:
+            last.append(now)
+            found.append(sample.detach().to("cpu", torch.float16))
+
+    handles = [
+        m.register_forward_pre_hook(before, with_kwargs=True) for m in denoisers(pipe).values()
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def latent_errors(reference: Sequence[Tensor], run: Sequence[Tensor]) -> list[float]:
+    """Relative L2 distance of the latents of two runs, step by step. Raises ValueError for runs of
+    different length.
+    """
+    if len(reference) != len(run):
+        raise ValueError(f"runs of different length: {len(reference)} and {len(run)} steps")
+    return [
+        float((b.double() - a.double()).norm() / a.double().norm().clamp_min(1e-30))
+        for a, b in zip(reference, run, strict=True)
+    ]

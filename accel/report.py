@@ -15,7 +15,8 @@ UNSEEN = "not called, or only under torch.compile, where blocks run on all token
 
 @dataclass(frozen=True)
 class SiteReport:
-    """One attention module. ``ran`` maps "int8 by reference" to calls, ``kept`` a reason to calls.
+    """One attention module. ``ran`` maps "int8 by reference" to calls, ``kept`` a reason to calls,
+    ``recomputed`` a reason to results that were thrown away and computed at full precision.
 
     ``error``: worst relative L1 against full precision on sampled rows, ``cosine`` the worst
     similarity. ``seconds``: time in quantized calls; ``scratch_bytes``: memory of one such call
@@ -25,7 +26,7 @@ class SiteReport:
     name: str
     ran: dict[str, int]
     kept: dict[str, int]
-    recomputed: int
+    recomputed: dict[str, int]
     error: float | None
     cosine: float | None
     seconds: float
@@ -100,7 +101,7 @@ def site_report(site: Site) -> SiteReport:
         site.name or "(outside attention modules)",
         ran,
         dict(record.kept),
-        record.recomputed,
+        dict(record.recomputed),
         record.error,
         record.cosine,
         record.seconds,
@@ -145,7 +146,7 @@ def _grouped(sites: list[SiteReport]) -> list[list[SiteReport]]:
     """Sites that did the same, under one pattern such as ``blocks.*.attn1``, stay together."""
     groups: dict[tuple[Any, ...], list[SiteReport]] = {}
     for s in sites:
-        key = (_pattern(s.name), tuple(s.ran.items()), tuple(s.kept.items()), s.recomputed, s.note)
+        key = (_pattern(s.name), *map(str, (s.ran, s.kept, s.recomputed, s.note)))
         groups.setdefault(key, []).append(s)
     return list(groups.values())
 
@@ -161,9 +162,10 @@ def _describe(group: list[SiteReport]) -> str:
     for site in group:
         kept.update(site.kept)
     parts += [f"full precision: {n} calls ({reason})" for reason, n in kept.items()]
-    recomputed = sum(site.recomputed for site in group)
-    if recomputed:
-        parts.append(f"recomputed after a non-finite result: {recomputed}")
+    again: Counter[str] = Counter()
+    for site in group:
+        again.update(site.recomputed)
+    parts += [f"recomputed at full precision: {n} ({reason})" for reason, n in again.items()]
     errors = [site.error for site in group if site.error is not None]
     if errors:
         worst = min(site.cosine for site in group if site.cosine is not None)
@@ -171,7 +173,7 @@ def _describe(group: list[SiteReport]) -> str:
     scratch = max(site.scratch_bytes for site in group)
     if scratch:
         parts.append(f"scratch {scratch / 2**20:.2f} MiB")
-    if not total and not kept and not recomputed and not first.note:
+    if not total and not kept and not again and not first.note:
         parts.append("not called yet")
     if first.note:
         parts.append(first.note)

@@ -34,8 +34,8 @@ from torch import Tensor
 from accel.kernels import reference_warp
 from accel.kernels.cpu import warp as cpu
 from accel.kernels.dispatch import CPU, WARP, resolve
+from accel.kernels.flow import inverse_flow as inverse_flow
 from accel.kernels.gpu.support import why_not_gpu
-from accel.kernels.reference_warp import inverse_flow as inverse_flow
 
 Mode = Literal["dither", "round"]
 Impl = Literal["auto", "reference", "cpu", "gpu"]

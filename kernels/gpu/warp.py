@@ -15,17 +15,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from accel.kernels import reference_warp as spec
+from accel.kernels.flow import find_edges, inverse_flow
 
 BLOCK = 128
 EXACT = {"num_warps": 4, "enable_fp_fusion": False}
-FRESH, FORWARD, BACKWARD = (tl.constexpr(n) for n in (spec.FRESH, spec.FORWARD, spec.BACKWARD))
-LEAST, MOST = (tl.constexpr(x) for x in spec.DENSITY)
-# Polynomials and constants of the reference, each rounded to fp32 when it meets fp32.
-L0, L1, L2, L3, L4, L5, L6, L7, L8 = (tl.constexpr(c) for c in spec._LOG)
-S0, S1, S2 = (tl.constexpr(c) for c in spec._SIN)
-C0, C1, C2 = (tl.constexpr(c) for c in spec._COS)
-LN2_HIGH, LN2_LOW = (tl.constexpr(c) for c in spec._LN2)
+FRESH, FORWARD, BACKWARD = (tl.constexpr(n) for n in range(3))  # streams of random numbers
+LEAST, MOST = tl.constexpr(1e-6), tl.constexpr(1e6)  # density
+# Polynomials for log (Cephes), sine and cosine, each rounded to fp32 when it meets fp32.
+L0, L1, L2 = (tl.constexpr(c) for c in (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1))
+L3, L4, L5 = (tl.constexpr(c) for c in (-1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1))
+L6, L7, L8 = (tl.constexpr(c) for c in (2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1))
+S0, S1, S2 = (tl.constexpr(c) for c in (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1))
+C0, C1 = tl.constexpr(2.443315711809948e-5), tl.constexpr(-1.388731625493765e-3)
+C2 = tl.constexpr(4.166664568298827e-2)
+LN2_HIGH, LN2_LOW = tl.constexpr(0.693359375), tl.constexpr(-2.12194440e-4)
 TURN = tl.constexpr(1.5707963267948966 * 2.0**-30)
 HALF_BITS = tl.constexpr(0x3F3504F3)  # bits of sqrt(1/2)
 
@@ -212,11 +215,9 @@ def step(
     q and ``out`` fp32 [C, H, W], rho fp32 [H, W], both contiguous; flows fp32 [2, H, W]; all on
     one device.
     """
-    back = spec.inverse_flow(forward) if backward is None else backward
+    back = inverse_flow(forward) if backward is None else backward
     offset = torch.tensor(u, device=forward.device).view(2, 1, 1)
-    source, target, ahead = spec.find_edges(
-        torch.floor(forward + offset), -torch.floor(-back + offset)
-    )
+    source, target, ahead = find_edges(torch.floor(forward + offset), -torch.floor(-back + offset))
     channels, pixels = q.shape[0], rho.numel()
     grid = (triton.cdiv(pixels, BLOCK), triton.cdiv(channels, 4))
     leaving, degree, first = _by_pixel(source, pixels)

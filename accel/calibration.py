@@ -1,0 +1,167 @@
+"""What calibration found: errors of each precision by site and step, and how much they matter.
+
+An ``ErrorTable`` holds averages only, so it is small, can be merged over jobs and machines, and can
+be carried over to another number of steps: errors belong to noise levels (sigma), not to step
+numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VERSION = 1
+METRICS = ("l1", "cosine", "score", "l2", "worst")
+
+
+@dataclass(frozen=True)
+class ErrorTable:
+    """Errors against full precision on sampled query rows, S sites, N steps, B branches.
+
+    ``branches`` are the calls of a site in one step: 1 with batched guidance or none, 2 where the
+    pipeline calls the denoiser once with the prompt and once without. ``sigmas`` [N] falls from
+    most to least noise; ``work`` [S] is multiply-adds of one call; ``counts`` [S, N, B] calls
+    measured; ``errors`` maps each precision to ``METRICS`` x [S, N, B]: means of the relative L1
+    error, of the cosine, of the score cosine * (1 - L1) (SageAttention2's adaptive rule) and of the
+    relative squared L2 error, and the worst L1. ``site_weight`` [S] and ``step_weight`` [N]: mean
+    squared error of the video (levels 0 to 1) for each unit of relative squared L2 at a site and
+    step is their product; None where it was not measured.
+    """
+
+    sites: tuple[str, ...]
+    sigmas: np.ndarray
+    work: np.ndarray
+    counts: np.ndarray
+    errors: dict[str, np.ndarray]
+    site_weight: np.ndarray | None = None
+    step_weight: np.ndarray | None = None
+    jobs: int = 1
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The candidates that were measured."""
+        return tuple(self.errors)
+
+    def mean(self, metric: str, precision: str) -> np.ndarray:
+        """A metric over the branches [S, N]: their worst for "worst", else the mean of all calls.
+
+        Raises ValueError for a metric or precision that was not measured.
+        """
+        if metric not in METRICS or precision not in self.errors:
+            raise ValueError(
+                f"no {metric!r} of {precision!r}; measured: {METRICS} of {self.precisions}"
+            )
+        values = self.errors[precision][METRICS.index(metric)]
+        if metric == "worst":
+            return values.max(-1)
+        return (values * self.counts).sum(-1) / np.maximum(self.counts.sum(-1), 1)
+
+    def damage(self, precision: str) -> np.ndarray:
+        """Predicted mean squared error of the video [S, N] if only that site at that step ran in
+        ``precision``; "full" is 0. Raises ValueError if no sensitivity was measured.
+        """
+        if self.site_weight is None or self.step_weight is None:
+            raise ValueError("no sensitivity measured; calibrate with sensitivity=True")
+        if precision == "full":
+            return np.zeros((len(self.sites), len(self.sigmas)))
+        return np.outer(self.site_weight, self.step_weight) * self.mean("l2", precision)
+
+    def at(self, sigmas: Sequence[float] | np.ndarray) -> ErrorTable:
+        """The table on another schedule, interpolated over sigma; beyond the ends the end values.
+
+        A step's weight shrinks as steps get more: the whole run's stays what it was.
+        """
+        new, old = np.asarray(sigmas, float), self.sigmas[::-1]
+        if new.ndim != 1 or not len(new):
+            raise ValueError(f"sigmas must be a list of noise levels, got shape {new.shape}")
+
+        def carry(values: np.ndarray) -> np.ndarray:  # [..., N, B]
+            back = np.moveaxis(values, -2, -1)[..., ::-1]
+            flat = [np.interp(new, old, row) for row in back.reshape(-1, len(old))]
+            return np.moveaxis(np.array(flat).reshape(*back.shape[:-1], len(new)), -1, -2)
+
+        weight = self.step_weight
+        if weight is not None:
+            weight = np.interp(new, old, weight[::-1]) * len(old) / len(new)
+        return replace(
+            self, sigmas=new, counts=carry(self.counts), step_weight=weight,
+            errors={p: carry(v) for p, v in self.errors.items()},
+        )  # fmt: skip
+
+    def merge(self, other: ErrorTable) -> ErrorTable:
+        """Both tables' jobs in one, on this one's schedule. Raises ValueError for other sites,
+        precisions or branches: another model, or another way of guidance.
+        """
+        for name in ("sites", "precisions"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(f"tables of different {name} cannot be merged: another model?")
+        if self.counts.shape[-1] != other.counts.shape[-1]:
+            raise ValueError(
+                f"tables with {self.counts.shape[-1]} and {other.counts.shape[-1]} calls of a site "
+                "in a step cannot be merged: another way of guidance?"
+            )
+        if not np.array_equal(self.sigmas, other.sigmas):
+            other = other.at(self.sigmas)
+        counts = self.counts + other.counts
+        errors = {}
+        for p, mine in self.errors.items():
+            theirs = other.errors[p]
+            mean = (mine * self.counts + theirs * other.counts) / np.maximum(counts, 1)
+            mean[METRICS.index("worst")] = np.maximum(mine[-1], theirs[-1])
+            errors[p] = mean
+        jobs = self.jobs + other.jobs
+
+        def weigh(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+            return a if b is None else b if a is None else (a * self.jobs + b * other.jobs) / jobs
+
+        return replace(
+            self, counts=counts, errors=errors, jobs=jobs,
+            site_weight=weigh(self.site_weight, other.site_weight),
+            step_weight=weigh(self.step_weight, other.step_weight),
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        arrays = {
+            name: None if (value := getattr(self, name)) is None else value.tolist()
+            for name in ("sigmas", "work", "counts", "site_weight", "step_weight")
+        }
+        errors = {p: dict(zip(METRICS, v.tolist(), strict=True)) for p, v in self.errors.items()}
+        return {
+            "version": VERSION, "sites": list(self.sites), **arrays, "errors": errors,
+            "jobs": self.jobs,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Any) -> ErrorTable:
+        """Inverse of ``to_dict``. Raises ValueError for anything else."""
+        if not isinstance(data, dict) or data.get("version") != VERSION:
+            raise ValueError(f"not a calibration table of version {VERSION}: {str(data)[:60]!r}")
+        try:
+            arrays: dict[str, Any] = {
+                name: None if data[name] is None else np.asarray(data[name], float)
+                for name in ("sigmas", "work", "counts", "site_weight", "step_weight")
+            }
+            errors = {
+                p: np.array([v[m] for m in METRICS], float) for p, v in data["errors"].items()
+            }
+            return cls(sites=tuple(data["sites"]), errors=errors, jobs=data["jobs"], **arrays)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"calibration table without {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict()) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ErrorTable:
+        """Read a table. Raises FileNotFoundError, or ValueError for something that is none."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not a calibration table: {error}") from error

@@ -1,0 +1,230 @@
+"""Calibration: what it measures, how tables combine, and which plans follow from them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import accel
+from accel import choose
+from accel.calibrate import calibrate, fit_product, sample
+from accel.calibration import METRICS, ErrorTable
+from accel.patch import patched
+from accel.pipelines.generate import generate
+from accel.pipelines.job import Job
+from accel.pipelines.load import load
+from accel.precision import precision_at
+from accel.quality import latent_errors, latents_by_step
+
+STEPS = 5
+
+
+def run(seed):
+    job = Job("a red circle on a striped blue background", seed=seed, steps=STEPS, preset=None)
+    return lambda pipe: generate(pipe, job).frames
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load("tiny")
+
+
+@pytest.fixture(scope="module")
+def measured(pipe):
+    plain = run(0)(pipe)
+    table = calibrate(pipe, [run(0)], impl="reference", progress=False)
+    assert np.array_equal(run(0)(pipe), plain)  # the pipeline is as it was
+    return table, plain
+
+
+def made(sites=3, steps=6, seed=0):
+    """A table out of numbers: later steps and sites harm less, int4 ten times int8."""
+    rng = np.random.default_rng(seed)
+    shape = (sites, steps, 2)
+    base = rng.uniform(0.5, 1.5, shape)
+    scale = {"int8": 1e-4, "int6": 4e-4, "int4": 1e-3}
+    errors = {
+        p: np.stack(
+            [np.sqrt(e * base), 1 - e * base, 1 - np.sqrt(e * base), e * base, base * e * 3]
+        )
+        for p, e in scale.items()
+    }
+    return ErrorTable(
+        tuple(f"blocks.{i}.attn1" for i in range(sites)), np.linspace(1, 0.1, steps),
+        np.full(sites, 1e6), np.ones(shape), errors,
+        np.linspace(1, 0.1, sites), np.linspace(3, 0.1, steps),
+    )  # fmt: skip
+
+
+def test_every_site_step_and_branch_is_measured(measured):
+    table, _ = measured
+    assert table.sites == tuple(f"blocks.{i}.attn{k}" for i in range(6) for k in (1, 2))
+    assert table.counts.shape == (12, STEPS, 2) and (table.counts == 1).all()
+    assert (np.diff(table.sigmas) < 0).all() and (table.work > 0).all()
+    int8, int4 = (table.mean("l2", p) for p in ("int8", "int4"))
+    own = [s.endswith("attn1") for s in table.sites]
+    assert (int8[own] < int4[own]).all() and (int8 > 0).all()
+    assert (table.mean("score", "int8") <= 1).all()
+
+
+def test_prediction_is_near_what_a_plan_does(pipe, measured):
+    table, plain = measured
+    for choice in (
+        choose.uniform(table, "int4"),
+        choose.by_share(table, 0.5, low="int4"),
+        choose.by_quality(table, 35.0),
+    ):
+        plan = choose.to_plan(table, choice, impl="reference", smooth_q=True)
+        with patched(pipe, plan=plan):
+            found = accel.quality.psnr(plain, run(0)(pipe))
+        assert abs(found - choose.predicted(table, choice)) < 8  # dB: errors add up only roughly
+
+
+def test_sampled_rows_are_whole_blocks_all_over():
+    assert sample(100, 128).tolist() == list(range(100))
+    rows = sample(4096, 128)
+    assert len(rows) == 128 and rows.max() < 4096
+    starts = rows.view(4, 32)[:, 0]
+    assert (rows.view(4, 32) - starts[:, None] == torch.arange(32)).all()
+    assert starts[0] == 0 and starts[-1] == 4064
+
+
+def test_weights_are_found_again_from_their_products():
+    rng = np.random.default_rng(1)
+    each, a, b = rng.uniform(1, 2, (4, 3)), rng.uniform(0, 1, 4), np.array([2.0, 0.7, 0.3])
+    found = fit_product(each, a * (each @ b), b * (a @ each))
+    np.testing.assert_allclose(found[0], a, rtol=1e-6)
+    np.testing.assert_allclose(found[1], b, rtol=1e-6)
+
+
+def test_a_table_survives_json(tmp_path, measured):
+    measured[0].save(tmp_path / "t.json")
+    again = ErrorTable.load(tmp_path / "t.json")
+    assert again.to_dict() == measured[0].to_dict()
+
+
+def test_merging_tables_averages_and_keeps_the_worst():
+    one, two = made(seed=0), made(seed=1)
+    both = one.merge(two)
+    for p in one.precisions:
+        for i, metric in enumerate(METRICS):
+            wanted = np.maximum if metric == "worst" else lambda a, b: (a + b) / 2
+            np.testing.assert_allclose(
+                both.errors[p][i], wanted(one.errors[p][i], two.errors[p][i])
+            )
+    assert both.jobs == 2 and (both.counts == 2).all()
+
+
+def test_merged_tables_must_be_of_one_model():
+    with pytest.raises(ValueError, match="another model"):
+        made(3).merge(made(4))
+
+
+def test_errors_belong_to_noise_levels():
+    table = made()
+    np.testing.assert_allclose(table.at(table.sigmas).errors["int4"], table.errors["int4"])
+    fine = table.at(np.linspace(1, 0.1, 11))
+    np.testing.assert_allclose(fine.errors["int4"][..., ::2, :], table.errors["int4"])
+    whole = [choose.predicted(t, choose.uniform(t, "int4")) for t in (table, fine)]
+    assert abs(whole[0] - whole[1]) < 0.5
+    assert made().merge(fine).sigmas.shape == (6,)
+
+
+@pytest.mark.parametrize("axis", ["both", "site", "step"])
+@pytest.mark.parametrize("rank", ["score", "damage"])
+def test_a_share_of_the_work_runs_low(axis, rank):
+    table = made(4, 8)
+    choice = choose.by_share(table, 0.5, rank=rank, axis=axis)
+    assert np.mean(choice == "int4") == 0.5 and set(choice.ravel()) == {"int4", "int8"}
+    if axis == "site":
+        assert (choice == choice[:, :1]).all()
+    if axis == "step":
+        assert (choice == choice[:1]).all()
+
+
+def test_choosing_by_both_is_never_worse():
+    table = made(5, 10, seed=3)
+    by = {a: choose.predicted(table, choose.by_share(table, 0.5, axis=a)) for a in ("site", "step")}
+    assert choose.predicted(table, choose.by_share(table, 0.5)) >= max(by.values())
+
+
+@pytest.mark.parametrize("decibels", [20.0, 28.0, 33.0, 60.0])
+def test_quality_is_met_at_the_least_cost(decibels):
+    table = made(4, 8)
+    choice = choose.by_quality(table, decibels)
+    assert choose.predicted(table, choice) >= decibels
+    cheaper = choose.by_quality(table, decibels - 5)
+    assert choose.relative_cost(table, cheaper) <= choose.relative_cost(table, choice)
+    for p in ("int8", "int4"):
+        even = choose.uniform(table, p)
+        if choose.predicted(table, even) >= decibels:
+            assert choose.relative_cost(table, choice) <= choose.relative_cost(table, even)
+    changes = (choice[:, 1:] != choice[:, :-1]).any(0).sum()
+    assert changes <= 2
+
+
+def test_a_bound_holds_for_every_call():
+    table = made()
+    choice = choose.by_bound(table, 1e-3)
+    for p in set(choice.ravel()) - {"full"}:
+        assert (table.mean("worst", p)[choice == p] <= 1e-3).all()
+    assert "int4" not in choose.by_bound(table, 1e-9) and len(set(choice.ravel())) > 1
+
+
+def test_a_plan_is_its_choice():
+    table = made(4, 9, seed=5)
+    for choice in (choose.by_quality(table, 31.0), choose.by_share(table, 0.3, phases=None)):
+        config = choose.to_plan(table, choice).attention
+        for i, site in enumerate(table.sites):
+            assert [precision_at(config, site, k, 9) for k in range(9)] == choice[i].tolist()
+
+
+def test_without_sensitivity_there_is_no_choice_by_quality():
+    table = made()
+    bare = ErrorTable(table.sites, table.sigmas, table.work, table.counts, table.errors)
+    assert np.mean(choose.by_share(bare, 0.5, rank="score") == "int4") == 0.5
+    with pytest.raises(ValueError, match="sensitivity"):
+        choose.by_quality(bare, 30.0)
+    assert math.isinf(choose.predicted(table, choose.uniform(table, "full")))
+
+
+@pytest.mark.parametrize(
+    ("jobs", "options", "message"),
+    [
+        ([], {}, "at least one job"),
+        ([run(0)], {"precisions": ("int8", "int5")}, "int5"),
+        ([run(0)], {"impl": "gpu"}, "cuda"),
+    ],
+)
+def test_bad_calibrations_are_named(pipe, jobs, options, message):
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        calibrate(pipe, jobs, progress=False, **options)
+
+
+def test_a_patched_pipeline_is_not_calibrated(pipe):
+    with patched(pipe, "balanced"), pytest.raises(ValueError, match="unpatch"):
+        calibrate(pipe, [run(0)], progress=False)
+
+
+def test_jobs_are_call_arguments_too(pipe):
+    job = {"prompt": "a blue star", "height": 64, "width": 64, "num_frames": 5,
+           "num_inference_steps": 2, "max_sequence_length": 32}  # fmt: skip
+    table = calibrate(pipe, [job, job], impl="reference", sensitivity=0, progress=False)
+    assert (table.counts == 2).all() and table.counts.shape == (12, 2, 2)
+
+
+def test_latent_error_grows_from_step_to_step(pipe):
+    traces = []
+    for preset in (None, None, "fast"):
+        job = Job("a blue star", seed=3, steps=8, preset=preset)
+        with latents_by_step(pipe) as latents:
+            generate(pipe, job)
+        traces.append(latents)
+    assert len(traces[0]) == 8 and latent_errors(traces[0], traces[1]) == [0.0] * 8
+    errors = latent_errors(traces[0], traces[2])
+    assert errors[0] == 0 and 0 < errors[1] < errors[-1] < 1
+    with pytest.raises(ValueError, match="8 and 7"):
+        latent_errors(traces[0], traces[1][1:])
