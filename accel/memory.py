@@ -8,6 +8,7 @@ scratch memory of kernels, no fragmentation of an allocator.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +21,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.config import SlicingConfig
-from accel.models import INPUTS, Family, Video, latent_shape, meta, size_of
+from accel.models import FRAMEWISE, INPUTS, Family, Video, latent_shape, meta, size_of
 from accel.seam import Undo, unwind
-from accel.slicing import apply
+from accel.slicing import Programs, apply
 from accel.slicing.record import leaves
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -126,8 +127,8 @@ def activation_peak(run: Callable[[], Any], inputs: Any, weights: Any) -> tuple[
 @dataclass(frozen=True)
 class Peaks:
     """Bytes of a model at one size. ``denoise``: activations by number of slices (1 is diffusers
-    as it comes), ``decode``: activations of the VAE's decoder as it comes and with diffusers'
-    tiling, which is approximate. Weights are those of the phase's own component.
+    as it comes), ``decode``: activations of the VAE's decoder by diffusers' own ways, of which some
+    are approximate. Weights are those of the phase's own component.
     """
 
     denoise: dict[int, int]
@@ -153,29 +154,27 @@ def simulate(
     denoiser = family.denoiser.build(**layers)
     latent = latent_shape(family, video)
     kwargs = INPUTS[family.denoiser.cls](denoiser, latent)
-    peaks = {n: _denoise(denoiser, kwargs, n) for n in slices}
+    programs = Programs()
+    peaks = {n: _denoise(denoiser, kwargs, n, programs) for n in slices}
     vae = family.vae.build()
     decoded = {}
     if decode:
-        z = meta(1, *latent[1:], dtype=family.vae.dtype)
-        z = z[:, :, 0] if family.vae.cls == "AutoencoderKL" else z
-        decoded["whole"] = _decode(vae, z)
-        vae.enable_tiling()
-        decoded["tiled (approximate)"] = _decode(vae, z)
+        decoded = _decoders(family.vae.cls, vae, meta(1, *latent[1:], dtype=family.vae.dtype))
     return Peaks(peaks, decoded, family.denoiser.weights(), size_of(vae))
 
 
-def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int) -> int:
+def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int, programs: Programs) -> int:
     undo: list[Undo] = []
     if slices > 1:
-        apply(denoiser, SlicingConfig(slices, min_tokens=1), undo)
+        apply(denoiser, SlicingConfig(slices, min_tokens=1), undo, programs)
 
     def call() -> None:
         denoiser(**kwargs, return_dict=False)
 
     try:
-        with torch.no_grad():
-            call()  # derives the blocks' programs, which must not be counted
+        if slices > 1 and not programs.reusable:
+            with torch.no_grad():
+                call()  # derives the blocks' programs, which must not be counted
         return activation_peak(call, kwargs, [*denoiser.parameters(), *denoiser.buffers()])[0]
     except RuntimeError as error:
         raise ValueError(f"the model cannot run at this size: {error}") from error
@@ -183,9 +182,34 @@ def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int) -> int:
         unwind(undo)
 
 
-def _decode(vae: Any, z: Tensor) -> int:
+def _decoders(cls: str, vae: Any, z: Tensor) -> dict[str, int]:
+    """Peaks of diffusers' own ways to decode a latent [1, C, F, H, W]."""
+    if cls in FRAMEWISE:
+        z = z[0].transpose(0, 1).contiguous()
+    found = {"whole": _decode(vae, z)}
+    if cls in FRAMEWISE and len(z) > 2:
+        temporal = cls == "AutoencoderKLTemporalDecoder"  # frames see each other: not exact
+        name = "2 frames at a time (approximate)" if temporal else "frame by frame"
+        found[name] = _decode(vae, z, 2 if temporal else 1)
+    if hasattr(vae, "use_tiling"):
+        vae.enable_tiling()
+        found["tiled (approximate)"] = _decode(vae, z)
+    return found
+
+
+def _decode(vae: Any, z: Tensor, chunk: int = 0) -> int:
+    """Peak of decoding; with ``chunk`` that many frames at a time, all frames kept."""
     weights = [*vae.parameters(), *vae.buffers()]
-    return activation_peak(lambda: vae.decode(z, return_dict=False), z, weights)[0]
+    temporal = "num_frames" in inspect.signature(vae.decode).parameters
+
+    def call() -> Tensor:
+        parts = [
+            vae.decode(part, **({"num_frames": len(part)} if temporal else {}), return_dict=False)
+            for part in (z.split(chunk) if chunk else [z])
+        ]
+        return torch.cat([p for (p,) in parts]) if chunk else parts[0][0]
+
+    return activation_peak(call, z, weights)[0]
 
 
 def table(peaks: Peaks, budget: int | None = None) -> str:
@@ -198,7 +222,7 @@ def table(peaks: Peaks, budget: int | None = None) -> str:
         f"{peaks.vae_weights / 1e9:.2f} GB; activations beside them:"
     ]
     for name, size in rows:
-        lines.append(f"  {name:<29}{size / 1e9:8.3f} GB  {'█' * max(1, round(40 * size / most))}")
+        lines.append(f"  {name:<40}{size / 1e9:8.3f} GB  {'█' * max(1, round(40 * size / most))}")
     if budget is not None:
         n = peaks.smallest(budget)
         chosen = f"{n} slices" if n else f"no number of slices up to {max(peaks.denoise)}"

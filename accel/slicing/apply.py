@@ -50,9 +50,12 @@ class Record:
 
 
 class Programs:
-    """Programs by block structure and argument shapes, shared by the equal blocks of a model."""
+    """Programs by block structure and argument shapes, shared by the equal blocks of a model.
+    ``reusable``: arguments of its blocks that may be overwritten, by how the model is called.
+    """
 
     def __init__(self) -> None:
+        self.reusable: dict[Any, dict[str, frozenset[str]]] = {}
         self._known: dict[Any, Program | str] = {}
 
     def find(self, block: nn.Module, arguments: Mapping[str, Any]) -> Program:
@@ -163,7 +166,7 @@ class _Sliced:
 
     def _slices(self, program: Program) -> int:
         """No more slices than leave each ``min_tokens`` of the longest stream."""
-        return min(self._config.slices, max(program.lengths) // self._config.min_tokens)
+        return min(self._config.slices, program.most_slices(self._config.min_tokens))
 
     def _check_hooks(self, program: Program) -> None:
         """Raises Underivable for somebody's hook on a submodule that would not be called."""
@@ -174,6 +177,9 @@ class _Sliced:
             others = [h for h in getattr(registry, "hooks", ()) if h not in WEIGHT_HOOKS]
             if max(len(part._forward_hooks), len(part._forward_pre_hooks)) > mine or others:
                 raise Underivable(f"{path} has a hook {others[0] if others else ''}".rstrip())
+            moved = registry is not None or hasattr(part, "_hf_hook")
+            if moved and any(True for _ in part.parameters(recurse=False)):
+                raise Underivable(f"the weights of {path} are offloaded by themselves")
 
     def _run(self, program: Program, arguments: dict[str, Any], slices: int) -> Any:
         in_place, self.record.copied = self._reusable(), ""
@@ -181,6 +187,8 @@ class _Sliced:
         others = [name for name in hooks if name not in WEIGHT_HOOKS]
         if others:
             in_place, self.record.copied = frozenset(), f"hook {others[0]!r} may need its input"
+        elif not program.overwrites:
+            self.record.copied = "no input of the result's size"
         elif not in_place & set(program.overwrites.values()):
             self.record.copied = "its input may be read again"
         else:
@@ -193,12 +201,22 @@ class _Sliced:
 # ------------------------------------------------------------------------------------------- apply
 
 
+# Parts of a UNet that are sliced one by one: each is called by its parent with the frames, images or
+# pixels as samples of a batch, or with tokens.
+UNET_PARTS = ("ResnetBlock2D", "BasicTransformerBlock", "TemporalBasicTransformerBlock",
+              "TemporalResnetBlock", "Upsample2D", "Downsample2D")  # fmt: skip
+
+
 def blocks(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Transformer blocks by path: members of the denoiser's own module lists that hold attention;
-    the denoiser itself, named "", if it is such a block.
+    """What is sliced in a denoiser, by path: in a UNet its residual and transformer blocks;
+    otherwise members of the denoiser's own module lists that hold attention; the denoiser itself,
+    named "", if it is such a block.
     """
     from accel.sites import attention_modules
 
+    if hasattr(denoiser, "down_blocks"):
+        parts = denoiser.named_modules()
+        return {path: part for path, part in parts if type(part).__name__ in UNET_PARTS}
     found = {
         f"{name}.{i}": block
         for name, parts in denoiser.named_children()
@@ -220,12 +238,14 @@ def _innermost(block: nn.Module) -> tuple[Any, str]:
     return block, "forward"
 
 
-def apply(denoiser: nn.Module, config: SlicingConfig, undo: list[Undo]) -> dict[str, Record]:
+def apply(
+    denoiser: nn.Module, config: SlicingConfig, undo: list[Undo], programs: Programs | None = None
+) -> dict[str, Record]:
     """Slice every block of ``denoiser``; returns the records by path. What has to be undone is
-    appended to ``undo`` as it is done.
+    appended to ``undo`` as it is done. ``programs``: those known from before.
     """
-    programs = Programs()
-    memory = _Reusable(denoiser, undo)
+    programs = programs or Programs()
+    memory = _Reusable(denoiser, undo, programs.reusable)
     records = {}
     for path, block in blocks(denoiser).items():
         holder, name = _innermost(block)
@@ -261,9 +281,11 @@ def _set(holder: Any, name: str, hook: _Sliced) -> Undo:
 class _Reusable:
     """Which block arguments may be overwritten, found out on the denoiser's first call."""
 
-    def __init__(self, denoiser: nn.Module, undo: list[Undo]) -> None:
+    def __init__(
+        self, denoiser: nn.Module, undo: list[Undo], known: dict[Any, dict[str, frozenset[str]]]
+    ) -> None:
         self._found: dict[str, frozenset[str]] = {}
-        self._known: dict[Any, dict[str, frozenset[str]]] = {}
+        self._known = known
         handle = denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
         undo.append(handle.remove)
 
