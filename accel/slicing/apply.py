@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from accel import seam
 from accel.config import SlicingConfig
 from accel.seam import Undo
-from accel.slicing.derive import derive
+from accel.slicing.head import Norm, Projection, head
 from accel.slicing.program import Program
+from accel.slicing.programs import Programs
 from accel.slicing.record import Underivable, leaves
 from accel.slicing.reuse import overwritable
 from accel.slicing.run import run
 
-REMEMBERED = 8  # shapes of arguments for which a block's program is kept
+HEAD = "head"  # its name among the blocks
 # diffusers' hooks that only move or cast weights; all others may look at a block's arguments
 # afterwards, such as caches that need the residual.
 WEIGHT_HOOKS = ("group_offloading", "layerwise_casting", "layer_execution_tracker",
@@ -47,64 +48,6 @@ class Record:
     in_place: int = 0
     copied: str = ""
     mixing: tuple[str, ...] = ()
-
-
-class Programs:
-    """Programs by block structure and argument shapes, shared by the equal blocks of a model.
-    ``reusable``: arguments of its blocks that may be overwritten, by how the model is called.
-    """
-
-    def __init__(self) -> None:
-        self.reusable: dict[Any, dict[str, frozenset[str]]] = {}
-        self._known: dict[Any, Program | str] = {}
-
-    def find(self, block: nn.Module, arguments: Mapping[str, Any]) -> Program:
-        """Known or newly derived. Raises Underivable with the reason, known ones again."""
-        key = (_structure(block), _signature(arguments))
-        if key not in self._known:
-            if len(self._known) >= REMEMBERED * 8:
-                self._known.pop(next(iter(self._known)))
-            try:
-                self._known[key] = derive(block, arguments)
-            except Underivable as error:
-                self._known[key] = str(error)
-            except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
-                self._known[key] = _dry_run_failed(error)
-        found = self._known[key]
-        if isinstance(found, str):
-            raise Underivable(found)
-        return found
-
-
-def _dry_run_failed(error: Exception) -> str:
-    first = str(error).splitlines()[0]
-    if isinstance(error, NotImplementedError) or "meta" in first:
-        return "what it does depends on the values in a tensor"
-    return f"a dry run failed: {first}"
-
-
-def _structure(block: nn.Module) -> tuple[Any, ...]:
-    """What a program depends on in a block: its submodules, processors and plain settings."""
-    parts: list[Any] = []
-    for path, part in block.named_modules():
-        plain = [
-            (k, v if isinstance(v, (bool, int, float, str)) else type(v))
-            for k, v in vars(part).items()
-            if not k.startswith("_")
-        ]
-        weight = getattr(part, "weight", None)
-        shape = (weight.shape, weight.dtype) if isinstance(weight, Tensor) else None
-        parts.append((path, type(part), tuple(plain), shape))
-    return tuple(parts)
-
-
-def _signature(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
-    def leaf(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return tuple(x.shape), x.dtype
-        return x if isinstance(x, (bool, int, float, str, type(None))) else repr(x)
-
-    return tuple((name, tuple(map(leaf, leaves(value)))) for name, value in arguments.items())
 
 
 # -------------------------------------------------------------------------------------------- Hook
@@ -201,7 +144,7 @@ class _Sliced:
 # ------------------------------------------------------------------------------------------- apply
 
 
-# Parts of a UNet that are sliced one by one: each is called by its parent with the frames, images or
+# Parts of a UNet that are sliced one by one. Each is called by its parent with frames, images or
 # pixels as samples of a batch, or with tokens.
 UNET_PARTS = ("ResnetBlock2D", "BasicTransformerBlock", "TemporalBasicTransformerBlock",
               "TemporalResnetBlock", "Upsample2D", "Downsample2D")  # fmt: skip
@@ -252,10 +195,15 @@ def apply(
         hook = _Sliced(block, getattr(holder, name), config, programs, memory.of(path))
         undo.append(_set(holder, name, hook))
         records[path] = hook.record
+    if parts := head(denoiser):
+        records[HEAD] = record = Record()
+        (at, name), (end, last) = map(_innermost, parts)
+        undo.append(_set(at, name, Norm(parts[0], getattr(at, name))))
+        undo.append(_set(end, last, Projection(getattr(end, last), config, record)))
     return records
 
 
-def _set(holder: Any, name: str, hook: _Sliced) -> Undo:
+def _set(holder: Any, name: str, hook: Any) -> Undo:
     """Put ``hook`` in its place. What has to be undone holds weak references only, so that a
     pipeline that is dropped without unpatch goes.
     """

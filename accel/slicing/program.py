@@ -17,6 +17,7 @@ import torch
 
 from accel.slicing import norms
 from accel.slicing.groups import Group, Operator, group
+from accel.slicing.kinds import EXPENSIVE
 from accel.slicing.record import (
     Affine,
     Call,
@@ -28,7 +29,7 @@ from accel.slicing.record import (
     refs,
     tree_map,
 )
-from accel.slicing.rules import EXPENSIVE, Axis, Rules
+from accel.slicing.rules import Axis, Rules
 
 TOKENS = "tokens"
 FRESH = ("empty_like", "zeros_like", "new_empty", "new_zeros")

@@ -102,6 +102,7 @@ def test_sliced_families_are_bitwise_equal_in_bf16(family):
             blocks = handle.report().blocks
         assert blocks and all(b.sliced and not b.whole for b in blocks), str(blocks)
         # HunyuanVideo 1.5 reads the values of its masks, so nobody can follow its inputs dry.
+        blocks = [b for b in blocks if b.name != "head"]
         assert all(bool(b.in_place) == (family != "hunyuanvideo15") for b in blocks), str(blocks)
     assert torch.equal(forward(module, inputs), plain)
 
@@ -123,7 +124,7 @@ def test_what_cannot_be_sliced_runs_as_it_is_and_says_why(family):
     with accel.patched(module, plan=plan(4)) as handle:
         assert torch.equal(forward(module, inputs), plain)
         report = handle.report()
-    assert all(not b.sliced and all(b.whole) for b in report.blocks)
+    assert all(not b.sliced and all(b.whole) for b in report.blocks if b.name != "head")
     assert "not sliced" in str(report)
 
 
@@ -218,7 +219,7 @@ def test_a_hook_on_a_container_keeps_its_block_whole():
     module.blocks[0].attn1.register_forward_hook(lambda *_: seen.append(1))
     with accel.patched(module, plan=plan(4)) as handle:
         forward(module, inputs)
-        first, second = handle.report().blocks
+        first, second, _ = handle.report().blocks
     assert seen == [1] and "attn1 has a hook" in next(iter(first.whole)) and second.sliced
 
 
