@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from accel.config import SlicingConfig
 from accel.models import FRAMEWISE, INPUTS, Family, Video, latent_shape, meta, size_of
 from accel.seam import Undo, unwind
-from accel.slicing import Programs, apply
-from accel.slicing.record import leaves
+from accel.slicing import Programs, apply, apply_strips
+from accel.slicing.record import leaves, tree_map
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
@@ -123,12 +123,15 @@ def activation_peak(run: Callable[[], Any], inputs: Any, weights: Any) -> tuple[
 
 # --------------------------------------------------------------------------------------- simulate
 
+MOST = 16  # slices and strips that are tried
+STRIPS = f"{MOST} strips"
+
 
 @dataclass(frozen=True)
 class Peaks:
     """Bytes of a model at one size. ``denoise``: activations by number of slices (1 is diffusers
-    as it comes), ``decode``: activations of the VAE's decoder by diffusers' own ways, of which some
-    are approximate. Weights are those of the phase's own component.
+    as it comes), ``decode``: activations of the VAE's decoder, by ways of which some are
+    approximate. Weights are those of the phase's own component.
     """
 
     denoise: dict[int, int]
@@ -143,7 +146,7 @@ class Peaks:
 
 
 def simulate(
-    family: Family, video: Video, slices: Sequence[int] = (1, 2, 4, 8, 16), *, decode: bool = True
+    family: Family, video: Video, slices: Sequence[int] = (1, 2, 4, 8, MOST), *, decode: bool = True
 ) -> Peaks:
     """Peaks on the meta device, from configurations alone.
 
@@ -153,7 +156,9 @@ def simulate(
     layers = {k: min(2, v) for k, v in family.denoiser.layers().items()}
     denoiser = family.denoiser.build(**layers)
     latent = latent_shape(family, video)
+    dtype = family.denoiser.dtype
     kwargs = INPUTS[family.denoiser.cls](denoiser, latent)
+    kwargs = tree_map(lambda x: x.to(dtype) if x.dtype == torch.bfloat16 else x, kwargs)
     programs = Programs()
     peaks = {n: _denoise(denoiser, kwargs, n, programs) for n in slices}
     vae = family.vae.build()
@@ -183,7 +188,7 @@ def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int, programs: Progr
 
 
 def _decoders(cls: str, vae: Any, z: Tensor) -> dict[str, int]:
-    """Peaks of diffusers' own ways to decode a latent [1, C, F, H, W]."""
+    """Peaks of decoding a latent [1, C, F, H, W] by diffusers' own ways, and in exact strips."""
     if cls in FRAMEWISE:
         z = z[0].transpose(0, 1).contiguous()
     found = {"whole": _decode(vae, z)}
@@ -191,6 +196,10 @@ def _decoders(cls: str, vae: Any, z: Tensor) -> dict[str, int]:
         temporal = cls == "AutoencoderKLTemporalDecoder"  # frames see each other: not exact
         name = "2 frames at a time (approximate)" if temporal else "frame by frame"
         found[name] = _decode(vae, z, 2 if temporal else 1)
+    undo: list[Undo] = []
+    if apply_strips(vae, SlicingConfig(MOST, 1), undo):
+        found[STRIPS] = _decode(vae, z)
+        unwind(undo)
     if hasattr(vae, "use_tiling"):
         vae.enable_tiling()
         found["tiled (approximate)"] = _decode(vae, z)

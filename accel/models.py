@@ -91,6 +91,10 @@ _FLUX_VAE = {
     **_SD_VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False,
 }  # fmt: skip
 _HALF = torch.float16
+# Denoisers whose pipelines run both guidance branches in one call.
+BATCHED = dict.fromkeys(
+    ("CogVideoXTransformer3DModel", "UNetMotionModel", "UNetSpatioTemporalConditionModel"), 2
+)
 FRAMEWISE = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")  # frames are samples of a batch
 
 BUILT_IN = {
@@ -143,7 +147,8 @@ def find(model: str) -> Family:
             f"cannot simulate {model!r}: its denoiser must be one of {list(INPUTS)} and it needs "
             f"a VAE; it has {sorted(k for k in index if not k.startswith('_'))}"
         )
-    return Family(_stored(model, names[0], index), _stored(model, "vae", index))
+    batch = BATCHED.get(index[names[0]][1], 1)
+    return Family(_stored(model, names[0], index), _stored(model, "vae", index), batch)
 
 
 def _stored(model: str, name: str, index: Mapping[str, Any]) -> Part:
@@ -236,24 +241,20 @@ def _flux(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
 
 def _animatediff(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
     batch, _, frames, *_ = latent
-    half = denoiser.dtype
     return {
-        "sample": meta(*latent, dtype=half),
+        "sample": meta(*latent),
         "timestep": meta(batch, dtype=torch.int64),
-        "encoder_hidden_states": meta(
-            batch * frames, 77, denoiser.config.cross_attention_dim, dtype=half
-        ),
+        "encoder_hidden_states": meta(batch * frames, 77, denoiser.config.cross_attention_dim),
     }
 
 
 def _svd(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
     batch, channels, frames, *size = latent
-    half = denoiser.dtype
     return {
-        "sample": meta(batch, frames, 2 * channels, *size, dtype=half),
+        "sample": meta(batch, frames, 2 * channels, *size),
         "timestep": meta(batch, dtype=torch.int64),
-        "encoder_hidden_states": meta(batch, 1, denoiser.config.cross_attention_dim, dtype=half),
-        "added_time_ids": meta(batch, 3, dtype=half),
+        "encoder_hidden_states": meta(batch, 1, denoiser.config.cross_attention_dim),
+        "added_time_ids": meta(batch, 3),
     }
 
 

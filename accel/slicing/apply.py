@@ -170,7 +170,7 @@ def blocks(denoiser: nn.Module) -> dict[str, nn.Module]:
     return found or {"": denoiser}
 
 
-def _innermost(block: nn.Module) -> tuple[Any, str]:
+def innermost(block: nn.Module) -> tuple[Any, str]:
     """Object and attribute that hold the forward below all hooks."""
     registry = getattr(block, "_diffusers_hook", None)
     if registry is not None and registry._fn_refs:
@@ -191,19 +191,19 @@ def apply(
     memory = _Reusable(denoiser, undo, programs.reusable)
     records = {}
     for path, block in blocks(denoiser).items():
-        holder, name = _innermost(block)
+        holder, name = innermost(block)
         hook = _Sliced(block, getattr(holder, name), config, programs, memory.of(path))
-        undo.append(_set(holder, name, hook))
+        undo.append(put_in_place(holder, name, hook))
         records[path] = hook.record
     if parts := head(denoiser):
         records[HEAD] = record = Record()
-        (at, name), (end, last) = map(_innermost, parts)
-        undo.append(_set(at, name, Norm(parts[0], getattr(at, name))))
-        undo.append(_set(end, last, Projection(getattr(end, last), config, record)))
+        (at, name), (end, last) = map(innermost, parts)
+        undo.append(put_in_place(at, name, Norm(parts[0], getattr(at, name))))
+        undo.append(put_in_place(end, last, Projection(getattr(end, last), config, record)))
     return records
 
 
-def _set(holder: Any, name: str, hook: Any) -> Undo:
+def put_in_place(holder: Any, name: str, hook: Any) -> Undo:
     """Put ``hook`` in its place. What has to be undone holds weak references only, so that a
     pipeline that is dropped without unpatch goes.
     """
