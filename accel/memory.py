@@ -146,15 +146,21 @@ class Peaks:
 
 
 def simulate(
-    family: Family, video: Video, slices: Sequence[int] = (1, 2, 4, 8, MOST), *, decode: bool = True
+    family: Family,
+    video: Video,
+    slices: Sequence[int] = (1, 2, 4, 8, MOST),
+    *,
+    decode: bool = True,
+    prepare: Callable[[Any], None] = lambda denoiser: None,
 ) -> Peaks:
     """Peaks on the meta device, from configurations alone.
 
-    Two layers of each kind stand for all, since layers run one after another. Raises ValueError if
-    the model cannot be called at this size.
+    Two layers of each kind stand for all, since layers run one after another. ``prepare`` may set
+    the denoiser up. Raises ValueError if the model cannot be called at this size.
     """
     layers = {k: min(2, v) for k, v in family.denoiser.layers().items()}
     denoiser = family.denoiser.build(**layers)
+    prepare(denoiser)
     latent = latent_shape(family, video)
     dtype = family.denoiser.dtype
     kwargs = INPUTS[family.denoiser.cls](denoiser, latent)

@@ -55,7 +55,7 @@ def test_strips_decode_the_same_video(name, dtype, height):
             out = decode(vae, z)
             (block,) = [b for b in handle.report().blocks if b.name == "vae.decoder"]
         assert max(block.sliced) == n if n < 8 else block.sliced
-        assert (out - plain).float().norm() <= (2e-7 if dtype == torch.float32 else 0) * (
+        assert (out - plain).float().norm() <= (1e-6 if dtype == torch.float32 else 0) * (
             plain.float().norm()
         )
     assert torch.equal(decode(vae, z), plain)
