@@ -94,10 +94,12 @@ class Norm:
         self.module, self.forward, self.alive = module, forward, True
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.alive or torch.compiler.is_compiling():
+            return self.forward(x, *args, **kwargs)
         conditions = [c for c in (*args, *kwargs.values()) if isinstance(c, Tensor)]
-        watched = self.module._forward_hooks or (torch.is_grad_enabled() and x.requires_grad)
+        watched = self.module._forward_hooks or torch.is_grad_enabled()
         plain = isinstance(x, Tensor) and x.dim() == 3 and all(c.dim() == 2 for c in conditions)
-        if not self.alive or torch.compiler.is_compiling() or watched or not plain:
+        if watched or not plain:
             return self.forward(x, *args, **kwargs)
         return Deferred(x, lambda part: self.forward(part, *args, **kwargs))
 

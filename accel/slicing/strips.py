@@ -65,14 +65,16 @@ class _Strips:
         self._config, self._record = config, record
 
     def _count(self, x: Tensor) -> int:
+        if not self.alive or torch.compiler.is_compiling():
+            return 1
         height, width = x.shape[-2:]
         most = min(height * width // self._config.min_tokens, height // LEAST_ROWS)
-        strips = min(self._config.slices, most) if self.alive and _possible() else 1
-        if strips < 2 and self.alive:
-            reason = "small picture" if _possible() else "needs gradients, or is compiled"
-            self._record.whole[reason] += 1
-        elif self.alive:
+        strips = 1 if torch.is_grad_enabled() else min(self._config.slices, most)
+        if strips > 1:
             self._record.sliced[strips] += 1
+        else:
+            reason = "needs gradients" if torch.is_grad_enabled() else "small picture"
+            self._record.whole[reason] += 1
         return strips
 
 

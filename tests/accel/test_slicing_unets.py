@@ -118,3 +118,31 @@ def test_frames_of_a_spatial_block_are_samples():
     for n in (2, 5, 7):
         out = run(program, block, arguments, n)
         assert float((out - plain).norm() / plain.norm()) <= 2e-7
+
+
+def test_lora_branches_run_with_their_slices():
+    from peft import LoraConfig
+
+    module, inputs = guided("svd", torch.bfloat16)
+    module.add_adapter(
+        LoraConfig(r=4, init_lora_weights=False, target_modules=["to_k", "to_out.0"])
+    )
+    plain = forward(module, inputs)
+    with accel.patched(module, plan=plan(5)) as handle:
+        assert torch.equal(forward(module, inputs), plain)
+        assert all(b.sliced for b in handle.report().blocks)
+
+
+def test_weights_offloaded_leaf_by_leaf_keep_a_temporal_block_whole():
+    from diffusers.hooks import apply_group_offloading
+
+    module, inputs = guided("svd", torch.bfloat16)
+    plain = forward(module, inputs)
+    cpu = torch.device("cpu")
+    apply_group_offloading(module, cpu, cpu, offload_type="leaf_level")
+    with accel.patched(module, plan=plan(4)) as handle:
+        assert torch.equal(forward(module, inputs), plain)
+        blocks = {b.name: b for b in handle.report().blocks}
+    reasons = {why for name, b in blocks.items() if "temporal_res" in name for why in b.whole}
+    assert reasons == {"the weights of norm1 are offloaded by themselves"}
+    assert all(b.sliced for name, b in blocks.items() if "spatial_res" in name)
