@@ -14,9 +14,14 @@ from accel.sites import denoisers
 class Size(Protocol):
     """What is read of a job: pixels and frames."""
 
-    width: int | None
-    height: int | None
-    frames: int | None
+    @property
+    def width(self) -> int | None: ...
+
+    @property
+    def height(self) -> int | None: ...
+
+    @property
+    def frames(self) -> int | None: ...
 
 
 def plan(pipe: Any, job: Size, *, memory: str | int) -> Plan:

@@ -217,7 +217,7 @@ def _decode(vae: Any, z: Tensor, chunk: int = 0) -> int:
     weights = [*vae.parameters(), *vae.buffers()]
     temporal = "num_frames" in inspect.signature(vae.decode).parameters
 
-    def call() -> Tensor:
+    def call() -> Any:
         parts = [
             vae.decode(part, **({"num_frames": len(part)} if temporal else {}), return_dict=False)
             for part in (z.split(chunk) if chunk else [z])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from accel import seam
 from accel.config import SlicingConfig
 from accel.seam import Undo
-from accel.slicing.head import Norm, Projection, head
+from accel.slicing.head import Norm, Projection, head, offloaded
 from accel.slicing.program import Program
 from accel.slicing.programs import Programs
 from accel.slicing.record import Underivable, leaves
@@ -120,8 +120,7 @@ class _Sliced:
             others = [h for h in getattr(registry, "hooks", ()) if h not in WEIGHT_HOOKS]
             if max(len(part._forward_hooks), len(part._forward_pre_hooks)) > mine or others:
                 raise Underivable(f"{path} has a hook {others[0] if others else ''}".rstrip())
-            moved = registry is not None or hasattr(part, "_hf_hook")
-            if moved and any(True for _ in part.parameters(recurse=False)):
+            if offloaded(part):
                 raise Underivable(f"the weights of {path} are offloaded by themselves")
 
     def _run(self, program: Program, arguments: dict[str, Any], slices: int) -> Any:

@@ -87,6 +87,12 @@ class Deferred:
         return func(*tree_map(leaf, args), **tree_map(leaf, kwargs or {}))
 
 
+def offloaded(module: nn.Module) -> bool:
+    """Whether parameters of its own may be elsewhere except in a call of the module itself."""
+    hooked = hasattr(module, "_diffusers_hook") or hasattr(module, "_hf_hook")
+    return hooked and any(True for _ in module.parameters(recurse=False))
+
+
 class Norm:
     """Stands in for ``norm_out``'s forward."""
 
@@ -97,7 +103,7 @@ class Norm:
         if not self.alive or torch.compiler.is_compiling():
             return self.forward(x, *args, **kwargs)
         conditions = [c for c in (*args, *kwargs.values()) if isinstance(c, Tensor)]
-        watched = self.module._forward_hooks or torch.is_grad_enabled()
+        watched = self.module._forward_hooks or torch.is_grad_enabled() or offloaded(self.module)
         plain = isinstance(x, Tensor) and x.dim() == 3 and all(c.dim() == 2 for c in conditions)
         if watched or not plain:
             return self.forward(x, *args, **kwargs)

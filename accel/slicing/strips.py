@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from accel.config import SlicingConfig
 from accel.seam import Undo
 from accel.slicing.apply import Record, innermost, put_in_place
+from accel.slicing.head import offloaded
 from accel.slicing.run import cuts
 
 LEAST_ROWS = 4  # of a strip; below, most of what is computed would be thrown away
@@ -27,6 +28,7 @@ BLOCKS = {
     "WanResample": (1, 2), "QwenImageResample": (1, 2),
 }  # fmt: skip
 DECODERS = ("WanDecoder3d", "QwenImageDecoder3d")
+Put = Callable[[nn.Module, Callable[[Callable[..., Any]], Any]], None]
 VAE = "vae.decoder"  # its name among the blocks
 
 
@@ -115,24 +117,28 @@ class Block(_Strips):
 class Through:
     """Stands in for the head's norm and activation: they run in strips in ``Head``."""
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
+    def __init__(self, forward: Callable[..., Any], together: Callable[[], bool]) -> None:
         self.forward, self.alive = forward, True
+        self._together = together
 
     def __call__(self, x: Tensor) -> Any:
-        return x if self.alive and _possible() else self.forward(x)
+        return x if self.alive and self._together() else self.forward(x)
 
 
 class Head(_Strips):
     """Stands in for the forward of the last convolution ``(x, cache_x)``: norm, activation and
     convolution of one strip after the other. The cache holds what comes before the norm.
+    ``together``: whether ``Through`` let it through.
     """
 
-    def __init__(self, *args: Any, before: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, *args: Any, before: Callable[[Tensor], Tensor], together: Callable[[], bool]
+    ) -> None:
         super().__init__(*args)
-        self._before = before
+        self._before, self._together = before, together
 
     def __call__(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        if not self.alive or not _possible():
+        if not self.alive or not self._together():
             return self.forward(x, cache_x)
         strips = max(1, self._count(x))
         out: Tensor | None = None
@@ -160,9 +166,20 @@ def apply(vae: Any, config: SlicingConfig, undo: list[Undo]) -> dict[str, Record
         if shape := BLOCKS.get(type(part).__name__):
             halo, scale = shape if getattr(part, "mode", "") != "none" else (shape[0], 1)
             put(part, lambda f, h=halo, s=scale: Block(f, config, record, halo=h, scale=s))
-    norm, act = (innermost(m) for m in (decoder.norm_out, decoder.nonlinearity))
-    first, second = getattr(*norm), getattr(*act)
-    put(decoder.conv_out, lambda f: Head(f, config, record, before=lambda x: second(first(x))))
-    put(decoder.norm_out, Through)
-    put(decoder.nonlinearity, Through)
+    _put_head(decoder, put, config, record)
     return {VAE: record}
+
+
+def _put_head(decoder: Any, put: Put, config: SlicingConfig, record: Record) -> None:
+    norm = decoder.norm_out
+    first, second = (getattr(*innermost(m)) for m in (norm, decoder.nonlinearity))
+
+    def before(x: Tensor) -> Tensor:
+        return second(first(x))  # type: ignore[no-any-return]
+
+    def together() -> bool:
+        return _possible() and not offloaded(norm)
+
+    put(decoder.conv_out, lambda f: Head(f, config, record, before=before, together=together))
+    put(norm, lambda f: Through(f, together))
+    put(decoder.nonlinearity, lambda f: Through(f, together))

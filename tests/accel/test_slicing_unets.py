@@ -123,7 +123,7 @@ def test_frames_of_a_spatial_block_are_samples():
 def test_lora_branches_run_with_their_slices():
     from peft import LoraConfig
 
-    module, inputs = guided("svd", torch.bfloat16)
+    module, inputs = guided("animatediff", torch.bfloat16)
     module.add_adapter(
         LoraConfig(r=4, init_lora_weights=False, target_modules=["to_k", "to_out.0"])
     )
