@@ -102,8 +102,7 @@ def test_sliced_families_are_bitwise_equal_in_bf16(family):
             blocks = handle.report().blocks
         assert blocks and all(b.sliced and not b.whole for b in blocks), str(blocks)
         # HunyuanVideo 1.5 reads the values of its masks, so nobody can follow its inputs dry.
-        blocks = [b for b in blocks if b.name != "head"]
-        assert all(bool(b.in_place) == (family != "hunyuanvideo15") for b in blocks), str(blocks)
+        assert all(bool(b.in_place) == (family != "hunyuanvideo15") for b in blocks[:-1])
     assert torch.equal(forward(module, inputs), plain)
 
 
