@@ -51,8 +51,10 @@ def test_the_plan_can_be_patched_with(pipe):
 
 def test_decoding_that_does_not_fit_says_what_would_help(pipe, needs):
     weights, peaks = needs
+    plan = accel.plan(pipe, JOB, memory=weights + peaks.decode["whole"] - 1)
+    assert plan.slicing == accel.SlicingConfig(16, 1)  # in strips it does
     with pytest.raises(ValueError, match=r"decoding needs .* GiB.*enable_tiling\(\) decodes"):
-        accel.plan(pipe, JOB, memory=weights + peaks.decode["whole"] - 1)
+        accel.plan(pipe, JOB, memory=weights + peaks.decode["16 strips"] - 1)
 
 
 @pytest.mark.parametrize(
