@@ -121,11 +121,9 @@ class RehashHook(ModelHook):
             state.watch(step, self._denoiser, values)
         entries = branch.entries
         first = next(iter(state.branches.values())) is branch
-        if state.by_rate and first and len(entries) > state.order:
-            guess = predict(branch, time)
-            error = _relative_error(guess[0], values[0])
-            before = abs(entries[0].time - entries[1].time) if state.order else 0.0
-            state.observe(step, error, abs(time - entries[0].time), before)
+        if state.by_rate and first and step is not None and len(entries) > state.order:
+            error = _relative_error(predict(branch, time)[0], values[0])
+            state.observe(step, time, error, entries)
         if state.order and entries and entries[0].time == time:
             branch.entries = entries[1:]  # Heun: two values at one time draw no line
         kept = tuple(Stored(v, state.config.store) for v in values)

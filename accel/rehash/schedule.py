@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 HEAD = 0.2  # part of a run that is always computed, from its start
 FEW = 8  # runs of this many steps or fewer leave nothing to skip
@@ -103,18 +104,21 @@ def weights(times: Sequence[float], at: float) -> list[float]:
 class Rate:
     """Chooses key steps while a run goes on, from how well the last ones could be predicted.
 
-    At each key step the output is compared with what reuse would have given. From the error's
-    known growth with distance (order 0: r d; order 1: r d (d + h), h the distance of the two
-    values the line goes through) follows the rate r. Gaps get longer where it is below its mean so
-    far and shorter where it is above, as in step-size control of differential equations, and as in
-    EasyCache (arXiv 2507.02860), whose rate is of order 0. The number of computed steps is exactly
-    ``count``.
+    At each key step the output is compared with what reuse would have given. The error grows with
+    the distance in steps, d (order 0) or d (d + h) (order 1; h between the two values the line goes
+    through), so the rate per step follows; it counts with the step's length in the timestep and,
+    because early errors are answered by all later steps, with the timestep itself. Where that is
+    above its recent mean, the next gap is shorter, where it is below, longer, as in step-size
+    control of differential equations. EasyCache (arXiv 2507.02860) has such a rate of order 0 and a
+    threshold; here the number of computed steps is exactly ``count``.
     """
+
+    MEMORY = 0.7  # share of the mean that stays at each observation
 
     def __init__(self, steps: int, count: int, order: int) -> None:
         self.steps, self.left, self.order = steps, count, order
         self.next = 0
-        self._logs: list[float] = []
+        self._mean: float | None = None
 
     def key(self, step: int) -> bool:
         """Whether ``step`` is computed. Steps are asked for once each, in order."""
@@ -126,24 +130,26 @@ class Rate:
         self.left -= compute
         return compute
 
-    def observe(self, step: int, error: float, distance: float, before: float) -> None:
-        """After key step ``step``: the relative ``error`` of predicting it over ``distance``, from
-        values ``before`` apart.
+    def observe(self, step: int, error: float, known: Sequence[int], weight: float) -> None:
+        """After key step ``step``: the relative ``error`` of predicting it from steps ``known``,
+        newest first, and how much an error counts here.
         """
-        growth = distance * (distance + before) if self.order else distance
+        distance = step - known[0]
+        growth = distance * (step - known[1]) if self.order else distance
         gap = (self.steps - 1 - step) / max(self.left, 1)
-        if error > 0 and growth > 0 and math.isfinite(error):
-            log = math.log(error / growth)
-            self._logs.append(log)
-            mean = sum(self._logs) / len(self._logs)
-            gap *= min(2.0, max(0.5, math.exp((mean - log) / (self.order + 2))))
-        self.next = step + max(1, round(gap))
+        if step < head(self.steps) - 1:
+            return  # the start of a run is unlike the rest
+        if error * weight > 0 and growth > 0 and math.isfinite(error):
+            log = math.log(error * weight / growth)
+            mean = log if self._mean is None else self._mean
+            self._mean = self.MEMORY * mean + (1 - self.MEMORY) * log
+            gap *= min(1.5, max(0.67, math.exp((mean - log) / (self.order + 2))))
+        self.next = step + max(1, int(gap))  # rounded down: what is left over serves later steps
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values that ``restore`` takes back."""
-        return {"left": self.left, "next": self.next, "logs": list(self._logs)}
+        return {"left": self.left, "next": self.next, "mean": self._mean}
 
-    def restore(self, data: dict[str, object]) -> None:
+    def restore(self, data: dict[str, Any]) -> None:
         """Inverse of ``to_dict``."""
-        self.left, self.next = int(data["left"]), int(data["next"])  # type: ignore[call-overload]
-        self._logs = list(data["logs"])  # type: ignore[call-overload]
+        self.left, self.next, self._mean = data["left"], data["next"], data["mean"]

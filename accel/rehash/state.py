@@ -5,7 +5,7 @@ the record of what happened.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +121,7 @@ class RehashState:
         self._decided: dict[int, tuple[bool, str]] = {}
         self._keys: frozenset[int] | None = None
         self._rate: Rate | None = None
+        self._first = 0.0  # largest timestep of the run
         self.branches: dict[Hashable, Branch] = {}
 
     def clear(self) -> None:
@@ -134,7 +135,7 @@ class RehashState:
             return
         self._number, steps = number, self.run.steps
         self.clear()
-        self._decided, self._keys, self._rate = {}, None, None
+        self._decided, self._keys, self._rate, self._first = {}, None, None, 0.0
         self.record.keys, self.record.steps = [], steps or 0
         if steps is not None:
             self._plan(steps)
@@ -178,10 +179,15 @@ class RehashState:
         assert self._keys is not None
         return step in self._keys, why if step in forced(steps) else "scheduled"
 
-    def observe(self, step: int | None, error: float, distance: float, before: float) -> None:
-        """Tell the rule how well computed ``step`` could have been predicted."""
-        if self._rate is not None and step is not None:
-            self._rate.observe(step, error, distance, before)
+    def observe(self, step: int, time: float, error: float, entries: Sequence[Entry]) -> None:
+        """Tell the rule how well computed ``step`` could have been predicted from ``entries``."""
+        if self._rate is None:
+            return
+        last = entries[0]
+        self._first = max(self._first, abs(time), abs(last.time)) or 1.0
+        length = abs(last.time - time) / max(1, step - last.step)
+        weight = length / self._first * abs(time) / self._first
+        self._rate.observe(step, error, [e.step for e in entries], weight)
 
     @property
     def by_rate(self) -> bool:
@@ -208,6 +214,7 @@ class RehashState:
         return {
             "decided": {str(k): list(v) for k, v in self._decided.items()},
             "rate": None if self._rate is None else self._rate.to_dict(),
+            "first": self._first,
             "branches": [
                 {"key": key, "signature": b.signature,
                  "entries": [(e.step, e.time, [v.to_dict() for v in e.values])
@@ -223,6 +230,7 @@ class RehashState:
         self.record.keys = [step for step, (compute, _) in self._decided.items() if compute]
         if self._rate is not None and data["rate"] is not None:
             self._rate.restore(data["rate"])
+            self._first = data["first"]
         for saved in data["branches"]:
             entries = [
                 Entry(step, time, tuple(Stored.from_dict(v, self.config.store) for v in values))
