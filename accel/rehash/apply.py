@@ -21,7 +21,9 @@ def order_of(config: RehashConfig, attention: AttentionConfig | None) -> tuple[i
         return config.order, ""
     if config.level == "features":
         return 0, ""
-    used = () if attention is None else (attention.precision, *(r.precision for r in attention.rules))
+    used = (
+        () if attention is None else (attention.precision, *(r.precision for r in attention.rules))
+    )
     if any(precision != "full" for precision in used):
         return 0, "repeats outputs instead of going on in a line, because attention is quantized"
     return 1, ""

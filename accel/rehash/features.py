@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from diffusers.hooks import ModelHook
 from diffusers.hooks._helpers import TransformerBlockRegistry
+from diffusers.hooks.hooks import ModelHook
 from torch import Tensor, nn
 
 from accel.rehash.register import refresh_registries, register
@@ -53,7 +53,8 @@ class _Span:
     @contextmanager
     def recording(self) -> Iterator[list[Tensor]]:
         """See Features."""
-        self.kept, self.partial = kept, _ = [], []
+        kept: list[Tensor] = []
+        self.kept, self.partial = kept, []
         try:
             yield kept
         finally:
@@ -81,7 +82,8 @@ class _Part(ModelHook):
 
     def run(self, args: Any, kwargs: Any) -> Any:
         """The part itself."""
-        return self.fn_ref.original_forward(*args, **kwargs)
+        forward: Any = self.fn_ref.original_forward
+        return forward(*args, **kwargs)
 
 
 # ------------------------------------------------------------------------------------ transformers
@@ -243,7 +245,7 @@ def _unet(denoiser: Any, tail: int, undo: list[Undo]) -> Features:
 
 
 def find(denoiser: nn.Module, tail: int, undo: list[Undo]) -> Features:
-    """Hook the parts of a denoiser. Raises Unsupported, or ValueError for a tail that it has not."""
+    """Hook the parts of a denoiser. Raises Unsupported, or ValueError for a tail it has not."""
     if getattr(denoiser, "_compiled_call_impl", None) is not None or hasattr(denoiser, "_orig_mod"):
         raise Unsupported("it runs under torch.compile, whose graph has no way round its blocks")
     unet = all(hasattr(denoiser, name) for name in ("down_blocks", "up_blocks", "mid_block"))

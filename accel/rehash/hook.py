@@ -13,8 +13,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
-from diffusers.hooks import ModelHook
-from diffusers.hooks.hooks import StateManager
+from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from torch import Tensor
 
 from accel.rehash.features import Features
@@ -35,7 +34,7 @@ class RehashHook(ModelHook):
         self.alive = True
         self._denoiser = denoiser
         self._template: Any = None
-        self.manager = StateManager(Branch)  # diffusers puts the cache context here
+        self.manager = StateManager(BaseState())  # diffusers puts the cache context here
 
     def reset_state(self, module: Any) -> Any:
         """diffusers calls this when a pipeline call ends."""
@@ -84,7 +83,8 @@ class RehashHook(ModelHook):
         if len(branch.entries) <= self.state.order:
             return "too little was kept of their branch of guidance"
         if self.features is not None and any(
-            value is not None and name.startswith(("down_", "mid_")) for name, value in named.items()
+            value is not None and name.startswith(("down_", "mid_"))
+            for name, value in named.items()
         ):
             return "features cannot be reused beside a ControlNet"
         return ""

@@ -106,9 +106,7 @@ class Measurement:
         data = dict(data)
         data["config"] = from_dict(RehashConfig, data.get("config"), "rehash measurement config")
         points = [from_dict(Point, p, "rehash measurement point") for p in data.get("points", ())]
-        data["points"] = tuple(
-            replace(p, keys=tuple(p.keys), psnr=tuple(p.psnr)) for p in points
-        )
+        data["points"] = tuple(replace(p, keys=tuple(p.keys), psnr=tuple(p.psnr)) for p in points)
         data["times"] = tuple(data.get("times", ()))
         data["gram"] = tuple(map(tuple, data.get("gram", ())))
         found: Measurement = from_dict(cls, data, "rehash measurement")
@@ -162,7 +160,9 @@ def measure(
         tried = []
         for keys, found in proposed.items():
             trial = replace(config, keys=tuple(sorted(keys)), steps=len(times))
-            reached = [_reached(pipe, job, base, trial, run) for job, run in zip(jobs, runs, strict=True)]
+            reached = [
+                _reached(pipe, job, base, trial, run) for job, run in zip(jobs, runs, strict=True)
+            ]
             tried.append(Point(trial.keys, tuple(reached), found))
             say(f"{speedup:g}×: {tried[-1].expected:.1f} dB by {found}")
         points.append(max(tried, key=lambda p: p.expected))
@@ -220,14 +220,17 @@ class _Run:
 @contextmanager
 def _listening(scheduler: Any, outputs: list[Tensor], times: list[float]) -> Iterator[list[Tensor]]:
     """Note what the scheduler is stepped with; yields a list whose last is the newest latent."""
-    step, latents = scheduler.step, []
+    step = scheduler.step
+    latents: list[Tensor] = []
     own = "step" in vars(scheduler)
 
     def listening(model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         outputs.append(model_output.detach().float().cpu())
         times.append(float(timestep))
         result = step(model_output, timestep, *args, **kwargs)
-        latents[:] = [(result[0] if isinstance(result, tuple) else result.prev_sample).float().cpu()]
+        latents[:] = [
+            (result[0] if isinstance(result, tuple) else result.prev_sample).float().cpu()
+        ]
         return result
 
     scheduler.step = listening
@@ -243,9 +246,10 @@ def _listening(scheduler: Any, outputs: list[Tensor], times: list[float]) -> Ite
 def _full_run(pipe: Any, job: Mapping[str, Any], plan: Plan) -> _Run:
     outputs: list[Tensor] = []
     times: list[float] = []
-    with patched(pipe, plan=replace(plan, rehash=None)), _listening(
-        pipe.scheduler, outputs, times
-    ) as latents:
+    with (
+        patched(pipe, plan=replace(plan, rehash=None)),
+        _listening(pipe.scheduler, outputs, times) as latents,
+    ):
         frames = call(pipe, job)
     return _Run(frames, outputs, times, latents[0])
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from accel.rehash.schedule import forced, weights
+from accel.rehash.schedule import forced, head, weights
 
 GROWTH = (0.0, 1.0, 2.0)  # powers that are tried
 
@@ -54,40 +54,50 @@ def error(
 def best_keys(
     gram: np.ndarray, times: Sequence[float], count: int, order: int, growth: float
 ) -> frozenset[int]:
-    """``count`` key steps, forced ones included: dynamic programming over gaps, each gap's squared
-    error added up, then exchanges of single steps by the error of the whole schedule.
+    """``count`` key steps, forced ones included: dynamic programming over gaps, then exchanges of
+    single steps.
+
+    What is made small is the squared errors of all gaps, each by itself, and for the exchanges also
+    that of the whole schedule. The latter alone would bet on errors of different gaps cancelling,
+    which they do not do on other jobs.
     """
-    keys = _by_gaps(gram, times, count, order, growth)
-    best = error(keys, gram, times, order, growth)
-    free = forced(len(times))
+    costs = gap_costs(gram, times, order, growth)
+
+    def objective(keys: frozenset[int]) -> float:
+        return error(keys, gram, times, order, growth) + _apart(keys, costs)
+
+    keys = _by_gaps(costs, count)
+    best = objective(keys)
     while True:
         moves = [
             (keys - {out}) | {new}
-            for out in keys - free
-            for new in (out - 1, out + 1)
-            if 0 <= new < len(times) and new not in keys
+            for out in keys - forced(len(times))
+            for new in set(range(len(times))) - keys
         ]
-        scored = [(error(k, gram, times, order, growth), sorted(k)) for k in moves]
-        if not scored or min(scored)[0] >= best * (1 - 1e-9):
-            return frozenset(keys)
-        best, chosen = min(scored)
-        keys = frozenset(chosen)
+        scored = min(((objective(k), sorted(k)) for k in moves), default=(best, []))
+        if scored[0] >= best * (1 - 1e-9):
+            return keys
+        best, keys = scored[0], frozenset(scored[1])
 
 
-def _by_gaps(
-    gram: np.ndarray, times: Sequence[float], count: int, order: int, growth: float
-) -> frozenset[int]:
+def _apart(keys: frozenset[int], costs: np.ndarray) -> float:
+    """Sum of the gaps' squared errors."""
+    k = sorted(keys)
+    before = [k[0], *k[:-2]]
+    return float(sum(costs[a, b, c] for a, b, c in zip(before, k[:-1], k[1:], strict=True)))
+
+
+def _by_gaps(costs: np.ndarray, count: int) -> frozenset[int]:
     """Dynamic programming over pairs of neighbouring keys (a, b), since a line needs both."""
-    steps, must = len(times), forced(len(times))
+    steps = len(costs)
     if count >= steps:
         return frozenset(range(steps))
-    first = max(k for k in range(steps) if set(range(k + 1)) <= must)
-    cost = gap_costs(gram, times, order, growth)
+    first = head(steps) - 1
     best = np.full((steps, steps), np.inf)  # [a, b]: cheapest way to keys a, b
     best[max(first - 1, 0), first] = 0.0
     back: list[np.ndarray] = []
     for _ in range(count - first - 1):
-        total = best[:, :, None] + cost  # [a, b, c]
+        total = best[:, :, None] + costs  # [a, b, c]
         back.append(total.argmin(0))
         best = total.min(0)
     b, c = int(best[:, steps - 1].argmin()), steps - 1
@@ -98,9 +108,7 @@ def _by_gaps(
     return frozenset(keys)
 
 
-def gap_costs(
-    gram: np.ndarray, times: Sequence[float], order: int, growth: float
-) -> np.ndarray:
+def gap_costs(gram: np.ndarray, times: Sequence[float], order: int, growth: float) -> np.ndarray:
     """[steps, steps, steps] squared error of not computing the steps between keys b and c, where a
     is the key before b; infinite unless a < b < c (a = b = 0 at the start).
     """
@@ -115,5 +123,7 @@ def gap_costs(
                 c[j] -= part[j]
                 for k, w in zip(known, weights([times[k] for k in known], times[j]), strict=True):
                     c[k] += part[j] * w
-                cost[a, b, j + 1] = max(0.0, float(c[: j + 1] @ gram[: j + 1, : j + 1] @ c[: j + 1]))
+                cost[a, b, j + 1] = max(
+                    0.0, float(c[: j + 1] @ gram[: j + 1, : j + 1] @ c[: j + 1])
+                )
     return cost

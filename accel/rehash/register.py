@@ -20,7 +20,7 @@ def register(module: nn.Module, hook: Any, name: str) -> Undo:
     pipeline goes. If somebody wraps the module's forward later, the hook stays and only passes
     through: it has to look at its ``alive``.
     """
-    from diffusers.hooks import HookRegistry
+    from diffusers.hooks.hooks import HookRegistry
 
     fresh = "_diffusers_hook" not in vars(module)
     own, outer = "forward" in vars(module), vars(module).get("forward")
@@ -34,7 +34,8 @@ def register(module: nn.Module, hook: Any, name: str) -> Undo:
     known = weakref.ref(module), weakref.ref(hook)
 
     def restore() -> None:
-        place, mine = known[0](), known[1]()
+        place: Any = known[0]()
+        mine = known[1]()
         if mine is not None:
             mine.alive = False
         if place is not None and mine is not None:
@@ -51,7 +52,7 @@ def _remove(module: Any, hook: Any, name: str, own: bool) -> None:
     if registry is None or registry.hooks.get(name) is not hook:
         return
     if registry._hook_order[-1] != name:
-        registry.remove_hook(name, recurse=False)
+        _take_from_below(registry, name)
         return
     slot = next((s for s in SLOTS if vars(module).get(s) is hook.installed), None)
     if slot is None:
@@ -64,8 +65,21 @@ def _remove(module: Any, hook: Any, name: str, own: bool) -> None:
         del module.forward
 
 
+def _take_from_below(registry: Any, name: str) -> None:
+    """Take out a hook that others stand on. diffusers 0.42's ``remove_hook`` switches the one above
+    it off if that has a forward of its own; so that one is put back.
+    """
+    index = registry._hook_order.index(name)
+    mine, above = registry._fn_refs[index], registry._fn_refs[index + 1]
+    below = mine.forward if mine.original_forward is None else mine.original_forward
+    forward, wraps = above.forward, above.original_forward is not None
+    registry.remove_hook(name, recurse=False)
+    if wraps:
+        above.forward, above.original_forward = forward, below
+
+
 def refresh_registries(denoiser: nn.Module) -> None:
     """Let diffusers find hooks that were added to or taken from parts of ``denoiser``."""
-    from diffusers.hooks import HookRegistry
+    from diffusers.hooks.hooks import HookRegistry
 
     HookRegistry.check_if_exists_or_initialize(denoiser).invalidate_child_registries_cache()
