@@ -176,7 +176,7 @@ def _rehash(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
     try:
         with torch.no_grad(), find(denoiser, 1, undo).recording() as kept:
             outputs = denoiser(**kwargs, return_dict=False)
-    except Unsupported:
+    except (Unsupported, ValueError):
         kept, outputs = [], denoiser(**kwargs, return_dict=False)
     finally:
         unwind(undo)
