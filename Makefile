@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: all demo test lint bench bench-attention bench-motion bench-warp bench-batch bench-memory gpu-report bench-precision clean
+.PHONY: all demo test lint bench bench-attention bench-motion bench-warp bench-batch bench-memory bench-rehash gpu-report bench-precision clean
 all: $(READY)
 
 $(READY): pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
@@ -55,6 +55,10 @@ bench-memory: $(READY)
 	$(BIN)/python tests/bench/bench_memory.py --json build/bench-memory.json
 	$(BIN)/python tests/bench/bench_memory.py --unets --json build/bench-memory-unets.json
 	$(BIN)/python tests/bench/bench_memory.py --time
+
+bench-rehash: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python tests/bench/bench_rehash.py --json build/bench-rehash.json
 
 clean:
 	rm -rf $(VENV) out build

@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 
 Precision = Literal["int8", "int6", "int4", "full"]
 Impl = Literal["auto", "reference", "cpu", "gpu"]
+Level = Literal["output", "features"]
+Storage = Literal["native", "fp8", "cpu"]
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -104,3 +106,54 @@ class SlicingConfig:
         for name in ("slices", "min_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"slicing {name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class RehashConfig:
+    """Step rehash: some denoising steps reuse what earlier ones computed.
+
+    ``speedup``: denoising steps of a run per computed one. Without ``keys`` a rule picks the
+    computed steps while the run goes on. ``keys``: 0-based computed steps of a run of ``steps``
+    steps, as ``accel.rehash.measure`` finds them; they are stretched to runs of another length. The
+    first fifth of the steps and the last one are always computed, and runs of 8 steps or fewer are
+    left alone.
+
+    ``level`` "output" predicts the denoiser's output from its last ones; "features" keeps, in a
+    transformer, what its blocks added to the token stream, in a UNet the temporal feature of its
+    last up-block, and still runs the last ``tail`` blocks, or layers of that up-block, on it.
+
+    ``order``: degree in the timestep of what is predicted: 0 repeats, 1 goes on in a line. None: 1
+    for outputs, but 0 beside quantized attention, whose noise a line would amplify.
+
+    ``store``: what is kept as it is, in 8-bit floating point, or in the CPU's memory.
+    """
+
+    speedup: float = 1.9
+    keys: tuple[int, ...] = ()
+    steps: int = 0
+    level: Level = "output"
+    order: int | None = None
+    tail: int = 1
+    store: Storage = "native"
+
+    def __post_init__(self) -> None:
+        choose("rehash level", self.level, get_args(Level))
+        choose("rehash store", self.store, get_args(Storage))
+        object.__setattr__(self, "keys", tuple(self.keys))
+        if not 1.0 <= self.speedup <= 5.0:
+            raise ValueError(
+                f"rehash speedup must be from 1 to 5 (a fifth of the steps is always computed), "
+                f"got {self.speedup}"
+            )
+        if self.order not in (None, 0, 1) or (self.order == 1 and self.level == "features"):
+            raise ValueError(
+                f"rehash order must be None, 0 or, at level 'output', 1, got {self.order} at level "
+                f"{self.level!r}"
+            )
+        if self.tail < 0:
+            raise ValueError(f"rehash tail must not be negative, got {self.tail}")
+        if self.keys and not all(0 <= k < self.steps for k in self.keys):
+            raise ValueError(
+                f"rehash keys must be steps of a run of {self.steps} steps (key 'steps'), got "
+                f"{list(self.keys)}"
+            )

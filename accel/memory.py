@@ -131,13 +131,15 @@ STRIPS = f"{MOST} strips"
 class Peaks:
     """Bytes of a model at one size. ``denoise``: activations by number of slices (1 is diffusers
     as it comes), ``decode``: activations of the VAE's decoder, by ways of which some are
-    approximate. Weights are those of the phase's own component.
+    approximate. Weights are those of the phase's own component. ``rehash``: what step
+    rehash keeps at each level, beside the activations, per call of the denoiser in a step.
     """
 
     denoise: dict[int, int]
     decode: dict[str, int]
     denoiser_weights: int
     vae_weights: int
+    rehash: dict[str, int]
 
     def smallest(self, budget: int) -> int | None:
         """Fewest slices whose denoising fits beside the denoiser's weights; None if none does."""
@@ -171,7 +173,24 @@ def simulate(
     decoded = {}
     if decode:
         decoded = _decoders(family.vae.cls, vae, meta(1, *latent[1:], dtype=family.vae.dtype))
-    return Peaks(peaks, decoded, family.denoiser.weights(), size_of(vae))
+    kept = _rehash(denoiser, kwargs)
+    return Peaks(peaks, decoded, family.denoiser.weights(), size_of(vae), kept)
+
+
+def _rehash(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
+    """Bytes of two outputs, and of the features that a computed step leaves."""
+    from accel.rehash.features import Unsupported, find
+
+    undo: list[Undo] = []
+    try:
+        with torch.no_grad(), find(denoiser, 1, undo).recording() as kept:
+            outputs = denoiser(**kwargs, return_dict=False)
+    except (Unsupported, ValueError):
+        kept, outputs = [], denoiser(**kwargs, return_dict=False)
+    finally:
+        unwind(undo)
+    levels = {"output": 2 * sum(x.nbytes for x in outputs)}
+    return {**levels, "features": sum(x.nbytes for x in kept)} if kept else levels
 
 
 def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int, programs: Programs) -> int:
@@ -238,6 +257,8 @@ def table(peaks: Peaks, budget: int | None = None) -> str:
     ]
     for name, size in rows:
         lines.append(f"  {name:<40}{size / 1e9:8.3f} GB  {'█' * max(1, round(40 * size / most))}")
+    levels = ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in peaks.rehash.items())
+    lines.append(f"step rehash keeps, per denoiser call in a step, at level {levels}")
     if budget is not None:
         n = peaks.smallest(budget)
         chosen = f"{n} slices" if n else f"no number of slices up to {max(peaks.denoise)}"

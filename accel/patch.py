@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel import attention, seam, slicing
+from accel import attention, rehash, seam, slicing
 from accel.attention import Site
 from accel.kernels.dispatch import ATTENTION, environment
 from accel.plan import Plan
-from accel.report import Report, block_report, site_report
+from accel.report import Report, block_report, rehash_report, site_report
 from accel.seam import Undo
 from accel.sites import attention_modules, denoisers
 from accel.state import RunState
@@ -36,6 +36,10 @@ class Handle:
         self._undo: list[Undo] = []
         self._state = RunState(pipe)
         self._site = site
+        self._rehash = (
+            None if plan.rehash is None
+            else rehash.new_state(plan.rehash, plan.attention, self._state)
+        )  # fmt: skip
         modules = denoisers(pipe)
         # Only weak references: a pipeline that is dropped without unpatch must go, and take the
         # patch with it.
@@ -60,6 +64,8 @@ class Handle:
                 prefix = f"{name}." if several else ""
                 records = slicing.apply(module, self.plan.slicing, self._undo)
                 self.blocks.update({prefix + path: r for path, r in records.items()})
+            if self._rehash is not None:
+                rehash.apply(module, name, self._rehash, self._undo)
             if self.plan.attention is None:
                 continue
             parts = attention_modules(name, module, several=several)
@@ -112,16 +118,21 @@ class Handle:
 
     def run_state(self) -> dict[str, Any]:
         """What decides the rest of the current run beside latents and scheduler, as plain values:
-        sites that were taken to full precision.
+        sites that were taken to full precision, and what step rehash keeps.
         """
         run = self._state.refresh()
-        return {"demoted": [name for name, s in self.sites.items() if s.demoted_run == run]}
+        state: dict[str, Any] = {
+            "demoted": [name for name, s in self.sites.items() if s.demoted_run == run]
+        }
+        return state if self._rehash is None else {**state, "rehash": self._rehash.to_dict()}
 
     def restore_run(self, state: dict[str, Any]) -> None:
         """Inverse of ``run_state``, for a run that goes on from a saved step."""
         for name in state.get("demoted", ()):
             site = self.sites[name]
             site.demoted_run, site.demoted_why = self._state.refresh(), "before the saved step"
+        if self._rehash is not None and "rehash" in state:
+            self._rehash.restore(state["rehash"])
 
     def report(self) -> Report:
         """What ran so far."""
@@ -140,6 +151,7 @@ class Handle:
             reports,
             [block_report(path, record) for path, record in self.blocks.items()],
             self._notes(),
+            None if self._rehash is None else rehash_report(self._rehash),
         )
 
     def _notes(self) -> list[str]:

@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accel.config import AttentionConfig, Rule, SlicingConfig, choose, from_dict
+from accel.config import (
+    AttentionConfig,
+    RehashConfig,
+    Rule,
+    SlicingConfig,
+    choose,
+    from_dict,
+)
 
 VERSION = 1
 PRESETS = ("lossless", "balanced", "fast")
@@ -16,12 +23,13 @@ PRESETS = ("lossless", "balanced", "fast")
 @dataclass(frozen=True)
 class Plan:
     """What is changed in a pipeline. ``attention`` None: attention stays as it is; ``slicing``
-    None: blocks run on all tokens at once.
+    None: blocks run on all tokens at once; ``rehash`` None: every step is computed.
     """
 
     name: str = "custom"
     attention: AttentionConfig | None = field(default_factory=AttentionConfig)
     slicing: SlicingConfig | None = None
+    rehash: RehashConfig | None = None
 
     @classmethod
     def preset(cls, name: str) -> Plan:
@@ -58,6 +66,8 @@ class Plan:
             data["attention"] = from_dict(AttentionConfig, data["attention"], "plan attention")
         if data.get("slicing") is not None:
             data["slicing"] = from_dict(SlicingConfig, data["slicing"], "plan slicing")
+        if data.get("rehash") is not None:
+            data["rehash"] = from_dict(RehashConfig, data["rehash"], "plan rehash")
         return from_dict(cls, data, "plan")
 
     def save(self, path: str | Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accel.attention import Site
+from accel.rehash import RehashState
 from accel.slicing import Record
 
 UNSEEN = "not called, or only under torch.compile, where blocks run on all tokens at once"
@@ -49,6 +50,23 @@ class BlockReport:
 
 
 @dataclass(frozen=True)
+class RehashReport:
+    """Step rehash. ``computed`` and ``reused`` map a reason to steps, over all runs; ``calls``:
+    denoiser calls computed and reused; ``keys``: computed steps of the last run, of ``steps``;
+    ``state_bytes``: most that was kept at once.
+    """
+
+    what: str
+    computed: dict[str, int]
+    reused: dict[str, int]
+    calls: dict[str, int]
+    keys: list[int]
+    steps: int
+    state_bytes: int
+    notes: list[str]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a patch did so far. ``seconds``: time in the denoisers, ``calls``: their forward
     calls.
@@ -63,12 +81,14 @@ class Report:
     sites: list[SiteReport] = field(default_factory=list)
     blocks: list[BlockReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rehash: RehashReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         data = dict(vars(self))
         data["sites"] = [vars(site) for site in self.sites]
         data["blocks"] = [vars(block) for block in self.blocks]
+        data["rehash"] = None if self.rehash is None else vars(self.rehash)
         return data
 
     def __str__(self) -> str:
@@ -84,6 +104,8 @@ class Report:
         if self.blocks:
             lines.append("  slicing")
         lines += ["    " + line for line in _block_lines(self.blocks)]
+        if self.rehash is not None:
+            lines += ["  step rehash", *("    " + line for line in _rehash_lines(self.rehash))]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -119,6 +141,31 @@ def block_report(name: str, record: Record) -> BlockReport:
     return BlockReport(
         name or "(the block itself)", sliced, whole, record.in_place, "; ".join(notes)
     )
+
+
+def rehash_report(state: RehashState) -> RehashReport:
+    """Snapshot of a live rehash."""
+    record, line = state.record, "goes on in a line" if state.order else "repeats"
+    what = f"{state.config.level}, {line}, kept as {state.config.store}"
+    return RehashReport(
+        what, dict(record.computed), dict(record.reused), dict(record.calls), list(record.keys),
+        record.steps, record.state_bytes, list(record.notes),
+    )  # fmt: skip
+
+
+def _rehash_lines(r: RehashReport) -> list[str]:
+    """Counts, then notes."""
+    computed, reused = sum(r.computed.values()), sum(r.reused.values())
+    if not computed:
+        return [f"{r.what}: not called yet, or compiled after the patch", *r.notes]
+    why = ", ".join(f"{n} {reason}" for reason, n in (*r.computed.items(), *r.reused.items()))
+    calls = sum(r.calls.values()) / max(1, r.calls.get("computed", 0))
+    return [
+        f"{r.what}: {computed} steps computed, {reused} reused ({why})",
+        f"{calls:.2f}× fewer denoiser calls, at most {r.state_bytes / 2**20:.2f} MiB kept",
+        f"computed in the last run of {r.steps} steps: {' '.join(map(str, r.keys))}",
+        *r.notes,
+    ]
 
 
 def _block_lines(blocks: list[BlockReport]) -> list[str]:

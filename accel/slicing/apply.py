@@ -126,7 +126,11 @@ class _Sliced:
     def _run(self, program: Program, arguments: dict[str, Any], slices: int) -> Any:
         in_place, self.record.copied = self._reusable(), ""
         hooks = getattr(getattr(self._block, "_diffusers_hook", None), "hooks", {})
-        others = [name for name in hooks if name not in WEIGHT_HOOKS]
+        others = [
+            name
+            for name, hook in hooks.items()
+            if name not in WEIGHT_HOOKS and getattr(hook, "keeps_input", True)
+        ]
         if others:
             in_place, self.record.copied = frozenset(), f"hook {others[0]!r} may need its input"
         elif not program.overwrites:

@@ -99,6 +99,7 @@ def test_every_built_in_model_takes_less_when_sliced(name):
     peaks = simulate(small(name), Video(512, 512, frames), (1, 8), decode=False)
     assert peaks.denoise[8] < 0.6 * peaks.denoise[1]
     assert peaks.denoiser_weights > 10**8
+    assert 0 < peaks.rehash["output"] < peaks.rehash["features"] < peaks.denoise[8]
 
 
 def test_the_fewest_slices_that_fit_are_chosen():
@@ -116,6 +117,7 @@ def test_the_command_prints_json_and_a_table(capsys):
     assert set(data["denoise"]) == {"1", "2", "4", "8", "16"} and data["slices"] == 1
     assert main(command) == 0
     out = capsys.readouterr().out
+    assert "step rehash keeps" in out
     assert "denoise, 8 slices" in out and "decode, tiled (approximate)" in out
 
 

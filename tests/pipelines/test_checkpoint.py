@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,15 +28,15 @@ def pipe():
     return load("tiny")
 
 
-def cut(pipe, checkpoint, at):
-    """Run JOB and halt after step ``at``."""
+def cut(pipe, checkpoint, at, job=JOB):
+    """Run a job and halt after step ``at``."""
 
     def on_step(done, steps):
         if done == at:
             raise Halt
 
     with pytest.raises(Halt):
-        generate(pipe, JOB, on_step=on_step, checkpoint=checkpoint)
+        generate(pipe, job, on_step=on_step, checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize("scheduler", ["own", "euler", "dpm"])
@@ -56,6 +57,17 @@ def test_resumed_run_is_byte_identical(scheduler, at, pipe, tmp_path, monkeypatc
     assert np.array_equal(result.frames, expected)
     assert again.resumed_from == at and len(calls) == 2 * (4 - at)  # cond and uncond
     assert "forward" not in vars(pipe.transformer)
+
+
+@pytest.mark.parametrize("settings", [{}, {"level": "features", "store": "fp8"}])
+def test_a_resumed_run_reuses_what_the_first_had_kept(settings, pipe, tmp_path):
+    job = replace(JOB, steps=12, preset=None, plan={"attention": None, "rehash": settings})
+    whole = generate(pipe, job)
+    cut(pipe, StepCheckpoint(tmp_path / "c", "key", 1), 7, job)
+    again = StepCheckpoint(tmp_path / "c", "key", 1)
+    result = generate(pipe, job, checkpoint=again)
+    assert np.array_equal(result.frames, whole.frames) and again.resumed_from == 7
+    assert result.report.rehash.keys == whole.report.rehash.keys
 
 
 @pytest.mark.parametrize(("every", "expected"), [(2, 2), (0, None), (9, None)])

@@ -1,0 +1,79 @@
+"""Puts step rehash on the denoisers of a pipeline."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import nn
+
+from accel.config import AttentionConfig, RehashConfig
+from accel.rehash.state import RehashState
+from accel.seam import Undo
+from accel.state import RunState
+
+NAME = "accel_rehash"
+
+
+def order_of(config: RehashConfig, attention: AttentionConfig | None) -> tuple[int, str]:
+    """Order of the prediction, and the reason if it is lower than could be expected."""
+    if config.order is not None:
+        return config.order, ""
+    if config.level == "features":
+        return 0, ""
+    used = (
+        () if attention is None else (attention.precision, *(r.precision for r in attention.rules))
+    )
+    if any(precision != "full" for precision in used):
+        return 0, "repeats outputs instead of going on in a line, because attention is quantized"
+    return 1, ""
+
+
+def new_state(
+    config: RehashConfig, attention: AttentionConfig | None, run: RunState
+) -> RehashState:
+    """State of one pipeline's rehash."""
+    order, why = order_of(config, attention)
+    state = RehashState(config, order, run)
+    if why:
+        state.record.note(why)
+    return state
+
+
+def apply(denoiser: nn.Module, name: str, state: RehashState, undo: list[Undo]) -> None:
+    """Hook one denoiser. What has to be undone is appended to ``undo`` as it is done.
+
+    Raises ValueError for a tail that the denoiser does not have.
+    """
+    from accel.rehash.features import Unsupported, find
+    from accel.rehash.hook import RehashHook
+    from accel.rehash.register import register
+
+    features = None
+    if state.config.level == "features":
+        try:
+            features = find(denoiser, state.config.tail, undo)
+        except Unsupported as error:
+            state.record.note(f"reuses outputs instead of features: {error}")
+    hook = RehashHook(state, name, features)
+    undo.append(register(denoiser, hook, NAME))
+    if getattr(denoiser, "_compiled_call_impl", None) is not None:
+        undo.append(_around_compiled(denoiser, hook))
+
+
+def _around_compiled(denoiser: Any, hook: Any) -> Undo:
+    """Stand outside the graph of a denoiser that was compiled in place: no graph break."""
+    compiled = denoiser._compiled_call_impl
+    module = weakref.ref(denoiser)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return hook.around(module(), compiled, args, kwargs)
+
+    denoiser._compiled_call_impl = call
+
+    def restore() -> None:
+        place = module()
+        if place is not None and place._compiled_call_impl is call:
+            place._compiled_call_impl = compiled
+
+    return restore

@@ -1,0 +1,205 @@
+"""Step rehash on a denoiser: a hook on diffusers' registry that computes, predicts or reuses.
+
+At level "output" a reused step is predicted from the branch's last outputs and the denoiser does
+not run. At level "features" (``accel/rehash/features.py``) it runs without most of its blocks. The
+branch of guidance is named by the pipeline's ``cache_context``; pipelines that set none are told
+apart by values sampled from their conditions, never by counting calls.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
+from torch import Tensor
+
+from accel.rehash.features import Features
+from accel.rehash.schedule import weights
+from accel.rehash.state import Branch, Entry, RehashState, Stored
+
+SAMPLES = 16  # values of each condition that tell branches apart
+
+
+class RehashHook(ModelHook):
+    """Stands around one denoiser. ``features`` None: level "output"."""
+
+    _is_stateful = True
+
+    def __init__(self, state: RehashState, denoiser: str, features: Features | None) -> None:
+        super().__init__()
+        self.state, self.features = state, features
+        self.alive = True
+        self._denoiser = denoiser
+        self._template: Any = None
+        self.manager = StateManager(BaseState())  # diffusers puts the cache context here
+
+    def reset_state(self, module: Any) -> Any:
+        """diffusers calls this when a pipeline call ends."""
+        self.state.clear()
+        self.manager.reset()
+        return module
+
+    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        """The denoiser's forward."""
+        return self.around(module, self.fn_ref.original_forward, args, kwargs)
+
+    def around(self, module: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Call ``forward``, or do without it."""
+        if torch.compiler.is_compiling() or not self.alive or module.training:
+            return forward(*args, **kwargs)
+        state, named = self.state, _named(module, args, kwargs)
+        inputs = _inputs(named)
+        if inputs is None or inputs[0].is_meta:
+            if inputs is None:
+                state.record.note("the denoiser was called without latents or timestep; not reused")
+            return forward(*args, **kwargs)
+        sample, timestep = inputs
+        state.run.observe(timestep)
+        state.start()
+        context = self._context()
+        step = context.step_index if context and context.step_index is not None else state.run.step
+        compute, _ = state.decide(step)
+        branch = state.branch((self._denoiser, *_branch_key(context, named)))
+        signature = str((tuple(sample.shape), sample.dtype, sample.device))
+        if branch.signature != signature:
+            branch.signature, branch.entries = signature, []
+        time = float(timestep.float().max()) if isinstance(timestep, Tensor) else float(timestep)
+        if not compute and (why := self._why_not(branch, named)):
+            compute = True
+            state.record.note(f"calls were computed at reused steps: {why}")
+        state.record.calls["computed" if compute else "reused"] += 1
+        if self.features is not None:
+            return self._through(branch, compute, step, time, forward, args, kwargs)
+        if not compute:
+            return self._predict(branch, time, kwargs)
+        output = forward(*args, **kwargs)
+        self._learn(branch, step, time, output)
+        return output
+
+    def _why_not(self, branch: Branch, named: dict[str, Any]) -> str:
+        if len(branch.entries) <= self.state.order:
+            return "too little was kept of their branch of guidance"
+        if self.features is not None and any(
+            value is not None and name.startswith(("down_", "mid_"))
+            for name, value in named.items()
+        ):
+            return "features cannot be reused beside a ControlNet"
+        return ""
+
+    def _context(self) -> Any:
+        try:
+            return self.manager.context
+        except ValueError:
+            return None
+
+    # ------------------------------------------------------------------------------------- output
+
+    def _predict(self, branch: Branch, time: float, kwargs: Any) -> Any:
+        values = predict(branch, time)
+        if kwargs.get("return_dict", True) and self._template is not None:
+            return self._template(*values)
+        return values
+
+    def _learn(self, branch: Branch, step: int | None, time: float, output: Any) -> None:
+        """Keep a computed output, and tell the rule how well it could have been predicted."""
+        values = output if isinstance(output, tuple) else tuple(output.to_tuple())
+        if not isinstance(output, tuple):
+            self._template = type(output)
+        if not all(isinstance(v, Tensor) for v in values):
+            self.state.record.note("an output of the denoiser is no tensor; not reused")
+            return
+        self._keep(branch, step, time, tuple(v.detach().clone() for v in values))
+
+    def _keep(
+        self, branch: Branch, step: int | None, time: float, values: tuple[Tensor, ...]
+    ) -> None:
+        state = self.state
+        if state.watch is not None and step is not None:
+            state.watch(step, self._denoiser, values)
+        entries = branch.entries
+        first = next(iter(state.branches.values())) is branch
+        if state.by_rate and first and step is not None and len(entries) > state.order:
+            error = _relative_error(predict(branch, time)[0], values[0])
+            state.observe(step, time, error, entries)
+        if state.order and entries and entries[0].time == time:
+            branch.entries = entries[1:]  # Heun: two values at one time draw no line
+        kept = tuple(Stored(v, state.config.store) for v in values)
+        state.keep(branch, Entry(-1 if step is None else step, time, kept))
+
+    # ----------------------------------------------------------------------------------- features
+
+    def _through(
+        self,
+        branch: Branch,
+        compute: bool,
+        step: int | None,
+        time: float,
+        forward: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        """Run the denoiser, with its blocks recorded or replaced."""
+        assert self.features is not None
+        if compute:
+            with self.features.recording() as kept:
+                output = forward(*args, **kwargs)
+            if kept:
+                self._keep(branch, step, time, tuple(kept))
+            else:
+                self.state.record.note("its blocks did not run as expected; nothing was kept")
+            return output
+        with self.features.reusing([v.get() for v in branch.entries[0].values]):
+            return forward(*args, **kwargs)
+
+
+def predict(branch: Branch, time: float) -> tuple[Tensor, ...]:
+    """What the branch's entries say about ``time``: one tensor per stream, in its own dtype."""
+    factors = weights([entry.time for entry in branch.entries], time)
+    streams = zip(*(entry.values for entry in branch.entries), strict=True)
+    return tuple(_combine(factors, stream) for stream in streams)
+
+
+def _combine(factors: list[float], stream: tuple[Stored, ...]) -> Tensor:
+    newest = stream[0].get()
+    if len(factors) == 1 or factors[1] == 0.0:
+        return newest.clone()
+    total = newest.float() * factors[0]
+    for factor, value in zip(factors[1:], stream[1:], strict=True):
+        total.add_(value.get().float(), alpha=factor)
+    return total.to(newest.dtype)
+
+
+def _relative_error(guess: Tensor, truth: Tensor) -> float:
+    difference = (guess.float() - truth.float()).norm()
+    return float(difference / truth.float().norm().clamp_min(1e-12))
+
+
+def _named(module: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """All arguments of a denoiser call by name."""
+    inner = getattr(module, "_orig_mod", module)
+    names = list(inspect.signature(type(inner).forward).parameters)[1:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _inputs(named: dict[str, Any]) -> tuple[Tensor, Any] | None:
+    """Latents and timestep of a denoiser call."""
+    sample, timestep = named.get("hidden_states", named.get("sample")), named.get("timestep")
+    if isinstance(sample, Tensor) and isinstance(timestep, (Tensor, int, float)):
+        return sample, timestep
+    return None
+
+
+def _branch_key(context: Any, named: dict[str, Any]) -> tuple[Hashable, ...]:
+    """The cache context's name; without one, sampled values of the text or image condition."""
+    if context is not None:
+        return (context.name,)
+    key: list[Hashable] = []
+    for name, tensor in sorted(named.items()):
+        if isinstance(tensor, Tensor) and name.startswith("encoder_hidden_states"):
+            flat = tensor.detach().flatten()
+            every = max(1, flat.numel() // SAMPLES)
+            key += [tuple(tensor.shape), tuple(flat[::every][:SAMPLES].float().tolist())]
+    return tuple(key)

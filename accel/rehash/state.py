@@ -1,0 +1,239 @@
+"""State of step rehash: what is kept per branch of guidance, the decisions of the current run, and
+the record of what happened.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accel.config import RehashConfig, Storage
+from accel.rehash.schedule import FEW, Rate, budget, forced, head, stretch
+from accel.state import RunState
+
+Watcher = Callable[[int, Hashable, tuple[Tensor, ...]], None]
+E4M3_MAX = 448.0
+MAX_BRANCHES = 8  # a pipeline whose branches cannot be told apart would make new ones forever
+
+
+class Stored:
+    """One tensor as it is kept: as it is, as E4M3 with one scale, or in the CPU's memory."""
+
+    def __init__(self, tensor: Tensor, store: Storage) -> None:
+        self.device, self.dtype = tensor.device, tensor.dtype
+        self.scale: Tensor | None = None
+        tensor = tensor.detach()
+        if store == "fp8":
+            self.scale = (tensor.abs().amax().float() / E4M3_MAX).clamp_min(1e-12)
+            tensor = (tensor.float() / self.scale).to(torch.float8_e4m3fn)
+        self.tensor = tensor.cpu() if store == "cpu" else tensor
+
+    def get(self) -> Tensor:
+        """The tensor in its own dtype, where it was."""
+        if self.scale is not None:
+            return (self.tensor.float() * self.scale).to(self.dtype)
+        return self.tensor.to(self.device)
+
+    @property
+    def bytes(self) -> int:
+        """Size of what is kept."""
+        return self.tensor.numel() * self.tensor.element_size()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and plain values for a checkpoint."""
+        return {
+            "tensor": self.tensor.cpu().clone(),
+            "scale": None if self.scale is None else self.scale.cpu().clone(),
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], store: Storage) -> Stored:
+        """Inverse of ``to_dict``."""
+        self = cls.__new__(cls)
+        self.device, self.dtype = torch.device(data["device"]), getattr(torch, data["dtype"])
+        at = torch.device("cpu") if store == "cpu" else self.device
+        self.tensor = data["tensor"].to(at)
+        self.scale = None if data["scale"] is None else data["scale"].to(at)
+        return self
+
+
+@dataclass
+class Entry:
+    """What one computed call left: its step, its time, and one tensor per stream."""
+
+    step: int
+    time: float
+    values: tuple[Stored, ...]
+
+
+@dataclass
+class Branch:
+    """Entries of one branch of guidance, newest first. ``signature``: shape, dtype and device of
+    the denoiser's input they were computed from.
+    """
+
+    signature: Any = None
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """Size of what is kept."""
+        return sum(value.bytes for entry in self.entries for value in entry.values)
+
+
+@dataclass
+class Record:
+    """What happened. ``computed`` and ``reused`` count steps by reason, ``calls`` denoiser calls;
+    ``keys`` are the computed steps of the last run, ``steps`` its length, ``state_bytes`` the most
+    that was kept at once; ``notes`` what could not be done as asked.
+    """
+
+    computed: Counter[str] = field(default_factory=Counter)
+    reused: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
+    keys: list[int] = field(default_factory=list)
+    steps: int = 0
+    state_bytes: int = 0
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        """Say ``text`` in the report, once."""
+        self.notes[text] = None
+
+
+class RehashState:
+    """Run state of a pipeline's rehash, shared by its denoisers and their branches, so that all
+    take the same decision at a step. Emptied when a run starts and when the pipeline ends one.
+    """
+
+    def __init__(self, config: RehashConfig, order: int, run: RunState) -> None:
+        self.config, self.order, self.run = config, order, run
+        self.record = Record()
+        self.watch: Watcher | None = None
+        self._number = -1
+        self._decided: dict[int, tuple[bool, str]] = {}
+        self._keys: frozenset[int] | None = None
+        self._rate: Rate | None = None
+        self._first = 0.0  # largest timestep of the run
+        self.branches: dict[Hashable, Branch] = {}
+
+    def clear(self) -> None:
+        """Let go of everything kept."""
+        self.branches.clear()
+
+    def start(self) -> None:
+        """Called before each decision: begins a new run if the pipeline has."""
+        number = self.run.refresh()
+        if number == self._number:
+            return
+        self._number, steps = number, self.run.steps
+        self.clear()
+        self._decided, self._keys, self._rate, self._first = {}, None, None, 0.0
+        self.record.keys, self.record.steps = [], steps or 0
+        if steps is not None:
+            self._plan(steps)
+
+    def _plan(self, steps: int) -> None:
+        config = self.config
+        if steps <= FEW:
+            self.record.note(f"off in runs of {FEW} steps or fewer, which leave nothing to skip")
+        elif config.keys:
+            self._keys = stretch(config.keys, config.steps, steps)
+            if steps != config.steps:
+                self.record.note(f"schedule of {config.steps} steps stretched to {steps}")
+        else:
+            count = budget(steps, config.speedup)
+            if count > round(steps / config.speedup):
+                self.record.note(
+                    f"{config.speedup:g}× asked; the steps that are always computed allow "
+                    f"{steps / count:.2f}× in {steps} steps"
+                )
+            self._rate = Rate(steps, count, self.order)
+
+    def decide(self, step: int | None) -> tuple[bool, str]:
+        """Whether ``step`` is computed, and why. Asked by every branch, decided by the first."""
+        steps = self.run.steps
+        if step is None or steps is None:
+            return True, "step unknown"
+        if step not in self._decided:
+            self._decided[step] = decision = self._decide(step, steps)
+            (self.record.computed if decision[0] else self.record.reused)[decision[1]] += 1
+            if decision[0]:
+                self.record.keys.append(step)
+        return self._decided[step]
+
+    def _decide(self, step: int, steps: int) -> tuple[bool, str]:
+        if steps <= FEW:
+            return True, "few steps"
+        why = "first fifth" if step < head(steps) else "last step"
+        if self._rate is not None:
+            compute = self._rate.key(step)
+            return compute, why if step in forced(steps) else "by rate"
+        assert self._keys is not None
+        return step in self._keys, why if step in forced(steps) else "scheduled"
+
+    def observe(self, step: int, time: float, error: float, entries: Sequence[Entry]) -> None:
+        """Tell the rule how well computed ``step`` could have been predicted from ``entries``."""
+        if self._rate is None:
+            return
+        last = entries[0]
+        self._first = max(self._first, abs(time), abs(last.time)) or 1.0
+        length = abs(last.time - time) / max(1, step - last.step)
+        weight = length / self._first * abs(time) / self._first
+        self._rate.observe(step, error, [e.step for e in entries], weight)
+
+    @property
+    def by_rate(self) -> bool:
+        """Whether the rule decides in the current run."""
+        return self._rate is not None
+
+    def branch(self, key: Hashable) -> Branch:
+        """State of a branch, new if it is not known."""
+        if key not in self.branches and len(self.branches) >= MAX_BRANCHES:
+            self.branches.pop(next(iter(self.branches)))
+            self.record.note("branches of guidance change from step to step; less is reused")
+        return self.branches.setdefault(key, Branch())
+
+    def keep(self, branch: Branch, entry: Entry) -> None:
+        """Add an entry, drop what is too old."""
+        branch.entries = [entry, *branch.entries][: self.order + 1]
+        kept = sum(b.bytes for b in self.branches.values())
+        self.record.state_bytes = max(self.record.state_bytes, kept)
+
+    # ------------------------------------------------------------------------------ checkpoints
+
+    def to_dict(self) -> dict[str, Any]:
+        """What decides the rest of the run, as tensors and plain values."""
+        return {
+            "decided": {str(k): list(v) for k, v in self._decided.items()},
+            "rate": None if self._rate is None else self._rate.to_dict(),
+            "first": self._first,
+            "branches": [
+                {"key": key, "signature": b.signature,
+                 "entries": [(e.step, e.time, [v.to_dict() for v in e.values])
+                             for e in b.entries]}
+                for key, b in self.branches.items()
+            ],
+        }  # fmt: skip
+
+    def restore(self, data: dict[str, Any]) -> None:
+        """Inverse of ``to_dict``, for a run that goes on from a saved step."""
+        self.start()
+        self._decided = {int(k): (bool(v[0]), str(v[1])) for k, v in data["decided"].items()}
+        self.record.keys = [step for step, (compute, _) in self._decided.items() if compute]
+        if self._rate is not None and data["rate"] is not None:
+            self._rate.restore(data["rate"])
+            self._first = data["first"]
+        for saved in data["branches"]:
+            entries = [
+                Entry(step, time, tuple(Stored.from_dict(v, self.config.store) for v in values))
+                for step, time, values in saved["entries"]
+            ]
+            self.branches[saved["key"]] = Branch(saved["signature"], entries)

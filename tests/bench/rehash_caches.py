@@ -1,0 +1,188 @@
+"""The caches that step rehash is compared with, each as its documentation sets it and swept.
+
+Every entry is a name, its setting as text, and a context in which the pipeline has it. An entry
+that cannot run on the embedded model raises in its context or run; the benchmark prints why.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from typing import Any
+
+from diffusers import (
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    SeaCacheConfig,
+    TaylorSeerCacheConfig,
+)
+
+from accel.config import RehashConfig
+from accel.patch import patched
+from accel.plan import Plan
+from accel.rehash.measure import Measurement, call
+
+Job = dict[str, Any]
+PARTS = [r"blocks\.\d+\.attn1", r"blocks\.\d+\.attn2", r"blocks\.\d+\.ffn"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One method at one setting. ``change`` alters a job instead (fewer steps)."""
+
+    method: str
+    setting: str
+    on: Callable[[Any], AbstractContextManager[Any]]
+    change: Callable[[Job], Job] = dict
+
+
+@contextmanager
+def nothing(pipe: Any) -> Iterator[None]:
+    """The pipeline as it is."""
+    yield
+
+
+def of_diffusers(make: Callable[[Any], Any]) -> Callable[[Any], AbstractContextManager[Any]]:
+    """A cache of diffusers; ``make`` builds its config for a pipeline."""
+
+    @contextmanager
+    def on(pipe: Any) -> Iterator[None]:
+        pipe.transformer.enable_cache(make(pipe))
+        try:
+            yield
+        finally:
+            pipe.transformer.disable_cache()
+
+    return on
+
+
+def rehash(config: RehashConfig) -> Callable[[Any], AbstractContextManager[Any]]:
+    """Ours."""
+    return lambda pipe: patched(pipe, plan=Plan("bench", None, rehash=config))
+
+
+def cache_dit(**settings: Any) -> Callable[[Any], AbstractContextManager[Any]]:
+    """cache-dit's DBCache; ``taylor`` adds its TaylorSeer calibrator of that order."""
+
+    @contextmanager
+    def on(pipe: Any) -> Iterator[None]:
+        import cache_dit as library
+
+        options = dict(settings)
+        order = options.pop("taylor", None)
+        calibrator = (
+            None if order is None else library.TaylorSeerCalibratorConfig(taylorseer_order=order)
+        )
+        library.enable_cache(
+            pipe, cache_config=library.DBCacheConfig(**options), calibrator_config=calibrator
+        )
+        try:
+            yield
+        finally:
+            library.disable_cache(pipe)
+
+    return on
+
+
+def magnitudes(pipe: Any, job: Job, steps: int) -> list[float]:
+    """MagCache's ratios, by its own calibration: one run, printed per branch, the first taken."""
+    printed = io.StringIO()
+    config = MagCacheConfig(calibrate=True, num_inference_steps=steps)
+    with redirect_stdout(printed), of_diffusers(lambda _: config)(pipe):
+        call(pipe, job)
+    lists = [line for line in printed.getvalue().splitlines() if line[1:2].isdigit()]
+    return [float(x) for x in lists[0].strip("[]").split(",")]
+
+
+def ours(measured: Measurement, features: Measurement) -> list[Contender]:
+    """Step rehash: measured schedules, the rule, and the paper's features."""
+    found = []
+    for point in measured.points:
+        config = measured.at_speedup(measured.steps / len(point.keys) - 1e-6)
+        found.append(Contender("rehash, measured", f"{len(point.keys)} keys", rehash(config)))
+        small = replace(config, store="fp8")
+        found.append(Contender("rehash, measured, fp8", f"{len(point.keys)} keys", rehash(small)))
+    for speedup in (1.5, 1.9, 2.4, 3.0):
+        found.append(
+            Contender("rehash, no map", f"{speedup:g}×", rehash(RehashConfig(speedup=speedup)))
+        )
+    for point in features.points:
+        config = features.at_speedup(features.steps / len(point.keys) - 1e-6)
+        name = f"{len(point.keys)} keys, {point.found}"
+        found.append(Contender("rehash, features (paper)", name, rehash(config)))
+    return found
+
+
+def theirs(pipe: Any, job: Job, steps: int) -> list[Contender]:
+    """Fewer steps and every cache, documented setting first."""
+    found = [
+        Contender("fewer steps", str(n), nothing, lambda j, n=n: {**j, "num_inference_steps": n})
+        for n in sorted({round(steps / s) for s in (1.25, 1.5, 1.7, 1.9, 2.4, 3.0)}, reverse=True)
+    ]
+    for t in (0.2, 0.05, 0.1, 0.25, 0.3):
+        on = of_diffusers(lambda _, t=t: FirstBlockCacheConfig(t))
+        found.append(Contender("FirstBlockCache", f"threshold {t}", on))
+    ratios = magnitudes(pipe, job, steps)
+    for t, k in ((0.06, 3), (0.12, 3), (0.24, 3), (0.5, 5)):
+        config = MagCacheConfig(t, k, num_inference_steps=steps, mag_ratios=ratios)
+        on = of_diffusers(lambda _, c=config: c)
+        found.append(Contender("MagCache", f"threshold {t}, at most {k}", on))
+    found += [_broadcast(2, None), _broadcast(2, 6), _broadcast(3, 6), _broadcast(5, 6)]
+    for n in (5, 2, 3):
+        lite = TaylorSeerCacheConfig(cache_interval=n, use_lite_mode=True)
+        parts = TaylorSeerCacheConfig(cache_interval=n, cache_identifiers=PARTS)
+        found.append(
+            Contender("TaylorSeer lite", f"interval {n}", of_diffusers(lambda _, c=lite: c))
+        )
+        found.append(Contender("TaylorSeer", f"interval {n}", of_diffusers(lambda _, c=parts: c)))
+    for t, order in ((0.25, 1), (0.1, 1), (0.5, 1), (0.25, 0)):
+        config = SeaCacheConfig(t, residual_order=order)
+        on = of_diffusers(lambda _, c=config: c)
+        found.append(Contender("SeaCache", f"threshold {t}, order {order}", on))
+    return [*found, *_faster(), *_of_cache_dit(steps)]
+
+
+def _broadcast(spatial: int, cross: int | None) -> Contender:
+    def make(pipe: Any) -> Any:
+        return PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=spatial,
+            cross_attention_block_skip_range=cross,
+            current_timestep_callback=lambda: pipe.current_timestep,
+        )
+
+    return Contender("PAB", f"spatial {spatial}, cross {cross}", of_diffusers(make))
+
+
+def _faster() -> list[Contender]:
+    def make(pipe: Any, skip: int) -> Any:
+        return FasterCacheConfig(
+            spatial_attention_block_skip_range=skip,
+            current_timestep_callback=lambda: pipe.current_timestep,
+            attention_weight_callback=lambda _: 0.3,
+            is_guidance_distilled=True,  # the pipeline calls its branches one after another
+        )
+
+    return [
+        Contender("FasterCache", f"attention {n}", of_diffusers(lambda p, n=n: make(p, n)))
+        for n in (2, 3)
+    ]
+
+
+def _of_cache_dit(steps: int) -> list[Contender]:
+    """Its F8 needs more than six blocks, so one block decides."""
+    found = []
+    for t in (0.08, 0.2, 0.4):
+        settings = {
+            "Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "residual_diff_threshold": t,
+            "num_inference_steps": steps,
+        }  # fmt: skip
+        found.append(Contender("cache-dit DBCache", f"F1B0 {t}", cache_dit(**settings)))
+        short = {**settings, "max_warmup_steps": 4}
+        found.append(Contender("cache-dit DBCache", f"F1B0 W4 {t}", cache_dit(**short)))
+        on = cache_dit(**short, taylor=1)
+        found.append(Contender("cache-dit TaylorSeer", f"F1B0 W4 {t}", on))
+    return found
