@@ -58,7 +58,8 @@ def plan(pipe: Any, job: Size, *, memory: str | int) -> Plan:
 def family(pipe: Any) -> Family:
     """Classes and configurations of a loaded pipeline. Raises ValueError for unknown ones."""
     found = denoisers(pipe)
-    denoiser, vae = next(iter(found.values())), getattr(pipe, "vae", None)
+    denoiser: Any = next(iter(found.values()))
+    vae = getattr(pipe, "vae", None)
     name = type(denoiser).__name__
     if name not in INPUTS or vae is None:
         raise ValueError(

@@ -159,7 +159,7 @@ def _choices(
     unlikely: list[Axis | None] = []
     for dim, size in enumerate(shape):
         repeated = [(s,) * (size // n) for s, n in length.items() if n > 1 and size % n == 0]
-        for run in runs + [r for r in repeated if dim == 0 and 1 < len(r) <= MOST_SAMPLES]:
+        for run in [*runs, *(r for r in repeated if dim == 0 and 1 < len(r) <= MOST_SAMPLES)]:
             if size == sum(length[s] for s in run) and size > 1:
                 channels = dim == len(shape) - 1 and dtype.is_floating_point
                 (unlikely if channels else likely).append(Axis(dim, run))

@@ -275,9 +275,12 @@ class Rules:
             if n not in results:
                 continue
             place = self._place(view, number)
-            streams = place and self._between(number, place[1], int(view.shape[place[0]]))
-            streams = streams and self._repeated(streams, int(view.shape[place[0]]))
-            if not place or not streams:
+            if not place:
+                return None
+            size = int(view.shape[place[0]])
+            streams = self._between(number, place[1], size)
+            streams = streams and self._repeated(streams, size)
+            if not streams:
                 return None
             axes[n] = Axis(place[0], streams)
         return Found(axes)

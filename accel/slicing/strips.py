@@ -153,7 +153,7 @@ def apply(vae: Any, config: SlicingConfig, undo: list[Undo]) -> dict[str, Record
     """Run the decoder of ``vae`` in strips, if it is of a kind in ``BLOCKS``. What has to be undone
     is appended to ``undo`` as it is done. Returns one record for all blocks, or none.
     """
-    decoder = getattr(vae, "decoder", None)
+    decoder: Any = getattr(vae, "decoder", None)
     if type(decoder).__name__ not in DECODERS:
         return {}
     record = Record()
@@ -165,9 +165,15 @@ def apply(vae: Any, config: SlicingConfig, undo: list[Undo]) -> dict[str, Record
     for part in decoder.modules():
         if shape := BLOCKS.get(type(part).__name__):
             halo, scale = shape if getattr(part, "mode", "") != "none" else (shape[0], 1)
-            put(part, lambda f, h=halo, s=scale: Block(f, config, record, halo=h, scale=s))
+            put(part, _block(config, record, halo, scale))
     _put_head(decoder, put, config, record)
     return {VAE: record}
+
+
+def _block(
+    config: SlicingConfig, record: Record, halo: int, scale: int
+) -> Callable[[Callable[..., Any]], Any]:
+    return lambda forward: Block(forward, config, record, halo=halo, scale=scale)
 
 
 def _put_head(decoder: Any, put: Put, config: SlicingConfig, record: Record) -> None:
@@ -175,7 +181,7 @@ def _put_head(decoder: Any, put: Put, config: SlicingConfig, record: Record) -> 
     first, second = (getattr(*innermost(m)) for m in (norm, decoder.nonlinearity))
 
     def before(x: Tensor) -> Tensor:
-        return second(first(x))  # type: ignore[no-any-return]
+        return second(first(x))
 
     def together() -> bool:
         return _possible() and not offloaded(norm)

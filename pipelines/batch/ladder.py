@@ -60,7 +60,9 @@ def changed(job: Job, rungs: Sequence[Rung]) -> Job:
     before = plan = job.accel_plan()
     for rung in rungs:
         plan = rung.change(plan)
-    return job if plan == before else replace(job, preset=None, plan=plan and plan.to_dict())
+    if plan is None or plan == before:
+        return job
+    return replace(job, preset=None, plan=plan.to_dict())
 
 
 def _no_offload(pipe: Any) -> str:
