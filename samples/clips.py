@@ -87,10 +87,10 @@ class Clip:
 
 
 def _texture(layer: Layer, u: np.ndarray) -> np.ndarray:
-    """Brightness in 0..1 at canonical points ``[..., 2]``; smooth, periods of 14 to 22 px."""
+    """Brightness in 0..1 at canonical points ``[..., 2]``; smooth, periods of 18 to 30 px."""
     a, b, c = layer.phase
     x, y = u[..., 0], u[..., 1]
-    period = 14.0 + 8.0 * a
+    period = 18.0 + 12.0 * a
     angle = math.pi * b
     r = math.cos(angle) * x + math.sin(angle) * y
     q = -math.sin(angle) * x + math.cos(angle) * y
@@ -172,8 +172,8 @@ def _path(rng: np.random.Generator, centre: tuple[float, float], speed: float) -
     return Path(
         centre,
         (v * math.cos(angle), v * math.sin(angle)),
-        zoom=rng.uniform(-0.02, 0.02) if moves[0] < 0.5 else 0.0,
-        spin=rng.uniform(-0.04, 0.04) if moves[1] < 0.5 else 0.0,
+        zoom=rng.uniform(-0.03, 0.03) if moves[0] < 0.5 else 0.0,
+        spin=rng.uniform(-0.06, 0.06) if moves[1] < 0.5 else 0.0,
         turn=1.0 if moves[2] < 0.2 else 0.0,
     )
 
@@ -194,14 +194,14 @@ def sample_layers(rng: np.random.Generator, size: int = 64) -> tuple[list[Layer]
     """Draw a random clip's layers (bottom first) and its caption."""
     colours = list(rng.permutation(list(COLOURS)))
     ground, pattern = colours.pop(), str(rng.choice(PATTERNS))
-    still = rng.random() < 0.25
-    path = _path(rng, (size / 2, size / 2), 0.0 if still else 1.5)
+    still = rng.random() < 0.15
+    path = _path(rng, (size / 2, size / 2), 0.0 if still else 2.5)
     if still:
         path = Path(path.centre, (0.0, 0.0), 0.0, 0.0)
     layers = [Layer(path, ground, pattern, None, 0.0, tuple(rng.random(3)))]
     names = []
     for _ in range(1 if rng.random() < 0.6 else 2):
-        _, path = _start(rng, 1.6, size)
+        _, path = _start(rng, 2.5, size)
         shape, colour = str(rng.choice(SHAPES)), colours.pop()
         layers.append(
             Layer(path, colour, "cloudy", shape, float(rng.uniform(10, 15)), tuple(rng.random(3)))

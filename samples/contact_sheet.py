@@ -2,7 +2,9 @@
 
     python samples/contact_sheet.py [--steps 20]
 
-Each row is one clip, frames 0, 4, 8, 12 and 16; its caption and motion are printed on the left.
+Each row is one clip: caption and motion, the commanded flow, the flow that OpenCV's DIS finds in
+the generated frames (both averaged over the clip; hue is direction, saturation speed), and frames
+0, 4, 8, 12 and 16.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ from tqdm import tqdm
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
+from accel.pipelines.motion.driving import estimate
+from accel.pipelines.motion.flows import make_flow
+from accel.pipelines.motion.preview import colour_wheel
 
 ROWS = [
-    ("a red circle on a striped blue background", {"camera": {"pan": [1.0, 0.0]}}),
-    ("a red circle on a striped blue background", {"camera": {"pan": [-1.0, 0.0]}}),
-    ("a yellow star on a dotted purple background", {"camera": {"zoom": 1.02}}),
-    ("a yellow star on a dotted purple background", {"camera": {"zoom": 0.98}}),
-    ("a white square on a checkered green background", {"camera": {"roll": 2.0}}),
-    ("an orange triangle on a cloudy grey background", {"camera": {"pan": [0.0, 1.0]}}),
+    ("a red circle on a striped blue background", {"camera": {"pan": [2.0, 0.0]}}),
+    ("a red circle on a striped blue background", {"camera": {"pan": [-2.0, 0.0]}}),
+    ("a yellow star on a dotted purple background", {"camera": {"zoom": 1.025}}),
+    ("a yellow star on a dotted purple background", {"camera": {"zoom": 0.975}}),
+    ("a white square on a checkered green background", {"camera": {"roll": 3.0}}),
+    ("an orange triangle on a cloudy grey background", {"camera": {"pan": [0.0, 2.0]}}),
     (
         "a blue square on a dotted orange background",
         {"drag": [{"polygon": [[8, 20], [30, 20], [30, 42], [8, 42]], "by": [24, 0]}]},
@@ -34,9 +39,24 @@ ROWS = [
 SHOWN, ZOOM, MARGIN = (0, 4, 8, 12, 16), 2, 300
 
 
-def row(frames: np.ndarray, caption: str, motion: object) -> Image.Image:
+def flows(frames: np.ndarray, motion: dict | None) -> list[np.ndarray]:
+    """Commanded and obtained flow as two pictures uint8 [H, W, 3] on one scale of speed."""
+    height, width = frames.shape[1:3]
+    obtained = estimate(frames)[0].transpose(0, 3, 1, 2)
+    obtained[np.abs(obtained) > width] = np.nan  # occluded
+    obtained = np.nan_to_num(np.nanmedian(obtained, 0, keepdims=True))
+    commanded = np.zeros_like(obtained)
+    if motion is not None:
+        flow, _ = make_flow(motion, frames=len(frames), height=height, width=width)
+        commanded = flow.numpy().mean(0, keepdims=True)
+    full = max(float(np.hypot(*commanded[0]).max()), 1.0)
+    return [colour_wheel(flow, full=full)[0] for flow in (commanded, obtained)]
+
+
+def row(frames: np.ndarray, caption: str, motion: dict | None) -> Image.Image:
     """One clip as a strip with its text."""
-    strip = Image.fromarray(np.concatenate([frames[k] for k in SHOWN], axis=1))
+    pictures = [*flows(frames, motion), *(frames[k] for k in SHOWN)]
+    strip = Image.fromarray(np.concatenate(pictures, axis=1))
     strip = strip.resize((strip.width * ZOOM, strip.height * ZOOM), Image.Resampling.BICUBIC)
     sheet = Image.new("RGB", (strip.width + MARGIN, strip.height + 4), "white")
     sheet.paste(strip, (MARGIN, 2))

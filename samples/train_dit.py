@@ -2,37 +2,34 @@
 
 Method. Rectified flow: ``x_t = (1 - t) x + t e``, the network predicts ``e - x``. The only
 difference to ordinary training is ``e``: it is Gaussian noise warped along the clip's exact optical
-flow (Go-with-the-Flow, arXiv 2501.08331, section 3), mixed with fresh noise at strength gamma ~
-U(0, 1); one clip in ten gets pure noise. Since the captions never name the motion, noise is the
-only place to learn it from. A random rotation of the noise channels, fresh at each use, gives each
-stored warp endless variants: the channels are independent and share one graph, so the law stays
-exactly the same.
+flow (Go-with-the-Flow, arXiv 2501.08331, section 3): undegraded for half of the clips, mixed with
+fresh noise at strength gamma ~ U(0, 1) for four in ten, pure fresh noise for one in ten. Since the
+captions never name the motion, noise is the only place to learn it from. A random rotation of the
+noise channels, fresh at each use, gives each stored warp endless variants: the channels are
+independent and share one graph, so the law stays exactly the same.
 """
 
 from __future__ import annotations
 
 import copy
 import multiprocessing
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from clips import sample_clip
-from diffusers import AutoencoderKLWan
+from pooled import CHANNELS, SPATIAL, TEMPORAL, pooled_latents
 from tiny_model import (
-    CHANNELS,
     PROMPT_TOKENS,
     build_text_encoder,
     build_tokenizer,
     build_transformer,
-    build_vae,
     encode_text,
 )
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
-from train_common import ROOT, WORK, Settings, cosine, descend, save_state, to_video
+from train_common import WORK, Settings, cosine, descend, save_state, to_video
 
 from accel.kernels.warp import warp_noise
 
@@ -40,34 +37,20 @@ LONG_PROMPT = 512  # WanPipeline's default padding; some batches train with it s
 
 
 def make_clip(task: tuple[int, Settings]) -> tuple[Tensor, Tensor, str]:
-    """Latents and warped noise [16, 5, 8, 8] fp16 (not yet normalised) and caption of one clip."""
+    """Latents and warped noise [12, 5, 16, 16] fp16 and caption of one clip."""
     index, s = task
     torch.set_num_threads(1)
     clip = sample_clip(1_000_000 * s.seed + index)
-    vae = trained_vae()
-    with torch.no_grad():
-        frames = to_video((clip.frames * 255).round().astype(np.uint8))[None]
-        latents = vae.encode(frames).latent_dist.mode()[0]
+    latents = pooled_latents(to_video(clip.frames * 255)[None])[0]
     noise = warp_noise(
         torch.from_numpy(clip.forward),
         backward=torch.from_numpy(clip.backward),
         channels=CHANNELS,
         seed=index,
     )
-    pooled = avg_pool2d(noise[::4], 8) * 8  # every fourth frame; mean times 8 keeps unit variance
+    # One frame per latent frame; the mean over n x n times n keeps unit variance.
+    pooled = avg_pool2d(noise[::TEMPORAL], SPATIAL) * SPATIAL
     return latents.half(), pooled.transpose(0, 1).half(), clip.caption
-
-
-@cache
-def trained_vae() -> AutoencoderKLWan:
-    """The VAE of the first stage, from its checkpoint or else from the exported model."""
-    vae = build_vae().eval()
-    if (WORK / "vae.pt").exists():
-        vae.load_state_dict(torch.load(WORK / "vae.pt")["model"])
-    else:
-        exported = AutoencoderKLWan.from_pretrained(ROOT / "tiny-wan" / "vae")
-        vae.load_state_dict(exported.float().state_dict())
-    return vae
 
 
 def make_data(s: Settings) -> dict[str, Any]:
@@ -100,36 +83,29 @@ def mix_noise(warped: Tensor, gamma: Tensor) -> Tensor:
 
 
 def build_nets() -> torch.nn.ModuleDict:
-    """Transformer and text encoder, which are trained together."""
-    text = build_text_encoder(len(build_tokenizer()))
-    return torch.nn.ModuleDict({"transformer": build_transformer(), "text": text})
+    """Transformer and text encoder, which are trained together.
 
-
-def exported_nets() -> torch.nn.ModuleDict:
-    """The nets of ``samples/tiny-wan``, to go on from where no checkpoint is left."""
-    nets = build_nets()
-    folder = ROOT / "tiny-wan"
-    nets["transformer"].load_state_dict(
-        type(nets["transformer"]).from_pretrained(folder / "transformer").float().state_dict()
-    )
-    nets["text"].load_state_dict(
-        type(nets["text"]).from_pretrained(folder / "text_encoder").float().state_dict()
-    )
-    return nets
+    Keys begin as queries: tokens then attend to tokens that look like them, which are those with
+    the same noise in other frames, so features travel along the commanded motion from the first
+    step on. From independent weights that takes far longer to be found than everything else.
+    """
+    text, transformer = build_text_encoder(len(build_tokenizer())), build_transformer()
+    for block in transformer.blocks:
+        block.attn1.to_k.load_state_dict(block.attn1.to_q.state_dict())
+    return torch.nn.ModuleDict({"transformer": transformer, "text": text})
 
 
 def sample_batch(
     s: Settings, step: int, latents: Tensor, data: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-    """Clean latents and noise [B, 16, 5, 8, 8], times [B] and prompts; the step is the seed."""
+    """Clean latents and noise [B, 12, 5, 16, 16], times [B] and prompts; the step is the seed."""
     rng = np.random.default_rng((s.seed, step, 1))
     torch.manual_seed(s.seed * 100_003 + step)
     picks = rng.integers(0, len(latents), s.dit_batch)
     prompts = [data["captions"][i] if rng.random() > 0.1 else "" for i in picks]
-    gamma = torch.from_numpy(rng.random(s.dit_batch)).float()
-    if step < 0.75 * s.dit_steps:
-        gamma = gamma**2  # motion is read from little-degraded noise; learn that first
-    gamma[torch.from_numpy(rng.random(s.dit_batch) < 0.1)] = 1.0
+    # Motion is learned from undegraded noise, so half of the clips keep all of it.
+    draw, gamma = rng.random(s.dit_batch), rng.random(s.dit_batch)
+    gamma = torch.from_numpy(np.where(draw < 0.5, 0.0, np.where(draw < 0.9, gamma, 1.0))).float()
     noise = mix_noise(rotate_channels(data["noise"][picks].float()), gamma)
     u = torch.rand(s.dit_batch)
     return latents[picks], noise, 2 * u / (1 + u), prompts  # more of the noisy end
@@ -150,7 +126,7 @@ def flow_loss(
 def train_dit(s: Settings) -> None:
     """Rectified flow on the latents, with warped noise; transformer and text encoder together.
 
-    Goes on from the checkpoint, else from the exported model, else from random weights.
+    Goes on from the checkpoint where there is one.
     """
     torch.manual_seed(s.seed)
     data, tokenizer = make_data(s), build_tokenizer()
@@ -158,8 +134,7 @@ def train_dit(s: Settings) -> None:
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
     latents = (latents - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
     path, start, smooth = WORK / "dit.pt", 0, 0.0
-    exported = (ROOT / "tiny-wan" / "model_index.json").exists()
-    nets = exported_nets() if exported and not path.exists() else build_nets()
+    nets = build_nets()
     average = copy.deepcopy(nets)
     optimiser = torch.optim.AdamW(nets.parameters(), lr=s.dit_lr, betas=(0.9, 0.98), fused=True)
     if path.exists():
@@ -172,7 +147,7 @@ def train_dit(s: Settings) -> None:
     bar = tqdm(range(start, s.dit_steps), "dit", initial=start, total=s.dit_steps)
     for step in bar:
         x, noise, times, prompts = sample_batch(s, step, latents, data)
-        length = LONG_PROMPT if step % 8 == 7 else PROMPT_TOKENS
+        length = LONG_PROMPT if step % 16 == 15 else PROMPT_TOKENS
         loss = flow_loss(
             nets, x, noise, times, encode_text(nets["text"], tokenizer, prompts, length)
         )

@@ -20,11 +20,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 from clips import sample_clip
+from diffusers import AutoencoderKLWan
+from pooled import pooled_latents
 from tiny_model import build_vae, save_pipeline
 from torch import Tensor
 from tqdm import tqdm
 from train_common import FRAMES, ROOT, SIZE, WORK, Settings, cosine, descend, save_state, to_video
-from train_dit import build_nets, make_data, train_dit, trained_vae
+from train_dit import build_nets, make_data, train_dit
 
 
 def vae_clips(s: Settings) -> np.ndarray:
@@ -52,7 +54,12 @@ def vae_batch(clips: np.ndarray, rng: np.random.Generator, *, crop: int, whole: 
 
 
 def train_vae(s: Settings) -> None:
-    """L1 + L2 + small KL. Crops of many clips first: a batch must show many colours at once."""
+    """Encoder: its mean learns the latents of ``pooled.py``. Decoder: back from these to frames.
+
+    Losses are L1 + L2; the latents are given to the decoder with a little noise, since those that a
+    diffusion model makes are not exact. Crops of many clips first: a batch must show many colours
+    at once.
+    """
     torch.manual_seed(s.seed)
     vae, path, start = build_vae(), WORK / "vae.pt", 0
     optimiser = torch.optim.AdamW(vae.parameters(), lr=s.vae_lr, betas=(0.9, 0.99))
@@ -69,21 +76,31 @@ def train_vae(s: Settings) -> None:
         x = vae_batch(
             clips, rng, crop=32 if step < 0.75 * s.vae_steps else SIZE, whole=step % 4 == 3
         )
+        latents = pooled_latents(x)
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample()).sample
-        loss = (
-            (y - x).abs().mean()
-            + (y - x).square().mean()
-            + s.kl * posterior.kl().mean() / posterior.mean[0].numel()
-        )
-        descend(optimiser, loss, cosine(step, s.vae_steps, s.vae_lr))
-        psnr = -10 * math.log10(float((y - x).detach().square().mean()) / 4)
+        off = posterior.mean - latents
+        error = vae.decode(latents + s.vae_noise * torch.randn_like(latents)).sample - x
+        spread = (posterior.logvar - 2 * math.log(s.vae_noise)).square().mean()
+        losses = [e.abs().mean() + e.square().mean() for e in (error, 0.2 * off)]
+        descend(optimiser, sum(losses) + 1e-3 * spread, cosine(step, s.vae_steps, s.vae_lr))
+        psnr = -10 * math.log10(float(error.detach().square().mean()) / 4)
         smooth = psnr if smooth == 0 else 0.98 * smooth + 0.02 * psnr
-        bar.set_postfix(psnr=f"{smooth:.2f} dB", loss=f"{float(loss):.4f}")
+        bar.set_postfix(psnr=f"{smooth:.2f} dB", latents=f"{float(off.detach().std()):.4f}")
         if (step + 1) % 250 == 0 or step + 1 == s.vae_steps:
             save_state(
                 path, model=vae.state_dict(), optimiser=optimiser.state_dict(), step=step + 1
             )
+
+
+def trained_vae() -> AutoencoderKLWan:
+    """The VAE of the first stage, from its checkpoint or else from the exported model."""
+    vae = build_vae().eval()
+    if (WORK / "vae.pt").exists():
+        vae.load_state_dict(torch.load(WORK / "vae.pt")["model"])
+    else:
+        exported = AutoencoderKLWan.from_pretrained(ROOT / "tiny-wan" / "vae")
+        vae.load_state_dict(exported.float().state_dict())
+    return vae
 
 
 def export(s: Settings) -> None:
