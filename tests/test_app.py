@@ -56,7 +56,7 @@ def give_name(page: Any, name: str) -> None:
 
 @browsing
 def test_generate_with_the_keyboard_reload_and_play(page: Any, page_out: Path) -> None:
-    fill(page, frames=17, steps=200)  # long enough to be still running after a reload
+    fill(page, frames=33, steps=200)  # long enough to be still running after a reload
     page.locator("#prompt textarea").focus()
     page.keyboard.press("Control+A")
     page.keyboard.type("a green star")
@@ -71,7 +71,7 @@ def test_generate_with_the_keyboard_reload_and_play(page: Any, page_out: Path) -
     playing = "document.querySelector('#latest video')?.currentTime > 0"
     until(lambda: page.evaluate(playing))
     job = Job(**read_sidecar(next(page_out.glob("a-green-star*.json")))["job"])
-    assert (job.prompt, job.frames, job.steps) == ("a green star", 17, 200)
+    assert (job.prompt, job.frames, job.steps) == ("a green star", 33, 200)
 
 
 @browsing
