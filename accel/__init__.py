@@ -8,6 +8,7 @@ if (_root / "kernels" / "csrc").is_dir() and str(_root) not in __path__:
     __path__.append(str(_root))
 
 from accel import choose  # noqa: E402
+from accel.budget import plan as plan  # noqa: E402
 from accel.calibrate import calibrate  # noqa: E402
 from accel.calibration import ErrorTable  # noqa: E402
 from accel.config import AttentionConfig, Rule, SlicingConfig  # noqa: E402

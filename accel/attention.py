@@ -57,7 +57,7 @@ class Record:
 class Site:
     """One attention module (or a denoiser itself, ``config`` None) and its record.
 
-    ``checked_run``: the run whose first call has been compared with full precision;
+    ``checked``: precisions whose first call in run ``checked_run`` was compared with full one;
     ``demoted_run``: in that run a result was not usable (``demoted_why``), so the rest stays at
     full precision.
     """
@@ -69,6 +69,7 @@ class Site:
     record: Record = field(default_factory=Record)
     entered: int = 0
     checked_run: int = -1
+    checked: set[str] = field(default_factory=set)
     demoted_run: int = -1
     demoted_why: str = ""
 
@@ -116,7 +117,9 @@ class Site:
         if not finite(out):
             return self._demote(call, "result not finite", run)
         if self.checked_run != run:
-            self.checked_run = run
+            self.checked_run, self.checked = run, set()
+        if precision not in self.checked:
+            self.checked.add(precision)
             if impl == "cpu":
                 bytes_ = scratch_bytes(query, call.key, call.value, BITS[precision])
                 record.scratch_bytes = max(record.scratch_bytes, bytes_)

@@ -213,7 +213,8 @@ def _table(sums: _Sums, jobs: int) -> ErrorTable:
         found = sums.errors[site, step, branch] / n
         found[:, -1] *= n  # the worst is no mean
         errors[(slice(None), slice(None), *at)] = found
-    sigmas = np.array([sums.sigmas[i] for i in range(steps)])
+    known = sorted(sums.sigmas)
+    sigmas = np.interp(range(steps), known, [sums.sigmas[i] for i in known])
     work = np.array(list(sums.work.values()))
     return ErrorTable(
         sites, sigmas, work, counts, dict(zip(sums.precisions, errors, strict=True)), jobs=jobs

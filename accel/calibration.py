@@ -61,12 +61,20 @@ class ErrorTable:
             return values.max(-1)
         return (values * self.counts).sum(-1) / np.maximum(self.counts.sum(-1), 1)
 
+    @property
+    def amount(self) -> np.ndarray:
+        """Work [S, N] of the calls that were made: 0 where a site does not run at a step, as in
+        one of two denoisers that share the steps.
+        """
+        calls = self.counts.sum(-1)
+        return self.work[:, None] * calls / max(float(calls.max()), 1e-30)
+
     def damage(self, precision: str) -> np.ndarray:
         """Predicted mean squared error of the video [S, N] if only that site at that step ran in
         ``precision``; "full" is 0. Raises ValueError if no sensitivity was measured.
         """
         if self.site_weight is None or self.step_weight is None:
-            raise ValueError("no sensitivity measured; calibrate with sensitivity=True")
+            raise ValueError("no sensitivity measured; calibrate with sensitivity=1")
         if precision == "full":
             return np.zeros((len(self.sites), len(self.sigmas)))
         return np.outer(self.site_weight, self.step_weight) * self.mean("l2", precision)
@@ -80,16 +88,23 @@ class ErrorTable:
         if new.ndim != 1 or not len(new):
             raise ValueError(f"sigmas must be a list of noise levels, got shape {new.shape}")
 
-        def carry(values: np.ndarray) -> np.ndarray:  # [..., N, B]
-            back = np.moveaxis(values, -2, -1)[..., ::-1]
-            flat = [np.interp(new, old, row) for row in back.reshape(-1, len(old))]
-            return np.moveaxis(np.array(flat).reshape(*back.shape[:-1], len(new)), -1, -2)
+        def carry(values: np.ndarray) -> np.ndarray:  # [..., N, B]; from measured steps only
+            out = np.zeros((*values.shape[:-2], len(new), values.shape[-1]))
+            for at in np.ndindex(*values.shape[:-2], values.shape[-1]):
+                seen = self.counts[at[-2], ::-1, at[-1]] > 0
+                if seen.any():
+                    row = values[(*at[:-1], slice(None, None, -1), at[-1])]
+                    out[(*at[:-1], slice(None), at[-1])] = np.interp(new, old[seen], row[seen])
+            return out
 
+        counts = np.stack(
+            [[np.interp(new, old, b[::-1]) for b in site.T] for site in self.counts]
+        ).swapaxes(1, 2)
         weight = self.step_weight
         if weight is not None:
             weight = np.interp(new, old, weight[::-1]) * len(old) / len(new)
         return replace(
-            self, sigmas=new, counts=carry(self.counts), step_weight=weight,
+            self, sigmas=new, counts=counts, step_weight=weight,
             errors={p: carry(v) for p, v in self.errors.items()},
         )  # fmt: skip
 

@@ -53,8 +53,8 @@ def by_share(
         damage = [1 - table.mean("score", p) for p in (low, high)]
     else:
         damage = [table.damage(p) for p in (low, high)]
-    cost = [np.zeros(len(table.sites)), table.work]
-    limit = (1 - share) * float(table.work.sum()) * len(table.sigmas)
+    cost = [np.zeros_like(table.amount), table.amount]
+    limit = (1 - share) * float(table.amount.sum())
     return _search(np.array(damage), np.array(cost), (low, high), limit, phases, axis)[0]
 
 
@@ -64,7 +64,8 @@ def by_bound(table: ErrorTable, bound: float, *, metric: str = "worst") -> Choic
     mean.
     """
     choice = uniform(table, "full")
-    for p in sorted(table.precisions, key=lambda p: (-COST[p], table.mean("l1", p).mean())):
+    # The last one stays: the cheapest and, of those that cost the same, the most exact.
+    for p in sorted(table.precisions, key=lambda p: (-COST[p], -table.mean("l1", p).mean())):
         choice[table.mean(metric, p) <= bound] = p
     return choice
 
@@ -75,7 +76,7 @@ def by_quality(table: ErrorTable, decibels: float, *, phases: int | None = 3) ->
     """
     names = ("full", *table.precisions)
     damage = np.array([table.damage(p) for p in names])
-    cost = np.array([COST[p] * table.work for p in names])
+    cost = np.array([COST[p] * table.amount for p in names])
     limit = 10 ** (-decibels / 10)
     # Damage and cost change places: the least cost with damage under the limit.
     return _search(damage, cost, names, limit, phases, "both", limit_damage=True)[0]
@@ -89,8 +90,8 @@ def predicted(table: ErrorTable, choice: Choice) -> float:
 
 def relative_cost(table: ErrorTable, choice: Choice) -> float:
     """Attention time of a choice against full precision everywhere, from ``COST``."""
-    cost = np.vectorize(COST.__getitem__, otypes=[float])(choice) * table.work[:, None]
-    return float(cost.sum() / (table.work.sum() * choice.shape[1]))
+    cost = np.vectorize(COST.__getitem__, otypes=[float])(choice) * table.amount
+    return float(cost.sum() / table.amount.sum())
 
 
 def to_plan(table: ErrorTable, choice: Choice, name: str = "calibrated", **options: Any) -> Plan:
@@ -116,10 +117,9 @@ def _search(
 ) -> tuple[Choice, float]:  # fmt: skip
     """Best choice over all ways to cut the run in phases, and its value.
 
-    damage [P, S, N]; cost [P, S] of one step; the limit is on cost, or on damage.
+    damage and cost [P, S, N]; the limit is on cost, or on damage.
     """
-    sites, steps = damage.shape[1:]
-    work = np.repeat(cost[..., None], steps, -1)
+    (sites, steps), work = damage.shape[1:], cost
     if axis == "site":
         phases = 1
     elif axis == "step":

@@ -67,8 +67,9 @@ class AttentionConfig:
 
     ``impl`` "auto" takes the fastest implementation, and leaves calls too short to profit to torch;
     a named one is used for every call. ``check_rows``: query rows per head compared with full
-    precision on the first call of each site in a run; 0 turns the comparison off. Above a relative
-    L1 error of ``max_error`` there, the site stays at full precision for the rest of the run.
+    precision on each site's first call in each precision in a run; 0 turns that off. Above a
+    relative L1 error of ``max_error`` there, the site stays at full precision for the rest of the
+    run.
     """
 
     precision: Precision = "int8"

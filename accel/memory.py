@@ -8,6 +8,7 @@ scratch memory of kernels, no fragmentation of an allocator.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +21,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.config import SlicingConfig
-from accel.models import INPUTS, Family, Video, latent_shape, meta, size_of
+from accel.models import FRAMEWISE, INPUTS, Family, Video, latent_shape, meta, size_of
 from accel.seam import Undo, unwind
-from accel.slicing import apply
-from accel.slicing.record import leaves
+from accel.slicing import Programs, apply, apply_strips
+from accel.slicing.record import leaves, tree_map
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
@@ -122,13 +123,16 @@ def activation_peak(run: Callable[[], Any], inputs: Any, weights: Any) -> tuple[
 
 # --------------------------------------------------------------------------------------- simulate
 
+MOST = 16  # slices and strips that are tried
+STRIPS = f"{MOST} strips"
+
 
 @dataclass(frozen=True)
 class Peaks:
     """Bytes of a model at one size. ``denoise``: activations by number of slices (1 is diffusers
-    as it comes), ``decode``: activations of the VAE's decoder as it comes and with diffusers'
-    tiling, which is approximate. Weights are those of the phase's own component. ``rehash``: what
-    step rehash keeps at each level, beside the activations, per call of the denoiser in a step.
+    as it comes), ``decode``: activations of the VAE's decoder, by ways of which some are
+    approximate. Weights are those of the phase's own component. ``rehash``: what step
+    rehash keeps at each level, beside the activations, per call of the denoiser in a step.
     """
 
     denoise: dict[int, int]
@@ -144,26 +148,31 @@ class Peaks:
 
 
 def simulate(
-    family: Family, video: Video, slices: Sequence[int] = (1, 2, 4, 8, 16), *, decode: bool = True
+    family: Family,
+    video: Video,
+    slices: Sequence[int] = (1, 2, 4, 8, MOST),
+    *,
+    decode: bool = True,
+    prepare: Callable[[Any], None] = lambda denoiser: None,
 ) -> Peaks:
     """Peaks on the meta device, from configurations alone.
 
-    Two layers of each kind stand for all, since layers run one after another. Raises ValueError if
-    the model cannot be called at this size.
+    Two layers of each kind stand for all, since layers run one after another. ``prepare`` may set
+    the denoiser up. Raises ValueError if the model cannot be called at this size.
     """
     layers = {k: min(2, v) for k, v in family.denoiser.layers().items()}
     denoiser = family.denoiser.build(**layers)
+    prepare(denoiser)
     latent = latent_shape(family, video)
+    dtype = family.denoiser.dtype
     kwargs = INPUTS[family.denoiser.cls](denoiser, latent)
-    peaks = {n: _denoise(denoiser, kwargs, n) for n in slices}
+    kwargs = tree_map(lambda x: x.to(dtype) if x.dtype == torch.bfloat16 else x, kwargs)
+    programs = Programs()
+    peaks = {n: _denoise(denoiser, kwargs, n, programs) for n in slices}
     vae = family.vae.build()
     decoded = {}
     if decode:
-        z = meta(1, *latent[1:], dtype=family.vae.dtype)
-        z = z[:, :, 0] if family.vae.cls == "AutoencoderKL" else z
-        decoded["whole"] = _decode(vae, z)
-        vae.enable_tiling()
-        decoded["tiled (approximate)"] = _decode(vae, z)
+        decoded = _decoders(family.vae.cls, vae, meta(1, *latent[1:], dtype=family.vae.dtype))
     kept = _rehash(denoiser, kwargs)
     return Peaks(peaks, decoded, family.denoiser.weights(), size_of(vae), kept)
 
@@ -184,17 +193,18 @@ def _rehash(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
     return {**levels, "features": sum(x.nbytes for x in kept)} if kept else levels
 
 
-def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int) -> int:
+def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int, programs: Programs) -> int:
     undo: list[Undo] = []
     if slices > 1:
-        apply(denoiser, SlicingConfig(slices, min_tokens=1), undo)
+        apply(denoiser, SlicingConfig(slices, min_tokens=1), undo, programs)
 
     def call() -> None:
         denoiser(**kwargs, return_dict=False)
 
     try:
-        with torch.no_grad():
-            call()  # derives the blocks' programs, which must not be counted
+        if slices > 1 and not programs.reusable:
+            with torch.no_grad():
+                call()  # derives the blocks' programs, which must not be counted
         return activation_peak(call, kwargs, [*denoiser.parameters(), *denoiser.buffers()])[0]
     except RuntimeError as error:
         raise ValueError(f"the model cannot run at this size: {error}") from error
@@ -202,9 +212,38 @@ def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int) -> int:
         unwind(undo)
 
 
-def _decode(vae: Any, z: Tensor) -> int:
+def _decoders(cls: str, vae: Any, z: Tensor) -> dict[str, int]:
+    """Peaks of decoding a latent [1, C, F, H, W] by diffusers' own ways, and in exact strips."""
+    if cls in FRAMEWISE:
+        z = z[0].transpose(0, 1).contiguous()
+    found = {"whole": _decode(vae, z)}
+    if cls in FRAMEWISE and len(z) > 2:
+        temporal = cls == "AutoencoderKLTemporalDecoder"  # frames see each other: not exact
+        name = "2 frames at a time (approximate)" if temporal else "frame by frame"
+        found[name] = _decode(vae, z, 2 if temporal else 1)
+    undo: list[Undo] = []
+    if apply_strips(vae, SlicingConfig(MOST, 1), undo):
+        found[STRIPS] = _decode(vae, z)
+        unwind(undo)
+    if hasattr(vae, "use_tiling"):
+        vae.enable_tiling()
+        found["tiled (approximate)"] = _decode(vae, z)
+    return found
+
+
+def _decode(vae: Any, z: Tensor, chunk: int = 0) -> int:
+    """Peak of decoding; with ``chunk`` that many frames at a time, all frames kept."""
     weights = [*vae.parameters(), *vae.buffers()]
-    return activation_peak(lambda: vae.decode(z, return_dict=False), z, weights)[0]
+    temporal = "num_frames" in inspect.signature(vae.decode).parameters
+
+    def call() -> Any:
+        parts = [
+            vae.decode(part, **({"num_frames": len(part)} if temporal else {}), return_dict=False)
+            for part in (z.split(chunk) if chunk else [z])
+        ]
+        return torch.cat([p for (p,) in parts]) if chunk else parts[0][0]
+
+    return activation_peak(call, z, weights)[0]
 
 
 def table(peaks: Peaks, budget: int | None = None) -> str:
@@ -217,7 +256,7 @@ def table(peaks: Peaks, budget: int | None = None) -> str:
         f"{peaks.vae_weights / 1e9:.2f} GB; activations beside them:"
     ]
     for name, size in rows:
-        lines.append(f"  {name:<29}{size / 1e9:8.3f} GB  {'█' * max(1, round(40 * size / most))}")
+        lines.append(f"  {name:<40}{size / 1e9:8.3f} GB  {'█' * max(1, round(40 * size / most))}")
     levels = ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in peaks.rehash.items())
     lines.append(f"step rehash keeps, per denoiser call in a step, at level {levels}")
     if budget is not None:

@@ -37,7 +37,7 @@ class Part:
 
         with torch.device("meta"):
             module = getattr(diffusers, self.cls).from_config({**self.config, **changes})
-        return nn.Module.to(module, self.dtype).eval()
+        return nn.Module.to(module, "meta", self.dtype).eval()
 
     def layers(self) -> dict[str, int]:
         """Numbers of layers by the name of their setting."""
@@ -82,11 +82,20 @@ _WAN = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40, "text_dim
 _WAN_SMALL = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30, "text_dim": 4096}
 _COG = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}
 _FLUX = {"guidance_embeds": True}
-_FLUX_VAE = {
-    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 16,
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "use_quant_conv": False, "use_post_quant_conv": False,
+_UP = "up_block_types"
+_SD_VAE = {
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, _UP: ("UpDecoderBlock2D",) * 4,
 }  # fmt: skip
+_FLUX_VAE = {
+    **_SD_VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
+_HALF = torch.float16
+# Denoisers whose pipelines run both guidance branches in one call.
+BATCHED = dict.fromkeys(
+    ("CogVideoXTransformer3DModel", "UNetMotionModel", "UNetSpatioTemporalConditionModel"), 2
+)
+FRAMEWISE = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")  # frames are samples of a batch
 
 BUILT_IN = {
     "wan-14b": Family(
@@ -101,6 +110,16 @@ BUILT_IN = {
     ),
     "cogvideox-5b": Family(
         Part("CogVideoXTransformer3DModel", _COG), Part("AutoencoderKLCogVideoX", {}), batch=2
+    ),
+    "animatediff": Family(
+        Part("UNetMotionModel", {"cross_attention_dim": 768, "motion_max_seq_length": 32}, _HALF),
+        Part("AutoencoderKL", _SD_VAE, _HALF),
+        batch=2,
+    ),
+    "svd": Family(
+        Part("UNetSpatioTemporalConditionModel", {"num_frames": 14}, _HALF),
+        Part("AutoencoderKLTemporalDecoder", {k: v for k, v in _SD_VAE.items() if k != _UP}, _HALF),
+        batch=2,
     ),
     "flux": Family(Part("FluxTransformer2DModel", _FLUX), Part("AutoencoderKL", _FLUX_VAE)),
 }
@@ -128,7 +147,8 @@ def find(model: str) -> Family:
             f"cannot simulate {model!r}: its denoiser must be one of {list(INPUTS)} and it needs "
             f"a VAE; it has {sorted(k for k in index if not k.startswith('_'))}"
         )
-    return Family(_stored(model, names[0], index), _stored(model, "vae", index))
+    batch = BATCHED.get(index[names[0]][1], 1)
+    return Family(_stored(model, names[0], index), _stored(model, "vae", index), batch)
 
 
 def _stored(model: str, name: str, index: Mapping[str, Any]) -> Part:
@@ -153,7 +173,7 @@ def scales(vae: Part) -> tuple[int, int]:
         default = 8 if vae.config.get("patch_size") is None else 16
         space = vae.config.get("scale_factor_spatial", default)
         return int(space), int(vae.config.get("scale_factor_temporal", 4))
-    return 8, 1 if vae.cls == "AutoencoderKL" else 4
+    return 8, 1 if vae.cls in FRAMEWISE else 4
 
 
 def latent_shape(family: Family, video: Video) -> tuple[int, int, int, int, int]:
@@ -219,9 +239,30 @@ def _flux(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
+def _animatediff(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
+    batch, _, frames, *_ = latent
+    return {
+        "sample": meta(*latent),
+        "timestep": meta(batch, dtype=torch.int64),
+        "encoder_hidden_states": meta(batch * frames, 77, denoiser.config.cross_attention_dim),
+    }
+
+
+def _svd(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
+    batch, channels, frames, *size = latent
+    return {
+        "sample": meta(batch, frames, 2 * channels, *size),
+        "timestep": meta(batch, dtype=torch.int64),
+        "encoder_hidden_states": meta(batch, 1, denoiser.config.cross_attention_dim),
+        "added_time_ids": meta(batch, 3),
+    }
+
+
 INPUTS: dict[str, Callable[[Any, tuple[int, ...]], dict[str, Any]]] = {
     "WanTransformer3DModel": _wan,
     "HunyuanVideoTransformer3DModel": _hunyuan,
     "CogVideoXTransformer3DModel": _cogvideox,
     "FluxTransformer2DModel": _flux,
+    "UNetMotionModel": _animatediff,
+    "UNetSpatioTemporalConditionModel": _svd,
 }

@@ -46,6 +46,9 @@ class Handle:
         self._denoisers = {name: weakref.ref(module) for name, module in modules.items()}
         try:
             self._apply(modules)
+            if plan.slicing is not None:
+                vae = getattr(pipe, "vae", None)
+                self.blocks.update(slicing.apply_strips(vae, plan.slicing, self._undo))
         except BaseException:
             self.unpatch()
             raise

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from accel import seam
 from accel.config import SlicingConfig
 from accel.seam import Undo
-from accel.slicing.derive import derive
+from accel.slicing.head import Norm, Projection, head, offloaded
 from accel.slicing.program import Program
+from accel.slicing.programs import Programs
 from accel.slicing.record import Underivable, leaves
 from accel.slicing.reuse import overwritable
 from accel.slicing.run import run
 
-REMEMBERED = 8  # shapes of arguments for which a block's program is kept
+HEAD = "head"  # its name among the blocks
 # diffusers' hooks that only move or cast weights; all others may look at a block's arguments
 # afterwards, such as caches that need the residual.
 WEIGHT_HOOKS = ("group_offloading", "layerwise_casting", "layer_execution_tracker",
@@ -47,61 +48,6 @@ class Record:
     in_place: int = 0
     copied: str = ""
     mixing: tuple[str, ...] = ()
-
-
-class Programs:
-    """Programs by block structure and argument shapes, shared by the equal blocks of a model."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, Program | str] = {}
-
-    def find(self, block: nn.Module, arguments: Mapping[str, Any]) -> Program:
-        """Known or newly derived. Raises Underivable with the reason, known ones again."""
-        key = (_structure(block), _signature(arguments))
-        if key not in self._known:
-            if len(self._known) >= REMEMBERED * 8:
-                self._known.pop(next(iter(self._known)))
-            try:
-                self._known[key] = derive(block, arguments)
-            except Underivable as error:
-                self._known[key] = str(error)
-            except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
-                self._known[key] = _dry_run_failed(error)
-        found = self._known[key]
-        if isinstance(found, str):
-            raise Underivable(found)
-        return found
-
-
-def _dry_run_failed(error: Exception) -> str:
-    first = str(error).splitlines()[0]
-    if isinstance(error, NotImplementedError) or "meta" in first:
-        return "what it does depends on the values in a tensor"
-    return f"a dry run failed: {first}"
-
-
-def _structure(block: nn.Module) -> tuple[Any, ...]:
-    """What a program depends on in a block: its submodules, processors and plain settings."""
-    parts: list[Any] = []
-    for path, part in block.named_modules():
-        plain = [
-            (k, v if isinstance(v, (bool, int, float, str)) else type(v))
-            for k, v in vars(part).items()
-            if not k.startswith("_")
-        ]
-        weight = getattr(part, "weight", None)
-        shape = (weight.shape, weight.dtype) if isinstance(weight, Tensor) else None
-        parts.append((path, type(part), tuple(plain), shape))
-    return tuple(parts)
-
-
-def _signature(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
-    def leaf(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return tuple(x.shape), x.dtype
-        return x if isinstance(x, (bool, int, float, str, type(None))) else repr(x)
-
-    return tuple((name, tuple(map(leaf, leaves(value)))) for name, value in arguments.items())
 
 
 # -------------------------------------------------------------------------------------------- Hook
@@ -163,7 +109,7 @@ class _Sliced:
 
     def _slices(self, program: Program) -> int:
         """No more slices than leave each ``min_tokens`` of the longest stream."""
-        return min(self._config.slices, max(program.lengths) // self._config.min_tokens)
+        return min(self._config.slices, program.most_slices(self._config.min_tokens))
 
     def _check_hooks(self, program: Program) -> None:
         """Raises Underivable for somebody's hook on a submodule that would not be called."""
@@ -174,6 +120,8 @@ class _Sliced:
             others = [h for h in getattr(registry, "hooks", ()) if h not in WEIGHT_HOOKS]
             if max(len(part._forward_hooks), len(part._forward_pre_hooks)) > mine or others:
                 raise Underivable(f"{path} has a hook {others[0] if others else ''}".rstrip())
+            if offloaded(part):
+                raise Underivable(f"the weights of {path} are offloaded by themselves")
 
     def _run(self, program: Program, arguments: dict[str, Any], slices: int) -> Any:
         in_place, self.record.copied = self._reusable(), ""
@@ -185,6 +133,8 @@ class _Sliced:
         ]
         if others:
             in_place, self.record.copied = frozenset(), f"hook {others[0]!r} may need its input"
+        elif not program.overwrites:
+            self.record.copied = "no input of the result's size"
         elif not in_place & set(program.overwrites.values()):
             self.record.copied = "its input may be read again"
         else:
@@ -197,12 +147,22 @@ class _Sliced:
 # ------------------------------------------------------------------------------------------- apply
 
 
+# Parts of a UNet that are sliced one by one. Each is called by its parent with frames, images or
+# pixels as samples of a batch, or with tokens.
+UNET_PARTS = ("ResnetBlock2D", "BasicTransformerBlock", "TemporalBasicTransformerBlock",
+              "TemporalResnetBlock", "Upsample2D", "Downsample2D")  # fmt: skip
+
+
 def blocks(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Transformer blocks by path: members of the denoiser's own module lists that hold attention;
-    the denoiser itself, named "", if it is such a block.
+    """What is sliced in a denoiser, by path: in a UNet its residual and transformer blocks;
+    otherwise members of the denoiser's own module lists that hold attention; the denoiser itself,
+    named "", if it is such a block.
     """
     from accel.sites import attention_modules
 
+    if hasattr(denoiser, "down_blocks"):
+        parts = denoiser.named_modules()
+        return {path: part for path, part in parts if type(part).__name__ in UNET_PARTS}
     found = {
         f"{name}.{i}": block
         for name, parts in denoiser.named_children()
@@ -213,7 +173,7 @@ def blocks(denoiser: nn.Module) -> dict[str, nn.Module]:
     return found or {"": denoiser}
 
 
-def _innermost(block: nn.Module) -> tuple[Any, str]:
+def innermost(block: nn.Module) -> tuple[Any, str]:
     """Object and attribute that hold the forward below all hooks."""
     registry = getattr(block, "_diffusers_hook", None)
     if registry is not None and registry._fn_refs:
@@ -224,22 +184,29 @@ def _innermost(block: nn.Module) -> tuple[Any, str]:
     return block, "forward"
 
 
-def apply(denoiser: nn.Module, config: SlicingConfig, undo: list[Undo]) -> dict[str, Record]:
+def apply(
+    denoiser: nn.Module, config: SlicingConfig, undo: list[Undo], programs: Programs | None = None
+) -> dict[str, Record]:
     """Slice every block of ``denoiser``; returns the records by path. What has to be undone is
-    appended to ``undo`` as it is done.
+    appended to ``undo`` as it is done. ``programs``: those known from before.
     """
-    programs = Programs()
-    memory = _Reusable(denoiser, undo)
+    programs = programs or Programs()
+    memory = _Reusable(denoiser, undo, programs.reusable)
     records = {}
     for path, block in blocks(denoiser).items():
-        holder, name = _innermost(block)
+        holder, name = innermost(block)
         hook = _Sliced(block, getattr(holder, name), config, programs, memory.of(path))
-        undo.append(_set(holder, name, hook))
+        undo.append(put_in_place(holder, name, hook))
         records[path] = hook.record
+    if parts := head(denoiser):
+        records[HEAD] = record = Record()
+        (at, name), (end, last) = map(innermost, parts)
+        undo.append(put_in_place(at, name, Norm(parts[0], getattr(at, name))))
+        undo.append(put_in_place(end, last, Projection(getattr(end, last), config, record)))
     return records
 
 
-def _set(holder: Any, name: str, hook: _Sliced) -> Undo:
+def put_in_place(holder: Any, name: str, hook: Any) -> Undo:
     """Put ``hook`` in its place. What has to be undone holds weak references only, so that a
     pipeline that is dropped without unpatch goes.
     """
@@ -265,9 +232,11 @@ def _set(holder: Any, name: str, hook: _Sliced) -> Undo:
 class _Reusable:
     """Which block arguments may be overwritten, found out on the denoiser's first call."""
 
-    def __init__(self, denoiser: nn.Module, undo: list[Undo]) -> None:
+    def __init__(
+        self, denoiser: nn.Module, undo: list[Undo], known: dict[Any, dict[str, frozenset[str]]]
+    ) -> None:
         self._found: dict[str, frozenset[str]] = {}
-        self._known: dict[Any, dict[str, frozenset[str]]] = {}
+        self._known = known
         handle = denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
         undo.append(handle.remove)
 

@@ -1,6 +1,7 @@
 """Finds out how a block can be sliced, from one look at its arguments and a few dry runs.
 
-The streams are the arguments [B, tokens, channels] that come back as results of the same shape.
+The streams are the arguments [B, tokens, channels] that come back as results of the same shape. In
+UNets, where frames are samples of a batch, the batch [N, ...] itself is a stream if it is long.
 Other arguments (rotary tables, masks, per-token modulation) hold tokens where a size equals a
 stream's length or the sum of two. Sizes can be equal by chance, so every reading is tried in turn
 on a copy without weights and the one with the lowest predicted peak is taken.
@@ -32,6 +33,8 @@ from accel.slicing.rules import Axis
 
 STEP = 7  # tokens more in a dry run; odd, so that halves of a length are noticed
 READINGS = 48  # ways to read the arguments' sizes that are tried at most
+MOST_SAMPLES = 4  # of which the tokens may lie in one dimension
+BATCH = 16  # samples from which on a block [N, tokens, channels] is sliced between samples
 
 
 def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
@@ -46,9 +49,10 @@ def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
         if isinstance(leaf, Tensor)
     }
     first = _dry_run(block, arguments, {})
+    choices = itertools.chain(_of_unets(first, shapes), _readings(first, shapes))
     best: tuple[int, Program] | None = None
     reason = ""  # of the likeliest reading
-    for streams, inputs in itertools.islice(_readings(first, shapes), READINGS):
+    for streams, inputs in itertools.islice(choices, READINGS):
         try:
             program = _attempt(block, arguments, first, streams, inputs)
         except (Underivable, RuntimeError) as error:
@@ -60,7 +64,7 @@ def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
         if not program.mixing:
             break
     if best is None:
-        none = "it has no argument [B, tokens, channels] that comes back as a result"
+        none = "it has no argument [B, tokens, channels] that comes back, and no batch to slice"
         raise Underivable(reason or none)
     return best[1]
 
@@ -79,6 +83,27 @@ def predicted_peak(program: Program, slices: int) -> int:
 
 Streams = dict[str, int]  # argument: number of its stream
 Reading = tuple[Streams, dict[str, Axis]]
+
+
+def _of_unets(trace: Trace, shapes: Mapping[str, Tensor]) -> Iterator[Reading]:
+    """The reading by which every argument with as many samples as the result is sliced, or rows of
+    pixels.
+    """
+    results = [trace.values[n].dims for n in refs(trace.result)]
+    if len(results) != 1 or len(results[0]) < 3:
+        return
+    samples = results[0][0]
+    if len(results[0]) != 5 and samples < (BATCH if len(results[0]) == 3 else 2):
+        return
+    if len(results[0]) == 5:  # [N, C, F, H, W]: rows of pixels, so that frames stay together
+        rows = results[0][3]
+        names = [name for name, x in shapes.items() if x.dim() == 5 and x.shape[3] == rows]
+        if rows > 1 and names:
+            yield dict.fromkeys(names, 0), {name: Axis(3, (0,)) for name in names}
+        return
+    names = [name for name, x in shapes.items() if x.dim() and x.shape[0] == samples]
+    if any(shapes[name].dim() >= 3 for name in names):
+        yield dict.fromkeys(names, 0), {name: Axis(0, (0,)) for name in names}
 
 
 def _readings(trace: Trace, shapes: Mapping[str, Tensor]) -> Iterator[Reading]:
@@ -133,7 +158,8 @@ def _choices(
     likely: list[Axis | None] = []
     unlikely: list[Axis | None] = []
     for dim, size in enumerate(shape):
-        for run in runs:
+        repeated = [(s,) * (size // n) for s, n in length.items() if n > 1 and size % n == 0]
+        for run in [*runs, *(r for r in repeated if dim == 0 and 1 < len(r) <= MOST_SAMPLES)]:
             if size == sum(length[s] for s in run) and size > 1:
                 channels = dim == len(shape) - 1 and dtype.is_floating_point
                 (unlikely if channels else likely).append(Axis(dim, run))
@@ -167,7 +193,9 @@ def _attempt(
     inputs: dict[str, Axis],
 ) -> Program:
     count = max(streams.values()) + 1
-    base = {s: first.values[first.inputs[name]].dims[1] for name, s in streams.items()}
+    base = {
+        s: first.values[first.inputs[name]].dims[inputs[name].dim] for name, s in streams.items()
+    }
     traces = [first]
     for s in range(count):
         more = {

@@ -8,13 +8,28 @@ diffusers' own containers, which would keep their arguments alive for too long.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from accel.slicing import norms
 from accel.slicing.groups import Group, Operator, group
-from accel.slicing.record import Affine, Call, Ref, Trace, Underivable, leaves, refs, tree_map
-from accel.slicing.rules import EXPENSIVE, Axis, Rules
+from accel.slicing.kinds import EXPENSIVE
+from accel.slicing.record import (
+    Affine,
+    Call,
+    Ref,
+    Trace,
+    Underivable,
+    Value,
+    leaves,
+    refs,
+    tree_map,
+)
+from accel.slicing.rules import Axis, Rules
 
 TOKENS = "tokens"
 FRESH = ("empty_like", "zeros_like", "new_empty", "new_zeros")
@@ -47,8 +62,34 @@ class _Flattener:
     def flatten(self, calls: Sequence[Call], owner: str) -> list[Node]:
         nodes: list[Node] = []
         for call in calls:
-            nodes += [self._function(call, owner)] if call.function else self._module(call, owner)
+            if not call.function:
+                nodes += self._module(call, owner)
+            elif call.name == "group_norm" and self.rules.crosses(call):
+                nodes += self._group_norm(call, owner)
+            else:
+                nodes.append(self._function(call, owner))
         return nodes
+
+    def _group_norm(self, call: Call, owner: str) -> list[Node]:
+        """Statistics of the whole value, then the slice normalized with them."""
+        names = ("input", "num_groups", "weight", "bias", "eps")
+        given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+        x, groups, eps = given["input"], given["num_groups"], given.get("eps", 1e-5)
+        values, result = self.trace.values, refs(call.result)[0]
+        made = (len(values), len(values) + 1)
+        size = (values[x.index].dims[0], groups)
+        values += [Value(size, torch.float32), Value(size, torch.float32)]
+        self.rules.set_axis(result, self.rules.axes[x.index])
+        stats = tuple(map(Ref, made))
+        affine = (given.get("weight"), given.get("bias"))
+        first = Call("group_statistics", (x, groups, eps), {}, stats, norms.group_statistics)
+        last = Call("normalize", (x, *stats, *affine), {}, Ref(result), norms.normalize)
+        operators = (
+            Operator(f"group_statistics:{made[0]}", (x.index,), made),
+            Operator(f"normalize:{result}", tuple(refs(last.args)), (result,), frozenset({TOKENS})),
+        )
+        pairs = zip(operators, (first, last), strict=True)
+        return [Node(operator, part, owner) for operator, part in pairs]
 
     def _function(self, call: Call, owner: str) -> Node:
         found = self.rules.find(call)
@@ -156,8 +197,21 @@ class Program:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each stream."""
+        """Tokens of each stream; samples, where a batch is sliced."""
         return self.trace.lengths
+
+    def most_slices(self, tokens: int) -> int:
+        """How many slices leave each ``tokens`` tokens of the longest stream."""
+        name = self.streams[0]
+        axis, dims = self.axes[self.trace.inputs[name]], self._sizes(name)
+        # Beside the axis: all but the channels, and not the samples where tokens are sliced.
+        channels = len(dims) - 1 if len(dims) == 3 else 1
+        rows = math.prod(n for d, n in enumerate(dims) if d not in (0, axis.dim, channels))
+        return min(self.lengths[0] * rows // tokens, self.lengths[0])
+
+    def _sizes(self, name: str) -> list[int]:
+        dims = self.trace.values[self.trace.inputs[name]].dims
+        return [d.at(self.lengths) if isinstance(d, Affine) else d for d in dims]
 
 
 def build(trace: Trace, inputs: Mapping[str, Axis], streams: tuple[str, ...]) -> Program:
@@ -214,7 +268,10 @@ def _overwrites(program: Program, outputs: Sequence[int]) -> dict[int, str]:
     stream's sizes, from a stream that nothing reads whole.
     """
     trace, values = program.trace, program.trace.values
-    whole = {v for g in program.groups for op in g.once for v in (*op.reads, *op.whole)}
+    statistics = norms.group_statistics  # keeps no view of what it reads
+    once = [op for g in program.groups for op in g.once]
+    once = [op for op in once if program.nodes[op.name].call.function is not statistics]
+    whole = {v for op in once for v in (*op.reads, *op.whole)}
     whole |= {v for g in program.groups for op in g.loop for v in op.whole}
     chosen: dict[int, str] = {}
     for out in outputs:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from accel.slicing.kinds import ELEMENTWISE, REDUCE, SAMPLEWISE, SHAPE
 from accel.slicing.record import Affine, Call, Ref, Underivable, Value, leaves, refs, tree_map
 
 
@@ -31,36 +32,6 @@ class Found:
 
     axes: dict[int, Axis]
     whole: tuple[int, ...] = ()
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-ELEMENTWISE = _words("""
-    add sub mul div true_divide neg pow exp log log1p expm1 sqrt rsqrt sin cos tanh sigmoid silu
-    gelu relu relu6 leaky_relu elu softplus mish hardswish clamp clip abs square reciprocal where
-    to type float half bfloat16 double type_as clone contiguous dropout masked_fill nan_to_num
-    eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not bool
-    minimum maximum addcmul lerp erf round floor ceil sign fmod remainder detach rsub int long
-    empty_like zeros_like ones_like full_like add_ sub_ mul_ div_ copy_ clamp_ neg_ silu_ relu_
-    sigmoid_ tanh_ exp_ addcmul_ lerp_ masked_fill_ zero_ fill_ multiply subtract divide negative
-    __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__
-    __rtruediv__ __itruediv__ __pow__ __rpow__ __neg__ __and__ __or__ __xor__ __invert__ __eq__
-    __ne__ __lt__ __le__ __gt__ __ge__ __rdiv__
-""")
-SHAPE = _words("""
-    view reshape flatten unflatten permute transpose swapaxes movedim moveaxis squeeze unsqueeze
-    expand unbind chunk split split_with_sizes tensor_split select narrow __getitem__
-    unsafe_chunk __get__ t
-""")
-REDUCE = _words("""
-    mean sum var amax amin norm softmax log_softmax logsumexp normalize any all cumsum flip
-""")
-EXPENSIVE = _words("""
-    linear matmul bmm baddbmm addmm __matmul__ conv1d conv2d conv3d einsum
-    scaled_dot_product_attention
-""")
 
 
 class Rules:
@@ -107,6 +78,8 @@ class Rules:
             return self._attention(call, results)
         if name in ("matmul", "bmm", "__matmul__"):
             return self._matmul(call, results)
+        if name in SAMPLEWISE:
+            return self._samplewise(call, sloped, results)
         if any(n not in self.axes for n in sloped):
             return None
         if name in ("cat", "concat", "stack"):
@@ -167,12 +140,18 @@ class Rules:
         return all(isinstance(d, int) and d % rank != dim for d in over)
 
     def _attention(self, call: Call, results: list[int]) -> Found | None:
-        """Every query row stands alone; keys, values and the mask are needed whole."""
+        """Every query row stands alone; keys, values and the mask are needed whole. Where samples
+        of a batch are sliced, these are sliced with the queries.
+        """
         given = dict(zip(("query", "key", "value", "attn_mask"), call.args, strict=False))
         given.update(call.kwargs)
         causal = given.get("is_causal") or any(leaf is True for leaf in call.args[5:6])
         query = given["query"].index
         axis = self.axes.get(query)
+        if axis is not None and axis.dim < self._rank(query) - 2 and len(results) == 1:
+            sloped = [n for n in refs(list(given.values())) if self.sloped(n)]
+            alike = all(self.axes.get(n) == axis for n in sloped)
+            return Found({results[0]: axis}) if alike else None
         if causal or axis is None or axis.dim != self._rank(query) - 2 or len(results) != 1:
             return None
         whole = [x.index for k, x in given.items() if k != "query" and isinstance(x, Ref)]
@@ -182,11 +161,40 @@ class Rules:
         """Rows of the first factor stand alone; the second is needed whole."""
         first, second = (call.args[i].index for i in (0, 1))
         axis = self.axes.get(first)
-        if axis is None or axis.dim != self._rank(first) - 2 or len(results) != 1:
+        if axis is None or axis.dim > self._rank(first) - 2 or len(results) != 1:
             return None
+        if axis.dim < self._rank(first) - 2:
+            alike = self.axes.get(second) == axis and self._rank(first) == self._rank(second)
+            return Found({results[0]: axis}) if alike else None
         dim = axis.dim - self._rank(first) + self._rank(results[0])
         whole = (second,) if self.sloped(second) else ()
         return Found({results[0]: Axis(dim, axis.streams)}, whole)
+
+    def _samplewise(self, call: Call, sloped: list[int], results: list[int]) -> Found | None:
+        """Convolutions and norms over a sample's channels and pixels."""
+        if sloped != refs(call.args[:1]) or len(results) != 1:
+            return None
+        axis = self.axes[sloped[0]]
+        alone = axis.dim == 0 or self._one_wide(call, axis.dim)
+        return Found({results[0]: axis}) if alone else None
+
+    def _one_wide(self, call: Call, dim: int) -> bool:
+        """Whether a convolution's kernel is one pixel wide along ``dim`` of [N, C, ...]."""
+        if call.name not in ("conv1d", "conv2d", "conv3d") or call.kwargs or dim < 2:
+            return False
+        _, weight, _, *steps = (*call.args, None)[:5]  # stride, padding
+
+        def along(x: Any, default: int) -> Any:
+            return default if x is None else x[dim - 2] if isinstance(x, (tuple, list)) else x
+
+        kernel = self.values[weight.index].dims[dim]
+        stride, padding = (*steps, None, None)[:2]
+        return (kernel, along(stride, 1), along(padding, 0)) == (1, 1, 0)
+
+    def crosses(self, call: Call) -> bool:
+        """Whether a norm's statistics run along the axis of its argument."""
+        number = refs(call.args[:1])[0] if refs(call.args[:1]) else -1
+        return number in self.axes and self.axes[number].dim > 1
 
     def _cat(self, call: Call, sloped: list[int], results: list[int]) -> Found | None:
         parts = refs(call.args[0] if call.args else call.kwargs["tensors"])
@@ -267,11 +275,19 @@ class Rules:
             if n not in results:
                 continue
             place = self._place(view, number)
-            streams = place and self._between(number, place[1], int(view.shape[place[0]]))
-            if not place or not streams:
+            if not place:
+                return None
+            size = int(view.shape[place[0]])
+            streams = self._between(number, place[1], size)
+            streams = streams and self._repeated(streams, size)
+            if not streams:
                 return None
             axes[n] = Axis(place[0], streams)
         return Found(axes)
+
+    def _repeated(self, streams: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """The streams once more for each sample, where samples and tokens became one dimension."""
+        return streams * max(1, size // sum(self.lengths[s] for s in streams))
 
     def _between(self, number: int, start: int, size: int) -> tuple[int, ...]:
         """Streams of a value's tokens start … start + size, or () if that cuts one."""

@@ -189,7 +189,8 @@ class _Run:
         query = query or node.call.kwargs["query"]
         if looping and mask is not None and mask.dim() > 1 and mask.shape[-2] > 1:
             rows = self.program.axes[query.index]
-            given["attn_mask"] = self._rows(mask, rows)
+            if rows.dim == len(self.program.trace.values[query.index].dims) - 2:
+                given["attn_mask"] = self._rows(mask, rows)
         rest = args[4:]
         with seam.calling(self.block.get_submodule(node.owner)):
             query, key, value = (given.pop(k) for k in ("query", "key", "value"))

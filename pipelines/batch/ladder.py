@@ -1,32 +1,68 @@
 """What to do after a job failed: try again, with less memory, or give up.
 
 A job that ran out of memory climbs the ladder, one rung a try. Each rung keeps the ones below it. A
-rung that this pipeline or machine cannot use is left out. ``exact`` rungs do not change the result;
-which ones a video was rendered with stands in its sidecar.
+rung that this pipeline or machine cannot use is left out. ``exact`` rungs do not change the result
+(sliced blocks round differently in fp32, not in bf16); which ones a video was rendered with stands
+in its sidecar.
 """
 
 from __future__ import annotations
 
 import errno
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from accel.config import SlicingConfig
+from accel.pipelines.job import Job
+from accel.plan import Plan
+from accel.sites import denoisers
+
+MOST_USEFUL = 16  # slices; beyond, keys, values and the stream itself are what takes the memory
 Undo = Callable[[], None]
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One way to need less memory. ``why_not(pipe)``: reason it cannot be used, or ""."""
+    """One way to need less memory. ``why_not(pipe)``: reason it cannot be used, or "". ``change``
+    is what becomes of the job's plan, ``apply`` what is done to the pipeline.
+    """
 
     name: str
     exact: bool
     why_not: Callable[[Any], str]
-    apply: Callable[[Any], Undo]
+    apply: Callable[[Any], Undo] = lambda pipe: lambda: None
+    change: Callable[[Plan | None], Plan | None] = lambda plan: plan
+
+
+def _no_slicing(pipe: Any) -> str:
+    try:
+        denoisers(pipe)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def more_slices(plan: Plan | None) -> Plan:
+    """The plan with feature slicing in 16 slices, or twice as many as it has."""
+    plan = Plan("unaccelerated", attention=None) if plan is None else plan
+    least = SlicingConfig(slices=MOST_USEFUL // 2) if plan.slicing is None else plan.slicing
+    slices = max(MOST_USEFUL, 2 * least.slices)
+    return replace(plan, slicing=replace(least, slices=slices))
+
+
+def changed(job: Job, rungs: Sequence[Rung]) -> Job:
+    """The job as it is generated on these rungs."""
+    before = plan = job.accel_plan()
+    for rung in rungs:
+        plan = rung.change(plan)
+    if plan is None or plan == before:
+        return job
+    return replace(job, preset=None, plan=plan.to_dict())
 
 
 def _no_offload(pipe: Any) -> str:
@@ -66,9 +102,9 @@ def _vae(what: str) -> Callable[[Any], Undo]:
     return apply
 
 
-# Order: what costs least and changes nothing comes first. Exact slicing of the denoiser belongs at
-# the top of this list, as soon as a plan can ask for it.
+# Order: what costs least and changes nothing comes first.
 LADDER = (
+    Rung("more slices", True, _no_slicing, change=more_slices),
     Rung("VAE slicing", True, _no_vae("enable_slicing"), _vae("slicing")),
     Rung("model offload", True, _no_offload, _offload("enable_model_cpu_offload")),
     Rung("VAE tiling", False, _no_vae("enable_tiling"), _vae("tiling")),

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 
 import accel
-from accel.pipelines.batch.ladder import Undo, available, classify, free_memory
+from accel.pipelines.batch.ladder import (
+    Rung,
+    Undo,
+    available,
+    changed,
+    classify,
+    free_memory,
+)
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.reference import keep_reference
@@ -145,7 +152,7 @@ class Worker:
         undo: list[Undo] = []
         try:
             undo += [rung.apply(pipe) for rung in rungs]
-            outcome = self._written(task, output, pipe, [rung.name for rung in rungs])
+            outcome = self._written(task, output, pipe, rungs)
         finally:
             for back in reversed(undo):
                 back()
@@ -155,16 +162,16 @@ class Worker:
     def _steps_file(self, output: Output) -> Path:
         return Output(self._steps or self._out, output.name, output.format).steps
 
-    def _written(self, task: Task, output: Output, pipe: Any, memory: list[str]) -> Outcome:
+    def _written(self, task: Task, output: Output, pipe: Any, rungs: list[Rung]) -> Outcome:
         if task.compare and not self._warm:
             self._warm_up(pipe, task.job)
         every = 0 if self._steps is None else task.checkpoint_steps
         saved = StepCheckpoint(self._steps_file(output), task.id, every, self._stop)
-        result, phases = self._generate(pipe, task, task.job, saved)
+        result, phases = self._generate(pipe, task, changed(task.job, rungs), saved)
         comparison: dict[str, Any] | None = None
         if task.compare:
             plain = replace(task.job, preset=None, plan=None)
-            reference, peaks = self._generate(pipe, task, plain, None)
+            reference, peaks = self._generate(pipe, task, changed(plain, rungs), None)
             comparison = _compare(result, reference)
             if task.keep:
                 comparison |= keep_reference(self._out, task.name, plain, result, reference, peaks)
@@ -175,7 +182,7 @@ class Worker:
             "frames": len(result.frames),
             "report": None if result.report is None else result.report.to_dict(),
             "comparison": comparison,
-            "memory": memory,
+            "memory": [rung.name for rung in rungs],
             "resumed_from_step": saved.resumed_from,
             "steps_not_saved": saved.why_not,
             "environment": _environment(pipe),

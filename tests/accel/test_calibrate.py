@@ -174,6 +174,24 @@ def test_a_bound_holds_for_every_call():
     assert "int4" not in choose.by_bound(table, 1e-9) and len(set(choice.ravel())) > 1
 
 
+def test_of_what_costs_the_same_the_more_exact_is_taken():
+    table = made()
+    loose = choose.by_bound(table, 10.0)
+    assert choose.COST["int6"] == choose.COST["int4"] and (loose == "int6").all()
+
+
+def test_work_is_counted_where_it_is_done():
+    """Two denoisers that share the steps: half of the cells never run."""
+    table = made(4, 6)
+    table.counts[:2, 3:], table.counts[2:, :3] = 0, 0
+    choice = choose.by_share(table, 0.5)
+    runs = table.counts.sum(-1) > 0
+    assert np.mean(choice[runs] == "int4") == 0.5
+    fine = table.at(np.linspace(1, 0.1, 11))
+    assert (fine.errors["int4"][0, :2, -1] > 0).all()  # what was not measured is not free of error
+    assert (fine.counts[:2, -1] == 0).all()
+
+
 def test_a_plan_is_its_choice():
     table = made(4, 9, seed=5)
     for choice in (choose.by_quality(table, 31.0), choose.by_share(table, 0.3, phases=None)):

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from accel import AttentionConfig
+from accel import AttentionConfig, Rule
 from accel.attention import Site
 from accel.report import site_report
 
@@ -90,6 +90,20 @@ def test_a_call_that_is_too_far_off_is_computed_again():
     assert torch.equal(site.attend(q, k, v, None, False, None, False), exact)
     (why,) = site_report(site).recomputed
     assert "int4 has error" in why and "over the limit of 0.05" in why
+
+
+def test_each_precision_of_a_run_is_checked():
+    """A plan may begin in INT8, which is near enough, and go on in INT4, which is not."""
+    rules = (Rule("int8", end=0.5),)
+    config = AttentionConfig("int4", rules, impl="reference", max_error=0.05)
+    state = State()
+    site = Site("blocks.0.attn1", config, state)
+    q, k, v = poison("plain", torch.float32, torch.Generator().manual_seed(1))
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert not torch.equal(site.attend(q, k, v, None, False, None, False), exact)
+    state.step = 7
+    assert torch.equal(site.attend(q, k, v, None, False, None, False), exact)
+    assert len(site_report(site).recomputed) == 1
 
 
 @pytest.mark.parametrize("bad", [0, -1, float("nan")])

@@ -259,7 +259,7 @@ def test_slicing_works_in_place_beside_it(level):
     with accel.patched(pipe, plan=plan(slicing=slicing, level=level, **FIXED)) as handle:
         torch.testing.assert_close(pipe(), alone, rtol=1e-4, atol=1e-4)
         blocks = handle.report().blocks
-    assert all(b.sliced and b.in_place for b in blocks), blocks
+    assert all(b.sliced and (b.in_place or b.name == "head") for b in blocks), blocks
 
 
 def test_quantized_attention_repeats_instead_of_drawing_lines():

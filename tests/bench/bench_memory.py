@@ -1,10 +1,11 @@
 """Activations of transformer blocks, as they come and sliced, and what slicing costs in time.
 
-    python tests/bench/bench_memory.py [--time] [--tokens 8190] [--json FILE]
+    python tests/bench/bench_memory.py [--unets | --time] [--tokens 8190] [--json FILE]
 
 The table is simulated on the meta device (bf16, fused attention and RMS norm, GB = 1e9 bytes).
-``--time`` measures a Wan-1.3B-wide block in fp32 on this CPU: seconds with and without 8 slices in
-turn, and its measured peak against the simulated one.
+``--unets`` simulates whole UNet pipelines, beside diffusers' own tools: forward chunking of the
+UNet, chunks of frames for the VAE. ``--time`` measures a Wan-1.3B-wide block in fp32 on this CPU:
+seconds with and without 8 slices in turn, and its measured peak against the simulated one.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 
-from accel.memory import activation_peak
-from accel.models import meta
+from accel.memory import activation_peak, simulate
+from accel.models import BUILT_IN, Video, meta
 from accel.slicing.derive import derive
 from accel.slicing.run import run
 
@@ -134,16 +135,52 @@ def time_cost(tokens: int, repeats: int) -> dict[str, Any]:
     }
 
 
+def forward_chunking(denoiser: Any) -> None:
+    """diffusers' chunked feed-forward layers, each in at most 16 chunks of samples."""
+
+    def before(block: Any, args: Any, kwargs: Any) -> None:
+        x = kwargs.get("hidden_states", args[0] if args else None)
+        parts = max(k for k in range(1, 17) if len(x) % k == 0)
+        block.set_chunk_feed_forward(len(x) // parts, 0)
+
+    for part in denoiser.modules():
+        if type(part).__name__ == "BasicTransformerBlock":
+            part.register_forward_pre_hook(before, with_kwargs=True)
+        elif type(part).__name__ == "TemporalBasicTransformerBlock":
+            part.set_chunk_feed_forward(1)  # frames
+
+
+def unets(videos: dict[str, Video]) -> dict[str, Any]:
+    """Activations of denoising and decoding, in bytes."""
+    results = {}
+    for name, video in videos.items():
+        family = BUILT_IN[name]
+        found = simulate(family, video, (1, 8))
+        chunked = simulate(family, video, (1,), decode=False, prepare=forward_chunking)
+        ways = {
+            "as it comes": found.denoise[1],
+            "forward chunking": chunked.denoise[1],
+            "8 slices": found.denoise[8],
+            **{f"decode, {way}": size for way, size in found.decode.items()},
+        }
+        results[name] = ways
+        print(name, "  ".join(f"{way} {b / 1e9:.2f}" for way, b in ways.items()), "GB", flush=True)
+    return results
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--unets", action="store_true")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--tokens", type=int, default=8190)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     results: dict[str, Any] = {}
-    if args.time:
+    if args.unets:
+        results = unets({"animatediff": Video(1024, 576, 16), "svd": Video(1024, 576, 14)})
+    elif args.time:
         results["time"] = time_cost(args.tokens, args.repeats)
         print(json.dumps(results["time"], indent=2))
     else:

@@ -8,9 +8,10 @@ import sqlite3
 
 import pytest
 
+from accel import Plan, SlicingConfig
 from accel.pipelines.batch.engines import LocalEngine, Stop
 from accel.pipelines.batch.items import Item
-from accel.pipelines.batch.ladder import classify, next_rung
+from accel.pipelines.batch.ladder import LADDER, changed, classify, more_slices, next_rung
 from accel.pipelines.batch.manifest import Manifest
 from accel.pipelines.batch.output import prepare_folder
 from accel.pipelines.batch.predict import Predictor
@@ -197,3 +198,13 @@ def until(engine):
     while not (outcomes := engine.wait(1.0)):
         pass
     return outcomes
+
+
+def test_more_slices_than_the_plan_has_and_nothing_else():
+    assert more_slices(None) == Plan("unaccelerated", None, SlicingConfig(16))
+    assert more_slices(Plan.preset("lossless")).slicing == SlicingConfig(16)
+    assert more_slices(Plan("p", slicing=SlicingConfig(16, 64))).slicing == SlicingConfig(32, 64)
+    assert more_slices(Plan.preset("fast")).attention == Plan.preset("fast").attention
+    job = Job(prompt="a")
+    assert changed(job, []) is job and changed(job, LADDER[1:]) is job
+    assert changed(job, LADDER).accel_plan() == more_slices(job.accel_plan())

@@ -260,7 +260,8 @@ def test_out_of_memory_climbs_the_ladder(jobs, tmp_path, capsys, monkeypatch):
     real, tries = accel.pipelines.batch.worker.generate, []
 
     def hungry(pipe, job, **options):
-        tries.append((pipe.vae.use_slicing, pipe.vae.use_tiling))
+        sliced = (job.accel_plan().slicing or accel.SlicingConfig(1)).slices
+        tries.append((sliced, pipe.vae.use_slicing, pipe.vae.use_tiling))
         if not pipe.vae.use_tiling:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return real(pipe, job, **options)
@@ -268,12 +269,13 @@ def test_out_of_memory_climbs_the_ladder(jobs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("accel.pipelines.batch.worker.generate", hungry)
     out = tmp_path / "out"
     assert render(jobs({"prompt": "a"}, {"prompt": "b"}), "--out", out) == 0
-    assert (
-        tries == [(False, False), (False, False), (True, False), (True, False)] + [(True, True)] * 2
-    )
+    climbed = [(1, False, False), (16, False, False), (16, True, False), (16, True, True)]
+    assert tries == [t for t in climbed for _ in "ab"]
     sidecar = json.loads((out / "a-0.json").read_text())
-    assert sidecar["memory"] == ["VAE slicing", "VAE tiling"]
+    assert sidecar["memory"] == ["more slices", "VAE slicing", "VAE tiling"]
     assert "with less memory" in capsys.readouterr().err
+    assert main(["info", str(out / "a-0.mp4")]) == 0  # the job's own settings, as ever
+    assert '"preset": "balanced"' in capsys.readouterr().out
 
 
 def test_a_file_of_somebody_else_is_not_overwritten(jobs, tmp_path, capsys):

@@ -1,0 +1,117 @@
+"""A plan for a memory budget: the fewest slices that fit, simulated before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from accel.config import SlicingConfig
+from accel.memory import MOST, STRIPS, Peaks, parse_bytes, simulate
+from accel.models import BATCHED, INPUTS, Family, Part, Video, size_of
+from accel.plan import Plan
+from accel.sites import denoisers
+
+
+class Size(Protocol):
+    """What is read of a job: pixels and frames."""
+
+    @property
+    def width(self) -> int | None: ...
+
+    @property
+    def height(self) -> int | None: ...
+
+    @property
+    def frames(self) -> int | None: ...
+
+
+def plan(pipe: Any, job: Size, *, memory: str | int) -> Plan:
+    """The plan with the fewest slices by which ``job`` fits in ``memory`` ("8GiB" or bytes), the
+    VAE in strips where that is needed.
+
+    Counted are live tensors: weights that stay loaded (those of one component where the pipeline
+    offloads) and activations, no scratch memory of kernels. Text encoding is not counted.
+
+    Raises ValueError if the job has no size, the pipeline's classes cannot be simulated, or
+    denoising or decoding does not fit, saying what it needs and what would help.
+    """
+    budget = parse_bytes(memory)
+    video = _video(job)
+    peaks = simulate(family(pipe), video)
+    loaded = _loaded(pipe)
+    beside = peaks.vae_weights if loaded is None else loaded
+    decoding = beside + _decode_peak(peaks, pipe.vae)
+    strips = beside + peaks.decode.get(STRIPS, decoding)
+    if min(decoding, strips) > budget:
+        raise ValueError(_too_much("decoding", min(decoding, strips), budget, _help(pipe, peaks)))
+    weights = peaks.denoiser_weights if loaded is None else loaded
+    fits = [n for n, size in peaks.denoise.items() if size + weights <= budget]
+    if not fits:
+        least = weights + min(peaks.denoise.values())
+        help_ = "" if loaded is None else "; pipe.enable_model_cpu_offload() frees other weights"
+        what = f"denoising in {max(peaks.denoise)} slices"
+        raise ValueError(_too_much(what, least, budget, help_))
+    slices = min(fits) if decoding <= budget else max(MOST, min(fits))
+    slicing = SlicingConfig(slices, 1) if slices > 1 else None
+    return Plan(f"within {memory}", attention=None, slicing=slicing)
+
+
+def family(pipe: Any) -> Family:
+    """Classes and configurations of a loaded pipeline. Raises ValueError for unknown ones."""
+    found = denoisers(pipe)
+    denoiser: Any = next(iter(found.values()))
+    vae = getattr(pipe, "vae", None)
+    name = type(denoiser).__name__
+    if name not in INPUTS or vae is None:
+        raise ValueError(
+            f"cannot simulate {type(pipe).__name__}: it needs a VAE, and its denoiser ({name}) "
+            f"must be one of {list(INPUTS)}"
+        )
+    first = Part(name, dict(denoiser.config), denoiser.dtype)
+    return Family(
+        first, Part(type(vae).__name__, dict(vae.config), vae.dtype), BATCHED.get(name, 1)
+    )
+
+
+def _video(job: Size) -> Video:
+    if not job.width or not job.height or not job.frames:
+        raise ValueError(
+            "a plan within a memory budget needs the job's width, height and frames, got "
+            f"{job.width} x {job.height}, {job.frames} frames"
+        )
+    return Video(job.width, job.height, job.frames)
+
+
+def _loaded(pipe: Any) -> int | None:
+    """Bytes of weights that stay loaded; None if components are loaded one at a time."""
+    if getattr(pipe, "_all_hooks", None):
+        return None
+    from torch import nn
+
+    return sum(size_of(c) for c in pipe.components.values() if isinstance(c, nn.Module))
+
+
+def _decode_peak(peaks: Peaks, vae: Any) -> int:
+    """Of the way the VAE is set to."""
+    for setting, name in (("use_tiling", "tiled"), ("use_slicing", "frame by frame")):
+        sizes = [b for way, b in peaks.decode.items() if way.startswith(name)]
+        if getattr(vae, setting, False) and sizes:
+            return sizes[0]
+    return peaks.decode["whole"]
+
+
+def _help(pipe: Any, peaks: Peaks) -> str:
+    ways = {"tiled": "enable_tiling", "frame by frame": "enable_slicing"}
+    found = [
+        f"pipe.vae.{call}() decodes {way} in {size / 2**30:.2f} GiB"
+        for way, size in peaks.decode.items()
+        for start, call in ways.items()
+        if way.startswith(start) and hasattr(pipe.vae, call)
+    ]
+    return "".join(f"; {text}" for text in found)
+
+
+def _too_much(what: str, needed: int, budget: int, help_: str) -> str:
+    return (
+        f"{what} needs {needed / 2**30:.2f} GiB, weights included, of a budget of "
+        f"{budget / 2**30:.2f} GiB{help_}; or choose a smaller size or fewer frames"
+    )

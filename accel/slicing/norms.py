@@ -1,0 +1,44 @@
+"""Group normalization in two passes, so that what it runs over may be sliced.
+
+GroupNorm's mean and variance run over a group's channels and all pixels and frames of a sample.
+``group_statistics`` takes them from the whole tensor, one group at a time, with torch's own kernel
+in fp32; ``normalize`` then works on any slice: y = x·s + (b - m·s) with s = w / sqrt(v + eps).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1/sqrt(variance + eps), fp32 [N, groups], of ``x`` [N, C, ...]. Scratch memory is
+    that of one group of one sample.
+    """
+    samples, channels = x.shape[:2]
+    size = channels // groups
+    mean = x.new_empty(samples, groups, dtype=torch.float32)
+    scale = torch.empty_like(mean)
+    for n in range(samples):
+        for g in range(groups):
+            part = x[n : n + 1, g * size : (g + 1) * size].float().contiguous()
+            _, m, r = torch.native_group_norm(
+                part, None, None, 1, size, part.numel() // size, 1, eps
+            )
+            mean[n, g], scale[n, g] = m[0, 0], r[0, 0]
+    return mean, scale
+
+
+def normalize(
+    x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """A slice [N, C, ...] with the statistics [N, groups] of the whole tensor; weight, bias [C]."""
+    size = x.shape[1] // mean.shape[1]
+    factor, shift = (t.repeat_interleave(size, 1) for t in (scale, mean))
+    if weight is not None:
+        factor = factor * weight.float()
+    shift = -factor * shift
+    if bias is not None:
+        shift = shift + bias.float()
+    shape = (*factor.shape, *[1] * (x.dim() - 2))
+    return torch.addcmul(shift.view(shape), factor.view(shape), x.float()).to(x.dtype)

@@ -1,0 +1,191 @@
+"""Exact strips in a video VAE's decoder: each block runs on some rows of the picture at a time.
+
+A convolution of width 3 sees one row above and below, so a strip is given ``halo`` rows more on
+each side (two for two convolutions), and these rows of the result are thrown away: what is kept
+was computed from the same numbers as without strips. That holds where norms look at one pixel only
+(Wan, Qwen-Image); a GroupNorm sees the whole picture. Causal VAEs keep the last frames of each
+convolution's input for the next frames; these caches are cut and joined in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accel.config import SlicingConfig
+from accel.seam import Undo
+from accel.slicing.apply import Record, innermost, put_in_place
+from accel.slicing.head import offloaded
+from accel.slicing.run import cuts
+
+LEAST_ROWS = 4  # of a strip; below, most of what is computed would be thrown away
+# Rows that the block's convolutions see beyond a strip, and rows of the result per row.
+BLOCKS = {
+    "WanResidualBlock": (2, 1), "QwenImageResidualBlock": (2, 1),
+    "WanResample": (1, 2), "QwenImageResample": (1, 2),
+}  # fmt: skip
+DECODERS = ("WanDecoder3d", "QwenImageDecoder3d")
+Put = Callable[[nn.Module, Callable[[Callable[..., Any]], Any]], None]
+VAE = "vae.decoder"  # its name among the blocks
+
+
+def rows(height: int, strips: int, halo: int) -> list[tuple[int, int, int, int]]:
+    """First and last row of each strip, without and with its halo."""
+    found, at = [], 0
+    for size in cuts(height, strips):
+        stop = at + size
+        found.append((at, stop, max(0, at - halo), min(height, stop + halo)))
+        at = stop
+    return found
+
+
+def _keep(whole: Tensor | None, part: Tensor, first: int, height: int) -> Tensor:
+    """Put ``part`` [..., h, W] into rows first … first + h of ``whole`` [..., height, W]."""
+    if whole is None:
+        *start, _, width = part.shape
+        whole = part.new_empty(*start, height, width)
+    whole[..., first : first + part.shape[-2], :] = part
+    return whole
+
+
+def _cut(cache: Any, low: int, high: int) -> Any:
+    return cache[..., low:high, :] if isinstance(cache, Tensor) else cache
+
+
+def _possible() -> bool:
+    return not (torch.compiler.is_compiling() or torch.is_grad_enabled())
+
+
+class _Strips:
+    """What blocks and heads share: how many strips. ``record``: an ``apply.Record``."""
+
+    def __init__(self, forward: Callable[..., Any], config: SlicingConfig, record: Any) -> None:
+        self.forward, self.alive = forward, True
+        self._config, self._record = config, record
+
+    def _count(self, x: Tensor) -> int:
+        if not self.alive or torch.compiler.is_compiling():
+            return 1
+        height, width = x.shape[-2:]
+        most = min(height * width // self._config.min_tokens, height // LEAST_ROWS)
+        strips = 1 if torch.is_grad_enabled() else min(self._config.slices, most)
+        if strips > 1:
+            self._record.sliced[strips] += 1
+        else:
+            reason = "needs gradients" if torch.is_grad_enabled() else "small picture"
+            self._record.whole[reason] += 1
+        return strips
+
+
+class Block(_Strips):
+    """Stands in for the forward of a block ``(x, feat_cache, feat_idx)``, x [B, C, T, H, W].
+    ``halo``, ``scale``: see ``BLOCKS``.
+    """
+
+    def __init__(self, *args: Any, halo: int, scale: int) -> None:
+        super().__init__(*args)
+        self._halo, self._scale = halo, scale
+
+    def __call__(self, x: Tensor, feat_cache: Any = None, feat_idx: Any = None) -> Tensor:
+        feat_idx = [0] if feat_idx is None else feat_idx
+        if (strips := self._count(x)) < 2:
+            return self.forward(x, feat_cache, feat_idx)
+        height, scale, first = x.shape[-2], self._scale, feat_idx[0]
+        out: Tensor | None = None
+        caches: dict[int, Any] = {}  # for the next frames
+        index = [first]
+        for start, stop, low, high in rows(height, strips, self._halo):
+            index = [first]
+            mine = None if feat_cache is None else [_cut(c, low, high) for c in feat_cache]
+            y = self.forward(x[..., low:high, :], mine, index)
+            kept = y[..., (start - low) * scale : (stop - low) * scale, :]
+            out = _keep(out, kept, start * scale, height * scale)
+            for i in range(first, index[0]):
+                new = mine[i]  # type: ignore[index]
+                if isinstance(new, Tensor):
+                    new = _keep(caches.get(i), _cut(new, start - low, stop - low), start, height)
+                caches[i] = new
+        for i, cache in caches.items():
+            feat_cache[i] = cache
+        feat_idx[0] = index[0]
+        return out  # type: ignore[return-value]
+
+
+class Through:
+    """Stands in for the head's norm and activation: they run in strips in ``Head``."""
+
+    def __init__(self, forward: Callable[..., Any], together: Callable[[], bool]) -> None:
+        self.forward, self.alive = forward, True
+        self._together = together
+
+    def __call__(self, x: Tensor) -> Any:
+        return x if self.alive and self._together() else self.forward(x)
+
+
+class Head(_Strips):
+    """Stands in for the forward of the last convolution ``(x, cache_x)``: norm, activation and
+    convolution of one strip after the other. The cache holds what comes before the norm.
+    ``together``: whether ``Through`` let it through.
+    """
+
+    def __init__(
+        self, *args: Any, before: Callable[[Tensor], Tensor], together: Callable[[], bool]
+    ) -> None:
+        super().__init__(*args)
+        self._before, self._together = before, together
+
+    def __call__(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        if not self.alive or not self._together():
+            return self.forward(x, cache_x)
+        strips = max(1, self._count(x))
+        out: Tensor | None = None
+        for start, stop, low, high in rows(x.shape[-2], strips, 1):
+            cache = None if cache_x is None else self._before(_cut(cache_x, low, high))
+            y = self.forward(self._before(_cut(x, low, high)), cache)
+            out = _keep(out, _cut(y, start - low, stop - low), start, x.shape[-2])
+        return out  # type: ignore[return-value]
+
+
+def apply(vae: Any, config: SlicingConfig, undo: list[Undo]) -> dict[str, Record]:
+    """Run the decoder of ``vae`` in strips, if it is of a kind in ``BLOCKS``. What has to be undone
+    is appended to ``undo`` as it is done. Returns one record for all blocks, or none.
+    """
+    decoder: Any = getattr(vae, "decoder", None)
+    if type(decoder).__name__ not in DECODERS:
+        return {}
+    record = Record()
+
+    def put(module: nn.Module, make: Callable[[Callable[..., Any]], Any]) -> None:
+        holder, name = innermost(module)
+        undo.append(put_in_place(holder, name, make(getattr(holder, name))))
+
+    for part in decoder.modules():
+        if shape := BLOCKS.get(type(part).__name__):
+            halo, scale = shape if getattr(part, "mode", "") != "none" else (shape[0], 1)
+            put(part, _block(config, record, halo, scale))
+    _put_head(decoder, put, config, record)
+    return {VAE: record}
+
+
+def _block(
+    config: SlicingConfig, record: Record, halo: int, scale: int
+) -> Callable[[Callable[..., Any]], Any]:
+    return lambda forward: Block(forward, config, record, halo=halo, scale=scale)
+
+
+def _put_head(decoder: Any, put: Put, config: SlicingConfig, record: Record) -> None:
+    norm = decoder.norm_out
+    first, second = (getattr(*innermost(m)) for m in (norm, decoder.nonlinearity))
+
+    def before(x: Tensor) -> Tensor:
+        return second(first(x))
+
+    def together() -> bool:
+        return _possible() and not offloaded(norm)
+
+    put(decoder.conv_out, lambda f: Head(f, config, record, before=before, together=together))
+    put(norm, lambda f: Through(f, together))
+    put(decoder.nonlinearity, lambda f: Through(f, together))

@@ -1,0 +1,69 @@
+"""A plan for a memory budget, on the embedded model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import accel
+from accel.budget import family
+from accel.memory import simulate
+from accel.models import Video
+from accel.pipelines.job import Job
+from accel.pipelines.load import load
+
+JOB = Job(prompt="a", width=64, height=64, frames=17)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load("tiny")
+
+
+@pytest.fixture(scope="module")
+def needs(pipe):
+    """Bytes of all weights, and of activations by slices and in decoding."""
+    modules = [c for c in pipe.components.values() if isinstance(c, torch.nn.Module)]
+    weights = sum(t.numel() * t.itemsize for m in modules for t in m.parameters())
+    weights += sum(t.numel() * t.itemsize for m in modules for t in m.buffers())
+    return weights, simulate(family(pipe), Video(64, 64, 17))
+
+
+def test_the_fewest_slices_that_fit(pipe, needs, monkeypatch):
+    weights, peaks = needs
+    monkeypatch.setattr("accel.budget._decode_peak", lambda peaks, vae: 0)
+    assert accel.plan(pipe, JOB, memory=weights + peaks.denoise[1]).slicing is None
+    plan = accel.plan(pipe, JOB, memory=weights + peaks.denoise[4])
+    fewest = min(n for n, size in peaks.denoise.items() if size <= peaks.denoise[4])
+    assert plan.slicing == accel.SlicingConfig(fewest, 1) and plan.attention is None
+    with pytest.raises(ValueError, match=r"denoising in 16 slices needs .* GiB"):
+        accel.plan(pipe, JOB, memory=weights)
+
+
+def test_the_plan_can_be_patched_with(pipe):
+    plan = accel.plan(pipe, JOB, memory="64GiB")
+    assert plan == replace(accel.Plan(), name="within 64GiB", attention=None)
+    with accel.patched(pipe, plan=plan) as handle:
+        assert handle.plan is plan
+
+
+def test_decoding_that_does_not_fit_says_what_would_help(pipe, needs):
+    weights, peaks = needs
+    plan = accel.plan(pipe, JOB, memory=weights + peaks.decode["whole"] - 1)
+    assert plan.slicing == accel.SlicingConfig(16, 1)  # in strips it does
+    with pytest.raises(ValueError, match=r"decoding needs .* GiB.*enable_tiling\(\) decodes"):
+        accel.plan(pipe, JOB, memory=weights + peaks.decode["16 strips"] - 1)
+
+
+@pytest.mark.parametrize(
+    ("job", "memory", "message"),
+    [
+        (replace(JOB, frames=None), "8GiB", "width, height and frames, got 64 x 64, None frames"),
+        (JOB, "plenty", "memory must look like '8GiB'"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(pipe, job, memory, message):
+    with pytest.raises(ValueError, match=message):
+        accel.plan(pipe, job, memory=memory)

@@ -1,0 +1,91 @@
+"""Exact strips in causal VAE decoders: the embedded one, Wan 2.2's kind and Qwen-Image's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
+
+import accel
+from accel import Plan, SlicingConfig
+from accel.pipelines.load import load
+from accel.slicing.strips import rows
+
+
+class Pipe:
+    """A pipeline of a denoiser, which is not called, and a VAE."""
+
+    def __init__(self, vae):
+        self.transformer, self.vae = torch.nn.ModuleList(), vae
+
+
+def small(cls, **more):
+    torch.manual_seed(0)
+    sizes = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1, **more}
+    return cls(**sizes, temperal_downsample=[True, True], latents_mean=[0.0] * 4,
+               latents_std=[1.0] * 4).eval()  # fmt: skip
+
+
+VAES = {
+    "tiny": lambda: load("tiny").vae,
+    "wan22": lambda: small(AutoencoderKLWan, is_residual=True, patch_size=2, in_channels=12,
+                           out_channels=12, decoder_base_dim=12),
+    "qwen": lambda: small(AutoencoderKLQwenImage),
+}  # fmt: skip
+
+
+def plan(strips):
+    return Plan("t", None, SlicingConfig(strips, min_tokens=1))
+
+
+@torch.no_grad()
+def decode(vae, z):
+    return vae.decode(z, return_dict=False)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize("height", [8, 9])
+def test_strips_decode_the_same_video(name, dtype, height):
+    vae = torch.nn.Module.to(VAES[name](), dtype)
+    z = torch.randn(1, vae.config.z_dim, 3, height, 6, generator=torch.manual_seed(1)).to(dtype)
+    plain = decode(vae, z)
+    for n in (2, 3, 8, 16):
+        with accel.patched(Pipe(vae), plan=plan(n)) as handle:
+            out = decode(vae, z)
+            (block,) = [b for b in handle.report().blocks if b.name == "vae.decoder"]
+        assert max(block.sliced) == n if n < 8 else block.sliced
+        assert (out - plain).float().norm() <= (1e-6 if dtype == torch.float32 else 0) * (
+            plain.float().norm()
+        )
+    assert torch.equal(decode(vae, z), plain)
+    assert not any("forward" in vars(m) for m in vae.modules())
+
+
+def test_a_strip_without_halo_would_be_wrong(monkeypatch):
+    vae = load("tiny").vae
+    z = torch.randn(1, vae.config.z_dim, 2, 8, 8)
+    plain = decode(vae, z)
+    monkeypatch.setattr("accel.slicing.strips.rows", lambda h, n, halo: rows(h, n, halo - 1))
+    with accel.patched(Pipe(vae), plan=plan(2)):
+        assert (decode(vae, z) - plain).norm() > 1e-3 * plain.norm()
+
+
+def test_strips_cover_the_picture_once():
+    for height, strips in ((8, 2), (9, 4), (13, 3)):
+        found = rows(height, strips, 2)
+        assert [r for start, stop, *_ in found for r in range(start, stop)] == list(range(height))
+        assert all(low == max(0, a - 2) and high == min(height, b + 2) for a, b, low, high in found)
+
+
+def test_other_decoders_and_gradients_are_left_alone():
+    from diffusers import AutoencoderKL
+
+    with accel.patched(Pipe(AutoencoderKL()), plan=plan(4)) as handle:
+        assert not [b for b in handle.report().blocks if b.name == "vae.decoder"]
+    vae = load("tiny").vae
+    z = torch.randn(1, vae.config.z_dim, 1, 4, 4)
+    with accel.patched(Pipe(vae), plan=plan(4)) as handle:
+        vae.decode(z, return_dict=False)[0].sum().backward()
+        (block,) = [b for b in handle.report().blocks if b.name == "vae.decoder"]
+    assert not block.sliced and "needs gradients" in next(iter(block.whole))
