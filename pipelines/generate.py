@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from accel.frames import shown, to_uint8
 from accel.kernels.warp import check_flow
 from accel.patch import Handle, patched
 from accel.pipelines.checkpoint import StepCheckpoint
@@ -198,10 +199,9 @@ def _run(
             else nullcontext()
         ):
             output = pipe(**arguments, generator=generator, output_type="np")
-        video.extend(output.frames[0] if hasattr(output, "frames") else output.images)
+        video.extend(shown(output))
     seconds = time.perf_counter() - start - aside
-    frames = np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)
-    return frames, seconds
+    return to_uint8(video), seconds
 
 
 def _arguments(

@@ -2,7 +2,7 @@
 another, and the numbers per frame.
 
     NAME-reference.mp4, .json     the same seed unaccelerated, a finished job like any other
-    differences/NAME.mp4          |accelerated - reference|, times ``GAIN``, from the exact frames
+    differences/NAME.mp4          |accelerated - reference|, enlarged, from the exact frames
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.output import Output
 from accel.pipelines.job import Job
+from accel.pipelines.pictures import difference
 from accel.pipelines.video import write_video
 from accel.quality import psnr
 
 if TYPE_CHECKING:
     from accel.pipelines.generate import Result
 
-GAIN = 8
 CEILING = 100.0  # dB given for two equal frames, so that the number is finite
 
 
@@ -39,12 +39,6 @@ def difference_path(out: Path, name: str) -> Path:
 def frame_psnr(a: np.ndarray, b: np.ndarray) -> list[float]:
     """PSNR in dB of each pair of frames of uint8 videos [F, H, W, 3], at most ``CEILING``."""
     return [min(CEILING, psnr(a[k : k + 1], b[k : k + 1])) for k in range(len(a))]
-
-
-def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``GAIN`` times the distance of uint8 videos [F, H, W, 3], cut at white."""
-    apart = np.abs(a.astype(np.int16) - b.astype(np.int16)) * GAIN
-    return np.minimum(apart, 255).astype(np.uint8)
 
 
 def keep_reference(

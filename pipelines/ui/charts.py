@@ -7,7 +7,6 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from accel.config import AttentionConfig
 from accel.plan import Plan
 from accel.precision import precision_at
 
@@ -84,13 +83,9 @@ def precision_rows(
         if config is None or not ran:
             cells = ["full"] * steps
         else:
-            cells = [_planned(config, site["name"], step, steps) for step in range(steps)]
+            cells = [precision_at(config, site["name"], step, steps) for step in range(steps)]
         rows.append((str(site["name"]), cells, note))
     return rows
-
-
-def _planned(config: AttentionConfig, site: str, step: int, steps: int) -> str:
-    return precision_at(config, site, step, steps)
 
 
 def heat_map(rows: Sequence[tuple[str, list, str]]) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from accel.pipelines.batch.identity import digest
-from accel.pipelines.batch.reference import GAIN, difference, difference_path, frame_psnr
+from accel.pipelines.batch.reference import CEILING, difference_path, frame_psnr
 from accel.pipelines.job import JobError
+from accel.pipelines.pictures import GAIN, difference
 from accel.pipelines.ui import charts
 from accel.pipelines.ui.studio import Finished, Studio
 from accel.pipelines.ui.view import file_url, settings_line
@@ -82,7 +83,7 @@ def _of_files(studio: Studio, a: Finished, b: Finished) -> Pair:
         for file in made[:-_KEPT]:
             file.unlink(missing_ok=True)
     frames = frame_psnr(x, y)
-    return Pair(a, b, min(100.0, psnr(x, y)), frames, apart, False)
+    return Pair(a, b, min(CEILING, psnr(x, y)), frames, apart, False)
 
 
 def _size(video: Any) -> str:

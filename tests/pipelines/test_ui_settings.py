@@ -13,9 +13,10 @@ import torch
 import yaml
 
 from accel.pipelines.batch.jobfile import read_jobs
-from accel.pipelines.batch.reference import difference, frame_psnr
+from accel.pipelines.batch.reference import frame_psnr
 from accel.pipelines.job import Job, JobError, settings_text
 from accel.pipelines.motion.flows import make_flow
+from accel.pipelines.pictures import difference
 from accel.pipelines.preview import decode, denoised
 from accel.pipelines.ui import charts, drawing
 from accel.pipelines.ui.settings import (
