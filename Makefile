@@ -1,5 +1,6 @@
 # make demo    render the embedded model's sample jobs to MP4, accelerated, and print the report
 # make test    the tests
+# make ui      the web page, on http://127.0.0.1:7860
 # Each target sets up .venv by itself.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,7 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: all demo test lint bench bench-attention bench-motion bench-warp bench-batch bench-memory bench-rehash gpu-report bench-precision clean
+.PHONY: all demo ui browser screenshots test lint bench bench-attention bench-motion bench-warp bench-batch \
+  bench-memory bench-rehash bench-precision bench-ui gpu-report clean
 all: $(READY)
 
 $(READY): pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
@@ -18,7 +20,22 @@ $(READY): pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
 demo: $(READY)
 	$(BIN)/accel render samples/demo.yaml --out out/demo --compare
 
-test: $(READY)
+ui: $(READY)
+	$(BIN)/accel ui
+
+# The browser tests want a Chromium; where it cannot be installed they are skipped and say so.
+browser:
+	@command -v chromium >/dev/null \
+	  || { apt-get update -q && apt-get install -yq --no-install-recommends chromium; } >/dev/null 2>&1 \
+	  || echo 'no Chromium and no way to install it: the browser tests are skipped'
+
+screenshots: $(READY)
+	$(BIN)/python tests/bench/screenshots.py --out samples/ui
+
+bench-ui: $(READY)
+	$(BIN)/python tests/bench/bench_ui.py
+
+test: $(READY) browser
 	$(BIN)/python -m pytest tests
 
 lint: $(READY)

@@ -26,6 +26,7 @@ from accel.attention import Site
 from accel.calibration import METRICS, ErrorTable
 from accel.call import Call, compare
 from accel.config import AttentionConfig, Impl, Rule
+from accel.frames import call
 from accel.kernels.attention import run as run_attention
 from accel.kernels.dispatch import ATTENTION, resolve
 from accel.patch import Handle, is_patched, patched
@@ -120,7 +121,7 @@ def calibrate(
 ) -> ErrorTable:
     """Measure the error of every precision at every attention site and step of ``pipe``.
 
-    ``jobs``: keyword arguments of the pipeline's call (give a ``generator`` or none: then seed 0),
+    ``jobs``: keyword arguments of the pipeline's call (and ``seed``, 0 if it is not there),
     or functions that generate with the pipeline and return uint8 frames [F, H, W, 3]. All must
     have one number of steps. ``rows``: sampled query rows of each call, in blocks of 32.
     ``sensitivity``: so many of the jobs are run again, once for each site (at most 12, else groups
@@ -188,17 +189,7 @@ def _probing(pipe: Any, plan: Plan, sums: _Sums) -> Iterator[Handle]:
 
 
 def _as_run(job: Mapping[str, Any] | Run) -> Run:
-    if callable(job):
-        return job
-    arguments = dict(job)
-
-    def run(pipe: Any) -> np.ndarray:
-        given = {"generator": torch.Generator().manual_seed(0), **arguments, "output_type": "np"}
-        output = pipe(**given)
-        video = output.frames[0] if hasattr(output, "frames") else output.images
-        return np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)
-
-    return run
+    return job if callable(job) else lambda pipe: call(pipe, job)
 
 
 def _table(sums: _Sums, jobs: int) -> ErrorTable:

@@ -169,8 +169,8 @@ def _fill(picked: np.ndarray, value: np.ndarray, limited: np.ndarray, limit: flo
     gain, price = now_v - value, limited - now_l
     for flat in np.argsort(-(gain / np.maximum(price, 1e-30)).ravel()):
         p, s, k = np.unravel_index(flat, value.shape)
-        more = limited[p, s, k] - np.take_along_axis(limited, picked[None], 0)[0, s, k]
-        better = value[p, s, k] < np.take_along_axis(value, picked[None], 0)[0, s, k]
-        if better and more <= left:
+        now = picked[s, k]
+        more = limited[p, s, k] - limited[now, s, k]
+        if value[p, s, k] < value[now, s, k] and more <= left:
             picked[s, k], left = p, left - more
     return picked

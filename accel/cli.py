@@ -18,6 +18,7 @@ from types import FrameType
 
 def _parser() -> argparse.ArgumentParser:
     from accel.pipelines.batch.command import add_arguments
+    from accel.pipelines.ui.command import add_arguments as add_ui_arguments
 
     parser = argparse.ArgumentParser(prog="accel", description="Accelerated video diffusion.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--frames", type=int, default=1, metavar="N")
     memory.add_argument("--budget", metavar="SIZE", help="such as 8GiB: find the fewest slices")
     memory.add_argument("--json", action="store_true", help="print JSON")
+    add_ui_arguments(commands.add_parser("ui", help="serve the web page on this machine"))
     return parser
 
 
@@ -92,6 +94,16 @@ def _calibrate(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def _ui(args: argparse.Namespace) -> int:
+    try:
+        from accel.app import run
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ValueError("the page needs Gradio: pip install 'accel-diffusion[ui]'") from error
+    return run(args)
+
+
 def _motion(args: argparse.Namespace) -> int:
     from accel.pipelines.batch.jobfile import read_jobs
     from accel.pipelines.batch.output import prepare_folder
@@ -140,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminated)
     commands = {"render": _render, "motion": _motion, "info": _info, "compare": _compare,
-                "memory": _memory, "calibrate": _calibrate}  # fmt: skip
+                "memory": _memory, "calibrate": _calibrate, "ui": _ui}  # fmt: skip
     try:
         return commands[args.command](args)
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from accel.frames import shown, to_uint8
 from accel.kernels.warp import check_flow
 from accel.patch import Handle, patched
 from accel.pipelines.checkpoint import StepCheckpoint
@@ -23,12 +24,13 @@ from accel.report import Report
 from accel.sites import denoisers
 
 OnStep = Callable[[int, int], None]
+OnLatents = Callable[[Any, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
 class Result:
-    """Frames uint8 [F, H, W, 3], wall seconds of the pipeline call, report (None if not
-    accelerated).
+    """Frames uint8 [F, H, W, 3], wall seconds of the pipeline call without what looks on (previews,
+    saving of steps), report (None if not accelerated).
     """
 
     frames: np.ndarray
@@ -129,11 +131,17 @@ def _latents(pipe: Any, job: Job, motion: _Motion) -> torch.Tensor:
 
 
 def generate(
-    pipe: Any, job: Job, *, on_step: OnStep | None = None, checkpoint: StepCheckpoint | None = None
+    pipe: Any,
+    job: Job,
+    *,
+    on_step: OnStep | None = None,
+    on_latents: OnLatents | None = None,
+    checkpoint: StepCheckpoint | None = None,
 ) -> Result:
     """Run ``job`` on a loaded pipeline, patched with the job's plan for the length of the call.
 
     ``on_step(done, steps)`` is called after every denoising step; what it raises ends the run.
+    Before it ``on_latents(pipe, latents)`` may look at the latents, where the pipeline shows them.
     ``checkpoint`` saves steps, and takes those over that it holds. Raises JobError for a job that
     does not fit the pipeline; the pipeline is left as it was in every case.
     """
@@ -141,10 +149,10 @@ def generate(
     motion = _checked(pipe, job)
     plan = job.accel_plan()
     if plan is None:
-        frames, seconds = _run(pipe, job, motion, on_step, checkpoint, None)
+        frames, seconds = _run(pipe, job, motion, on_step, on_latents, checkpoint, None)
         return Result(frames, seconds, None)
     with patched(pipe, plan=plan) as handle:
-        frames, seconds = _run(pipe, job, motion, on_step, checkpoint, handle)
+        frames, seconds = _run(pipe, job, motion, on_step, on_latents, checkpoint, handle)
         return Result(frames, seconds, handle.report())
 
 
@@ -153,6 +161,7 @@ def _run(
     job: Job,
     motion: _Motion | None,
     on_step: OnStep | None,
+    on_latents: OnLatents | None,
     checkpoint: StepCheckpoint | None,
     handle: Handle | None,
 ) -> tuple[np.ndarray, float]:
@@ -161,14 +170,19 @@ def _run(
     """
     accepted = inspect.signature(type(pipe).__call__).parameters
     arguments, images = _arguments(pipe, job, motion, accepted)
-    latents, image = arguments.get("latents"), 0
+    latents, image, aside = arguments.get("latents"), 0, 0.0
 
     def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal aside
+        since = time.perf_counter()
         done, steps = step + 1, len(pipe.scheduler.timesteps)
+        if on_latents is not None and isinstance(tensors.get("latents"), torch.Tensor):
+            on_latents(pipe, tensors["latents"])
         if checkpoint is not None and not images:
             checkpoint.step_done(pipe, done, steps, tensors)
         if on_step is not None:
             on_step(image * steps + done, max(images, 1) * steps)
+        aside += time.perf_counter() - since
         return tensors
 
     follows = "callback_on_step_end" in accepted
@@ -185,10 +199,9 @@ def _run(
             else nullcontext()
         ):
             output = pipe(**arguments, generator=generator, output_type="np")
-        video.extend(output.frames[0] if hasattr(output, "frames") else output.images)
-    seconds = time.perf_counter() - start
-    frames = np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)
-    return frames, seconds
+        video.extend(shown(output))
+    seconds = time.perf_counter() - start - aside
+    return to_uint8(video), seconds
 
 
 def _arguments(

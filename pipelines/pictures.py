@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from PIL import Image, ImageDraw
 
 from accel.calibration import ErrorTable
 from accel.choose import Choice
 
+GAIN = 8  # of differences, which are small
 CELL, LINE, LABEL = 14, 16, 190
 LIMITS = (1e-3, 1.0)  # relative L1 errors at both ends of the scale, which is logarithmic
 COLOURS = {
@@ -43,18 +42,23 @@ def heat_map(table: ErrorTable, choice: Choice | None = None) -> Image.Image:
     return page
 
 
+def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``GAIN`` times the distance of uint8 videos [F, H, W, 3], cut at white."""
+    apart = np.abs(a.astype(np.int16) - b.astype(np.int16)) * GAIN
+    return np.minimum(apart, 255).astype(np.uint8)
+
+
 def frame_strip(
-    reference: np.ndarray, video: np.ndarray, *, shown: int = 5, enlarge: int = 2, gain: int = 8
+    reference: np.ndarray, video: np.ndarray, *, shown: int = 5, enlarge: int = 2
 ) -> Image.Image:
-    """Frames of two uint8 videos [F, H, W, 3] over each other, and ``gain`` times their difference.
+    """Frames of two uint8 videos [F, H, W, 3] over each other, and ``GAIN`` times their difference.
 
     Raises ValueError for videos of different shape.
     """
     if reference.shape != video.shape:
         raise ValueError(f"videos of different shape: {reference.shape} and {video.shape}")
     index = np.linspace(0, len(video) - 1, min(shown, len(video))).round().astype(int)
-    off = np.abs(reference.astype(int) - video.astype(int)) * gain
-    rows: Sequence[np.ndarray] = (reference, video, off.clip(0, 255).astype(np.uint8))
+    rows = (reference, video, difference(reference, video))
     image = Image.fromarray(np.concatenate([np.concatenate(list(r[index]), 1) for r in rows], 0))
     return image.resize((image.width * enlarge, image.height * enlarge), Image.Resampling.NEAREST)
 

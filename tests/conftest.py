@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,20 @@ if importlib.util.find_spec("triton") is not None:
 def seeded() -> None:
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def page_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of the page that all browser tests and attacks share."""
+    folder = tmp_path_factory.mktemp("page") / "out"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def address(page_out: Path) -> Iterator[str]:
+    """Where that page is served."""
+    from page import served
+
+    with served(page_out) as url:
+        yield url

@@ -1,7 +1,7 @@
 """Runs mypy (strict) on the installed package: ``make lint``.
 
-mypy does not follow the mapping of kernels/ and pipelines/ into accel, so the folders are laid
-out as they are installed, in a temporary folder of links.
+mypy does not follow the mapping of kernels/, pipelines/ and app.py into accel, so they are laid out
+as they are installed, in a temporary folder of links.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> int:
         package.mkdir()
         for entry in (ROOT / "accel").iterdir():
             (package / entry.name).symlink_to(entry)
-        for name in ("kernels", "pipelines"):
+        for name in ("kernels", "pipelines", "app.py"):
             (package / name).symlink_to(ROOT / name)
         command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
         cache = ["--cache-dir", str(ROOT / "build" / "mypy"), "--namespace-packages"]

@@ -70,6 +70,8 @@ def forbidden(path: str, name: str) -> bool:
         return False
     if below(name, "app", "samples", "tests", "accel.cli"):
         return True
+    if below(name, "accel.app"):
+        return path != ENTRY_POINT
     if path.startswith(("kernels/cpu/", "kernels/gpu/")) and below(name, *REFERENCES):
         return True
     if module_name(path) in REFERENCES and below(name, "accel.kernels.cpu", "accel.kernels.gpu"):
@@ -101,6 +103,8 @@ def violations(path: str, source: str) -> list[str]:
         ("accel/patch.py", "from accel import cli", 1),
         ("accel/cli.py", "from accel.pipelines.job import Job", 0),
         ("pipelines/job.py", "import app", 1),
+        ("pipelines/ui/view.py", "from accel import app", 1),
+        ("accel/cli.py", "from accel.app import run", 0),
         ("pipelines/job.py", "from accel.kernels import warp\nfrom accel.pipelines import load", 0),
         ("pipelines/job.py", "import pipelines.load, kernels", 2),
         ("app.py", "from accel.pipelines.job import Job\nfrom kernels import warp", 1),

@@ -162,6 +162,9 @@ def test_wheel_content(installed: Install) -> None:
             assert f"accel/{path.as_posix()}" in names
         elif path.parts[0] == "accel":
             assert path.as_posix() in names
+    assert "accel/app.py" in names
+    for path in (installed.checkout / "pipelines" / "ui" / "static").iterdir():
+        assert f"accel/pipelines/ui/static/{path.name}" in names
 
 
 def test_wheel_has_tiny_model(installed: Install) -> None:

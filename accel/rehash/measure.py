@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from accel.config import RehashConfig, from_dict
+from accel.frames import call
 from accel.patch import patched
 from accel.plan import Plan
 from accel.quality import psnr
@@ -260,12 +261,3 @@ def _reached(
     """PSNR in dB of a run with rehash against the full one."""
     with patched(pipe, plan=replace(plan, rehash=config)):
         return min(LOSSLESS, psnr(run.frames, call(pipe, job)))
-
-
-def call(pipe: Any, job: Mapping[str, Any]) -> np.ndarray:
-    """Run the pipeline; frames uint8 [F, H, W, 3]. ``seed`` in ``job`` seeds a CPU generator."""
-    arguments = dict(job)
-    generator = torch.Generator().manual_seed(int(arguments.pop("seed", 0)))
-    output = pipe(**arguments, generator=generator, output_type="np")
-    video = output.frames[0] if hasattr(output, "frames") else output.images
-    return np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)

@@ -119,16 +119,24 @@ def _fresh(out_ptr, channels, pixels, frame, seed_low, seed_high, BLOCK: tl.cons
 
 
 @triton.jit
+def _edges_of_block(start_ptr, count_ptr, pixels, BLOCK: tl.constexpr):
+    """This program's pixels, which of them are in the picture, and where their edges lie in the
+    order: first and number, each [BLOCK].
+    """
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < pixels
+    start = tl.load(start_ptr + pixel, mask=inside, other=0)
+    return pixel, inside, start, tl.load(count_ptr + pixel, mask=inside, other=0)
+
+
+@triton.jit
 def _totals(
     out_ptr, target_ptr, order_ptr, start_ptr, degree_ptr, forward, channels, pixels, frame,
     seed_low, seed_high, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sum of the draws of all edges that leave a source, [C, N]; 0 with fewer than two."""
-    origin = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    origin, inside, start, degree = _edges_of_block(start_ptr, degree_ptr, pixels, BLOCK)
     group = tl.program_id(1)
-    inside = origin < pixels
-    start = tl.load(start_ptr + origin, mask=inside, other=0)
-    degree = tl.load(degree_ptr + origin, mask=inside, other=0)
     degree = tl.where(degree > 1, degree, 0)
     t0 = tl.zeros([BLOCK], tl.float32)
     t1, t2, t3 = t0, t0, t0
@@ -157,11 +165,8 @@ def _merge(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Noise [C, N] and density [N] of the new frame."""
-    target = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    target, inside, start, arrivals = _edges_of_block(start_ptr, arrivals_ptr, pixels, BLOCK)
     group = tl.program_id(1)
-    inside = target < pixels
-    start = tl.load(start_ptr + target, mask=inside, other=0)
-    arrivals = tl.load(arrivals_ptr + target, mask=inside, other=0)
     density = tl.zeros([BLOCK], tl.float32)
     m0 = tl.zeros([BLOCK], tl.float32)
     m1, m2, m3, l0, l1, l2, l3 = m0, m0, m0, m0, m0, m0, m0

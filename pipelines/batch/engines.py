@@ -176,6 +176,13 @@ class LocalEngine:
                 with suppress(OSError):
                     place.connection.send("stop")
 
+    def cancel(self, slot: int) -> None:
+        """Ask one task to stop after its current step; the slot takes others after it."""
+        connection = self._all[slot].connection
+        if connection is not None:
+            with suppress(OSError):
+                connection.send("cancel")
+
     def close(self) -> None:
         for place in self._all:
             if place.connection is not None:
@@ -195,14 +202,17 @@ def _serve(connection: Connection, out: str, device: str | None) -> None:
     stop, tasks = Stop(), SimpleQueue()  # type: ignore[var-annotated]
 
     def listen() -> None:
+        ending = False
         while True:
             try:
                 message = connection.recv()
             except (EOFError, OSError):
                 os._exit(1)  # the parent is gone: nobody would see what we do
-            if message == "stop":
+            if message in ("stop", "cancel"):
+                ending = ending or message == "stop"
                 stop.number = signal.SIGTERM
             else:
+                stop.number = stop.number if ending else 0  # a cancelled task's, not the next one's
                 tasks.put(message)
             if message == "end":
                 return

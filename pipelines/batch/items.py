@@ -57,7 +57,7 @@ def items(
     first; the other gets its id behind it. Of two jobs that are the same under one name the second
     is left out.
     """
-    naming = _Naming(known or {})
+    naming = Naming(known or {})
     number = 0
     for file in _files(files):
         for entry in read(file, overrides):
@@ -65,12 +65,13 @@ def items(
                 yield entry
                 continue
             number += 1
-            item = _item(entry, str(file), naming)
+            item = make_item(entry, str(file), naming)
             if item is not None and (number - 1) % shard[1] == shard[0] - 1:
                 yield item
 
 
-def _item(job: Job, where: str, naming: _Naming) -> Item | Invalid | None:
+def make_item(job: Job, where: str, naming: Naming) -> Item | Invalid | None:
+    """An item of the queue; None for a job that is in it already."""
     job = job.resolved()
     try:
         key = job_id(job)
@@ -100,7 +101,7 @@ def changed_since(path: Path) -> str:
     )
 
 
-class _Naming:
+class Naming:
     """Gives every job of a queue a name of its own that stays the same from run to run."""
 
     def __init__(self, known: Mapping[str, str]) -> None:
@@ -126,3 +127,14 @@ class _Naming:
         twin = self._first.setdefault(key, name)
         self._used[name] = key
         return name, "" if twin == name else twin
+
+    def take(self, name: str, key: str) -> None:
+        """A name that stands already for the job with the id ``key``."""
+        self._used[name] = key
+        self._first.setdefault(key, name)
+
+    def forget(self, name: str) -> None:
+        """A job has left the queue; its name and its id are free."""
+        key = self._used.pop(name, "")
+        if self._first.get(key) == name:
+            del self._first[key]

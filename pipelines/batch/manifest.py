@@ -26,7 +26,7 @@ CREATE INDEX IF NOT EXISTS by_id ON jobs (id);
 CREATE TABLE IF NOT EXISTS events (
     time REAL NOT NULL, name TEXT NOT NULL, id TEXT NOT NULL, event TEXT NOT NULL, detail TEXT);
 """
-STATES = ("pending", "running", "done", "failed", "invalid")
+STATES = ("pending", "running", "stopped", "done", "failed", "invalid")
 
 
 def manifest_path(out: Path, shard: tuple[int, int] = (1, 1)) -> Path:
@@ -102,6 +102,11 @@ class Manifest:
                 (time.time(), event, detail, name),
             )
 
+    def remove(self, name: str) -> None:
+        """Drop a job; its events stay."""
+        with self._base:
+            self._base.execute("DELETE FROM jobs WHERE name = ?", (name,))
+
     def add_invalid(self, where: str, message: str) -> None:
         """Enter something that is no job."""
         with self._base:
@@ -132,7 +137,7 @@ def _row(name: str, job_id: str, job: Job) -> tuple[Any, ...]:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    base = sqlite3.connect(path, timeout=30)
+    base = sqlite3.connect(path, timeout=30, check_same_thread=False)  # its users take turns
     try:
         base.execute("PRAGMA journal_mode = WAL")
         base.execute("PRAGMA synchronous = FULL")

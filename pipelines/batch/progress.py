@@ -21,18 +21,39 @@ _LOGGED = {
 }
 
 
+class Pace:
+    """Adds to step events the seconds left of the job's part, from the steps seen in this run."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[float, int]] = {}
+
+    def __call__(self, event: dict[str, Any]) -> dict[str, Any]:
+        """The event with ``eta_s``, None after the first step."""
+        job, step, now = f"{event['job']} {event['part']}", event["step"], time.monotonic()
+        since, first = self._first.setdefault(job, (now, step))
+        pace = (now - since) / (step - first) if step > first else None
+        eta = None if pace is None else round(pace * (event["steps"] - step), 2)
+        if step == event["steps"]:
+            del self._first[job]
+        return {**event, "eta_s": eta}
+
+    def forget(self, job: str) -> None:
+        """The job ended before its last step."""
+        self._first = {k: v for k, v in self._first.items() if not k.startswith(f"{job} ")}
+
+
 class Progress:
     """Receives events (mappings with the key ``event``) and shows them."""
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
         self._bars: dict[int, Any] = {}
-        self._first: dict[str, tuple[float, int]] = {}
+        self._pace = Pace()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one event."""
         if event["event"] == "step":
-            event = self._with_eta(event)
+            event = self._pace(event)
         if self._json:
             hidden = ("report", "traceback")
             shown = {k: v for k, v in event.items() if k not in hidden}
@@ -51,16 +72,6 @@ class Progress:
             self._log(_summary(event))
         elif event["event"] in _LOGGED:
             self._log(_LOGGED[event["event"]].format_map(event))
-
-    def _with_eta(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Seconds left of this job, from the steps seen in this run; None after the first."""
-        job, step, now = f"{event['job']} {event['part']}", event["step"], time.monotonic()
-        since, first = self._first.setdefault(job, (now, step))
-        pace = (now - since) / (step - first) if step > first else None
-        eta = None if pace is None else round(pace * (event["steps"] - step), 2)
-        if step == event["steps"]:
-            del self._first[job]
-        return {**event, "eta_s": eta}
 
     def _bar(self, event: dict[str, Any]) -> None:
         if self._json or not sys.stderr.isatty():

@@ -20,8 +20,7 @@ from accel.pipelines.batch.ladder import next_rung
 from accel.pipelines.batch.lease import is_held
 from accel.pipelines.batch.manifest import Manifest
 from accel.pipelines.batch.output import Output, copy_of
-from accel.pipelines.batch.progress import Progress
-from accel.pipelines.batch.worker import Check, Outcome, Task
+from accel.pipelines.batch.worker import Check, Emit, Outcome, Task
 
 _MAX_DEATHS = 2  # processes one job may take down beyond its retries; lost machines do not count
 _POLL = 1.0  # seconds between looks at a job that another process renders
@@ -61,7 +60,7 @@ class Queue:
     options: Options
     engine: Engine
     manifest: Manifest
-    progress: Progress
+    progress: Emit
     stop: Stop
     summary: Summary = field(default_factory=Summary)
     _pending: deque[Item] = field(default_factory=deque)
@@ -159,14 +158,11 @@ class Queue:
             self.progress({"event": "start", "job": item.name, "id": item.id, "slot": slot})
             if self._output(item).steps.exists():
                 self.progress({"event": "resume", "job": item.name})
-            options = self.options
-            self.engine.submit(
-                slot,
-                Task(
-                    item.name, item.id, item.job, item.rung, options.compare,
-                    options.checkpoint_steps,
-                ),
-            )  # fmt: skip
+            self.engine.submit(slot, self._task(item))
+
+    def _task(self, item: Item) -> Task:
+        compare, every = self.options.compare, self.options.checkpoint_steps
+        return Task(item.name, item.id, item.job, item.rung, compare, every)
 
     def _take(self, slot: int) -> Item | None:
         """The next item for a slot: of the model it has loaded, where there is one."""
@@ -177,12 +173,15 @@ class Queue:
         free = [item for item in self._pending if item.id not in busy]
         if not free:
             return None
-        same = (item for item in free if item.job.model == self._model.get(slot))
-        item = next(same, free[0])
+        item = self._choose(free, slot)
         self._pending.remove(item)
         if item.twin and self._copy(item):
             return self._take(slot)
         return item
+
+    def _choose(self, free: list[Item], slot: int) -> Item:
+        same = (item for item in free if item.job.model == self._model.get(slot))
+        return next(same, free[0])
 
     def _settle(self, item: Item, outcome: Outcome, slot: int) -> None:
         """Write down how a task ended, and decide what comes of it."""

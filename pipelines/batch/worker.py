@@ -25,10 +25,12 @@ from accel.pipelines.batch.ladder import (
 )
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.output import Output
+from accel.pipelines.batch.reference import keep_reference
 from accel.pipelines.checkpoint import StepCheckpoint, Stopped
 from accel.pipelines.generate import Result, check, generate
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import load
+from accel.pipelines.preview import Preview
 from accel.quality import psnr, ssim
 
 Emit = Callable[[dict[str, Any]], None]
@@ -36,7 +38,10 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Task:
-    """One try of one job. ``rung``: how far up the ladder of memory savings."""
+    """One try of one job. ``rung``: how far up the ladder of memory savings. ``preview``: emit
+    pictures of the running denoising. ``keep``: with ``compare``, keep the reference as a video of
+    its own and a video of the difference (``reference.py``).
+    """
 
     name: str
     id: str
@@ -44,6 +49,8 @@ class Task:
     rung: int = 0
     compare: bool = False
     checkpoint_steps: int = 5
+    preview: bool = False
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,16 +167,18 @@ class Worker:
             self._warm_up(pipe, task.job)
         every = 0 if self._steps is None else task.checkpoint_steps
         saved = StepCheckpoint(self._steps_file(output), task.id, every, self._stop)
-        _reset_peak()
-        result = self._generate(pipe, task, changed(task.job, rungs), saved)
-        peak = _peak_bytes()
-        comparison = None
+        result, phases = self._generate(pipe, task, changed(task.job, rungs), saved)
+        comparison: dict[str, Any] | None = None
         if task.compare:
             plain = replace(task.job, preset=None, plan=None)
-            comparison = _compare(result, self._generate(pipe, task, changed(plain, rungs), None))
+            reference, peaks = self._generate(pipe, task, changed(plain, rungs), None)
+            comparison = _compare(result, reference)
+            if task.keep:
+                comparison |= keep_reference(self._out, task.name, plain, result, reference, peaks)
         sidecar = {
             "seconds": result.seconds,
-            "peak_bytes": peak,
+            "peak_bytes": max(phases.values()),
+            "phase_peak_bytes": phases,
             "frames": len(result.frames),
             "report": None if result.report is None else result.report.to_dict(),
             "comparison": comparison,
@@ -182,8 +191,16 @@ class Worker:
         text = "not accelerated (preset: null)" if result.report is None else str(result.report)
         return Outcome("done", sha256=sha256, sidecar=sidecar, report=text)
 
-    def _generate(self, pipe: Any, task: Task, job: Job, saved: StepCheckpoint | None) -> Result:
+    def _generate(
+        self, pipe: Any, task: Task, job: Job, saved: StepCheckpoint | None
+    ) -> tuple[Result, dict[str, int]]:
+        """Render a job; the result, and peak bytes until the last step and from then on."""
+        phases: dict[str, int] = {}
+
         def on_step(done: int, steps: int) -> None:
+            if done == steps:
+                phases["denoise"] = _peak_bytes()
+                _reset_peak()
             if saved is not None and done <= saved.resumed_from:
                 return  # taken over, not computed
             self._emit(
@@ -193,7 +210,11 @@ class Worker:
             if saved is None:  # otherwise the checkpoint asks, after it has saved the step
                 self._stop_if_asked()
 
-        return generate(pipe, job, on_step=on_step, checkpoint=saved)
+        preview = Preview(self._emit, task.name) if task.preview else None
+        _reset_peak()
+        result = generate(pipe, job, on_step=on_step, on_latents=preview, checkpoint=saved)
+        phases["decode" if phases else "all"] = _peak_bytes()
+        return result, phases
 
     def _stop_if_asked(self) -> None:
         if self._stop():
@@ -226,7 +247,7 @@ def _quiet_loading() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def _compare(result: Result, reference: Result) -> dict[str, float]:
+def _compare(result: Result, reference: Result) -> dict[str, Any]:
     return {
         "psnr_db": psnr(result.frames, reference.frames),
         "ssim": ssim(result.frames, reference.frames),

@@ -3,87 +3,18 @@
 from __future__ import annotations
 
 import copy
-import gc
-import weakref
 
 import pytest
 import torch
 from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
 )
 from families import FAMILIES, MORE
+from rehash_pipe import FIXED, KEYS, STEPS, Pipe, counting, plan
 
 import accel
-from accel import AttentionConfig, Plan
-from accel.config import RehashConfig, SlicingConfig
 from accel.sites import denoisers
-
-STEPS = 15
-KEYS = (0, 1, 2, 5, 8, 11, 14)
-FIXED = {"keys": KEYS, "steps": STEPS}
-
-
-class Pipe:
-    """A pipeline in the small: one denoiser, a scheduler, and diffusers' way of calling both.
-
-    ``guided(step)``: branches of that step. ``named``: whether calls run in a cache context.
-    """
-
-    def __init__(self, family, scheduler=None, guided=lambda step: 2, named=True):
-        module, self.inputs = {**FAMILIES, **MORE}[family]()
-        name = "unet" if hasattr(module, "up_blocks") else "transformer"
-        setattr(self, name, module)
-        self.module, self.guided, self.named = module, guided, named
-        self.scheduler = scheduler or FlowMatchEulerDiscreteScheduler()
-        self.calls = []
-
-    @torch.no_grad()
-    def __call__(self, steps=STEPS, fail_at=None):
-        key = "sample" if "sample" in self.inputs else "hidden_states"
-        g = torch.Generator().manual_seed(1)
-        x = torch.randn(self.inputs[key].shape, generator=g)
-        self.scheduler.set_timesteps(steps)
-        x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        text = self.inputs["encoder_hidden_states"]
-        for i, t in enumerate(self.scheduler.timesteps):
-            if i == fail_at:
-                raise RuntimeError("stopped")
-            scale = getattr(self.scheduler, "scale_model_input", lambda x, t: x)
-            outs = []
-            for branch in range(self.guided(i)):
-                inputs = {
-                    **self.inputs, key: scale(x, t), "timestep": t.reshape(1),
-                    "encoder_hidden_states": text * (1 - branch),
-                }  # fmt: skip
-                outs.append(self._call(("cond", "uncond")[branch], inputs))
-            y = outs[0] if len(outs) == 1 else outs[1] + 3 * (outs[0] - outs[1])
-            if y.shape != x.shape:  # image-conditioned: the condition stays
-                pad = torch.zeros_like(x)
-                pad[:, :, : y.shape[2]] = y
-                y = pad
-            x = self.scheduler.step(y, t, x, return_dict=False)[0]
-        reset = getattr(self.module, "_reset_stateful_cache", None)
-        if reset is not None:
-            reset()
-        return x
-
-    def _call(self, branch, inputs):
-        if not self.named or not hasattr(self.module, "cache_context"):
-            return self.module(**inputs, return_dict=False)[0]
-        with self.module.cache_context(branch):
-            return self.module(**inputs, return_dict=False)[0]
-
-
-def plan(attention=None, slicing=None, **settings):
-    return Plan("t", attention, slicing, RehashConfig(**settings))
-
-
-def counting(pipe):
-    """Counts how often the first block (a UNet: the input convolution) runs."""
-    part = getattr(pipe.module, "conv_in", None) or pipe.module.blocks[0].attn1
-    return part.register_forward_hook(lambda *_: pipe.calls.append(1))
 
 
 @pytest.mark.parametrize("family", sorted({**FAMILIES, **MORE}))
@@ -250,64 +181,6 @@ def test_an_exception_leaves_nothing_to_the_next_run(level):
     accel.unpatch(pipe)
 
 
-@pytest.mark.parametrize("level", ["output", "features"])
-def test_slicing_works_in_place_beside_it(level):
-    pipe = Pipe("wan")
-    slicing = SlicingConfig(4, 8)
-    with accel.patched(pipe, plan=plan(level=level, **FIXED)):
-        alone = pipe()
-    with accel.patched(pipe, plan=plan(slicing=slicing, level=level, **FIXED)) as handle:
-        torch.testing.assert_close(pipe(), alone, rtol=1e-4, atol=1e-4)
-        blocks = handle.report().blocks
-    assert all(b.sliced and (b.in_place or b.name == "head") for b in blocks), blocks
-
-
-def test_quantized_attention_repeats_instead_of_drawing_lines():
-    pipe = Pipe("wan")
-    int8 = AttentionConfig("int8", impl="reference")
-    with accel.patched(pipe, plan=plan(int8, **FIXED)) as handle:
-        assert handle._rehash.order == 0 and torch.isfinite(pipe()).all()
-        assert any("quantized" in n for n in handle.report().rehash.notes)
-        assert any(s.ran for s in handle.report().sites)
-    with accel.patched(pipe, plan=plan(int8, order=1, **FIXED)) as handle:
-        assert handle._rehash.order == 1
-
-
-def test_lora_weights_are_used():
-    from peft import LoraConfig
-
-    pipe = Pipe("wan")
-    accel.patch(pipe, plan=plan(**FIXED))
-    without = pipe()
-    pipe.module.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
-    changed = pipe()
-    accel.unpatch(pipe)
-    plain = pipe()
-    assert not torch.equal(without, changed) and not torch.equal(plain, changed)
-    with accel.patched(pipe, plan=plan(speedup=1.0)):
-        assert torch.equal(pipe(), plain)
-
-
-def test_compiled_in_place_or_wrapped():
-    pipe = Pipe("wan")
-    with accel.patched(pipe, plan=plan(**FIXED)):
-        expected = pipe()
-    pipe.module.compile(fullgraph=True, backend="eager")
-    with accel.patched(pipe, plan=plan(**FIXED)) as handle:
-        torch.testing.assert_close(pipe(), expected, rtol=1e-4, atol=1e-4)
-        assert handle.report().rehash.calls == {"computed": 14, "reused": 16}
-    with accel.patched(pipe, plan=plan(level="features", **FIXED)) as handle:
-        assert any("torch.compile" in n for n in handle.report().rehash.notes)
-    wrapped = Pipe("wan")
-    wrapped.transformer = wrapped.module = torch.compile(
-        wrapped.module, fullgraph=True, backend="eager"
-    )
-    with accel.patched(wrapped, plan=plan(**FIXED)) as handle:
-        torch.testing.assert_close(wrapped(), expected, rtol=1e-4, atol=1e-4)
-        assert handle.report().rehash.calls == {"computed": 14, "reused": 16}
-    assert torch.isfinite(wrapped()).all()
-
-
 @pytest.mark.parametrize(("store", "size"), [("native", 4), ("fp8", 1), ("cpu", 4)])
 def test_state_is_as_small_as_said(store, size):
     """Two outputs per branch at level "output", one token stream per branch at "features"."""
@@ -356,55 +229,6 @@ def test_what_decides_the_rest_of_a_run_can_be_saved(settings):
     pipe.scheduler.step, pipe._call = go_on, skipped
     assert torch.equal(pipe(), expected)
     accel.unpatch(pipe)
-
-
-def test_accelerates_hooks_stay_outside():
-    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-
-    class Counting(ModelHook):
-        calls = 0
-
-        def pre_forward(self, module, *args, **kwargs):
-            Counting.calls += 1
-            return args, kwargs
-
-    pipe = Pipe("wan")
-    plain = pipe()
-    add_hook_to_module(pipe.module, Counting())
-    handle = accel.patch(pipe, plan=plan(**FIXED))
-    first = pipe()
-    remove_hook_from_module(pipe.module)
-    assert torch.equal(pipe(), first)
-    add_hook_to_module(pipe.module, Counting())
-    assert torch.equal(pipe(), first) and Counting.calls == 4 * STEPS
-    assert handle.report().rehash.calls["reused"] == 3 * 2 * (STEPS - len(KEYS))
-    accel.unpatch(pipe)
-    assert torch.equal(pipe(), plain)
-    remove_hook_from_module(pipe.module)
-    assert torch.equal(pipe(), plain)
-
-
-def test_a_cache_of_diffusers_put_on_later_survives_unpatch():
-    from diffusers import FirstBlockCacheConfig
-
-    pipe = Pipe("wan")
-    plain = pipe()
-    accel.patch(pipe, plan=plan(level="features", speedup=1.0))
-    pipe.module.enable_cache(FirstBlockCacheConfig(0.0))
-    accel.unpatch(pipe)
-    assert torch.isfinite(pipe()).all()
-    pipe.module.disable_cache()
-    assert torch.equal(pipe(), plain)
-
-
-def test_a_dropped_pipeline_is_freed():
-    pipe = Pipe("wan")
-    accel.patch(pipe, plan=plan(level="features", **FIXED))
-    pipe()
-    alive = weakref.ref(pipe.module)
-    del pipe
-    gc.collect()
-    assert alive() is None
 
 
 @pytest.mark.parametrize("family", ["svd", "animatediff", "sdxl"])

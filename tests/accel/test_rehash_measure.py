@@ -9,9 +9,10 @@ import pytest
 
 from accel import Plan, patched
 from accel.config import RehashConfig
+from accel.frames import call
 from accel.pipelines.load import load
 from accel.quality import psnr
-from accel.rehash.measure import LOSSLESS, Measurement, Point, call, measure
+from accel.rehash.measure import LOSSLESS, Measurement, Point, measure
 
 JOB = {
     "prompt": "a red circle on a striped blue background", "height": 64, "width": 64,

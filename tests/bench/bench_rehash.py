@@ -29,9 +29,10 @@ from rehash_caches import Contender, Job, nothing, ours, rehash, theirs
 from torch import nn
 
 from accel.config import RehashConfig
+from accel.frames import call
 from accel.pipelines.load import load
 from accel.quality import psnr, ssim
-from accel.rehash.measure import SPEEDUPS, Measurement, call, measure
+from accel.rehash.measure import SPEEDUPS, Measurement, measure
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
 SHAPES = ("circle", "square", "triangle", "star")

@@ -22,9 +22,10 @@ from diffusers import (
 )
 
 from accel.config import RehashConfig
+from accel.frames import call
 from accel.patch import patched
 from accel.plan import Plan
-from accel.rehash.measure import Measurement, call
+from accel.rehash.measure import Measurement
 
 Job = dict[str, Any]
 PARTS = [r"blocks\.\d+\.attn1", r"blocks\.\d+\.attn2", r"blocks\.\d+\.ffn"]

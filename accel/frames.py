@@ -1,0 +1,28 @@
+"""Runs a pipeline, and takes frames out of what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def shown(output: Any) -> Any:
+    """The first clip of a video pipeline's output, or an image pipeline's images, levels 0 to 1."""
+    return output.frames[0] if hasattr(output, "frames") else output.images
+
+
+def to_uint8(video: Any) -> np.ndarray:
+    """Levels 0 to 1 [F, H, W, 3] as uint8; what is not a number is black."""
+    return np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)
+
+
+def call(pipe: Any, job: Mapping[str, Any]) -> np.ndarray:
+    """Run the pipeline with the arguments ``job``; frames uint8 [F, H, W, 3]. Without a
+    ``generator`` among them, ``seed`` (0 if it is not there either) seeds one on the CPU.
+    """
+    arguments = dict(job)
+    generator = torch.Generator().manual_seed(int(arguments.pop("seed", 0)))
+    return to_uint8(shown(pipe(**{"generator": generator, **arguments, "output_type": "np"})))

@@ -1,0 +1,16 @@
+"""``accel ui``: its arguments."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``accel ui``."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port (the first free one from 7860)")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="output folder (out)")
+    text = "offer this folder or hub id beside the embedded model; may be repeated"
+    parser.add_argument("--model", action="append", default=[], metavar="MODEL", help=text)
+    parser.add_argument("--auth-file", type=Path, help="file with one line USER:PASSWORD")

@@ -1,0 +1,215 @@
+"""From the drawing on the page to a job's motion and strength, and a preview of the flow.
+
+The browser sends polygons with keyframes and painted cells; camera and driving video come from
+widgets. Everything is checked by the classes that render it, after limits of size.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.motion.camera import Camera
+from accel.pipelines.motion.flows import make_flow, read_layers
+from accel.pipelines.motion.preview import arrows, colour_wheel
+from accel.pipelines.ui.studio import Finished, Studio
+from accel.pipelines.video import read_video
+
+# Sliders of the camera: label, least, most, step, standing still. Per frame.
+CAMERA = (
+    ("Pan right, pixels", -8.0, 8.0, 0.25, 0.0),
+    ("Pan down, pixels", -8.0, 8.0, 0.25, 0.0),
+    ("Zoom, factor", 0.9, 1.1, 0.005, 1.0),
+    ("Roll, degrees", -10.0, 10.0, 0.5, 0.0),
+    ("Orbit right, degrees", -5.0, 5.0, 0.25, 0.0),
+    ("Orbit up, degrees", -5.0, 5.0, 0.25, 0.0),
+    ("Dolly forward, of the median depth", -0.05, 0.05, 0.005, 0.0),
+)
+STILL = tuple(row[-1] for row in CAMERA)
+_CELLS = 64  # painted cells along a side, at most
+_SHOWN = 160  # pixels of the flow preview along its longer side
+
+
+def read_motion(
+    studio: Studio,
+    drawing: Mapping[str, Any] | None,
+    camera: tuple[float, ...],
+    driving: Mapping[str, Any] | None,
+    strength: float,
+    size: tuple[int, int, int],
+) -> dict[str, Any] | None:
+    """``{"motion": ..., "strength": ...}`` for a job of ``size`` (width, height, frames), None if
+    nothing moves. ``driving`` as ``keep_driving`` made it. Raises JobError for what cannot be.
+    """
+    try:
+        layers = _layers(studio, drawing)
+        moving = _camera(camera)
+        if driving and moving:
+            raise JobError("choose a camera motion or a driving video, not both")
+        motion: dict[str, Any] = {}
+        if layers:
+            motion["drag"] = layers
+        if moving:
+            motion["camera"] = moving
+        if driving:
+            motion["video"] = dict(driving)
+        if not motion:
+            return None
+        painted = (drawing or {}).get("brush")
+        return {"motion": motion, "strength": _strength(studio, painted, strength, size)}
+    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        raise JobError("the drawing is not one that this page makes") from error
+    except ValueError as error:
+        raise JobError(str(error)) from error
+
+
+def _layers(studio: Studio, drawing: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Layers as a job takes them, checked."""
+    limits, drawn = studio.limits, list((drawing or {}).get("layers") or ())
+    if len(drawn) > limits.polygons:
+        raise JobError(f"{len(drawn)} polygons are drawn, at most {limits.polygons} here")
+    layers = []
+    for layer in drawn:
+        if len(layer["polygon"]) > limits.corners or len(layer["keys"]) > limits.keys:
+            raise JobError(
+                f"a polygon has at most {limits.corners} corners and {limits.keys} keyframes here"
+            )
+        keys = sorted(layer["keys"], key=lambda key: key["at"])
+        moved = [key for key in keys if key["at"] > 0]
+        if moved:
+            layers.append({"polygon": layer["polygon"], "keys": keys, "z": layer.get("z", 0)})
+        else:
+            layers.append({"polygon": layer["polygon"], "by": [0, 0], "z": layer.get("z", 0)})
+    read_layers(layers)
+    return layers
+
+
+def _camera(values: tuple[float, ...]) -> dict[str, Any] | None:
+    """The camera of a job, None if it stands still."""
+    if tuple(float(v) for v in values) == STILL:
+        return None
+    pan_x, pan_y, zoom, roll, orbit_x, orbit_y, dolly = values
+    camera = Camera((pan_x, pan_y), zoom, roll, (orbit_x, orbit_y), dolly)
+    plain = asdict(Camera())
+    data = {k: v for k, v in asdict(camera).items() if v != plain[k]}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
+
+
+def _strength(
+    studio: Studio, painted: Any, strength: float, size: tuple[int, int, int]
+) -> float | dict[str, str]:
+    """One number, or a map [1, H, W] kept beside the queue where cells are painted."""
+    cells = [] if not painted else list(painted["cells"])
+    if not any(value is not None for value in cells):
+        return float(strength)
+    columns, rows = int(painted["columns"]), int(painted["rows"])
+    if not (0 < columns <= _CELLS and 0 < rows <= _CELLS and len(cells) == columns * rows):
+        raise JobError("the painted strength is not one that this page makes")
+    values = np.array([strength if v is None else v for v in cells], np.float32)
+    if not np.isfinite(values).all():
+        raise JobError("the painted strength holds values that are no numbers")
+    grid = Image.fromarray(values.clip(0, 1).reshape(rows, columns))
+    gamma = np.asarray(grid.resize(size[:2], Image.Resampling.NEAREST))[None]
+    return {"map": str(_keep(studio, "strength", ".npy", gamma))}
+
+
+def _keep(studio: Studio, kind: str, suffix: str, values: np.ndarray) -> Path:
+    """Keep an array under its hash, since its job may run after this page is gone."""
+    file = io.BytesIO()
+    np.save(file, values)
+    path = studio.state / kind / f"{hashlib.sha256(file.getvalue()).hexdigest()[:24]}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(file.getvalue())
+    return path
+
+
+# ------------------------------------------------------------------------------------------ shown
+
+
+def flow_preview(motion: Mapping[str, Any], size: tuple[int, int, int], fps: float) -> str:
+    """The flow of a job as an animated picture (colour wheel and arrows), in HTML.
+
+    Computed at a reduced size. Raises JobError for a motion that cannot be had.
+    """
+    width, height, frames = size
+    scale = min(1.0, _SHOWN / max(width, height))
+    small = {"width": max(8, round(width * scale)), "height": max(8, round(height * scale))}
+    try:
+        flow, _ = make_flow(_scaled(motion, scale), frames=frames, **small)
+    except ValueError as error:
+        raise JobError(str(error)) from error
+    wheel = colour_wheel(flow)
+    enlarge = max(1, 320 // max(small.values()))
+    pictures = arrows(wheel, flow, spacing=20, enlarge=enlarge)
+    return f'<img class="flow" alt="the motion, frame by frame" src="{_webp(pictures, fps)}">'
+
+
+def _scaled(motion: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """``motion`` with its pixels multiplied by ``scale``."""
+
+    def points(values: Any) -> list[list[float]]:
+        return [[float(x) * scale, float(y) * scale] for x, y in values]
+
+    scaled = dict(motion)
+    if "camera" in motion:
+        pan = motion["camera"].get("pan", [0, 0])
+        scaled["camera"] = {**motion["camera"], "pan": points([pan])[0]}
+    scaled["drag"] = []
+    for layer in motion.get("drag", ()):
+        layer = {**layer, "polygon": points(layer["polygon"])}
+        if layer.get("by"):
+            layer["by"] = points([layer["by"]])[0]
+        keys = layer.get("keys", ())
+        layer["keys"] = [{**k, "move": points([k.get("move", [0, 0])])[0]} for k in keys]
+        scaled["drag"].append(layer)
+    return scaled
+
+
+def _webp(pictures: np.ndarray, fps: float) -> str:
+    """Frames uint8 [F, H, W, 3] as the address of an animated picture that plays for ever."""
+    first, *rest = (Image.fromarray(picture) for picture in pictures)
+    file = io.BytesIO()
+    first.save(file, "WEBP", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def camera_of(job: Job) -> list[float]:
+    """Values of the camera's sliders for a job."""
+    data = (job.motion or {}).get("camera") or {}
+    camera = Camera(**{key: value for key, value in data.items() if key != "depth"})
+    return [*camera.pan, camera.zoom, camera.roll, *camera.orbit, camera.dolly]
+
+
+def sketch_of(job: Job) -> dict[str, Any]:
+    """The drawing of a job, as the canvas sends it."""
+    plain = {"move": [0, 0], "scale": 1, "rotate": 0, "easing": "linear"}
+    layers = []
+    for layer in (job.motion or {}).get("drag") or ():
+        keys = layer.get("keys") or [{"at": 1, "move": layer["by"]}]
+        layers.append({"polygon": layer["polygon"], "keys": [{**plain, **key} for key in keys]})
+    return {"layers": layers, "brush": None}
+
+
+def canvas(
+    size: tuple[int, int, int], video: Finished | None = None, layers: Any = None
+) -> dict[str, Any]:
+    """What the canvas shows: its size, the first frame of ``video`` behind it, and layers; None
+    leaves those that are drawn.
+    """
+    width, height, frames = size
+    background = ""
+    if video is not None:
+        file = io.BytesIO()
+        Image.fromarray(read_video(video.video)[0]).resize((width, height)).save(file, "PNG")
+        background = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    data = {"width": width, "height": height, "frames": frames, "background": background}
+    return {**data, "layers": layers}

@@ -1,0 +1,253 @@
+// Drawn layers: a polygon with keyframes {at, move, scale, rotate, easing}, posed as in
+// pipelines/motion/layers.py: p = pivot + move + scale R(rotate) (p0 - pivot), the pivot being the
+// mean of the corners. Whatever changes is sent as the event "draw".
+const EASE = {linear: (t) => t, in: (t) => t * t, out: (t) => t * (2 - t), 'in-out': (t) => t * t * (3 - 2 * t)};
+const COLOURS = ['#f97316', '#22d3ee', '#a3e635', '#f472b6', '#facc15', '#818cf8'];
+const COLUMNS = 32;
+const $ = (query) => element.querySelector(query);
+let size = {width: 64, height: 64, frames: 17}, image = null, layers = [], chosen = -1;
+let tool = 'move', corners = [], hold = null, cells = null, rows = 1, timer = 0, running = 0;
+
+const sub = (a, b) => [a[0] - b[0], a[1] - b[1]];
+const pivotOf = (polygon) => [0, 1].map((i) => polygon.reduce((s, p) => s + p[i], 0) / polygon.length);
+
+function poseAt(layer, t) {
+  const keys = layer.keys[0] && layer.keys[0].at === 0 ? layer.keys
+    : [{at: 0, move: [0, 0], scale: 1, rotate: 0, easing: 'linear'}, ...layer.keys];
+  let after = keys.findIndex((k) => k.at >= t - 1e-9);
+  if (after < 0) after = keys.length - 1;
+  const a = keys[Math.max(after - 1, 0)], b = keys[after], span = b.at - a.at;
+  const x = span > 0 ? EASE[b.easing](Math.min(1, (t - a.at) / span)) : 1;
+  return {
+    move: [0, 1].map((i) => (1 - x) * a.move[i] + x * b.move[i]),
+    scale: Math.exp((1 - x) * Math.log(a.scale) + x * Math.log(b.scale)),
+    rotate: (1 - x) * a.rotate + x * b.rotate,
+  };
+}
+function place(layer, t) {
+  const pose = poseAt(layer, t), pivot = pivotOf(layer.polygon), r = pose.rotate * Math.PI / 180;
+  const c = pose.scale * Math.cos(r), s = pose.scale * Math.sin(r);
+  const at = (p) => { const [x, y] = sub(p, pivot); return [pivot[0] + pose.move[0] + c * x - s * y, pivot[1] + pose.move[1] + s * x + c * y]; };
+  const outline = layer.polygon.map(at), reach = Math.max(...layer.polygon.map((p) => Math.hypot(...sub(p, pivot))));
+  return {pose, outline, centre: at(pivot), handle: at([pivot[0] + reach + 0.06 * size.width, pivot[1]])};
+}
+function setKey(layer, pose) {
+  const at = now(), easing = $('.easing').value;
+  layer.keys = layer.keys.filter((k) => Math.abs(k.at - at) > 1e-6);
+  layer.keys.push({at, easing, move: pose.move, scale: Math.min(100, Math.max(0.01, pose.scale)), rotate: pose.rotate});
+  layer.keys.sort((a, b) => a.at - b.at);
+}
+const now = () => Number($('.time').value) / Math.max(1, size.frames - 1);
+
+function send() {
+  draw();
+  clearTimeout(timer);
+  timer = setTimeout(() => trigger('draw', {drawing: {
+    layers: layers.map((l, z) => ({polygon: l.polygon, keys: l.keys, z})),
+    brush: cells && cells.some((v) => v !== null) ? {columns: COLUMNS, rows, cells} : null,
+  }}), 250);
+}
+
+function draw() {
+  const canvas = $('canvas'), pen = canvas.getContext('2d');
+  const wide = Math.min(640, element.clientWidth || 640), k = wide / size.width;
+  const ratio = window.devicePixelRatio || 1, high = size.height * k;
+  if (canvas.width !== Math.round(wide * ratio) || canvas.height !== Math.round(high * ratio)) {
+    canvas.width = Math.round(wide * ratio);
+    canvas.height = Math.round(high * ratio);
+    canvas.style.width = `${wide}px`;
+    canvas.style.height = `${high}px`;
+  }
+  pen.setTransform(ratio * k, 0, 0, ratio * k, 0, 0);
+  pen.fillStyle = '#334155';
+  pen.fillRect(0, 0, size.width, size.height);
+  if (image) pen.drawImage(image, 0, 0, size.width, size.height);
+  if (cells) cells.forEach((v, i) => {
+    if (v === null) return;
+    pen.fillStyle = `rgba(244, 63, 94, ${0.15 + 0.5 * v})`;
+    pen.fillRect((i % COLUMNS) * size.width / COLUMNS, Math.floor(i / COLUMNS) * size.height / rows, size.width / COLUMNS, size.height / rows);
+  });
+  pen.lineWidth = 2 / k;
+  layers.forEach((layer, i) => {
+    const colour = COLOURS[i % COLOURS.length], here = place(layer, now());
+    path(pen, place(layer, 0).outline, colour, [4 / k, 4 / k]);
+    path(pen, here.outline, colour, []);
+    pen.fillStyle = colour + '44';
+    pen.fill();
+    pen.beginPath();
+    for (let j = 0; j <= 40; j++) pen.lineTo(...place(layer, j / 40).centre);
+    pen.stroke();
+    for (const key of layer.keys) dot(pen, place(layer, key.at).centre, 3 / k, colour);
+    if (i === chosen) {
+      pen.beginPath();
+      pen.moveTo(...here.centre);
+      pen.lineTo(...here.handle);
+      pen.stroke();
+      dot(pen, here.handle, 6 / k, '#fff');
+    }
+  });
+  if (corners.length) {
+    pen.beginPath();
+    corners.forEach((p) => pen.lineTo(...p));
+    pen.strokeStyle = '#fff';
+    pen.stroke();
+    corners.forEach((p) => dot(pen, p, 3 / k, '#fff'));
+  }
+  $('.at').textContent = `frame ${$('.time').value} of ${size.frames - 1}`;
+  const layer = layers[chosen], pose = layer && poseAt(layer, now());
+  $('.what').textContent = pose
+    ? `polygon ${chosen + 1} of ${layers.length}: moved ${pose.move.map((v) => v.toFixed(1)).join(', ')} px, scale ${pose.scale.toFixed(2)}, turned ${pose.rotate.toFixed(0)}°; ${layer.keys.length} keyframe${layer.keys.length === 1 ? '' : 's'}`
+    : layers.length ? `${layers.length} polygons` : 'Draw a polygon or a box, choose a time, and drag it where it shall be then.';
+}
+function path(pen, points, colour, dash) {
+  pen.setLineDash(dash);
+  pen.strokeStyle = colour;
+  pen.beginPath();
+  points.forEach((p) => pen.lineTo(...p));
+  pen.closePath();
+  pen.stroke();
+  pen.setLineDash([]);
+}
+function dot(pen, p, radius, colour) {
+  pen.fillStyle = colour;
+  pen.beginPath();
+  pen.arc(p[0], p[1], radius, 0, 7);
+  pen.fill();
+}
+function inside(p, polygon) {
+  let odd = false;
+  for (let i = 0, j = polygon.length - 1; i < polygon.length; j = i++) {
+    const [a, b] = [polygon[i], polygon[j]];
+    if ((a[1] > p[1]) !== (b[1] > p[1]) && p[0] < (b[0] - a[0]) * (p[1] - a[1]) / (b[1] - a[1]) + a[0]) odd = !odd;
+  }
+  return odd;
+}
+function add(polygon) {
+  if (polygon.length < 3 || layers.length >= 32) return;
+  layers.push({polygon, keys: []});
+  chosen = layers.length - 1;
+  pick('move');
+  if (Number($('.time').value) === 0) $('.time').value = size.frames - 1;
+  send();
+}
+function pick(name) {
+  tool = name;
+  corners = [];
+  element.querySelectorAll('[data-tool]').forEach((b) => b.setAttribute('aria-pressed', String(b.dataset.tool === name)));
+  draw();
+}
+function paint(p) {
+  if (!cells) cells = new Array(COLUMNS * rows).fill(null);
+  const x = p[0] / size.width * COLUMNS, y = p[1] / size.height * rows, value = Number($('.value').value);
+  for (let j = 0; j < rows; j++) for (let i = 0; i < COLUMNS; i++) if (Math.hypot(i + 0.5 - x, j + 0.5 - y) < 2) cells[j * COLUMNS + i] = value;
+  draw();
+}
+function box(a, b) {
+  return [[a[0], a[1]], [b[0], a[1]], [b[0], b[1]], [a[0], b[1]]];
+}
+function point(e) {
+  const frame = $('canvas').getBoundingClientRect();
+  return [(e.clientX - frame.left) / frame.width * size.width, (e.clientY - frame.top) / frame.height * size.height];
+}
+function down(e) {
+  const p = point(e);
+  $('canvas').setPointerCapture(e.pointerId);
+  if (tool === 'polygon') { corners.push(p); draw(); return; }
+  if (tool === 'box') { hold = {from: p}; corners = []; return; }
+  if (tool === 'brush') { hold = {brush: true}; paint(p); return; }
+  const layer = layers[chosen], near = 12 * size.width / $('canvas').clientWidth;
+  if (layer && Math.hypot(...sub(place(layer, now()).handle, p)) < near) {
+    const here = place(layer, now());
+    hold = {layer, turn: true, centre: here.centre, start: sub(p, here.centre), pose: here.pose};
+    return;
+  }
+  chosen = layers.findLastIndex((l) => inside(p, place(l, now()).outline));
+  if (chosen >= 0) hold = {layer: layers[chosen], from: p, pose: poseAt(layers[chosen], now())};
+  draw();
+}
+function drag(e) {
+  if (!hold) return;
+  const p = point(e);
+  if (hold.brush) paint(p);
+  else if (!hold.layer) { corners = [...box(hold.from, p), hold.from]; draw(); }
+  else if (hold.turn) {
+    const to = sub(p, hold.centre), angle = Math.atan2(to[1], to[0]) - Math.atan2(hold.start[1], hold.start[0]);
+    const turned = Math.atan2(Math.sin(angle), Math.cos(angle)) * 180 / Math.PI;
+    setKey(hold.layer, {...hold.pose, rotate: hold.pose.rotate + turned, scale: hold.pose.scale * Math.hypot(...to) / Math.max(1e-3, Math.hypot(...hold.start))});
+    draw();
+  } else {
+    const by = sub(p, hold.from);
+    setKey(hold.layer, {...hold.pose, move: [hold.pose.move[0] + by[0], hold.pose.move[1] + by[1]]});
+    draw();
+  }
+}
+function up(e) {
+  const held = hold, p = point(e);
+  hold = null;
+  if (!held) return;
+  if (held.from && !held.layer) {
+    corners = [];
+    if (Math.abs(p[0] - held.from[0]) > 1 && Math.abs(p[1] - held.from[1]) > 1) add(box(held.from, p));
+  } else send();
+}
+function keyboard(e) {
+  if (e.key === 'Enter' && corners.length) { add(corners.slice()); corners = []; draw(); return; }
+  if (e.key === 'Escape') { pick('move'); return; }
+  const layer = layers[chosen], far = e.shiftKey ? 5 : 1;
+  const by = {ArrowLeft: [-far, 0], ArrowRight: [far, 0], ArrowUp: [0, -far], ArrowDown: [0, far]}[e.key];
+  const change = {'+': {scale: 1.1}, '-': {scale: 1 / 1.1}, r: {rotate: 5}, l: {rotate: -5}}[e.key];
+  if (e.key === 'Delete' && layer) { act.remove(); e.preventDefault(); return; }
+  if (!layer || (!by && !change)) return;
+  e.preventDefault();
+  const pose = poseAt(layer, now());
+  if (by) pose.move = [pose.move[0] + by[0], pose.move[1] + by[1]];
+  if (change) { pose.scale *= change.scale || 1; pose.rotate += change.rotate || 0; }
+  setKey(layer, pose);
+  send();
+}
+const act = {
+  add: () => { const {width: w, height: h} = size; add(box([w * 0.3, h * 0.3], [w * 0.7, h * 0.7])); $('canvas').focus(); },
+  remove: () => { if (chosen >= 0) layers.splice(chosen, 1); chosen = layers.length - 1; send(); },
+  clear: () => { layers = []; cells = null; chosen = -1; corners = []; send(); },
+  key: () => { const l = layers[chosen]; if (l) l.keys = l.keys.filter((k) => Math.abs(k.at - now()) > 1e-6); send(); },
+  play: () => {
+    clearInterval(running);
+    let frame = 0;
+    running = setInterval(() => {
+      $('.time').value = frame;
+      draw();
+      if (++frame >= size.frames) clearInterval(running);
+    }, 80);
+  },
+};
+function take() {
+  const value = props.value || {};
+  size = {width: value.width || 64, height: value.height || 64, frames: value.frames || 17};
+  rows = Math.max(1, Math.min(64, Math.round(COLUMNS * size.height / size.width)));
+  if (cells && cells.length !== COLUMNS * rows) cells = null;
+  if (value.layers) { layers = value.layers; chosen = layers.length - 1; cells = null; }
+  $('.time').max = size.frames - 1;
+  $('.time').value = size.frames - 1;
+  image = null;
+  if (value.background) {
+    const picture = new Image();
+    picture.onload = () => { image = picture; draw(); };
+    picture.src = value.background;
+  }
+  draw();
+}
+element.addEventListener('pointerdown', (e) => { if (e.target.matches('canvas')) down(e); });
+element.addEventListener('pointermove', drag);
+element.addEventListener('pointerup', up);
+element.addEventListener('dblclick', (e) => { if (corners.length > 2) { add(corners.slice(0, -1)); corners = []; draw(); } });
+element.addEventListener('keydown', (e) => { if (e.target.matches('canvas')) keyboard(e); });
+element.addEventListener('input', (e) => { if (e.target.matches('.time')) draw(); });
+element.addEventListener('click', (e) => {
+  const button = e.target.closest('button');
+  if (!button) return;
+  if (button.dataset.tool) pick(button.dataset.tool);
+  else if (act[button.dataset.do]) act[button.dataset.do]();
+});
+new ResizeObserver(() => draw()).observe(element);
+watch('value', take);
+take();

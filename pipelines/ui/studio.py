@@ -1,0 +1,226 @@
+"""What runs behind the page, owned by the server: the queue, its thread, the finished videos.
+
+Closing a tab stops nothing and reopening it shows what is going on, since nothing here belongs to a
+tab. After a crash the next start goes on where the manifest says, from the last saved step.
+
+    out/NAME.mp4, NAME.json    as accel render writes them
+    out/differences/           see pipelines/batch/reference.py
+    out/.accel/                manifest-ui.sqlite, saved steps, ui/ (presets, order, driving videos)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accel.pipelines.batch.engines import Engine, LocalEngine
+from accel.pipelines.batch.lease import lease
+from accel.pipelines.batch.manifest import Manifest
+from accel.pipelines.batch.output import Output, prepare_folder, read_sidecar
+from accel.pipelines.batch.queue import Options
+from accel.pipelines.batch.reference import difference_path
+from accel.pipelines.batch.worker import Emit
+from accel.pipelines.job import Job, JobError, make_job
+from accel.pipelines.ui.live import LiveQueue
+from accel.pipelines.ui.settings import Limits, Models, Presets, job_from_form, write_json
+from accel.pipelines.video import read_video, remove
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A video in the output folder with its sidecar."""
+
+    name: str
+    video: Path
+    job: Job
+    sidecar: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def comparison(self) -> dict[str, Any] | None:
+        """What was measured against the reference, None if nothing was."""
+        return self.sidecar.get("comparison")
+
+
+class Studio:
+    """Owns the output folder ``out`` while it is open. ``start`` and ``close`` frame its life.
+
+    ``temporary``: a folder for uploads and exports that goes with it.
+
+    Raises JobError for a folder that cannot be written or that another page already owns.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        models: Models | None = None,
+        limits: Limits | None = None,
+        make_engine: Callable[[Path, Emit], Engine] = LocalEngine,
+    ) -> None:
+        self.out = out.resolve()
+        self.models, self.limits = models or Models(), limits or Limits()
+        prepare_folder(self.out)
+        self._held = ExitStack()
+        folder = tempfile.TemporaryDirectory(prefix="accel-ui-")
+        self.temporary = Path(self._held.enter_context(folder))
+        if not self._held.enter_context(lease(self.out / ".accel" / "ui.lock")):
+            self._held.close()
+            raise JobError(f"another page already works in {self.out}; choose another --out")
+        self.state = self.out / ".accel" / "ui"
+        self.presets = Presets(self.state / "presets.json", self.limits)
+        self._manifest = Manifest(self.out / ".accel" / "manifest-ui.sqlite")
+        options = Options(self.out)
+        self.queue = LiveQueue(options, lambda emit: make_engine(self.out, emit), self._manifest)
+        self._thread = threading.Thread(target=self.queue.serve, name="queue", daemon=True)
+        self._cache: dict[Path, tuple[int, Finished | None]] = {}
+
+    def start(self) -> None:
+        """Take over what was left, and begin to render."""
+        data = _read_json(self.state / "queue.json")
+        taken = {video.name: video.sidecar["id"] for video in self.finished()}
+        with self.queue.lock:
+            self.queue.restore(set(data.get("compare", ())), list(data.get("order", ())), taken)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Save the running steps and end."""
+        self.queue.close()
+        if self._thread.is_alive():
+            self._thread.join(60)
+        self._manifest.close()
+        self._held.close()
+
+    # --------------------------------------------------------------------------------------- jobs
+
+    def submit(self, form: Mapping[str, Any], *, compare: bool = False) -> str:
+        """Enter a job from the form's values; its name. Raises JobError."""
+        if len(self.queue.entries) >= self.limits.waiting:
+            raise JobError(f"{self.limits.waiting} jobs are waiting already; remove some")
+        job = job_from_form(form, self.models, self.limits)
+        if compare and job.preset is None:
+            raise JobError("preset none is the reference itself; choose another one to compare")
+        name = self.queue.add(job, compare=compare).item.name
+        self.remember()
+        return name
+
+    def act(self, what: str, name: str) -> str:
+        """Carry out a button of the queue or the gallery; returns what to tell. A name that is not
+        there does nothing.
+        """
+        queue = self.queue
+        if what == "stop":
+            queue.stop_job(name)
+        elif what == "retry":
+            queue.retry(name)
+        elif what in ("up", "down", "first"):
+            queue.move(name, {"up": -1, "down": 1, "first": -(10**6)}[what])
+        elif what == "remove":
+            if name in queue.entries and not queue.remove(name):
+                return f"{name} is running; stop it first"
+        elif what == "delete":
+            self._delete(name)
+        elif what == "pause":
+            queue.paused, queue.notice = not queue.paused, ""
+            queue.version += 1
+        self.remember()
+        return ""
+
+    def remember(self) -> None:
+        """Keep the order of the queue for the next start."""
+        entries = self.queue.order()
+        data = {
+            "order": [entry.item.name for entry in entries],
+            "compare": [entry.item.name for entry in entries if entry.compare],
+        }
+        write_json(self.state / "queue.json", data)
+
+    def save_preset(self, name: str, form: Mapping[str, Any]) -> None:
+        """Keep the form's values under a name. Raises JobError."""
+        self.presets.save(name, job_from_form(form, self.models, self.limits))
+
+    def version(self) -> tuple[int, int]:
+        """Two counts that change when the queue and when the finished videos change."""
+        return self.queue.version, _changed(self.out)
+
+    # ------------------------------------------------------------------------------------- videos
+
+    def finished(self) -> list[Finished]:
+        """Finished videos, the newest first."""
+        files = sorted(self.out.glob("*.json"), key=_changed, reverse=True)
+        found = (self._finished(file) for file in files)
+        return [video for video in found if video is not None]
+
+    def find(self, name: str) -> Finished | None:
+        """A finished video by its exact name."""
+        return next((video for video in self.finished() if video.name == name), None)
+
+    def _finished(self, file: Path) -> Finished | None:
+        """A video by its sidecar, which is read again only when it changed."""
+        changed = _changed(file)
+        known = self._cache.get(file)
+        if known is None or known[0] != changed:
+            known = self._cache[file] = (changed, self._read(file))
+        return known[1]
+
+    def _read(self, file: Path) -> Finished | None:
+        data = read_sidecar(file)
+        try:
+            job = make_job((data or {})["job"], file.name)
+        except (JobError, KeyError, TypeError):
+            return None
+        video = Output(self.out, file.stem, job.format).video
+        whole = data is not None and video.is_file()
+        return (
+            Finished(file.stem, video, replace(job, name=file.stem), data or {}) if whole else None
+        )
+
+    def _delete(self, name: str) -> None:
+        """Delete a finished video, found by name among those that are there."""
+        video = self.find(name)
+        if video is None:
+            return
+        Output(self.out, video.name, video.job.format).remove()
+        remove(difference_path(self.out, video.name))
+        self.queue.remove(name)
+
+    # ------------------------------------------------------------------------------------ driving
+
+    def keep_driving(self, uploaded: Path) -> tuple[Path, int]:
+        """Keep an uploaded driving video, as a job may run long after; its path and frames.
+        Raises JobError for what is no video.
+        """
+        if uploaded.stat().st_size > self.limits.upload:
+            raise JobError(f"the video is larger than {self.limits.upload >> 20} MiB; cut it")
+        try:
+            frames = len(read_video(uploaded))
+        except ValueError as error:
+            raise JobError("the file cannot be read as a video") from error
+        with uploaded.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:24]
+        kept = self.state / "driving" / f"{digest}{uploaded.suffix.lower()[:8]}"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if not kept.exists():
+            shutil.copyfile(uploaded, kept)
+        return kept, frames
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,114 @@
+"""The page as a server of its own, and Debian's Chromium in front of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+SCRIPT = "<img src=x onerror=window.hacked=1><script>window.hacked=1</script>"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def served(out: Path, *options: str) -> Iterator[str]:
+    """``accel ui`` in a process; its address. It must end by itself when it is told to."""
+    port = free_port()
+    command = [sys.executable, "-m", "accel.cli", "ui", "--out", str(out), "--port", str(port)]
+    server = subprocess.Popen(
+        [*command, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert server.stdout is not None
+    said: list[str] = []
+    try:
+        for line in server.stdout:
+            said.append(line)
+            if line.startswith("accel ui: http"):
+                break
+        else:
+            raise AssertionError("".join(said))
+        threading.Thread(target=said.extend, args=(server.stdout,), daemon=True).start()
+        yield f"http://127.0.0.1:{port}"
+        assert server.poll() is None, "".join(said)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            code = server.wait(240)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            raise
+    assert code == 143, "".join(said[-40:])
+
+
+def missing() -> str:
+    """What a browser test lacks here, or ""."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "playwright is not installed (make)"
+    return "" if shutil.which("chromium") else "chromium is not installed (make browser)"
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def opened(browser: Any, address: str, width: int = 1100, **options: Any) -> Iterator[Any]:
+    """A tab on the page. Fails if the page asks anybody else for anything, or reports an error."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+    page, wrong = context.new_page(), []
+    page.set_default_timeout(120_000)
+
+    def asked(request: Any) -> None:
+        if not request.url.startswith((address, "data:", "blob:")):
+            wrong.append(f"asked {request.url}")
+
+    page.on("request", asked)
+    page.on("pageerror", lambda error: wrong.append(f"error {error}"))
+    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    try:
+        page.goto(address)
+        page.locator("#go").wait_for()
+        yield page
+    finally:
+        context.close()
+    assert not wrong, wrong
+
+
+def tab(page: Any, name: str) -> None:
+    """Show a tab; on a narrow screen it may be in the menu of those that do not fit."""
+    button = page.get_by_role("tab", name=name, exact=True)
+    if button.is_visible():
+        button.click()
+    else:
+        page.locator(".overflow-menu > button").click()
+        page.locator(".overflow-dropdown button", has_text=name).click()

@@ -1,0 +1,273 @@
+"""The live queue and the studio behind the page, with an engine that a test drives by hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from accel.pipelines.batch.output import Output
+from accel.pipelines.batch.worker import Emit, Outcome, Task
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.ui import plans, view
+from accel.pipelines.ui.settings import Limits
+from accel.pipelines.ui.studio import Studio
+
+FORM = {"prompt": "a red circle", "model": "tiny (embedded)", "preset": "balanced", "frames": 5}
+SIDECAR = {"peak_bytes": 2**30, "seconds": 1.0, "resumed_from_step": 0, "memory": [], "frames": 5}
+
+
+class Manual:
+    """An engine of one slot that answers when the test says so."""
+
+    slots = 1
+
+    def __init__(self, out: Path, emit: Emit) -> None:
+        self.out, self.emit = out, emit
+        self.tasks: list[Task] = []
+        self.outcomes: list[Outcome] = []
+        self.cancelled = self.stopped = False
+
+    def usable(self, slot: int) -> bool:
+        return True
+
+    def submit(self, slot: int, task: Task) -> None:
+        self.tasks.append(task)
+
+    def wait(self, seconds: float) -> list[tuple[int, Outcome]]:
+        time.sleep(0.005)
+        if (self.cancelled or self.stopped) and self.tasks:
+            self.cancelled = False
+            return [(0, Outcome("stopped"))]
+        now, self.outcomes = self.outcomes, []
+        return [(0, outcome) for outcome in now]
+
+    def cancel(self, slot: int) -> None:
+        self.cancelled = True
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def close(self) -> None:
+        pass
+
+    def step(self, done: int, steps: int = 4) -> None:
+        name = self.tasks[-1].name
+        event = {"event": "step", "job": name, "step": done, "steps": steps, "part": "render"}
+        self.emit({**event, "slot": 0})
+
+    def finish(self, comparison: dict[str, Any] | None = None) -> None:
+        """Write the video of the last task, as a worker does."""
+        task = self.tasks[-1]
+        frames = np.zeros((5, 16, 16, 3), np.uint8)
+        sidecar = {**SIDECAR, "comparison": comparison, "report": None}
+        output = Output(self.out, task.name, task.job.format)
+        sha256 = output.write(frames, task.job, task.id, sidecar)
+        self.outcomes.append(Outcome("done", sha256=sha256, sidecar=sidecar))
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    for _ in range(4000):
+        if found := condition():
+            return found
+        time.sleep(0.005)
+    raise AssertionError("it did not happen")
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[..., tuple[Studio, Manual]]]:
+    studios: list[Studio] = []
+
+    def open_one(**limits: int) -> tuple[Studio, Manual]:
+        engines: list[Manual] = []
+
+        def make(out: Path, emit: Emit) -> Manual:
+            engines.append(Manual(out, emit))
+            return engines[0]
+
+        studio = Studio(tmp_path / "out", limits=Limits(**limits), make_engine=make)
+        studios.append(studio)
+        studio.start()
+        return studio, engines[0]
+
+    yield open_one
+    for studio in studios:
+        studio.close()
+
+
+def states(studio: Studio) -> dict[str, str]:
+    return {entry.item.name: entry.state for entry in studio.queue.order()}
+
+
+def submit(studio: Studio, *seeds: int, **more: Any) -> list[str]:
+    return [studio.submit({**FORM, "seed": seed}, **more) for seed in seeds]
+
+
+def test_from_form_to_gallery(opened: Any) -> None:
+    studio, engine = opened()
+    (name,) = submit(studio, 1)
+    until(lambda: engine.tasks)
+    assert engine.tasks[0].preview and not engine.tasks[0].compare
+    engine.step(1)
+    engine.step(2)
+    engine.emit({"event": "preview", "job": name, "jpeg": b"picture"})
+    shown = view.now(studio)
+    assert "step 2 of 4" in shown and "left" in shown and "data:image/jpeg" in shown
+    engine.finish()
+    until(lambda: not studio.queue.entries)
+    assert [video.name for video in studio.finished()] == [name]
+    assert f'src="{view.file_url(studio.out / f"{name}.mp4")}"' in view.latest(studio)
+    with pytest.raises(JobError, match="in the queue or the gallery already"):
+        submit(studio, 1)
+
+
+def test_order_is_the_pages(opened: Any) -> None:
+    studio, engine = opened()
+    names = submit(studio, 1, 2, 3, 4)
+    until(lambda: engine.tasks)
+    studio.act("first", names[3])
+    studio.act("up", names[2])
+    assert list(states(studio)) == [names[0], names[3], names[2], names[1]]
+    studio.act("remove", names[3])
+    assert studio.act("remove", names[0]) == f"{names[0]} is running; stop it first"
+    for expected in (names[0], names[2], names[1]):
+        until(lambda expected=expected: engine.tasks[-1].name == expected)
+        engine.finish()
+    until(lambda: not studio.queue.entries)
+
+
+def test_stop_keeps_the_job_and_go_on_takes_it_up(opened: Any) -> None:
+    studio, engine = opened()
+    first, second = submit(studio, 1, 2)
+    until(lambda: engine.tasks)
+    studio.act("stop", first)
+    until(lambda: len(engine.tasks) == 2)
+    assert states(studio) == {second: "running", first: "stopped"}
+    studio.act("retry", first)
+    assert states(studio)[first] == "waiting"
+    engine.finish()
+    until(lambda: len(engine.tasks) == 3)
+    assert engine.tasks[-1].id == engine.tasks[0].id
+
+
+def test_failures_are_told_and_retried(opened: Any) -> None:
+    studio, engine = opened()
+    (name,) = submit(studio, 1)
+    for count in (1, 2):  # the queue tries once more by itself
+        until(lambda count=count: len(engine.tasks) == count)
+        engine.outcomes.append(Outcome("failed", "ValueError: <b>bad</b>"))
+    until(lambda: states(studio) == {name: "failed"})
+    assert "&lt;b&gt;bad&lt;/b&gt;" in view.queue(studio) and "<b>bad" not in view.queue(studio)
+    studio.act("retry", name)
+    until(lambda: len(engine.tasks) == 3)
+    engine.outcomes.append(Outcome("invalid", "width 63 is not a multiple of 16"))
+    until(lambda: states(studio) == {name: "failed"})
+    assert "not a multiple" in view.queue(studio)
+
+
+def test_pause_and_full_disk(opened: Any) -> None:
+    studio, engine = opened()
+    studio.act("pause", "")
+    (name,) = submit(studio, 1)
+    time.sleep(0.05)
+    assert not engine.tasks and "Paused" in view.now(studio)
+    studio.act("pause", "")
+    until(lambda: engine.tasks)
+    engine.outcomes.append(Outcome("disk", "OSError: No space left on device"))
+    until(lambda: studio.queue.paused)
+    assert "No space left" in view.now(studio) and states(studio) == {name: "waiting"}
+    studio.act("pause", "")
+    until(lambda: len(engine.tasks) == 2)
+
+
+def test_reopening_goes_on(opened: Any, tmp_path: Path) -> None:
+    studio, engine = opened()
+    names = submit(studio, 1, 2, 3) + submit(studio, 4, compare=True)
+    until(lambda: engine.tasks)
+    studio.act("first", names[3])
+    studio.act("stop", names[1])
+    with pytest.raises(JobError, match="another page already works"):
+        Studio(tmp_path / "out", make_engine=Manual)
+    studio.close()
+    studio, engine = opened()
+    until(lambda: engine.tasks)
+    expected = [names[0], names[3], names[2], names[1]]
+    assert list(states(studio)) == expected
+    assert list(states(studio).values()) == ["running", "waiting", "waiting", "stopped"]
+    engine.finish()
+    until(lambda: len(engine.tasks) == 2)
+    assert engine.tasks[1].compare and engine.tasks[1].keep
+
+
+def test_a_second_name_never_overwrites_the_first(opened: Any) -> None:
+    studio, engine = opened()
+    first = studio.submit({**FORM, "seed": 1, "name": "mine"})
+    until(lambda: engine.tasks)
+    engine.finish()
+    until(lambda: not studio.queue.entries)
+    second = studio.submit({**FORM, "seed": 2, "name": "mine"})
+    assert first == "mine" and second.startswith("mine-")
+    until(lambda: engine.tasks[-1].name == second)
+    engine.finish({"psnr_db": 40.0, "reference": "its-reference"})
+    until(lambda: not studio.queue.entries)
+    assert studio.submit({**FORM, "seed": 4, "name": "its-reference"}).startswith("its-reference-")
+    studio.act("delete", "mine")
+    assert studio.find("mine") is None
+    assert studio.submit({**FORM, "seed": 3, "name": "mine"}) == "mine"
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", "", "secret", "x/../secret"])
+def test_names_from_the_browser_are_only_looked_up(opened: Any, tmp_path: Path, name: str) -> None:
+    studio, _ = opened()
+    secret = tmp_path / "secret.mp4"
+    secret.write_bytes(b"x")
+    (tmp_path / "secret.json").write_text("{}")
+    for what in ("delete", "remove", "stop", "retry", "up", "first", "unknown"):
+        assert studio.act(what, name) == ""
+    assert secret.exists() and (tmp_path / "secret.json").exists()
+
+
+def test_waiting_jobs_are_limited(opened: Any) -> None:
+    studio, _ = opened(waiting=2)
+    submit(studio, 1, 2)
+    with pytest.raises(JobError, match="2 jobs are waiting already"):
+        submit(studio, 3)
+
+
+def test_hostile_sidecars_are_left_out(opened: Any) -> None:
+    studio, _ = opened()
+    for number, text in enumerate(("[]", "{}", '{"id": "x", "video": {"sha256": "y"}, "job": 1}')):
+        (studio.out / f"bad{number}.json").write_text(text)
+        (studio.out / f"bad{number}.mp4").write_bytes(b"")
+    assert studio.finished() == []
+
+
+def test_measured_runs_are_filtered(opened: Any) -> None:
+    studio, engine = opened()
+    for seed, db in ((1, 30.0), (2, 40.0)):
+        (name,) = submit(studio, seed, compare=True)
+        until(lambda seed=seed: len(engine.tasks) == seed)
+        engine.finish({"psnr_db": db, "ssim": 1.0, "reference_seconds": 2.0, "speedup": 2.0})
+        until(lambda: not studio.queue.entries)
+    assert plans.limits(studio) == (1.0, 30.0, 16.0)
+    assert "2 of 2 measured runs fit" in plans.table(studio, 1.0, 30.0)
+    shown = plans.table(studio, 1.0, 35.0)
+    assert "1 of 2" in shown and f"<b>{name}</b>" in shown
+    assert "None of the 2" in plans.table(studio, 0.5, 30.0)
+
+
+def test_prompts_and_names_are_escaped(opened: Any) -> None:
+    studio, engine = opened()
+    bad = '<script>alert(1)</script>"onerror=alert(2) ${alert(3)} {{value}}'
+    studio.submit({**FORM, "seed": 1, "prompt": bad, "name": bad[:60]})
+    until(lambda: engine.tasks)
+    pages = [view.now(studio), view.queue(studio)]
+    engine.finish()
+    until(lambda: not studio.queue.entries)
+    for page in (*pages, view.gallery(studio), view.latest(studio)):
+        assert "<script" not in page and '"onerror' not in page
+    assert Job(bad).file_name.isascii() and "/" not in Job(bad).file_name

@@ -1,0 +1,209 @@
+"""The page in a real browser. One server and one embedded model for all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from page import SCRIPT, chromium, missing, opened, tab
+
+from accel.cli import main
+from accel.pipelines.batch.jobfile import read_jobs
+from accel.pipelines.batch.output import read_sidecar
+from accel.pipelines.job import Job, settings_text
+from accel.pipelines.video import write_video
+
+pytest.importorskip("gradio", reason="gradio is not installed (pip install 'accel-diffusion[ui]')")
+browsing = pytest.mark.skipif(bool(missing()), reason=missing())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    with opened(browser, address) as found:
+        yield found
+
+
+def until(condition: Callable[[], Any], looks: int = 1200) -> Any:
+    """What the condition gives once it is true; looks are counted, as a machine may stand still."""
+    for _ in range(looks):
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it did not happen")
+
+
+def fill(page: Any, **values: Any) -> None:
+    for name, value in values.items():
+        page.get_by_label(name.capitalize(), exact=True).first.fill(str(value))
+
+
+def give_name(page: Any, name: str) -> None:
+    box = page.get_by_label("Name of the file")
+    if not box.is_visible():
+        page.get_by_role("button", name="More", exact=False).first.click()
+    box.fill(name)
+
+
+@browsing
+def test_generate_with_the_keyboard_reload_and_play(page: Any, page_out: Path) -> None:
+    fill(page, frames=33, steps=200)  # long enough to be still running after a reload
+    page.locator("#prompt textarea").focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("a green star")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.tagName") != "BODY"
+    page.locator("#go").focus()
+    page.keyboard.press("Enter")
+    until(lambda: " of 200" in page.locator("#now").inner_text())
+    page.reload()  # the render goes on without us, and is there when we come back
+    until(lambda: " of 200" in page.locator("#now").inner_text())
+    assert page.locator("#now img.preview").count() == 1
+    playing = "document.querySelector('#latest video')?.currentTime > 0"
+    until(lambda: page.evaluate(playing))
+    job = Job(**read_sidecar(next(page_out.glob("a-green-star*.json")))["job"])
+    assert (job.prompt, job.frames, job.steps) == ("a green star", 33, 200)
+
+
+@browsing
+def test_stop_keeps_the_job(page: Any) -> None:
+    fill(page, frames=5, steps=200, seed=2)
+    page.locator("#go").click()
+    until(lambda: " of 200" in page.locator("#now").inner_text())
+    page.locator("#now [data-act=stop]").click()
+    until(lambda: "Nothing is running" in page.locator("#now").inner_text())
+    tab(page, "Queue and gallery")
+    row = page.locator("#queue li.stopped")
+    assert "stopped" in row.inner_text()
+    row.locator("[data-act=remove]").click()
+    until(lambda: "The queue is empty" in page.locator("#queue").inner_text())
+
+
+@browsing
+def test_drawn_drag_is_the_motion_of_the_video(page: Any, page_out: Path) -> None:
+    fill(page, frames=5, steps=3, seed=3)
+    tab(page, "Motion")
+    page.locator("[data-tool=box]").click()
+    box = page.locator("#canvas canvas").bounding_box()
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return box["x"] + x / 64 * box["width"], box["y"] + y / 64 * box["height"]
+
+    for corner, end in (((8, 20), (32, 44)), ((20, 32), (44, 40))):  # draw it, then drag it
+        page.mouse.move(*at(*corner))
+        page.mouse.down()
+        page.mouse.move(*at(*end), steps=3)
+        page.mouse.up()
+    page.locator("#flow img").wait_for()
+    tab(page, "Generate")
+    assert page.get_by_label("Follow the motion drawn").is_checked()
+    give_name(page, "dragged")
+    page.locator("#go").click()
+    sidecar = until(lambda: read_sidecar(page_out / "dragged.json"))
+    (layer,) = sidecar["job"]["motion"]["drag"]
+    assert np.allclose(layer["polygon"], [[8, 20], [32, 20], [32, 44], [8, 44]], atol=0.5)
+    (key,) = layer["keys"]
+    assert np.allclose(key["move"], [24, 8], atol=0.5) and key["at"] == 1
+
+
+@browsing
+def test_compare_in_step(page: Any, page_out: Path) -> None:
+    fill(page, frames=17, steps=3, seed=4)
+    page.locator("#go-both").click()
+    name = "a-red-circle-on-a-striped-blue-background-4"
+    until(lambda: read_sidecar(page_out / f"{name}.json"))
+    tab(page, "Queue and gallery")
+    page.locator(f"[data-act=compare][data-name='{name}']").click()
+    page.locator(".compare [data-do=play]").click()
+    times = "[...document.querySelectorAll('.compare video')].map((v) => v.currentTime)"
+    until(lambda: page.evaluate(times)[0] > 0.2)
+    for _ in range(20):  # 8 frames a second, 17 frames: this sees it wrap around as well
+        seen = page.evaluate(times)
+        assert np.ptp(seen) < 1 / 8, seen
+        time.sleep(0.12)
+    page.locator(".compare [data-do=play]").click()
+    page.locator(".compare .seek").fill("7")
+    page.locator(".compare [data-do=ahead]").click()
+    assert page.evaluate(times) == [8.5 / 8] * 3
+    page.locator(".compare select").select_option("apart")
+    assert page.locator(".compare video.difference").is_visible()
+    text = page.locator(".compare .under").inner_text()
+    assert text.count(" GiB") == 2 and "dB PSNR" in text and "speed" in text
+    assert page.locator("#report rect").count() > 4
+
+
+@browsing
+def test_a_dropped_video_gives_its_settings_back(page: Any, tmp_path: Path) -> None:
+    motion = {"camera": {"pan": [1.5, 0.0]}, "video": {"file": "/etc/passwd"}}
+    job = Job(SCRIPT, seed=77, frames=9, motion=motion)
+    write_video(tmp_path / "x.mp4", np.zeros((2, 16, 16, 3), np.uint8), fps=8,
+                comment=settings_text(job))  # fmt: skip
+    tab(page, "Queue and gallery")
+    page.locator("#drop input[type=file]").set_input_files(tmp_path / "x.mp4")
+    until(lambda: page.locator("#prompt textarea").input_value() == SCRIPT)
+    assert page.get_by_label("Seed", exact=True).input_value() == "77"
+    page.get_by_text("its motion came from a video file, which is left out").wait_for()
+    tab(page, "Motion")
+    assert page.get_by_label("Pan right, pixels").first.input_value() == "1.5"
+    assert page.evaluate("window.hacked") is None
+
+
+@browsing
+def test_scripts_in_prompt_and_name_are_text(page: Any, page_out: Path) -> None:
+    page.locator("#prompt textarea").fill(SCRIPT)
+    fill(page, frames=5, steps=2)
+    give_name(page, SCRIPT)
+    page.locator("#go").click()
+    until(lambda: [f for f in page_out.glob("img-src*.json") if read_sidecar(f)])
+    tab(page, "Queue and gallery")
+    page.locator("#gallery", has_text="img-src").wait_for()
+    page.locator("[data-act=reuse][data-name^=img]").first.click()
+    until(lambda: page.locator("#prompt textarea").input_value() == SCRIPT)
+    fill(page, frames=6)
+    give_name(page, "x" * 90)
+    page.locator("#go").click()
+    page.get_by_text("name length in bytes is 90, at most 80 here").wait_for()
+    assert page.evaluate("window.hacked") is None
+
+
+@browsing
+def test_presets_and_job_file(page: Any, tmp_path: Path) -> None:
+    fill(page, seed=123)
+    page.get_by_text("Presets and job file").click()
+    page.locator("#preset input").fill("mine")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_role("button", name="Job file for accel render").click()
+    with page.expect_download() as download:
+        page.locator("a[download]", has_text="KB").or_(
+            page.locator("a[download*=yaml]")
+        ).first.click()
+    download.value.save_as(tmp_path / "jobs.yaml")
+    assert [job.seed for job in read_jobs(tmp_path / "jobs.yaml")] == [123]
+    assert main(["render", str(tmp_path / "jobs.yaml"), "--out", str(tmp_path), "--dry-run"]) == 0
+    fill(page, seed=5)
+    page.get_by_role("button", name="Use", exact=True).click()
+    until(lambda: page.get_by_label("Seed", exact=True).input_value() == "123")
+
+
+@browsing
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_narrow_screen(browser: Any, address: str, scheme: str) -> None:
+    with opened(browser, address, width=390, color_scheme=scheme) as page:
+        for name in ("Motion", "Compare", "Queue and gallery", "Plan", "Generate"):
+            tab(page, name)
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+        light, dark = (
+            "rgb(255, 255, 255)",
+            page.evaluate("getComputedStyle(document.body).getPropertyValue('background-color')"),
+        )
+        assert (dark == light) == (scheme == "light")
