@@ -160,7 +160,7 @@ def finetune(
     optimiser = torch.optim.AdamW(parameters, lr=s.lr)
     for step in range(s.steps):
         loss = loss_of(pipe, geometry, next(examples), s.seed * 1_000_003 + step)
-        descend(optimiser, loss, cosine(step, s.steps, s.lr, warmup=min(100, s.steps // 10)))
+        descend([optimiser], loss, cosine(step, s.steps, s.lr, warmup=min(100, s.steps // 10)))
         on_step(step, loss.item())
 
 

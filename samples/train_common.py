@@ -25,10 +25,10 @@ class Settings:
     vae_steps: int = 3500
     vae_lr: float = 2e-3
     vae_noise: float = 0.05
-    dit_steps: int = 7000
+    dit_steps: int = 9400
     dit_batch: int = 16
     dit_lr: float = 1e-3
-    ema: float = 0.998
+    ema: float = 0.996
 
 
 def save_state(path: Path, **state: object) -> None:
@@ -39,11 +39,15 @@ def save_state(path: Path, **state: object) -> None:
     part.replace(path)
 
 
-def cosine(step: int, steps: int, peak: float, warmup: int = 200) -> float:
-    """Learning rate at ``step``: linear warm-up, then a half cosine down to 1 % of ``peak``."""
+def cosine(step: int, steps: int, peak: float, warmup: int = 200, flat: int = 0) -> float:
+    """Learning rate at ``step``: linear warm-up, then a half cosine down to 1 % of ``peak``.
+
+    It stays at its peak up to step ``flat``.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
-    x = (step - warmup) / max(1, steps - warmup)
+    start = max(warmup, flat)
+    x = max(0, step - start) / max(1, steps - start)
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
 
 
@@ -52,12 +56,14 @@ def to_video(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(frames).float().movedim(-1, -4) / 127.5 - 1.0
 
 
-def descend(optimiser: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
-    """One step of ``optimiser`` down ``loss`` at learning rate ``rate``, gradients clipped to 1."""
-    for group in optimiser.param_groups:
+def descend(optimisers: list[torch.optim.Optimizer], loss: Tensor, rate: float) -> None:
+    """One step down ``loss`` at learning rate ``rate``, gradients clipped to 1 over all weights."""
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    for group in groups:
         group["lr"] = rate
-    optimiser.zero_grad()
+    for optimiser in optimisers:
+        optimiser.zero_grad()
     loss.backward()
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimiser.step()
+    torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
+    for optimiser in optimisers:
+        optimiser.step()

@@ -82,7 +82,8 @@ def train_vae(s: Settings) -> None:
         error = vae.decode(latents + s.vae_noise * torch.randn_like(latents)).sample - x
         spread = (posterior.logvar - 2 * math.log(s.vae_noise)).square().mean()
         losses = [e.abs().mean() + e.square().mean() for e in (error, 0.2 * off)]
-        descend(optimiser, sum(losses) + 1e-3 * spread, cosine(step, s.vae_steps, s.vae_lr))
+        rate = cosine(step, s.vae_steps, s.vae_lr)
+        descend([optimiser], sum(losses) + 1e-3 * spread, rate)
         psnr = -10 * math.log10(float(error.detach().square().mean()) / 4)
         smooth = psnr if smooth == 0 else 0.98 * smooth + 0.02 * psnr
         bar.set_postfix(psnr=f"{smooth:.2f} dB", latents=f"{float(off.detach().std()):.4f}")
