@@ -72,7 +72,7 @@ class Wrapped(torch.nn.Module):
 def test_simulated_and_measured_peaks_agree_on_the_embedded_model(capsys):
     denoiser = load("tiny").transformer
     inputs = {
-        "hidden_states": torch.randn(1, denoiser.config.in_channels, 5, 16, 16),
+        "hidden_states": torch.randn(1, denoiser.config.in_channels, 5, 32, 32),  # 1280 tokens
         "timestep": torch.tensor([500]),
         "encoder_hidden_states": torch.randn(1, 512, denoiser.config.text_dim),
     }

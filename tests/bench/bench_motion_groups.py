@@ -1,11 +1,11 @@
 """How exactly the embedded model follows: kinds of motion, strengths, and equivariance.
 
-    python tests/bench/bench_motion_groups.py [--flows 10] [--steps 20] [--json FILE]
+    python tests/bench/bench_motion_groups.py [--flows 10] [--steps 20] [--guidance 1]
 
 Ten flows the model never saw of each of four kinds: pans, zooms, rotations, two moving objects. For
 every strength gamma: the correlation of commanded with measured flow over all of them and per
 kind, and on pans the end-point error in pixels (mean over cells). Then equivariance: noise rolled
-by one latent pixel against the video rolled by as much, in dB PSNR of the inner picture, beside the
+by 8 pixels against the video rolled by as much, in dB PSNR of the inner picture, beside the
 same for another seed's noise. ``--model`` takes another folder, such as an ablation trained on
 plain noise.
 """
@@ -34,6 +34,7 @@ from clips import Path as Route
 
 KINDS = ("pan", "zoom", "rotation", "objects")
 STRENGTHS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+ROLL = 8  # pixels
 
 
 def moved(layer: Layer, velocity: tuple[float, float], zoom: float, spin: float) -> Layer:
@@ -67,7 +68,7 @@ def endpoint_error(commanded: np.ndarray, measured: np.ndarray) -> float:
     return float(np.hypot(difference[:, 0], difference[:, 1]).mean())
 
 
-def sweep(pipe: object, flows: int, steps: int) -> dict[str, float]:
+def sweep(pipe: object, flows: int, steps: int, guidance: float) -> dict[str, float]:
     """Correlations by strength and kind, and end-point errors on pans."""
     found: dict[tuple[float, str], list[np.ndarray]] = {}
     commanded: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
@@ -79,8 +80,8 @@ def sweep(pipe: object, flows: int, steps: int) -> dict[str, float]:
             commanded[kind].append(pooled(clip.forward))
             for strength in STRENGTHS:
                 job = Job(
-                    clip.caption, seed=i, steps=steps, preset=None, strength=strength,
-                    motion={"flow": str(path)},
+                    clip.caption, seed=i, steps=steps, guidance=guidance, preset=None,
+                    strength=strength, motion={"flow": str(path)},
                 )  # fmt: skip
                 video = pooled(measured_flow(generate(pipe, job).frames))
                 found.setdefault((strength, kind), []).append(video)
@@ -100,11 +101,11 @@ def sweep(pipe: object, flows: int, steps: int) -> dict[str, float]:
     return result
 
 
-def equivariance(pipe: object, steps: int) -> dict[str, float]:
+def equivariance(pipe: object, steps: int, guidance: float) -> dict[str, float]:
     """PSNR of the video of rolled noise against the rolled video, inner picture."""
     job = Job(
-        "a red circle on a striped blue background", steps=steps, preset=None, strength=0.0,
-        motion={"camera": {"pan": [0.5, 0]}},
+        "a red circle on a striped blue background", steps=steps, guidance=guidance, preset=None,
+        strength=0.0, motion={"camera": {"pan": [0.5, 0]}},
     ).resolved()  # fmt: skip
 
     def video(latents: torch.Tensor) -> np.ndarray:
@@ -115,10 +116,11 @@ def equivariance(pipe: object, steps: int) -> dict[str, float]:
         return (out.frames[0] * 255).round().astype(np.uint8)
 
     latents = motion_latents(pipe, job)
-    plain, rolled = video(latents), video(torch.roll(latents, 1, -1))
+    cells = ROLL // pipe.vae_scale_factor_spatial
+    plain, rolled = video(latents), video(torch.roll(latents, cells, -1))
     other = video(motion_latents(pipe, Job(**{**job.to_dict(), "seed": 1})))
     inner = (slice(None), slice(8, -8), slice(16, -8))
-    wanted = np.roll(plain, 8, 2)[inner]
+    wanted = np.roll(plain, ROLL, 2)[inner]
     return {
         "rolled noise against rolled video (dB)": psnr(rolled[inner], wanted),
         "another seed against rolled video (dB)": psnr(other[inner], wanted),
@@ -132,9 +134,11 @@ def main() -> None:
     parser.add_argument("--flows", type=int, default=10, help="of each kind")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--guidance", type=float, default=1.0)
     args = parser.parse_args()
     pipe = load(args.model)
-    result = {**sweep(pipe, args.flows, args.steps), **equivariance(pipe, args.steps)}
+    asked = (args.steps, args.guidance)
+    result = {**sweep(pipe, args.flows, *asked), **equivariance(pipe, *asked)}
     for name, value in result.items():
         print(f"{name:50s} {value:.3f}")
     if args.json:
