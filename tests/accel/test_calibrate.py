@@ -23,7 +23,8 @@ STEPS = 5
 
 
 def run(seed):
-    job = Job("a red circle on a striped blue background", seed=seed, steps=STEPS, frames=5, preset=None)
+    prompt = "a red circle on a striped blue background"
+    job = Job(prompt, seed=seed, steps=STEPS, frames=5, preset=None)
     return lambda pipe: generate(pipe, job).frames
 
 
