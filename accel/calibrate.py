@@ -267,7 +267,8 @@ def _with_sensitivity(
 ) -> ErrorTable:  # fmt: skip
     """Fit the weights to ``count`` runs of plans that mix all precisions, of the jobs in turn."""
     outputs = {p: gain * table.mean("l2", p) for p in table.precisions}
-    choices = probes(*gain.shape, ("full", *table.precisions), count)
+    sites, steps = gain.shape
+    choices = probes(sites, steps, ("full", *table.precisions), count)
     errors, decibels = np.zeros((count, *gain.shape)), []
     options = {f.name: getattr(base, f.name) for f in fields(base)}
     for name in ("precision", "rules"):

@@ -95,8 +95,8 @@ def gains(found: Errors, caused: Callable[[str, int], float], sites: Sequence[st
     usual = float(np.mean(every)) if every else 0.0
     rows = []
     for site in sites:
-        at = sorted(known[site].items()) or [(0, usual)]
-        rows.append(np.interp(range(steps), *zip(*at, strict=True)))
+        at = known[site] or {0: usual}
+        rows.append(np.interp(np.arange(steps), sorted(at), [at[step] for step in sorted(at)]))
     return np.exp(np.array(rows).reshape(len(sites), steps))
 
 
