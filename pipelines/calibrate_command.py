@@ -91,11 +91,12 @@ def _summary(
 ) -> str:
     counts = {p: float(np.mean(choice == p)) for p in ("full", *table.precisions)}
     parts = ", ".join(f"{p} {share:.0%}" for p, share in counts.items() if share)
+    within = "" if table.spread is None else f" (one job within {table.spread:.1f} dB)"
     return (
         f"{len(table.sites)} sites, {len(table.sigmas)} steps, {table.jobs} jobs, impl {impl}\n"
         f"plan: {parts}\n"
         f"PREDICTED: attention time {choose.relative_cost(table, choice):.2f} of torch's, "
-        f"{choose.predicted(table, choice):.1f} dB PSNR\n"
+        f"{choose.predicted(table, choice):.1f} dB PSNR{within}\n"
         f"measured on the first job: {psnr(before, after):.1f} dB PSNR, "
         f"SSIM {ssim(before, after):.4f}"
     )
