@@ -160,12 +160,7 @@ def calibrate(
     Raises ValueError without jobs, for an unknown precision, for a pipeline that is patched (or has
     nothing to measure), and for jobs of different lengths.
     """
-    if not jobs:
-        raise ValueError("calibration needs at least one job")
-    if unknown := [p for p in precisions if p not in CANDIDATES] or not precisions:
-        raise ValueError(f"precisions must be some of {list(CANDIDATES)}, got {unknown}")
-    if is_patched(pipe):
-        raise ValueError("calibrate an unpatched pipeline: call accel.unpatch(pipe) first")
+    _check(pipe, jobs, precisions)
     options: dict[str, Any] = {"smooth_q": smooth_q, "smooth_v": smooth_v, "hadamard": hadamard}
     runs = [_as_run(job) for job in jobs]
     bar = tqdm(total=len(runs) + probe_runs, desc="calibrate", disable=not progress)
@@ -199,6 +194,15 @@ def calibrate(
         if not probe_runs:
             return table
         return _with_sensitivity(pipe, runs, videos, table, gain, base, probe_runs, bar)
+
+
+def _check(pipe: Any, jobs: Sequence[Any], precisions: Sequence[str]) -> None:
+    if not jobs:
+        raise ValueError("calibration needs at least one job")
+    if unknown := [p for p in precisions if p not in CANDIDATES] or not precisions:
+        raise ValueError(f"precisions must be some of {list(CANDIDATES)}, got {unknown}")
+    if is_patched(pipe):
+        raise ValueError("calibrate an unpatched pipeline: call accel.unpatch(pipe) first")
 
 
 def sample(tokens: int, rows: int) -> Tensor:

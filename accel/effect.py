@@ -2,8 +2,8 @@
 
 While a job runs at full precision, the denoiser is called again at a few of its steps, once for
 each group of sites, with only that group in the least exact candidate. On the embedded model such
-errors add up over the sites (the error with all sites low is 0.93 to 1.13 times the sum), and are
-in proportion to the squared error of the attention, whatever the precision, within a tenth.
+errors nearly add up over the sites, and are nearly in proportion to the squared error of the
+attention, whatever the precision; so one precision and each site by itself will do.
 """
 
 from __future__ import annotations

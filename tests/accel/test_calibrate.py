@@ -69,6 +69,8 @@ def test_every_site_step_and_branch_is_measured(measured):
     own = [s.endswith("attn1") for s in table.sites]
     assert (int8[own] < int4[own]).all() and (int8 > 0).all()
     assert (table.mean("score", "int8") <= 1).all()
+    assert table.site_weight.shape == (12, STEPS) and (table.site_weight > 0).all()
+    assert table.step_weight.mean() == pytest.approx(1) and 0 < table.spread < 20
 
 
 def test_prediction_is_near_what_a_plan_does(pipe, measured):
