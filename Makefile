@@ -51,6 +51,7 @@ bench-attention: $(READY)
 
 bench-precision: $(READY)
 	$(BIN)/python tests/bench/bench_precision.py --json build/bench-precision.json
+	$(BIN)/python tests/bench/bench_precision.py --time
 
 gpu-report: $(READY)
 	$(BIN)/python tests/bench/gpu_report.py --json build/gpu-report.json
