@@ -16,7 +16,12 @@ NAME = "accel_rehash"
 
 
 def order_of(config: RehashConfig, attention: AttentionConfig | None) -> tuple[int, str]:
-    """Order of the prediction, and the reason if it is lower than could be expected."""
+    """One less than the outputs that are kept per branch, and the reason if it is lower than could
+    be expected.
+    """
+    if config.multistep is not None:
+        keys = set(config.keys)
+        return max(len(r) - (j in keys) for j, r in enumerate(config.multistep.weights)) - 1, ""
     if config.order is not None:
         return config.order, ""
     if config.level == "features":

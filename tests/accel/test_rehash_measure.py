@@ -12,7 +12,8 @@ from accel.config import RehashConfig
 from accel.frames import call
 from accel.pipelines.load import load
 from accel.quality import psnr
-from accel.rehash.measure import LOSSLESS, Measurement, Point, measure
+from accel.rehash.measure import measure
+from accel.rehash.measurement import LOSSLESS, Measurement, Point
 
 JOB = {
     "prompt": "a red circle on a striped blue background", "height": 64, "width": 64,

@@ -19,7 +19,7 @@ import gc
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from accel.config import RehashConfig
 from accel.frames import call
 from accel.pipelines.load import load
 from accel.quality import psnr, ssim
-from accel.rehash.measure import SPEEDUPS, Measurement, measure
+from accel.rehash.measure import SPEEDUPS, measure
+from accel.rehash.measurement import Measurement
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
 SHAPES = ("circle", "square", "triangle", "star")

@@ -25,7 +25,7 @@ from accel.config import RehashConfig
 from accel.frames import call
 from accel.patch import patched
 from accel.plan import Plan
-from accel.rehash.measure import Measurement
+from accel.rehash.measurement import Measurement
 
 Job = dict[str, Any]
 PARTS = [r"blocks\.\d+\.attn1", r"blocks\.\d+\.attn2", r"blocks\.\d+\.ffn"]
