@@ -61,7 +61,7 @@ class Run:
 
 def full_run(pipe: Any, job: Mapping[str, Any], plan: Plan) -> Run:
     """Run ``job`` with every step computed, under the rest of ``plan``."""
-    with patched(pipe, plan=replace(plan, rehash=None)), _listening(pipe) as run:
+    with patched(pipe, plan=replace(plan, rehash=None)), listening(pipe) as run:
         run.frames = call(pipe, job)
     return run
 
@@ -90,14 +90,14 @@ def answer(scheduler: Any, dimensions: int) -> np.ndarray | str:
 
 
 @contextmanager
-def _listening(pipe: Any) -> Iterator[Run]:
+def listening(pipe: Any) -> Iterator[Run]:
     """Note what the scheduler is stepped with."""
     scheduler = pipe.scheduler
     run = Run(sampler=type(scheduler).__name__)
     step, own = scheduler.step, "step" in vars(scheduler)
     current = [""]
 
-    def listening(
+    def noting(
         model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         if not run.times:
@@ -117,7 +117,7 @@ def _listening(pipe: Any) -> Iterator[Run]:
     with ExitStack() as stack:
         for name, module in denoisers(pipe).items():
             stack.callback(module.register_forward_pre_hook(named(name)).remove)
-        scheduler.step = listening
+        scheduler.step = noting
         try:
             yield run
         finally:

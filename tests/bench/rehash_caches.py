@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from diffusers import (
@@ -33,12 +33,15 @@ PARTS = [r"blocks\.\d+\.attn1", r"blocks\.\d+\.attn2", r"blocks\.\d+\.ffn"]
 
 @dataclass(frozen=True)
 class Contender:
-    """One method at one setting. ``change`` alters a job instead (fewer steps)."""
+    """One method at one setting. ``change`` alters a job instead (fewer steps); ``detail``: what
+    else the result depends on, as plain values.
+    """
 
     method: str
     setting: str
     on: Callable[[Any], AbstractContextManager[Any]]
     change: Callable[[Job], Job] = dict
+    detail: Any = None
 
 
 @contextmanager
@@ -61,9 +64,10 @@ def of_diffusers(make: Callable[[Any], Any]) -> Callable[[Any], AbstractContextM
     return on
 
 
-def rehash(config: RehashConfig) -> Callable[[Any], AbstractContextManager[Any]]:
+def of(method: str, setting: str, config: RehashConfig) -> Contender:
     """Ours."""
-    return lambda pipe: patched(pipe, plan=Plan("bench", None, rehash=config))
+    plan = Plan("bench", None, rehash=config)
+    return Contender(method, setting, lambda pipe: patched(pipe, plan=plan), detail=asdict(config))
 
 
 def cache_dit(**settings: Any) -> Callable[[Any], AbstractContextManager[Any]]:
@@ -104,17 +108,15 @@ def ours(measured: Measurement, features: Measurement) -> list[Contender]:
     found = []
     for point in measured.points:
         config = measured.at_speedup(measured.steps / len(point.keys) - 1e-6)
-        found.append(Contender("rehash, measured", f"{len(point.keys)} keys", rehash(config)))
-        small = replace(config, store="fp8")
-        found.append(Contender("rehash, measured, fp8", f"{len(point.keys)} keys", rehash(small)))
+        name = f"{len(point.keys)} keys"
+        found.append(of("rehash, measured", name, config))
+        found.append(of("rehash, measured, fp8", name, replace(config, store="fp8")))
     for speedup in (1.5, 1.9, 2.4, 3.0):
-        found.append(
-            Contender("rehash, no map", f"{speedup:g}×", rehash(RehashConfig(speedup=speedup)))
-        )
+        found.append(of("rehash, no map", f"{speedup:g}×", RehashConfig(speedup=speedup)))
     for point in features.points:
         config = features.at_speedup(features.steps / len(point.keys) - 1e-6)
         name = f"{len(point.keys)} keys, {point.found}"
-        found.append(Contender("rehash, features (paper)", name, rehash(config)))
+        found.append(of("rehash, features (paper)", name, config))
     return found
 
 
