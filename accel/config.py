@@ -148,8 +148,8 @@ class RehashConfig:
     last up-block, and still runs the last ``tail`` blocks, or layers of that up-block, on it.
 
     ``order``: degree in the timestep of what is predicted: 0 repeats, 1 goes on in a line. None: 1
-    for outputs, but 0 beside quantized attention, whose noise a line would amplify. ``multistep``:
-    measured weights instead, where a run is like those measured.
+    for outputs, but 0 beside INT6 and INT4 attention, whose noise a line would amplify.
+    ``multistep``: measured weights instead, where a run is like those measured.
 
     ``quality``: dB PSNR that 9 of 10 jobs should keep. It takes a measured schedule.
 

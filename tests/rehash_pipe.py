@@ -85,10 +85,10 @@ def plain_run(pipe, steps=STEPS):
     return run
 
 
-def fitted(run, keys=KEYS, depth=3, **settings):
+def fitted(run, keys=KEYS, depth=3, attention=None, **settings):
     """A plan with weights fitted to ``run`` and the key steps ``keys``."""
     groups = tuple(sorted(set(run.names)).index(name) for name in run.names)
     sampler = Sampler(run.gram(), run.response[:, :-1], np.array(run.times), groups)
     rows = fit(sampler, keys, depth, sampler.growth(1.0, 2.0)).weights
     weights = Multistep(rows, tuple(run.times), run.sampler)
-    return plan(keys=tuple(keys), steps=len(run.times), multistep=weights, **settings)
+    return plan(attention, keys=tuple(keys), steps=len(run.times), multistep=weights, **settings)

@@ -7,6 +7,7 @@ that cannot run on the embedded model raises in its context or run; the benchmar
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 
-from accel.config import RehashConfig
+from accel.config import AttentionConfig, RehashConfig
 from accel.frames import call
 from accel.patch import patched
 from accel.plan import Plan
@@ -64,10 +65,12 @@ def of_diffusers(make: Callable[[Any], Any]) -> Callable[[Any], AbstractContextM
     return on
 
 
-def of(method: str, setting: str, config: RehashConfig) -> Contender:
+def of(
+    method: str, setting: str, config: RehashConfig, attention: AttentionConfig | None = None
+) -> Contender:
     """Ours."""
-    plan = Plan("bench", None, rehash=config)
-    return Contender(method, setting, lambda pipe: patched(pipe, plan=plan), detail=asdict(config))
+    plan = Plan("bench", attention, rehash=config)
+    return Contender(method, setting, lambda pipe: patched(pipe, plan=plan), detail=asdict(plan))
 
 
 def cache_dit(**settings: Any) -> Callable[[Any], AbstractContextManager[Any]]:
@@ -113,6 +116,12 @@ def ours(measured: Measurement, features: Measurement) -> list[Contender]:
         found.append(of("rehash, measured, fp8", name, replace(config, store="fp8")))
     for speedup in (1.5, 1.9, 2.4, 3.0):
         found.append(of("rehash, no map", f"{speedup:g}×", RehashConfig(speedup=speedup)))
+    keys = measured.at_speedup(1.9).keys
+    for precision, order in itertools.product(("full", "int8", "int4"), (1, 0)):
+        attention = AttentionConfig(precision, impl="cpu", smooth_q=True)
+        config = RehashConfig(keys=keys, steps=measured.steps, order=order)
+        name = f"{'line' if order else 'repeat'}, {len(keys)} keys"
+        found.append(of(f"rehash, {precision} attention", name, config, attention))
     for point in features.points:
         config = features.at_speedup(features.steps / len(point.keys) - 1e-6)
         name = f"{len(point.keys)} keys, {point.found}"
