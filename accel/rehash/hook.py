@@ -172,8 +172,9 @@ def combine(
     """
     older = entries if fresh else entries[1:]
     streams = []
-    for i, first in enumerate(fresh or entries[0].values):
-        newest = first if isinstance(first, Tensor) else first.get()
+    sources: Sequence[Tensor | Stored] = fresh or entries[0].values
+    for i, first in enumerate(sources):
+        newest = first.get() if isinstance(first, Stored) else first
         total = newest.float() * factors[0]
         for factor, entry in zip(factors[1:], older, strict=False):
             if factor:

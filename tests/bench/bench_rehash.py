@@ -37,7 +37,7 @@ from accel.config import RehashConfig
 from accel.frames import call
 from accel.pipelines.load import load
 from accel.quality import psnr, ssim
-from accel.rehash.measure import SPEEDUPS, measure
+from accel.rehash.measure import measure
 from accel.rehash.measurement import Measurement
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
@@ -271,9 +271,11 @@ def _measured(pipe: Any, jobs: Sequence[Job], path: Path) -> tuple[Measurement, 
         file = path.with_name(f"{path.stem}-{level}.json")
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            speedups = SPEEDUPS if level == "output" else (1.5, 1.9)
             config = RehashConfig(level=level)
-            measure(pipe, jobs, config=config, speedups=speedups, say=print).save(file)
+            if level == "output":
+                measure(pipe, jobs, config=config, say=print).save(file)
+            else:  # far behind at any schedule: a few jobs are enough
+                measure(pipe, jobs[:3], config=config, speedups=(1.5, 1.9), say=print).save(file)
         found.append(Measurement.load(file))
     return found[0], found[1]
 
