@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,3 +99,17 @@ def test_what_cannot_be_measured_is_named(pipe):
     with pytest.raises(ValueError, match="mapping"):
         Measurement.from_dict({"config": None})
     assert RehashConfig().keys == ()
+
+
+def test_the_benchmark_goes_on_where_it_ended(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    from rehash_results import Result, Results
+
+    first = Results(tmp_path, "model")
+    first.add(["ours", "1.9×"], JOB, Result(1.9, 40.0, 0.99, None, 7))
+    with first.file.open("a") as out:
+        out.write('{"key": "cut o')
+    again = Results(tmp_path, "model")
+    assert again.get(["ours", "1.9×"], JOB) == Result(1.9, 40.0, 0.99, None, 7)
+    assert again.get(["ours", "2.4×"], JOB) is None
+    assert Results(tmp_path, "another").get(["ours", "1.9×"], JOB) is None

@@ -57,9 +57,10 @@ class Results:
         for line in lines:
             try:
                 data = json.loads(line)
-                self._known[data.pop("key")] = Result(**data)
-            except (ValueError, KeyError, TypeError):
+            except json.JSONDecodeError:
                 continue  # cut off where an earlier run was killed: it is measured again
+            key = data.pop("key")
+            self._known[key] = Result(**data)
 
     def _key(self, setting: Any, job: Mapping[str, Any]) -> str:
         return digest([self.model, setting, dict(job)])
