@@ -14,9 +14,8 @@ arithmetic is not linear, schedules are found as ``accel/rehash/optimise.py`` sa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -54,8 +53,8 @@ def measure(
     say: Say = lambda text: None,
 ) -> Measurement:
     """Measure on ``jobs``: arguments of the pipeline's call, and ``seed``. All need one number of
-    steps. ``config`` gives level, order, tail and store, ``plan`` what else will be patched.
-    ``depth``: outputs kept per branch of guidance, 1 to 4.
+    steps. ``config`` gives level, tail and store, and the order where no weights can be fitted,
+    ``plan`` what else will be patched. ``depth``: outputs kept per branch of guidance, 1 to 4.
 
     Costs one run per job, and a part of one per speed-up and proposed schedule (five at most).
     Raises ValueError for no jobs, different numbers of steps, or few-step runs.
@@ -75,17 +74,8 @@ def measure(
     if why and config.level == "output":
         say(f"no weights are fitted: {why}")
     propose = _plain(config, base, runs) if why else _fitted(config, runs, depth)
-    points = []
-    for speedup in sorted(set(speedups)):
-        tried = []
-        for found, whole, each in propose(speedup):
-            reached = [
-                _reached(pipe, job, replace(base, rehash=one), run)
-                for job, one, run in zip(jobs, each, runs, strict=True)
-            ]
-            tried.append(Point(whole.keys, tuple(reached), found, whole.multistep))
-            say(f"{speedup:g}×: {np.mean(reached):.1f} dB, worst {min(reached):.1f}, by {found}")
-        points.append(max(tried, key=lambda p: p.expected))
+    trial = _Trial(pipe, jobs, runs, base, say)
+    points = [trial.best(speedup, propose(speedup)) for speedup in sorted(set(speedups))]
     gram = np.mean([run.gram() for run in runs], axis=0)
     return Measurement(
         steps, tuple(runs[0].times), tuple(map(tuple, gram.tolist())), config,
@@ -94,7 +84,37 @@ def measure(
 
 
 # What to try for a speed-up: a name, the config to keep, and one for each job.
-Proposals = Callable[[float], Iterator[tuple[str, RehashConfig, list[RehashConfig]]]]
+Proposal = tuple[str, RehashConfig, list[RehashConfig]]
+Proposals = Callable[[float], Iterator[Proposal]]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Real runs of what is proposed, on the jobs that were measured."""
+
+    pipe: Any
+    jobs: Sequence[Mapping[str, Any]]
+    runs: Sequence[Run]
+    plan: Plan
+    say: Say
+
+    def best(self, speedup: float, proposals: Iterator[Proposal]) -> Point:
+        """The proposal that promises most dB."""
+        tried = []
+        for found, whole, each in proposals:
+            reached = tuple(
+                self.reached(job, config, run)
+                for job, config, run in zip(self.jobs, each, self.runs, strict=True)
+            )
+            tried.append(Point(whole.keys, reached, found, whole.multistep))
+            mean, worst = np.mean(reached), min(reached)
+            self.say(f"{speedup:g}×: {mean:.1f} dB, worst {worst:.1f}, by {found}")
+        return max(tried, key=lambda p: p.expected)
+
+    def reached(self, job: Mapping[str, Any], config: RehashConfig, run: Run) -> float:
+        """PSNR in dB of a run with rehash against the full one."""
+        with patched(self.pipe, plan=replace(self.plan, rehash=config)):
+            return min(LOSSLESS, psnr(run.frames, call(self.pipe, job)))
 
 
 def _fitted(config: RehashConfig, runs: Sequence[Run], depth: int) -> Proposals:
@@ -109,7 +129,7 @@ def _fitted(config: RehashConfig, runs: Sequence[Run], depth: int) -> Proposals:
         kept = [g for i, g in enumerate(grams) if i != leave_out or len(grams) == 1]
         return Sampler(np.mean(kept, axis=0), response[:, :-1], times, groups)
 
-    def propose(speedup: float) -> Iterator[tuple[str, RehashConfig, list[RehashConfig]]]:
+    def propose(speedup: float) -> Iterator[Proposal]:
         count, seen = budget(steps, speedup), set()
         first = min(head(steps), max(2, round(HEAD_SHARE * count)))
         starts = [j for j in range(steps) if j == 0 or groups[j] != groups[j - 1]]
@@ -140,7 +160,7 @@ def _plain(config: RehashConfig, base: Plan, runs: Sequence[Run]) -> Proposals:
     order, times = order_of(config, base.attention)[0], runs[0].times
     gram = np.mean([run.gram() for run in runs], axis=0)
 
-    def propose(speedup: float) -> Iterator[tuple[str, RehashConfig, list[RehashConfig]]]:
+    def propose(speedup: float) -> Iterator[Proposal]:
         count = budget(len(times), speedup)
         found = {
             optimise.best_keys(gram, times, count, order, g): f"smallest error, growth {g:g}"
@@ -174,10 +194,3 @@ def _why_not_linear(runs: Sequence[Run]) -> str:
         if not np.allclose(run.times, runs[0].times) or run.names != runs[0].names:
             return "the jobs' timesteps differ"
     return ""
-
-
-def _reached(pipe: Any, job: Mapping[str, Any], plan: Plan, run: Run) -> float:
-    """PSNR in dB of a run with rehash against the full one."""
-    with patched(pipe, plan=plan):
-        found = psnr(run.frames, call(pipe, job))
-    return min(LOSSLESS, found) if math.isfinite(found) or found > 0 else 0.0
