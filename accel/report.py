@@ -53,7 +53,8 @@ class BlockReport:
 class RehashReport:
     """Step rehash. ``computed`` and ``reused`` map a reason to steps, over all runs; ``calls``:
     denoiser calls computed and reused; ``keys``: computed steps of the last run, of ``steps``;
-    ``state_bytes``: most that was kept at once.
+    ``state_bytes``: most that was kept at once; ``corrected``: computed calls whose output was
+    corrected by measured weights.
     """
 
     what: str
@@ -64,6 +65,7 @@ class RehashReport:
     steps: int
     state_bytes: int
     notes: list[str]
+    corrected: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,11 @@ def block_report(name: str, record: Record) -> BlockReport:
 def rehash_report(state: RehashState) -> RehashReport:
     """Snapshot of a live rehash."""
     record, line = state.record, "goes on in a line" if state.order else "repeats"
+    line = line if state.config.multistep is None else "by measured weights"
     what = f"{state.config.level}, {line}, kept as {state.config.store}"
     return RehashReport(
         what, dict(record.computed), dict(record.reused), dict(record.calls), list(record.keys),
-        record.steps, record.state_bytes, list(record.notes),
+        record.steps, record.state_bytes, list(record.notes), record.corrected,
     )  # fmt: skip
 
 
@@ -164,6 +167,7 @@ def _rehash_lines(r: RehashReport) -> list[str]:
         f"{r.what}: {computed} steps computed, {reused} reused ({why})",
         f"{calls:.2f}× fewer denoiser calls, at most {r.state_bytes / 2**20:.2f} MiB kept",
         f"computed in the last run of {r.steps} steps: {' '.join(map(str, r.keys))}",
+        *([f"{r.corrected} computed calls corrected"] if r.corrected else []),
         *r.notes,
     ]
 
