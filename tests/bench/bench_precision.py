@@ -1,6 +1,6 @@
 """Is a calibrated plan better than one precision everywhere, and is its error predicted?
 
-    python tests/bench/bench_precision.py [--jobs 10] [--plans 30] [--impl cpu] [--json FILE]
+    python tests/bench/bench_precision.py [--jobs 10] [--plans 30] [--probes 30] [--json FILE]
     python tests/bench/bench_precision.py --time
 
 The embedded model is calibrated on some jobs; everything else is measured on others. First a table
@@ -189,12 +189,12 @@ def time_calibration(pipe, impl: str, repeats: int = 7) -> None:
     )
 
 
-def calibrated(pipe, impl: str, file: Path | None) -> ErrorTable:
+def calibrated(pipe, impl: str, probe_runs: int, file: Path | None) -> ErrorTable:
     """The table in ``file``; if there is none it is measured, and saved there."""
     if file is not None and file.exists():
         return ErrorTable.load(file)
     runs = [lambda p, s=s: generate(p, job(s)).frames for s in range(1000, 1000 + CALIBRATION)]
-    table = calibrate(pipe, runs, impl=impl, probe_runs=PROBES)
+    table = calibrate(pipe, runs, impl=impl, probe_runs=probe_runs)
     if file is not None:
         table.save(file)
     return table
@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=10)
     parser.add_argument("--plans", type=int, default=30)
     parser.add_argument("--impl", default="cpu", choices=["auto", "cpu", "gpu", "reference"])
+    parser.add_argument("--probes", type=int, default=PROBES, help="runs of mixed plans")
     parser.add_argument("--time", action="store_true", help="only time the measurement of errors")
     parser.add_argument("--table", type=Path, help="calibration to use, or to write if missing")
     parser.add_argument("--parts", nargs="*", default=("table", "random"), help="what to measure")
@@ -215,9 +216,9 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     if args.time:
         return time_calibration(pipe, args.impl)
-    table = calibrated(pipe, args.impl, args.table)
+    table = calibrated(pipe, args.impl, args.probes, args.table)
     print(
-        f"calibrated on {table.jobs} jobs, {PROBES} runs of mixed plans; one job under one plan is "
+        f"calibrated on {table.jobs} jobs, one job under one plan is "
         f"predicted within {table.spread:.1f} dB (root mean square)"
     )
     if not args.parts:
