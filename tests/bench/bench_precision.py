@@ -218,7 +218,7 @@ def main() -> None:
         return time_calibration(pipe, args.impl)
     table = calibrated(pipe, args.impl, args.probes, args.table)
     print(
-        f"calibrated on {table.jobs} jobs, one job under one plan is "
+        f"calibrated on {table.jobs} jobs; one job under one plan is "
         f"predicted within {table.spread:.1f} dB (root mean square)"
     )
     if not args.parts:
