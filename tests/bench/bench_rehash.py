@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -259,8 +260,9 @@ def main() -> None:
 
 
 def asked_for(measured: Measurement) -> list[Contender]:
-    """Schedules that a number of decibels was asked of."""
-    configs = {wanted: measured.at_quality(wanted) for wanted in ASKED}
+    """Schedules that a number of decibels was asked of: round ones, and the most each promises."""
+    most = {math.floor(10 * point.expected) / 10 for point in measured.points}
+    configs = {wanted: measured.at_quality(wanted) for wanted in sorted({*ASKED, *most})}
     return [of(ASKED_FOR, f"{wanted:g} dB", config) for wanted, config in configs.items()]
 
 
