@@ -14,7 +14,6 @@ from accel.pipelines.batch.items import Item
 from accel.pipelines.batch.ladder import LADDER, changed, classify, more_slices, next_rung
 from accel.pipelines.batch.manifest import Manifest
 from accel.pipelines.batch.output import prepare_folder
-from accel.pipelines.batch.predict import Predictor
 from accel.pipelines.batch.queue import Options, Queue, exit_code
 from accel.pipelines.batch.worker import Check, Outcome
 from accel.pipelines.job import Job
@@ -156,21 +155,6 @@ def test_next_rung_is_bounded():
     assert next_rung("oom", 1, 0, 0, 1) is None
     assert next_rung("failed", 1, 3, 1, 1) == 1
     assert next_rung("failed", 1, 3, 2, 1) is None
-
-
-def test_prediction_scales_with_steps_and_size():
-    job = Job("x").resolved()
-    volume = job.width * job.height * job.frames
-    row = {"steps": 10, "volume": volume, "seconds": 2.0, "peak_bytes": 3 * 2**30}
-    empty = Predictor([]).predict(job)
-    assert empty.seconds is None and empty.at_least and empty.peak_bytes > 2**20
-    from accel.pipelines.batch.predict import model_fingerprint, plan_digest
-
-    row |= {"model": model_fingerprint("tiny"), "plan": plan_digest(job)}
-    same = Predictor([row]).predict(job)
-    assert same.seconds == pytest.approx(4.0) and same.peak_bytes == 3 * 2**30
-    large = Predictor([row]).predict(Job("x", width=128).resolved())
-    assert large.seconds == pytest.approx(8.0) and large.peak_bytes > 5 * 2**30
 
 
 def test_the_manifest_uses_a_write_ahead_log(queue, tmp_path):
