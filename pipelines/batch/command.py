@@ -51,6 +51,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": _count, "default": 5, "metavar": "K",
         "help": "save a running job every K steps (5); 0: never",
     },
+    "--stall-timeout": {
+        "type": _count, "default": 0, "metavar": "S",
+        "help": "end and retry a job that shows no progress for S seconds (0: never)",
+    },
     "--engine": {
         "default": "local", "metavar": "NAME",
         "help": "local (a process per device), inline (this process), ray or ray://HOST:PORT",
@@ -96,7 +100,7 @@ def _render(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -
     manifest = Manifest(manifest_path(args.out, shard))
     if manifest.note:
         progress({"event": "note", "text": manifest.note})
-    engine = make_engine(args.engine, args.out, stop, progress)
+    engine = make_engine(args.engine, args.out, stop, progress, args.stall_timeout)
     queue = Queue(options, engine, manifest, progress, stop)
     try:
         with _signals(stop, engine, progress):
