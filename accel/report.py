@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from accel.attention import Site
@@ -21,7 +22,8 @@ class SiteReport:
 
     ``error``: worst relative L1 against full precision on sampled rows, ``cosine`` the worst
     similarity. ``seconds``: time in quantized calls; ``scratch_bytes``: memory of one such call
-    beside its inputs and result.
+    beside its inputs and result. ``steps``: what ran at the steps of the last run, in order, as
+    [number of steps, precision]; "" for steps without a call, "full+int8" where calls differed.
     """
 
     name: str
@@ -33,6 +35,7 @@ class SiteReport:
     seconds: float
     scratch_bytes: int = 0
     note: str = ""
+    steps: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ def site_report(site: Site) -> SiteReport:
         record.seconds,
         record.scratch_bytes,
         note,
+        [[len(list(same)), what] for what, same in groupby(record.steps)],
     )
 
 
