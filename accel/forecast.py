@@ -64,4 +64,5 @@ def _kept(levels: dict[str, int], rehash: RehashConfig, family: Family) -> int:
     """Bytes on the device for both branches of guidance, one call each or both in one."""
     calls = 2 // family.batch
     share = {"native": 1.0, "fp8": _FP8 / family.denoiser.dtype.itemsize, "cpu": 0.0}
-    return int(calls * levels.get(rehash.level, 0) * share[rehash.store])
+    level = "output, measured" if rehash.multistep else rehash.level
+    return int(calls * levels.get(level, 0) * share[rehash.store])

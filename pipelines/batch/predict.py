@@ -68,7 +68,7 @@ class Predictor:
         volume = job.width * job.height * (job.frames or 1)
         near = min(
             rows,
-            key=lambda r: (abs(r["volume"] - volume), abs(r["steps"] - job.steps)),  # type: ignore[operator]
+            key=lambda r: (abs(r["volume"] - volume), abs(r["steps"] - job.steps)),
             default=None,
         )
         if near is None:
