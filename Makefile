@@ -73,6 +73,7 @@ bench-warp: $(READY)
 bench-memory: $(READY)
 	$(BIN)/python tests/bench/bench_memory.py --json build/bench-memory.json
 	$(BIN)/python tests/bench/bench_memory.py --unets --json build/bench-memory-unets.json
+	$(BIN)/python tests/bench/bench_memory.py --decoders
 	$(BIN)/python tests/bench/bench_memory.py --time
 
 bench-rehash: $(READY)

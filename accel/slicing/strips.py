@@ -30,12 +30,12 @@ BLOCKS = {
     "HunyuanVideo15ResnetBlock": (2, 1), "HunyuanVideo15Upsample": (1, 2),
     "LTXVideoResnetBlock3d": (2, 1), "LTXVideoUpsampler3d": (1, 2),
 }  # fmt: skip
-# Decoders with such blocks, and what comes before their last convolution, if it works in strips.
-DECODERS: dict[str, tuple[str, str] | None] = {
+# Decoders with such blocks: their last norm and activation.
+DECODERS = {
     "WanDecoder3d": ("norm_out", "nonlinearity"),
     "QwenImageDecoder3d": ("norm_out", "nonlinearity"),
     "HunyuanVideo15Decoder3D": ("norm_out", "conv_act"),
-    "LTXVideoDecoder3d": None,  # a quarter as many rows as the picture: not the peak
+    "LTXVideoDecoder3d": ("norm_out", "conv_act"),
 }
 CACHED = ("Wan", "QwenImage")  # blocks that take caches
 Put = Callable[[nn.Module, Callable[[Callable[..., Any]], Any]], None]
@@ -199,9 +199,8 @@ def apply(vae: Any, config: SlicingConfig, undo: list[Undo]) -> dict[str, Record
                 record.whole["draws noise for the whole picture"] += 1
                 continue
             put(part, _block(type(part).__name__, config, record, shape))
-    before = DECODERS[type(decoder).__name__]
-    if before is not None:
-        _put_head(decoder, before, put, config, record)
+    if getattr(decoder, "time_embedder", None) is None:  # else it modulates after the norm
+        _put_head(decoder, DECODERS[type(decoder).__name__], put, config, record)
     return {VAE: record}
 
 
@@ -229,8 +228,11 @@ def _put_head(
     norm, activation = (getattr(decoder, name) for name in names)
     first, second = (getattr(*innermost(m)) for m in (norm, activation))
 
+    last = type(norm).__name__ == "RMSNorm"  # takes channels last
+
     def before(x: Tensor) -> Tensor:
-        return second(first(x))
+        y = first(x.movedim(1, -1)).movedim(-1, 1) if last else first(x)
+        return second(y)
 
     def together() -> bool:
         return _possible() and not offloaded(norm)
