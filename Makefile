@@ -51,6 +51,7 @@ bench-attention: $(READY)
 
 bench-precision: $(READY)
 	$(BIN)/python tests/bench/bench_precision.py --json build/bench-precision.json
+	$(BIN)/python tests/bench/bench_precision.py --time
 
 gpu-report: $(READY)
 	$(BIN)/python tests/bench/gpu_report.py --json build/gpu-report.json
@@ -64,6 +65,7 @@ bench-batch: $(READY)
 bench-motion: $(READY)
 	$(BIN)/python tests/bench/bench_motion.py
 	$(BIN)/python tests/bench/bench_motion_groups.py --json build/bench-motion-groups.json
+	$(BIN)/python tests/bench/bench_drawn_motion.py
 
 bench-warp: $(READY)
 	$(BIN)/python tests/bench/bench_warp.py --json build/bench-warp.json
@@ -71,6 +73,7 @@ bench-warp: $(READY)
 bench-memory: $(READY)
 	$(BIN)/python tests/bench/bench_memory.py --json build/bench-memory.json
 	$(BIN)/python tests/bench/bench_memory.py --unets --json build/bench-memory-unets.json
+	$(BIN)/python tests/bench/bench_memory.py --decoders
 	$(BIN)/python tests/bench/bench_memory.py --time
 
 bench-rehash: $(READY)

@@ -40,7 +40,8 @@ class Record:
     ``kept`` counts calls left at full precision by reason, ``instead`` those that ran in another
     precision than the plan's, ``recomputed`` those that were thrown away and computed again, by
     reason; ``error`` is the worst relative L1 and ``cosine`` the worst similarity to full precision
-    on the sampled rows.
+    on the sampled rows. ``steps``: what ran at each step of run ``steps_run``; "" for no call,
+    several joined by "+".
     """
 
     ran: Counter[tuple[str, str]] = field(default_factory=Counter)  # (precision, implementation)
@@ -51,6 +52,19 @@ class Record:
     cosine: float | None = None
     seconds: float = 0.0
     scratch_bytes: int = 0  # memory of one call beside inputs and result, where it is known
+    steps: list[str] = field(default_factory=list)
+    steps_run: int = -1
+
+    def at(self, run: int, step: int | None, precision: str) -> None:
+        """A call gave its result in ``precision`` at 0-based ``step`` of ``run``."""
+        if run != self.steps_run:
+            self.steps_run, self.steps = run, []
+        if step is None:
+            return
+        self.steps += [""] * (step + 1 - len(self.steps))
+        known = self.steps[step]
+        if precision not in known.split("+"):
+            self.steps[step] = f"{known}+{precision}" if known else precision
 
 
 @dataclass
@@ -80,6 +94,10 @@ class Site:
     def keep(self, reason: str) -> None:
         """Count a call left at full precision."""
         self.record.kept[reason] += 1
+        self._ran("full")
+
+    def _ran(self, precision: str) -> None:
+        self.record.at(self.state.refresh(), self.state.step, precision)
 
     def attend(self, *arguments: Any) -> Tensor:
         """Attention of one call (see ``Call``) as the plan wants it at this step."""
@@ -129,6 +147,7 @@ class Site:
                     why = f"{precision} has error {error:.2f} on sampled rows, over the limit of "
                     return self._demote(call, f"{why}{config.max_error}", run)
         record.ran[(precision, impl)] += 1
+        self._ran(precision)
         return out
 
     def _check(self, call: Call, out: Tensor, rows: int) -> float:
@@ -147,6 +166,7 @@ class Site:
 
     def _rescue(self, call: Call, why: str, counter: Counter[str]) -> Tensor:
         out, how = call.rescued()
+        self._ran("full")
         counter[f"{why}; computed {how}" if how else why] += 1
         return out
 

@@ -1,14 +1,20 @@
-"""A plan for a memory budget: the fewest slices that fit, simulated before anything runs."""
+"""A plan for a budget of memory (the fewest slices that fit, simulated before anything runs), of
+decibels (the fastest measured schedule of step rehash that keeps them), or of both.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
 
-from accel.config import SlicingConfig
+from accel.config import RehashConfig, SlicingConfig
 from accel.memory import MOST, STRIPS, Peaks, parse_bytes, simulate
 from accel.models import BATCHED, INPUTS, Family, Part, Video, size_of
 from accel.plan import Plan
 from accel.sites import denoisers
+
+if TYPE_CHECKING:
+    from accel.rehash.measurement import Measurement
 
 
 class Size(Protocol):
@@ -24,16 +30,51 @@ class Size(Protocol):
     def frames(self) -> int | None: ...
 
 
-def plan(pipe: Any, job: Size, *, memory: str | int) -> Plan:
+def plan(
+    pipe: Any,
+    job: Size,
+    *,
+    memory: str | int | None = None,
+    quality: float | None = None,
+    measured: Measurement | None = None,
+) -> Plan:
     """The plan with the fewest slices by which ``job`` fits in ``memory`` ("8GiB" or bytes), the
-    VAE in strips where that is needed.
+    VAE in strips where that is needed, and the fastest schedule of ``measured`` that should keep
+    ``quality`` dB PSNR to the pipeline's own output in 9 of 10 jobs.
 
     Counted are live tensors: weights that stay loaded (those of one component where the pipeline
-    offloads) and activations, no scratch memory of kernels. Text encoding is not counted.
+    offloads), activations, and what step rehash keeps; no scratch memory of kernels. Text encoding
+    is not counted.
 
-    Raises ValueError if the job has no size, the pipeline's classes cannot be simulated, or
-    denoising or decoding does not fit, saying what it needs and what would help.
+    Raises ValueError for no budget at all, a quality without a measurement, a job without a size, a
+    pipeline whose classes cannot be simulated, or denoising or decoding that does not fit, saying
+    what it needs and what would help.
     """
+    if memory is None and quality is None:
+        raise ValueError("give a budget: memory='8GiB', quality=36.0 (dB PSNR), or both")
+    rehash = None if quality is None else _schedule(quality, measured)
+    found = Plan(f"{quality:g} dB" if quality else "", attention=None, rehash=rehash)
+    if memory is None:
+        return found
+    slicing = _slicing(pipe, job, memory, rehash)
+    name = f"within {memory}" + (f", {found.name}" if found.name else "")
+    return replace(found, name=name, slicing=slicing)
+
+
+def _schedule(quality: float, measured: Measurement | None) -> RehashConfig:
+    if measured is None:
+        raise ValueError(
+            f"quality={quality:g} dB needs a measurement of this pipeline: "
+            "m = accel.rehash.measure.measure(pipe, jobs) runs a few jobs once (m.save(file) keeps "
+            "it), then accel.plan(pipe, job, quality=..., measured=m); without one, ask for a "
+            "speed-up: accel.Plan(rehash=accel.config.RehashConfig(speedup=1.9))"
+        )
+    return measured.at_quality(quality)
+
+
+def _slicing(
+    pipe: Any, job: Size, memory: str | int, rehash: RehashConfig | None
+) -> SlicingConfig | None:
     budget = parse_bytes(memory)
     video = _video(job)
     peaks = simulate(family(pipe), video)
@@ -44,6 +85,7 @@ def plan(pipe: Any, job: Size, *, memory: str | int) -> Plan:
     if min(decoding, strips) > budget:
         raise ValueError(_too_much("decoding", min(decoding, strips), budget, _help(pipe, peaks)))
     weights = peaks.denoiser_weights if loaded is None else loaded
+    weights += 0 if rehash is None else _kept(pipe, peaks)
     fits = [n for n, size in peaks.denoise.items() if size + weights <= budget]
     if not fits:
         least = weights + min(peaks.denoise.values())
@@ -51,8 +93,14 @@ def plan(pipe: Any, job: Size, *, memory: str | int) -> Plan:
         what = f"denoising in {max(peaks.denoise)} slices"
         raise ValueError(_too_much(what, least, budget, help_))
     slices = min(fits) if decoding <= budget else max(MOST, min(fits))
-    slicing = SlicingConfig(slices, 1) if slices > 1 else None
-    return Plan(f"within {memory}", attention=None, slicing=slicing)
+    return SlicingConfig(slices, 1) if slices > 1 else None
+
+
+def _kept(pipe: Any, peaks: Peaks) -> int:
+    """Bytes that a measured schedule keeps, for all branches of guidance."""
+    name = type(next(iter(denoisers(pipe).values()))).__name__
+    branches = 1 if BATCHED.get(name, 1) > 1 else 2
+    return branches * peaks.rehash["output, measured"]
 
 
 def family(pipe: Any) -> Family:

@@ -1,10 +1,10 @@
 """Calibration: one generation per job measures what each precision would cost, everywhere.
 
 While a job runs at full precision, every attention call is made again in every candidate precision
-on a sample of its query rows and compared. Only sums are kept. A few further runs of the first job
-then measure how much an error at a site, or in a part of the run, shows in the video: one run per
-site (or group of neighbours) and one per part, in the least exact candidate. Their effects are
-taken as a product of a weight for the site and one for the step, fitted to all of those runs.
+on a sample of its query rows and compared. Only sums are kept. During the first job the denoiser is
+also called again at a few steps to see what errors do to its output (``accel/effect.py``). Further
+runs under plans that mix all precisions then measure what becomes of that in the video
+(``accel/sensitivity.py``).
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -25,19 +24,21 @@ from tqdm import tqdm
 from accel.attention import Site
 from accel.calibration import METRICS, ErrorTable
 from accel.call import Call, compare
-from accel.config import AttentionConfig, Impl, Rule
+from accel.choose import to_plan
+from accel.config import AttentionConfig, Impl
+from accel.effect import Errors, gains, output_errors, sampled_steps
 from accel.frames import call
+from accel.kernels.attention import BITS
 from accel.kernels.attention import run as run_attention
 from accel.kernels.dispatch import ATTENTION, resolve
 from accel.patch import Handle, is_patched, patched
 from accel.plan import Plan
 from accel.quality import psnr
+from accel.sensitivity import fit, probes
+from accel.sites import denoisers
 
 CANDIDATES = ("int8", "int6", "int4")
 BLOCK = 32  # neighbouring query rows that are sampled together
-MAX_GROUPS = 12  # runs that measure sensitivity by site
-# and by part of the run: early errors matter most, so the first parts are the shortest
-PARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 MOST = 80.0  # dB that count as no difference
 
 Run = Callable[[Any], np.ndarray]  # generates with a pipeline: frames uint8 [F, H, W, 3]
@@ -56,20 +57,42 @@ class _Sums:
     errors: dict[Key, np.ndarray] = field(default_factory=dict)
     work: dict[str, float] = field(default_factory=dict)
     sigmas: dict[int, float] = field(default_factory=dict)
+    low: tuple[str, ...] | None = None  # in a call for its effect: the sites that are not full
+
+    @property
+    def least(self) -> str:
+        """The least exact precision."""
+        return min(self.precisions, key=BITS.__getitem__)
+
+    @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return max((step for _, step, _ in self.calls), default=-1) + 1
+
+    def attend(self, call: Call, precision: str) -> Tensor:
+        """Attention in one precision."""
+        q = call.query
+        scale = q.shape[-1] ** -0.5 if call.scale is None else call.scale
+        out, _ = run_attention(
+            q, call.key, call.value, precision, resolve(ATTENTION, self.impl, q.device),
+            call.attn_mask, None, False, scale, **self.options, return_lse=False,
+        )  # fmt: skip
+        return out
+
+    def caused(self, site: str, step: int) -> float:
+        """Relative squared error of the least exact precision, summed over the calls."""
+        at = self.precisions.index(self.least), METRICS.index("l2")
+        return sum(float(e[at]) for k, e in self.errors.items() if k[:2] == (site, step))
 
     def add(self, key: Key, call: Call, out: Tensor) -> None:
         """Compare every precision with ``out`` on sampled rows of one call."""
         q, k, v = call.query, call.key, call.value
         index = sample(q.shape[-2], self.rows).to(q.device)
         rows, mask = call.rows(index)
-        exact, scale = out[..., index, :], call.scale
-        impl = resolve(ATTENTION, self.impl, q.device)
+        exact, part = out[..., index, :], replace(call, query=rows, attn_mask=mask)
         found = np.zeros((len(self.precisions), len(METRICS)))
         for i, precision in enumerate(self.precisions):
-            mine, _ = run_attention(
-                rows, k, v, precision, impl, mask, None, False,
-                q.shape[-1] ** -0.5 if scale is None else scale, **self.options, return_lse=False,
-            )  # fmt: skip
+            mine = self.attend(part, precision)
             l1, cosine, l2 = compare(mine, exact)
             found[i] = l1, cosine, cosine * (1 - l1), l2, l1
         before = self.errors.get(key, np.zeros_like(found))
@@ -92,11 +115,14 @@ class _Probe(Site):
         """Attention of one call at full precision."""
         assert self.config is not None and self.sums is not None
         call = Call(*arguments)
+        reason = "causal" if call.is_causal else call.why_full(self.config)
+        if (low := self.sums.low) is not None:
+            quantized = self.name in low and not reason
+            return self.sums.attend(call, self.sums.least) if quantized else call.full()
         out = call.full()
         run, step = self.state.refresh(), self.state.step or 0
         self.branch = self.branch + 1 if self.at == (run, step) else 0
         self.at = (run, step)
-        reason = "causal" if call.is_causal else call.why_full(self.config)
         if reason:
             self.keep(reason)
         else:
@@ -112,7 +138,7 @@ def calibrate(
     *,
     precisions: Sequence[str] = CANDIDATES,
     rows: int = 128,
-    sensitivity: int = 1,
+    probe_runs: int = 24,
     progress: bool = True,
     impl: Impl = "auto",
     smooth_q: bool = True,
@@ -124,8 +150,8 @@ def calibrate(
     ``jobs``: keyword arguments of the pipeline's call (and ``seed``, 0 if it is not there),
     or functions that generate with the pipeline and return uint8 frames [F, H, W, 3]. All must
     have one number of steps. ``rows``: sampled query rows of each call, in blocks of 32.
-    ``sensitivity``: so many of the jobs are run again, once for each site (at most 12, else groups
-    of neighbours) and 5 times more; 0 leaves that out, and choices by quality with it.
+    ``probe_runs``: so many further runs, of the jobs in turn (several jobs tell more than one),
+    measure how errors show in the video; 0 leaves that out, and choices by quality with it.
 
     ``impl`` "auto" leaves out calls that it would leave to torch at run time; a named
     implementation measures all. The other options are those of ``AttentionConfig``. The pipeline is
@@ -134,27 +160,28 @@ def calibrate(
     Raises ValueError without jobs, for an unknown precision, for a pipeline that is patched (or has
     nothing to measure), and for jobs of different lengths.
     """
-    if not jobs:
-        raise ValueError("calibration needs at least one job")
-    if unknown := [p for p in precisions if p not in CANDIDATES] or not precisions:
-        raise ValueError(f"precisions must be some of {list(CANDIDATES)}, got {unknown}")
-    if is_patched(pipe):
-        raise ValueError("calibrate an unpatched pipeline: call accel.unpatch(pipe) first")
+    _check(pipe, jobs, precisions)
     options: dict[str, Any] = {"smooth_q": smooth_q, "smooth_v": smooth_v, "hadamard": hadamard}
     runs = [_as_run(job) for job in jobs]
-    bar = tqdm(total=len(runs), desc="calibrate", disable=not progress)
+    bar = tqdm(total=len(runs) + probe_runs, desc="calibrate", disable=not progress)
     sums = _Sums(tuple(precisions), rows, impl, options)
     base = AttentionConfig("full", impl=impl, check_rows=0, **options)
     why_not: Counter[str] = Counter()
     lengths, videos = set(), []
     with bar:
         for i, run in enumerate(runs):
-            with _probing(pipe, Plan("calibrate", base), sums) as handle:
+            first = probe_runs > 0 and not i
+            with (
+                _probing(pipe, Plan("calibrate", base), sums) as handle,
+                _effects(pipe, handle, sums) if first else nullcontext({}) as effects,
+            ):
                 frames = run(pipe)
+            if first:
+                gain = gains(effects, sums.caused, tuple(sums.work), sums.steps)
             for site in handle.sites.values():
                 why_not.update(site.record.kept)
             lengths.add(handle.steps)
-            videos += [frames] if i < sensitivity else []
+            videos += [frames] if i < probe_runs else []
             bar.update()
         if not sums.calls:
             raise ValueError(
@@ -164,10 +191,18 @@ def calibrate(
         if len(lengths) > 1:
             raise ValueError(f"jobs must have one number of steps, got {sorted(map(str, lengths))}")
         table = _table(sums, len(runs))
-        if sensitivity:
-            worst = max(precisions, key=lambda p: table.mean("l2", p).mean())
-            table = _with_sensitivity(pipe, runs, videos, table, worst, base, bar)
-    return table
+        if not probe_runs:
+            return table
+        return _with_sensitivity(pipe, runs, videos, table, gain, base, probe_runs, bar)
+
+
+def _check(pipe: Any, jobs: Sequence[Any], precisions: Sequence[str]) -> None:
+    if not jobs:
+        raise ValueError("calibration needs at least one job")
+    if unknown := [p for p in precisions if p not in CANDIDATES] or not precisions:
+        raise ValueError(f"precisions must be some of {list(CANDIDATES)}, got {unknown}")
+    if is_patched(pipe):
+        raise ValueError("calibrate an unpatched pipeline: call accel.unpatch(pipe) first")
 
 
 def sample(tokens: int, rows: int) -> Tensor:
@@ -188,13 +223,31 @@ def _probing(pipe: Any, plan: Plan, sums: _Sums) -> Iterator[Handle]:
         handle.unpatch()
 
 
+def _effects(pipe: Any, handle: Handle, sums: _Sums) -> AbstractContextManager[Errors]:
+    """Measures what errors at each site do to the output of the denoisers, at sampled steps."""
+    modules = denoisers(pipe)
+    prefixes = {m: f"{name}." if len(modules) > 1 else "" for name, m in modules.items()}
+
+    def where(module: torch.nn.Module) -> tuple[int, list[str]] | None:
+        step = sums.steps - 1
+        if handle.steps is None or step not in sampled_steps(handle.steps):
+            return None
+        sites = dict.fromkeys(s for s, k, _ in sums.calls if k == step)
+        return step, [s for s in sites if s.startswith(prefixes[module])]
+
+    def only(group: tuple[str, ...] | None) -> None:
+        sums.low = group
+
+    return output_errors(modules, where, only)
+
+
 def _as_run(job: Mapping[str, Any] | Run) -> Run:
     return job if callable(job) else lambda pipe: call(pipe, job)
 
 
 def _table(sums: _Sums, jobs: int) -> ErrorTable:
     sites = tuple(sums.work)
-    steps = max(step for _, step, _ in sums.calls) + 1
+    steps = sums.steps
     branches = max(branch for _, _, branch in sums.calls) + 1
     counts = np.zeros((len(sites), steps, branches))
     errors = np.zeros((len(sums.precisions), len(METRICS), *counts.shape))
@@ -213,48 +266,24 @@ def _table(sums: _Sums, jobs: int) -> ErrorTable:
 
 
 def _with_sensitivity(
-    pipe: Any, runs: list[Run], plain: list[np.ndarray], table: ErrorTable, precision: Any,
-    base: AttentionConfig, bar: tqdm[Any],
+    pipe: Any, runs: list[Run], plain: list[np.ndarray], table: ErrorTable, gain: np.ndarray,
+    base: AttentionConfig, count: int, bar: tqdm[Any],
 ) -> ErrorTable:  # fmt: skip
-    """Fit ``site_weight`` and ``step_weight`` to runs with errors in one group or part only."""
-    sites, steps = len(table.sites), len(table.sigmas)
-    groups = np.array_split(np.arange(sites), min(sites, MAX_GROUPS))
-    ends = sorted({0, *(round(steps * x) for x in PARTS), steps})
-    parts = [np.arange(a, b) for a, b in pairwise(ends)]
-    bar.total = len(runs) + len(plain) * (len(groups) + len(parts))
-
-    def harm(rule: Rule) -> float:
-        decibels = []
-        for run, video in zip(runs, plain, strict=False):
-            with patched(pipe, plan=Plan("probe", replace(base, rules=(rule,)))):
-                decibels.append(min(psnr(video, run(pipe)), MOST))
-            bar.update()
-        return float(10 ** (-np.mean(decibels) / 10))
-
-    by_group = [harm(Rule(precision, tuple(table.sites[i] for i in g))) for g in groups]
-    by_part = [harm(Rule(precision, "*", p[0] / steps, (p[-1] + 1) / steps)) for p in parts]
-    l2 = table.mean("l2", precision)
-    each = np.array([[l2[np.ix_(g, p)].sum() for p in parts] for g in groups])
-    a, b = fit_product(each, np.array(by_group), np.array(by_part))
-    site_weight, step_weight = np.zeros(sites), np.zeros(steps)
-    for values, members, weight in ((a, groups, site_weight), (b, parts, step_weight)):
-        for value, member in zip(values, members, strict=True):
-            weight[member] = value
-    return replace(table, site_weight=site_weight, step_weight=step_weight)
-
-
-def fit_product(
-    each: np.ndarray, rows: np.ndarray, columns: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weights a [G] and b [P] with ``a_g * sum_p b_p each_gp`` near ``rows`` and ``b_p * sum_g a_g
-    each_gp`` near ``columns``, all at least 0; ``b`` has mean 1. The two totals need not agree: the
-    fit's total is their geometric mean.
-    """
-    a, b = np.ones(len(rows)), np.ones(len(columns))
-    for _ in range(100):
-        a = rows / np.maximum(each @ b, 1e-300)
-        b = columns / np.maximum(a @ each, 1e-300)
-        b = b / max(b.mean(), 1e-300)
-    total = float(a @ each @ b)
-    a = a * np.sqrt(rows.sum() * columns.sum()) / max(total, 1e-300)
-    return a, b
+    """Fit the weights to ``count`` runs of plans that mix all precisions, of the jobs in turn."""
+    outputs = {p: gain * table.mean("l2", p) for p in table.precisions}
+    sites, steps = gain.shape
+    choices = probes(sites, steps, ("full", *table.precisions), count)
+    errors, decibels = np.zeros((count, *gain.shape)), []
+    options = {f.name: getattr(base, f.name) for f in fields(base)}
+    for name in ("precision", "rules"):
+        del options[name]
+    for i, choice in enumerate(choices):
+        for p, output in outputs.items():
+            errors[i][choice == p] = output[choice == p]
+        with patched(pipe, plan=to_plan(table, choice, "probe", **options)):
+            decibels.append(min(psnr(plain[i % len(plain)], runs[i % len(plain)](pipe)), MOST))
+        bar.update()
+    found = fit(errors, decibels, [i % len(plain) for i in range(count)])
+    return replace(
+        table, site_weight=found.site[:, None] * gain, step_weight=found.step, spread=found.spread
+    )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 METRICS = ("l1", "cosine", "score", "l2", "worst")
 
 
@@ -28,9 +28,10 @@ class ErrorTable:
     most to least noise; ``work`` [S] is multiply-adds of one call; ``counts`` [S, N, B] calls
     measured; ``errors`` maps each precision to ``METRICS`` x [S, N, B]: means of the relative L1
     error, of the cosine, of the score cosine * (1 - L1) (SageAttention2's adaptive rule) and of the
-    relative squared L2 error, and the worst L1. ``site_weight`` [S] and ``step_weight`` [N]: mean
-    squared error of the video (levels 0 to 1) for each unit of relative squared L2 at a site and
-    step is their product; None where it was not measured.
+    relative squared L2 error, and the worst L1. ``site_weight`` [S, N] and ``step_weight`` [N]:
+    mean squared error of the video (levels 0 to 1) for each unit of relative squared L2 at a site
+    and step is their product; None where it was not measured. ``spread``: typical error in dB of
+    what follows from them for one job and a plan that was not measured.
     """
 
     sites: tuple[str, ...]
@@ -40,6 +41,7 @@ class ErrorTable:
     errors: dict[str, np.ndarray]
     site_weight: np.ndarray | None = None
     step_weight: np.ndarray | None = None
+    spread: float | None = None
     jobs: int = 1
 
     @property
@@ -74,10 +76,10 @@ class ErrorTable:
         ``precision``; "full" is 0. Raises ValueError if no sensitivity was measured.
         """
         if self.site_weight is None or self.step_weight is None:
-            raise ValueError("no sensitivity measured; calibrate with sensitivity=1")
+            raise ValueError("no sensitivity measured; calibrate with probe_runs=24")
         if precision == "full":
             return np.zeros((len(self.sites), len(self.sigmas)))
-        return np.outer(self.site_weight, self.step_weight) * self.mean("l2", precision)
+        return self.site_weight * self.step_weight * self.mean("l2", precision)
 
     def at(self, sigmas: Sequence[float] | np.ndarray) -> ErrorTable:
         """The table on another schedule, interpolated over sigma; beyond the ends the end values.
@@ -100,11 +102,12 @@ class ErrorTable:
         counts = np.stack(
             [[np.interp(new, old, b[::-1]) for b in site.T] for site in self.counts]
         ).swapaxes(1, 2)
-        weight = self.step_weight
-        if weight is not None:
+        sites, weight = self.site_weight, self.step_weight
+        if sites is not None and weight is not None:
+            sites = np.stack([np.interp(new, old, site[::-1]) for site in sites])
             weight = np.interp(new, old, weight[::-1]) * len(old) / len(new)
         return replace(
-            self, sigmas=new, counts=counts, step_weight=weight,
+            self, sigmas=new, counts=counts, site_weight=sites, step_weight=weight,
             errors={p: carry(v) for p, v in self.errors.items()},
         )  # fmt: skip
 
@@ -138,6 +141,7 @@ class ErrorTable:
             self, counts=counts, errors=errors, jobs=jobs,
             site_weight=weigh(self.site_weight, other.site_weight),
             step_weight=weigh(self.step_weight, other.step_weight),
+            spread=max((s for s in (self.spread, other.spread) if s is not None), default=None),
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,7 +153,7 @@ class ErrorTable:
         errors = {p: dict(zip(METRICS, v.tolist(), strict=True)) for p, v in self.errors.items()}
         return {
             "version": VERSION, "sites": list(self.sites), **arrays, "errors": errors,
-            "jobs": self.jobs,
+            "spread": self.spread, "jobs": self.jobs,
         }  # fmt: skip
 
     @classmethod
@@ -165,7 +169,13 @@ class ErrorTable:
             errors = {
                 p: np.array([v[m] for m in METRICS], float) for p, v in data["errors"].items()
             }
-            return cls(sites=tuple(data["sites"]), errors=errors, jobs=data["jobs"], **arrays)
+            return cls(
+                sites=tuple(data["sites"]),
+                errors=errors,
+                spread=data["spread"],
+                jobs=data["jobs"],
+                **arrays,
+            )
         except (KeyError, TypeError) as error:
             raise ValueError(f"calibration table without {error}") from error
 

@@ -82,6 +82,20 @@ def by_quality(table: ErrorTable, decibels: float, *, phases: int | None = 3) ->
     return _search(damage, cost, names, limit, phases, "both", limit_damage=True)[0]
 
 
+def by_cost(table: ErrorTable, limit: float, *, phases: int | None = 3) -> Choice:
+    """The choice of the best predicted quality whose attention time is at most ``limit`` of full
+    precision's, from ``COST``. Raises ValueError for a limit below the cheapest precision's, or if
+    no sensitivity was measured.
+    """
+    names = ("full", *table.precisions)
+    least = min(COST[p] for p in names)
+    if not limit >= least:
+        raise ValueError(f"attention cannot cost {limit} of full precision's; the least is {least}")
+    damage = np.array([table.damage(p) for p in names])
+    cost = np.array([COST[p] * table.amount for p in names])
+    return _search(damage, cost, names, limit * float(table.amount.sum()), phases, "both")[0]
+
+
 def predicted(table: ErrorTable, choice: Choice) -> float:
     """Predicted PSNR in dB of a choice against the pipeline's own output; inf without damage."""
     total = sum(float(table.damage(p)[choice == p].sum()) for p in set(choice.ravel().tolist()))

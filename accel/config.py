@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -110,6 +111,29 @@ class SlicingConfig:
 
 
 @dataclass(frozen=True)
+class Multistep:
+    """Weights fitted to a schedule, as ``accel.rehash.multistep`` has them: per step, of its own
+    output if it is computed, then of the kept ones, newest first. They hold for the timesteps
+    ``times`` of the scheduler class ``sampler``.
+    """
+
+    weights: tuple[tuple[float, ...], ...]
+    times: tuple[float, ...]
+    sampler: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", tuple(tuple(map(float, row)) for row in self.weights))
+        object.__setattr__(self, "times", tuple(map(float, self.times)))
+        if len(self.weights) != len(self.times) or not all(self.weights):
+            raise ValueError(
+                f"multistep weights need one row for each timestep, got {len(self.weights)} rows "
+                f"for {len(self.times)} timesteps"
+            )
+        if not all(math.isfinite(w) for row in self.weights for w in row):
+            raise ValueError("multistep weights must be finite")
+
+
+@dataclass(frozen=True)
 class RehashConfig:
     """Step rehash: some denoising steps reuse what earlier ones computed.
 
@@ -124,7 +148,10 @@ class RehashConfig:
     last up-block, and still runs the last ``tail`` blocks, or layers of that up-block, on it.
 
     ``order``: degree in the timestep of what is predicted: 0 repeats, 1 goes on in a line. None: 1
-    for outputs, but 0 beside quantized attention, whose noise a line would amplify.
+    for outputs, but 0 beside INT6 and INT4 attention, whose noise a line would amplify.
+    ``multistep``: measured weights instead, where a run is like those measured.
+
+    ``quality``: dB PSNR that 9 of 10 jobs should keep. It takes a measured schedule.
 
     ``store``: what is kept as it is, in 8-bit floating point, or in the CPU's memory.
     """
@@ -136,6 +163,8 @@ class RehashConfig:
     order: int | None = None
     tail: int = 1
     store: Storage = "native"
+    multistep: Multistep | None = None
+    quality: float | None = None
 
     def __post_init__(self) -> None:
         choose("rehash level", self.level, get_args(Level))
@@ -157,4 +186,24 @@ class RehashConfig:
             raise ValueError(
                 f"rehash keys must be steps of a run of {self.steps} steps (key 'steps'), got "
                 f"{list(self.keys)}"
+            )
+        if self.quality is not None and not self.keys:
+            raise ValueError(
+                f"rehash quality {self.quality:g} dB needs a measured schedule: "
+                f"accel.rehash.measure.measure(pipe, jobs).at_quality({self.quality:g}) makes this "
+                "config from a few jobs; without a measurement give a speedup instead"
+            )
+        self._check_multistep()
+
+    def _check_multistep(self) -> None:
+        if isinstance(self.multistep, dict):
+            found = from_dict(Multistep, self.multistep, "rehash multistep")
+            object.__setattr__(self, "multistep", found)
+        if self.multistep is None:
+            return
+        rows = len(self.multistep.weights)
+        if self.level != "output" or not self.keys or rows != self.steps:
+            raise ValueError(
+                "rehash multistep weights go with level 'output' and keys of as many steps, got "
+                f"level {self.level!r}, {len(self.keys)} keys of {self.steps} steps and {rows} rows"
             )

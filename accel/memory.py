@@ -160,25 +160,33 @@ def simulate(
     Two layers of each kind stand for all, since layers run one after another. ``prepare`` may set
     the denoiser up. Raises ValueError if the model cannot be called at this size.
     """
-    layers = {k: min(2, v) for k, v in family.denoiser.layers().items()}
-    denoiser = family.denoiser.build(**layers)
+    denoiser, kwargs = denoiser_call(family, video)
     prepare(denoiser)
-    latent = latent_shape(family, video)
-    dtype = family.denoiser.dtype
-    kwargs = INPUTS[family.denoiser.cls](denoiser, latent)
-    kwargs = tree_map(lambda x: x.to(dtype) if x.dtype == torch.bfloat16 else x, kwargs)
     programs = Programs()
-    peaks = {n: _denoise(denoiser, kwargs, n, programs) for n in slices}
+    ways = {n: SlicingConfig(n, min_tokens=1) if n > 1 else None for n in slices}
+    peaks = {n: denoise_peak(denoiser, kwargs, way, programs) for n, way in ways.items()}
     vae = family.vae.build()
-    decoded = {}
-    if decode:
-        decoded = _decoders(family.vae.cls, vae, meta(1, *latent[1:], dtype=family.vae.dtype))
-    kept = _rehash(denoiser, kwargs)
+    decoded = _decoders(family.vae.cls, vae, decoder_input(family, video)) if decode else {}
+    kept = rehash_bytes(denoiser, kwargs)
     return Peaks(peaks, decoded, family.denoiser.weights(), size_of(vae), kept)
 
 
-def _rehash(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
-    """Bytes of two outputs, and of the features that a computed step leaves."""
+def denoiser_call(family: Family, video: Video) -> tuple[Any, dict[str, Any]]:
+    """A denoiser with at most two layers of each kind, and the arguments of one call, on meta."""
+    layers = {k: min(2, v) for k, v in family.denoiser.layers().items()}
+    denoiser, dtype = family.denoiser.build(**layers), family.denoiser.dtype
+    kwargs = INPUTS[family.denoiser.cls](denoiser, latent_shape(family, video))
+    return denoiser, tree_map(lambda x: x.to(dtype) if x.dtype == torch.bfloat16 else x, kwargs)
+
+
+def decoder_input(family: Family, video: Video) -> Tensor:
+    """Latent as the VAE's decoder takes it, [1, C, F, H, W] or, frame by frame, [F, C, H, W]."""
+    z = meta(1, *latent_shape(family, video)[1:], dtype=family.vae.dtype)
+    return z[0].transpose(0, 1).contiguous() if family.vae.cls in FRAMEWISE else z
+
+
+def rehash_bytes(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
+    """Bytes of two outputs, of three (measured), and of the features a computed step leaves."""
     from accel.rehash.features import Unsupported, find
 
     undo: list[Undo] = []
@@ -189,20 +197,24 @@ def _rehash(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
         kept, outputs = [], denoiser(**kwargs, return_dict=False)
     finally:
         unwind(undo)
-    levels = {"output": 2 * sum(x.nbytes for x in outputs)}
+    size = sum(x.nbytes for x in outputs)
+    levels = {"output": 2 * size, "output, measured": 3 * size}
     return {**levels, "features": sum(x.nbytes for x in kept)} if kept else levels
 
 
-def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int, programs: Programs) -> int:
+def denoise_peak(
+    denoiser: Any, kwargs: dict[str, Any], slicing: SlicingConfig | None, programs: Programs
+) -> int:
+    """Bytes of activations in one call of the denoiser."""
     undo: list[Undo] = []
-    if slices > 1:
-        apply(denoiser, SlicingConfig(slices, min_tokens=1), undo, programs)
+    if slicing is not None:
+        apply(denoiser, slicing, undo, programs)
 
     def call() -> None:
         denoiser(**kwargs, return_dict=False)
 
     try:
-        if slices > 1 and not programs.reusable:
+        if slicing is not None and not programs.reusable:
             with torch.no_grad():
                 call()  # derives the blocks' programs, which must not be counted
         return activation_peak(call, kwargs, [*denoiser.parameters(), *denoiser.buffers()])[0]
@@ -213,25 +225,23 @@ def _denoise(denoiser: Any, kwargs: dict[str, Any], slices: int, programs: Progr
 
 
 def _decoders(cls: str, vae: Any, z: Tensor) -> dict[str, int]:
-    """Peaks of decoding a latent [1, C, F, H, W] by diffusers' own ways, and in exact strips."""
-    if cls in FRAMEWISE:
-        z = z[0].transpose(0, 1).contiguous()
-    found = {"whole": _decode(vae, z)}
+    """Peaks of decoding ``decoder_input`` by diffusers' own ways, and in exact strips."""
+    found = {"whole": decode_peak(vae, z)}
     if cls in FRAMEWISE and len(z) > 2:
         temporal = cls == "AutoencoderKLTemporalDecoder"  # frames see each other: not exact
         name = "2 frames at a time (approximate)" if temporal else "frame by frame"
-        found[name] = _decode(vae, z, 2 if temporal else 1)
+        found[name] = decode_peak(vae, z, 2 if temporal else 1)
     undo: list[Undo] = []
     if apply_strips(vae, SlicingConfig(MOST, 1), undo):
-        found[STRIPS] = _decode(vae, z)
+        found[STRIPS] = decode_peak(vae, z)
         unwind(undo)
     if hasattr(vae, "use_tiling"):
         vae.enable_tiling()
-        found["tiled (approximate)"] = _decode(vae, z)
+        found["tiled (approximate)"] = decode_peak(vae, z)
     return found
 
 
-def _decode(vae: Any, z: Tensor, chunk: int = 0) -> int:
+def decode_peak(vae: Any, z: Tensor, chunk: int = 0) -> int:
     """Peak of decoding; with ``chunk`` that many frames at a time, all frames kept."""
     weights = [*vae.parameters(), *vae.buffers()]
     temporal = "num_frames" in inspect.signature(vae.decode).parameters

@@ -118,16 +118,25 @@ class Handle:
 
     def run_state(self) -> dict[str, Any]:
         """What decides the rest of the current run beside latents and scheduler, as plain values:
-        sites that were taken to full precision, and what step rehash keeps.
+        sites that were taken to full precision, and what step rehash keeps. For the report also
+        what ran so far.
         """
         run = self._state.refresh()
         state: dict[str, Any] = {
-            "demoted": [name for name, s in self.sites.items() if s.demoted_run == run]
+            "demoted": [name for name, s in self.sites.items() if s.demoted_run == run],
+            "steps": {
+                name: list(s.record.steps)
+                for name, s in self.sites.items()
+                if s.record.steps_run == run
+            },
         }
         return state if self._rehash is None else {**state, "rehash": self._rehash.to_dict()}
 
     def restore_run(self, state: dict[str, Any]) -> None:
         """Inverse of ``run_state``, for a run that goes on from a saved step."""
+        for name, steps in state.get("steps", {}).items():
+            record = self.sites[name].record
+            record.steps_run, record.steps = self._state.refresh(), list(steps)
         for name in state.get("demoted", ()):
             site = self.sites[name]
             site.demoted_run, site.demoted_why = self._state.refresh(), "before the saved step"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from accel.attention import Site
@@ -21,7 +22,8 @@ class SiteReport:
 
     ``error``: worst relative L1 against full precision on sampled rows, ``cosine`` the worst
     similarity. ``seconds``: time in quantized calls; ``scratch_bytes``: memory of one such call
-    beside its inputs and result.
+    beside its inputs and result. ``steps``: what ran at the steps of the last run, in order, as
+    [number of steps, precision]; "" for steps without a call, "full+int8" where calls differed.
     """
 
     name: str
@@ -33,6 +35,7 @@ class SiteReport:
     seconds: float
     scratch_bytes: int = 0
     note: str = ""
+    steps: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class BlockReport:
 class RehashReport:
     """Step rehash. ``computed`` and ``reused`` map a reason to steps, over all runs; ``calls``:
     denoiser calls computed and reused; ``keys``: computed steps of the last run, of ``steps``;
-    ``state_bytes``: most that was kept at once.
+    ``state_bytes``: most that was kept at once; ``corrected``: computed calls whose output was
+    corrected by measured weights.
     """
 
     what: str
@@ -64,6 +68,7 @@ class RehashReport:
     steps: int
     state_bytes: int
     notes: list[str]
+    corrected: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ def site_report(site: Site) -> SiteReport:
         record.seconds,
         record.scratch_bytes,
         note,
+        [[len(list(same)), what] for what, same in groupby(record.steps)],
     )
 
 
@@ -146,10 +152,11 @@ def block_report(name: str, record: Record) -> BlockReport:
 def rehash_report(state: RehashState) -> RehashReport:
     """Snapshot of a live rehash."""
     record, line = state.record, "goes on in a line" if state.order else "repeats"
+    line = line if state.config.multistep is None else "by measured weights"
     what = f"{state.config.level}, {line}, kept as {state.config.store}"
     return RehashReport(
         what, dict(record.computed), dict(record.reused), dict(record.calls), list(record.keys),
-        record.steps, record.state_bytes, list(record.notes),
+        record.steps, record.state_bytes, list(record.notes), record.corrected,
     )  # fmt: skip
 
 
@@ -164,6 +171,7 @@ def _rehash_lines(r: RehashReport) -> list[str]:
         f"{r.what}: {computed} steps computed, {reused} reused ({why})",
         f"{calls:.2f}× fewer denoiser calls, at most {r.state_bytes / 2**20:.2f} MiB kept",
         f"computed in the last run of {r.steps} steps: {' '.join(map(str, r.keys))}",
+        *([f"{r.corrected} computed calls corrected"] if r.corrected else []),
         *r.notes,
     ]
 

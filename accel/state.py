@@ -59,6 +59,14 @@ class RunState:
         return len(timesteps) if isinstance(timesteps, Tensor) else None
 
     @property
+    def schedule(self) -> tuple[str, list[float]]:
+        """Class name of the scheduler, and its timesteps."""
+        scheduler = self._scheduler()
+        timesteps = getattr(scheduler, "timesteps", None)
+        times = timesteps.float().tolist() if isinstance(timesteps, Tensor) else []
+        return type(scheduler).__name__, times
+
+    @property
     def step(self) -> int | None:
         """0-based index in the schedule, None if it cannot be known."""
         scheduler = self._scheduler()

@@ -38,8 +38,15 @@ def run(args: argparse.Namespace) -> int:
     earlier = [ErrorTable.load(path) for path in args.merge]
     args.out.mkdir(parents=True, exist_ok=True)
     pipe, runs = load(models[0]), [_run(job) for job in jobs]
+    plain: list[np.ndarray] = []
+
+    def first(pipe: Any) -> np.ndarray:
+        frames = runs[0](pipe)
+        plain[:] = plain or [frames]  # calibration begins with a run at full precision
+        return frames
+
     try:
-        table = calibrate(pipe, runs, impl=args.impl)
+        table = calibrate(pipe, [first, *runs[1:]], impl=args.impl)
     except JobError as error:
         raise ValueError(str(error)) from error
     for other in earlier:
@@ -49,11 +56,10 @@ def run(args: argparse.Namespace) -> int:
     plan = choose.to_plan(table, choice, impl=args.impl, smooth_q=True)
     plan.save(args.out / "plan.json")
     heat_map(table, choice).save(args.out / "precision.png", optimize=True)
-    before = runs[0](pipe)
     with patched(pipe, plan=plan):
         after = runs[0](pipe)
-    frame_strip(before, after).save(args.out / "frames.png", optimize=True)
-    print(_summary(table, choice, args.impl, before, after))
+    frame_strip(plain[0], after).save(args.out / "frames.png", optimize=True)
+    print(_summary(table, choice, args.impl, plain[0], after))
     for name in ("table.json", "plan.json", "precision.png", "frames.png"):
         print(args.out / name)
     return 0
@@ -85,11 +91,12 @@ def _summary(
 ) -> str:
     counts = {p: float(np.mean(choice == p)) for p in ("full", *table.precisions)}
     parts = ", ".join(f"{p} {share:.0%}" for p, share in counts.items() if share)
+    within = "" if table.spread is None else f" (one job within {table.spread:.1f} dB)"
     return (
         f"{len(table.sites)} sites, {len(table.sigmas)} steps, {table.jobs} jobs, impl {impl}\n"
         f"plan: {parts}\n"
         f"PREDICTED: attention time {choose.relative_cost(table, choice):.2f} of torch's, "
-        f"{choose.predicted(table, choice):.1f} dB PSNR\n"
+        f"{choose.predicted(table, choice):.1f} dB PSNR{within}\n"
         f"measured on the first job: {psnr(before, after):.1f} dB PSNR, "
         f"SSIM {ssim(before, after):.4f}"
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler
 from families import FAMILIES, MORE
 
 from accel import Plan
-from accel.config import RehashConfig
+from accel.config import Multistep, RehashConfig
+from accel.rehash.multistep import Sampler, fit
+from accel.rehash.runs import listening
 
 STEPS = 15
 KEYS = (0, 1, 2, 5, 8, 11, 14)
@@ -75,3 +76,19 @@ def counting(pipe):
     """Counts how often the first block (a UNet: the input convolution) runs."""
     part = getattr(pipe.module, "conv_in", None) or pipe.module.blocks[0].attn1
     return part.register_forward_hook(lambda *_: pipe.calls.append(1))
+
+
+def plain_run(pipe, steps=STEPS):
+    """A full run as measuring sees it."""
+    with listening(pipe) as run:
+        pipe(steps)
+    return run
+
+
+def fitted(run, keys=KEYS, depth=3, attention=None, **settings):
+    """A plan with weights fitted to ``run`` and the key steps ``keys``."""
+    groups = tuple(sorted(set(run.names)).index(name) for name in run.names)
+    sampler = Sampler(run.gram(), run.response[:, :-1], np.array(run.times), groups)
+    rows = fit(sampler, keys, depth, sampler.growth(1.0, 2.0)).weights
+    weights = Multistep(rows, tuple(run.times), run.sampler)
+    return plan(attention, keys=tuple(keys), steps=len(run.times), multistep=weights, **settings)

@@ -9,7 +9,7 @@ apart by values sampled from their conditions, never by counting calls.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from torch import Tensor
 
 from accel.rehash.features import Features
-from accel.rehash.schedule import weights
 from accel.rehash.state import Branch, Entry, RehashState, Stored
 
 SAMPLES = 16  # values of each condition that tell branches apart
@@ -67,20 +66,18 @@ class RehashHook(ModelHook):
         if branch.signature != signature:
             branch.signature, branch.entries = signature, []
         time = float(timestep.float().max()) if isinstance(timestep, Tensor) else float(timestep)
-        if not compute and (why := self._why_not(branch, named)):
+        if not compute and (why := self._why_not(branch, step, time, named)):
             compute = True
             state.record.note(f"calls were computed at reused steps: {why}")
         state.record.calls["computed" if compute else "reused"] += 1
         if self.features is not None:
             return self._through(branch, compute, step, time, forward, args, kwargs)
         if not compute:
-            return self._predict(branch, time, kwargs)
-        output = forward(*args, **kwargs)
-        self._learn(branch, step, time, output)
-        return output
+            return self._predict(branch, step, time, kwargs)
+        return self._learn(branch, step, time, forward(*args, **kwargs))
 
-    def _why_not(self, branch: Branch, named: dict[str, Any]) -> str:
-        if len(branch.entries) <= self.state.order:
+    def _why_not(self, branch: Branch, step: int | None, time: float, named: dict[str, Any]) -> str:
+        if self.state.weights(step, time, branch.entries, False) is None:
             return "too little was kept of their branch of guidance"
         if self.features is not None and any(
             value is not None and name.startswith(("down_", "mid_"))
@@ -97,34 +94,46 @@ class RehashHook(ModelHook):
 
     # ------------------------------------------------------------------------------------- output
 
-    def _predict(self, branch: Branch, time: float, kwargs: Any) -> Any:
-        values = predict(branch, time)
+    def _predict(self, branch: Branch, step: int | None, time: float, kwargs: Any) -> Any:
+        factors = self.state.weights(step, time, branch.entries, False)
+        assert factors is not None
+        values = combine(factors, branch.entries)
         if kwargs.get("return_dict", True) and self._template is not None:
             return self._template(*values)
         return values
 
-    def _learn(self, branch: Branch, step: int | None, time: float, output: Any) -> None:
-        """Keep a computed output, and tell the rule how well it could have been predicted."""
+    def _learn(self, branch: Branch, step: int | None, time: float, output: Any) -> Any:
+        """Keep a computed output, and tell the rule how well it could have been predicted. Returns
+        what the sampler gets: the output, corrected where weights were measured.
+        """
+        state = self.state
         values = output if isinstance(output, tuple) else tuple(output.to_tuple())
         if not isinstance(output, tuple):
             self._template = type(output)
         if not all(isinstance(v, Tensor) for v in values):
-            self.state.record.note("an output of the denoiser is no tensor; not reused")
-            return
+            state.record.note("an output of the denoiser is no tensor; not reused")
+            return output
+        factors = state.weights(step, time, branch.entries, True)
+        assert factors is not None
+        result = output
+        if len(factors) > 1:
+            result = combine(factors, branch.entries, values)
+            result = result if isinstance(output, tuple) else type(output)(*result)
+            state.record.corrected += 1
         self._keep(branch, step, time, tuple(v.detach().clone() for v in values))
+        return result
 
     def _keep(
         self, branch: Branch, step: int | None, time: float, values: tuple[Tensor, ...]
     ) -> None:
-        state = self.state
-        if state.watch is not None and step is not None:
-            state.watch(step, self._denoiser, values)
-        entries = branch.entries
+        state, entries = self.state, branch.entries
         first = next(iter(state.branches.values())) is branch
         if state.by_rate and first and step is not None and len(entries) > state.order:
-            error = _relative_error(predict(branch, time)[0], values[0])
-            state.observe(step, time, error, entries)
-        if state.order and entries and entries[0].time == time:
+            factors = state.weights(step, time, entries, False)
+            if factors is not None:
+                error = _relative_error(combine(factors, entries)[0], values[0])
+                state.observe(step, time, error, entries)
+        if state.order and not state.fitted and entries and entries[0].time == time:
             branch.entries = entries[1:]  # Heun: two values at one time draw no line
         kept = tuple(Stored(v, state.config.store) for v in values)
         state.keep(branch, Entry(-1 if step is None else step, time, kept))
@@ -155,21 +164,23 @@ class RehashHook(ModelHook):
             return forward(*args, **kwargs)
 
 
-def predict(branch: Branch, time: float) -> tuple[Tensor, ...]:
-    """What the branch's entries say about ``time``: one tensor per stream, in its own dtype."""
-    factors = weights([entry.time for entry in branch.entries], time)
-    streams = zip(*(entry.values for entry in branch.entries), strict=True)
-    return tuple(_combine(factors, stream) for stream in streams)
-
-
-def _combine(factors: list[float], stream: tuple[Stored, ...]) -> Tensor:
-    newest = stream[0].get()
-    if len(factors) == 1 or factors[1] == 0.0:
-        return newest.clone()
-    total = newest.float() * factors[0]
-    for factor, value in zip(factors[1:], stream[1:], strict=True):
-        total.add_(value.get().float(), alpha=factor)
-    return total.to(newest.dtype)
+def combine(
+    factors: Sequence[float], entries: Sequence[Entry], fresh: tuple[Tensor, ...] = ()
+) -> tuple[Tensor, ...]:
+    """Weighted sum of the outputs ``fresh``, if there are any, and kept ``entries``: one tensor per
+    stream, in its own dtype.
+    """
+    older = entries if fresh else entries[1:]
+    streams = []
+    sources: Sequence[Tensor | Stored] = fresh or entries[0].values
+    for i, first in enumerate(sources):
+        newest = first.get() if isinstance(first, Stored) else first
+        total = newest.float() * factors[0]
+        for factor, entry in zip(factors[1:], older, strict=False):
+            if factor:
+                total.add_(entry.values[i].get().float(), alpha=factor)
+        streams.append(total.to(newest.dtype))
+    return tuple(streams)
 
 
 def _relative_error(guess: Tensor, truth: Tensor) -> float:

@@ -1,126 +1,45 @@
 """Measures a pipeline's steps on a few jobs, and finds schedules that hold on them.
 
 One full run per job gives the outputs' inner products, and from them the similarity map of
-Streamlined Inference and the error of any schedule (``accel/rehash/optimise.py``). For every number
-of computed steps asked for, the schedules proposed by both are run for real, and the one closest to
-the full runs is kept, with what it reached on each job. A schedule with more computed steps that
-comes out worse than one with fewer is dropped, so the curve has no cliff.
+Streamlined Inference, the weights of any schedule (``accel/rehash/multistep.py``) and its error.
+For every number of computed steps asked for, the schedules with the smallest error are run for
+real, each under another assumption on how errors grow, and the one closest to the full runs is
+kept, with what it reached on each job. A schedule with more computed steps that comes out worse
+than one with fewer is dropped, so the curve has no cliff.
+
+Each job is run with weights fitted to the other jobs, so that what it reaches is what an unseen
+job would; the weights that are kept are fitted to all. At level "features", and with samplers whose
+arithmetic is not linear, schedules are found as ``accel/rehash/optimise.py`` says, without weights.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from accel.config import RehashConfig, from_dict
+from accel.config import Multistep, RehashConfig
 from accel.frames import call
 from accel.patch import patched
 from accel.plan import Plan
 from accel.quality import psnr
+from accel.rehash import multistep, optimise
 from accel.rehash.apply import order_of
-from accel.rehash.optimise import GROWTH, best_keys
-from accel.rehash.schedule import FEW, budget, similar_keys_of_count
+from accel.rehash.measurement import LOSSLESS, Measurement, Point, cosine, curve
+from accel.rehash.multistep import Sampler
+from accel.rehash.runs import Run, full_run
+from accel.rehash.schedule import FEW, budget, head, similar_keys_of_count
 
 SPEEDUPS = (1.25, 1.5, 1.9, 2.4, 3.0)
-CERTAINTY = 1.2816  # normal quantile of 9 in 10
-LOSSLESS = 100.0  # dB that stand for equal frames
+# An error at timestep t grows by 1 + rise (t / first) ** power until the end: (rise, power) tried.
+GROWTH = ((1.0, 2.0), (4.0, 4.0), (13.0, 6.0))
+DEPTH = 3  # outputs kept per branch of guidance where weights are fitted
+HEAD_SHARE = 0.4  # of the computed steps; the first fifth of a run is no more than that
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Point:
-    """A schedule and the PSNR in dB that it reached on each measured job; ``found`` by what."""
-
-    keys: tuple[int, ...]
-    psnr: tuple[float, ...]
-    found: str
-
-    @property
-    def expected(self) -> float:
-        """dB that 9 of 10 further jobs should reach: lower prediction bound of the measured."""
-        values, n = np.asarray(self.psnr), len(self.psnr)
-        spread = float(values.std(ddof=1)) if n > 1 else 3.0
-        return float(values.mean()) - CERTAINTY * spread * math.sqrt(1 + 1 / n)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What ``measure`` found. ``times`` [steps] timesteps, ``gram`` [steps][steps] inner products
-    of the outputs over the final latent's, mean of the jobs; ``points`` from most to fewest keys.
-    """
-
-    steps: int
-    times: tuple[float, ...]
-    gram: tuple[tuple[float, ...], ...]
-    config: RehashConfig
-    order: int
-    points: tuple[Point, ...]
-
-    def similarity(self) -> np.ndarray:
-        """[steps, steps] cosine similarity of the outputs: the paper's map."""
-        return _cosine(np.asarray(self.gram))
-
-    def at_speedup(self, speedup: float) -> RehashConfig:
-        """The measured schedule with at most steps / ``speedup`` computed steps that came out best.
-
-        Raises ValueError if none is as fast.
-        """
-        most = budget(self.steps, speedup)
-        fits = [p for p in self.points if len(p.keys) <= most]
-        if not fits:
-            raise ValueError(
-                f"no schedule for {speedup:g}× was measured; the fastest is "
-                f"{self.steps / len(self.points[-1].keys):.2f}×"
-            )
-        return self._with(max(fits, key=lambda p: p.expected))
-
-    def at_quality(self, decibel: float) -> RehashConfig:
-        """The fastest measured schedule that 9 of 10 jobs should reach ``decibel`` dB PSNR with;
-        one that computes every step if there is none.
-        """
-        fits = [p for p in self.points if p.expected >= decibel]
-        full = Point(tuple(range(self.steps)), (LOSSLESS,), "every step")
-        return self._with(min(fits, key=lambda p: len(p.keys), default=full))
-
-    def _with(self, point: Point) -> RehashConfig:
-        return replace(
-            self.config, keys=point.keys, steps=self.steps, speedup=self.steps / len(point.keys)
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
-        """Inverse of ``to_dict``. Raises ValueError for something else."""
-        data = dict(data)
-        data["config"] = from_dict(RehashConfig, data.get("config"), "rehash measurement config")
-        points = [from_dict(Point, p, "rehash measurement point") for p in data.get("points", ())]
-        data["points"] = tuple(replace(p, keys=tuple(p.keys), psnr=tuple(p.psnr)) for p in points)
-        data["times"] = tuple(data.get("times", ()))
-        data["gram"] = tuple(map(tuple, data.get("gram", ())))
-        found: Measurement = from_dict(cls, data, "rehash measurement")
-        return found
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Measurement:
-        """Read what ``save`` wrote."""
-        return cls.from_dict(json.loads(Path(path).read_text()))
 
 
 def measure(
@@ -130,134 +49,148 @@ def measure(
     config: RehashConfig | None = None,
     plan: Plan | None = None,
     speedups: Sequence[float] = SPEEDUPS,
+    depth: int = DEPTH,
     say: Say = lambda text: None,
 ) -> Measurement:
     """Measure on ``jobs``: arguments of the pipeline's call, and ``seed``. All need one number of
-    steps. ``config`` gives level, order, tail and store, ``plan`` what else will be patched.
+    steps. ``config`` gives level, tail and store, and the order where no weights can be fitted,
+    ``plan`` what else will be patched. ``depth``: outputs kept per branch of guidance, 1 to 4.
 
     Costs one run per job, and a part of one per speed-up and proposed schedule (five at most).
     Raises ValueError for no jobs, different numbers of steps, or few-step runs.
     """
     config = config or RehashConfig()
     base = plan or Plan("measured", attention=None)
-    order = order_of(config, base.attention)[0]
     if not jobs:
         raise ValueError("measuring step rehash needs at least one job")
+    if not 1 <= depth <= 4:
+        raise ValueError(f"measuring step rehash needs a depth from 1 to 4 outputs, got {depth}")
     runs = []
     for i, job in enumerate(jobs):
-        runs.append(_full_run(pipe, job, base))
+        runs.append(full_run(pipe, job, base))
         say(f"job {i + 1} of {len(jobs)}: every step")
-    times = runs[0].times
-    if any(len(run.times) != len(times) for run in runs):
-        raise ValueError(
-            f"all jobs need one number of steps, got {sorted({len(run.times) for run in runs})}"
-        )
-    if len(times) <= FEW:
-        raise ValueError(f"runs of {FEW} steps or fewer leave nothing to skip, got {len(times)}")
+    steps = _steps(runs)
+    why = "features are reused" if config.level == "features" else _why_not_linear(runs)
+    if why and config.level == "output":
+        say(f"no weights are fitted: {why}")
+    propose = _plain(config, base, runs) if why else _fitted(config, runs, depth)
+    trial = _Trial(pipe, jobs, runs, base, say)
+    points = [trial.best(speedup, propose(speedup)) for speedup in sorted(set(speedups))]
     gram = np.mean([run.gram() for run in runs], axis=0)
-    points = []
-    for speedup in sorted(set(speedups)):
-        proposed = _proposals(gram, times, budget(len(times), speedup), order)
-        tried = []
-        for keys, found in proposed.items():
-            trial = replace(config, keys=tuple(sorted(keys)), steps=len(times))
-            reached = [
-                _reached(pipe, job, base, trial, run) for job, run in zip(jobs, runs, strict=True)
-            ]
-            tried.append(Point(trial.keys, tuple(reached), found))
-            say(f"{speedup:g}×: {tried[-1].expected:.1f} dB by {found}")
-        points.append(max(tried, key=lambda p: p.expected))
     return Measurement(
-        len(times), tuple(times), tuple(map(tuple, gram.tolist())), config, order, _curve(points)
-    )
+        steps, tuple(runs[0].times), tuple(map(tuple, gram.tolist())), config,
+        order_of(config, base.attention)[0], curve(points), why,
+    )  # fmt: skip
 
 
-def _proposals(
-    gram: np.ndarray, times: Sequence[float], count: int, order: int
-) -> dict[frozenset[int], str]:
-    found = {
-        best_keys(gram, times, count, order, g): f"smallest error, growth {g:g}" for g in GROWTH
-    }
-    paper = similar_keys_of_count(_cosine(gram).tolist(), count)
-    if len(paper) == count:
-        found.setdefault(paper, "similarity")
-    return found
+# What to try for a speed-up: a name, the config to keep, and one for each job.
+Proposal = tuple[str, RehashConfig, list[RehashConfig]]
+Proposals = Callable[[float], Iterator[Proposal]]
 
 
-def _cosine(gram: np.ndarray) -> np.ndarray:
-    norm = np.sqrt(np.diag(gram))
-    return gram / np.outer(norm, norm)
+@dataclass(frozen=True)
+class _Trial:
+    """Real runs of what is proposed, on the jobs that were measured."""
+
+    pipe: Any
+    jobs: Sequence[Mapping[str, Any]]
+    runs: Sequence[Run]
+    plan: Plan
+    say: Say
+
+    def best(self, speedup: float, proposals: Iterator[Proposal]) -> Point:
+        """The proposal that promises most dB."""
+        tried = []
+        for found, whole, each in proposals:
+            reached = tuple(
+                self.reached(job, config, run)
+                for job, config, run in zip(self.jobs, each, self.runs, strict=True)
+            )
+            tried.append(Point(whole.keys, reached, found, whole.multistep))
+            mean, worst = np.mean(reached), min(reached)
+            self.say(f"{speedup:g}×: {mean:.1f} dB, worst {worst:.1f}, by {found}")
+        return max(tried, key=lambda p: p.expected)
+
+    def reached(self, job: Mapping[str, Any], config: RehashConfig, run: Run) -> float:
+        """PSNR in dB of a run with rehash against the full one."""
+        with patched(self.pipe, plan=replace(self.plan, rehash=config)):
+            return min(LOSSLESS, psnr(run.frames, call(self.pipe, job)))
 
 
-def _curve(points: Sequence[Point]) -> tuple[Point, ...]:
-    """From most to fewest keys, without points that are worse than a faster one."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda p: len(p.keys)):
-        if not kept or point.expected > kept[-1].expected:
-            kept.append(point)
-    return tuple(reversed(kept))
+def _fitted(config: RehashConfig, runs: Sequence[Run], depth: int) -> Proposals:
+    """Schedules with weights; those for a job are fitted to the others."""
+    groups = tuple(i for i, (_, g) in enumerate(groupby(runs[0].names)) for _ in g)
+    response = runs[0].response
+    assert isinstance(response, np.ndarray)
+    times, steps = np.array(runs[0].times), len(runs[0].times)
+    grams = np.array([run.gram() for run in runs])
+
+    def sampler(leave_out: int | None) -> Sampler:
+        kept = [g for i, g in enumerate(grams) if i != leave_out or len(grams) == 1]
+        return Sampler(np.mean(kept, axis=0), response[:, :-1], times, groups)
+
+    def propose(speedup: float) -> Iterator[Proposal]:
+        count, seen = budget(steps, speedup), set()
+        first = min(head(steps), max(2, round(HEAD_SHARE * count)))
+        starts = [j for j in range(steps) if j == 0 or groups[j] != groups[j - 1]]
+        must = frozenset((*range(first), *starts, steps - 1))
+
+        def fit(keys: frozenset[int], growth: tuple[float, float], out: int | None) -> RehashConfig:
+            s = sampler(out)
+            rows = multistep.fit(s, keys, depth, s.growth(*growth)).weights
+            fitted = Multistep(rows, tuple(runs[0].times), runs[0].sampler)
+            return replace(
+                config, keys=tuple(sorted(keys)), steps=steps, multistep=fitted,
+                speedup=steps / len(keys), order=None,
+            )  # fmt: skip
+
+        for growth in GROWTH:
+            s = sampler(None)
+            keys = multistep.best_keys(s, must, count, depth, s.growth(*growth))
+            if keys not in seen:
+                seen.add(keys)
+                each = [fit(keys, growth, i) for i in range(len(runs))]
+                yield f"smallest error, growth {growth}", fit(keys, growth, None), each
+
+    return propose
 
 
-# ------------------------------------------------------------------------------------------- runs
+def _plain(config: RehashConfig, base: Plan, runs: Sequence[Run]) -> Proposals:
+    """Schedules without weights: those of the paper among them."""
+    order, times = order_of(config, base.attention)[0], runs[0].times
+    gram = np.mean([run.gram() for run in runs], axis=0)
+
+    def propose(speedup: float) -> Iterator[Proposal]:
+        count = budget(len(times), speedup)
+        found = {
+            optimise.best_keys(gram, times, count, order, g): f"smallest error, growth {g:g}"
+            for g in optimise.GROWTH
+        }
+        paper = similar_keys_of_count(cosine(gram).tolist(), count)
+        if len(paper) == count:
+            found.setdefault(paper, "similarity")
+        for keys, name in found.items():
+            one = replace(config, keys=tuple(sorted(keys)), steps=len(times))
+            yield name, one, [one] * len(runs)
+
+    return propose
 
 
-@dataclass
-class _Run:
-    """A full run: frames uint8 [F, H, W, 3], outputs and timesteps as the scheduler got them, and
-    the final latent.
-    """
-
-    frames: np.ndarray
-    outputs: list[Tensor]
-    times: list[float]
-    final: Tensor
-
-    def gram(self) -> np.ndarray:
-        """[steps, steps] inner products of the outputs over the final latent's own."""
-        rows = torch.stack([y.flatten().double() for y in self.outputs])
-        return (rows @ rows.T / self.final.double().square().sum()).numpy()
+def _steps(runs: Sequence[Run]) -> int:
+    """Number of steps of all runs. Raises ValueError where they differ or are few."""
+    lengths = sorted({len(run.times) for run in runs})
+    if len(lengths) > 1:
+        raise ValueError(f"all jobs need one number of steps, got {lengths}")
+    if lengths[0] <= FEW:
+        raise ValueError(f"runs of {FEW} steps or fewer leave nothing to skip, got {lengths[0]}")
+    return lengths[0]
 
 
-@contextmanager
-def _listening(scheduler: Any, outputs: list[Tensor], times: list[float]) -> Iterator[list[Tensor]]:
-    """Note what the scheduler is stepped with; yields a list whose last is the newest latent."""
-    step = scheduler.step
-    latents: list[Tensor] = []
-    own = "step" in vars(scheduler)
-
-    def listening(model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        outputs.append(model_output.detach().float().cpu())
-        times.append(float(timestep))
-        result = step(model_output, timestep, *args, **kwargs)
-        latents[:] = [
-            (result[0] if isinstance(result, tuple) else result.prev_sample).float().cpu()
-        ]
-        return result
-
-    scheduler.step = listening
-    try:
-        yield latents
-    finally:
-        if own:
-            scheduler.step = step
-        else:
-            del scheduler.step
-
-
-def _full_run(pipe: Any, job: Mapping[str, Any], plan: Plan) -> _Run:
-    outputs: list[Tensor] = []
-    times: list[float] = []
-    with (
-        patched(pipe, plan=replace(plan, rehash=None)),
-        _listening(pipe.scheduler, outputs, times) as latents,
-    ):
-        frames = call(pipe, job)
-    return _Run(frames, outputs, times, latents[0])
-
-
-def _reached(
-    pipe: Any, job: Mapping[str, Any], plan: Plan, config: RehashConfig, run: _Run
-) -> float:
-    """PSNR in dB of a run with rehash against the full one."""
-    with patched(pipe, plan=replace(plan, rehash=config)):
-        return min(LOSSLESS, psnr(run.frames, call(pipe, job)))
+def _why_not_linear(runs: Sequence[Run]) -> str:
+    """Why no weights can be fitted to the runs, "" if they can."""
+    for run in runs:
+        if why := run.why_not_linear():
+            return why
+        if not np.allclose(run.times, runs[0].times) or run.names != runs[0].names:
+            return "the jobs' timesteps differ"
+    return ""

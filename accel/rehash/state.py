@@ -5,18 +5,18 @@ the record of what happened.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from accel.config import RehashConfig, Storage
-from accel.rehash.schedule import FEW, Rate, budget, forced, head, stretch
+from accel.config import Multistep, RehashConfig, Storage
+from accel.rehash.schedule import FEW, Rate, budget, forced, head, stretch, weights
 from accel.state import RunState
 
-Watcher = Callable[[int, Hashable, tuple[Tensor, ...]], None]
 E4M3_MAX = 448.0
 MAX_BRANCHES = 8  # a pipeline whose branches cannot be told apart would make new ones forever
 
@@ -92,7 +92,8 @@ class Branch:
 class Record:
     """What happened. ``computed`` and ``reused`` count steps by reason, ``calls`` denoiser calls;
     ``keys`` are the computed steps of the last run, ``steps`` its length, ``state_bytes`` the most
-    that was kept at once; ``notes`` what could not be done as asked.
+    that was kept at once; ``corrected`` computed calls whose output was corrected by measured
+    weights; ``notes`` what could not be done as asked.
     """
 
     computed: Counter[str] = field(default_factory=Counter)
@@ -101,6 +102,7 @@ class Record:
     keys: list[int] = field(default_factory=list)
     steps: int = 0
     state_bytes: int = 0
+    corrected: int = 0
     notes: dict[str, None] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
@@ -116,11 +118,11 @@ class RehashState:
     def __init__(self, config: RehashConfig, order: int, run: RunState) -> None:
         self.config, self.order, self.run = config, order, run
         self.record = Record()
-        self.watch: Watcher | None = None
         self._number = -1
         self._decided: dict[int, tuple[bool, str]] = {}
         self._keys: frozenset[int] | None = None
         self._rate: Rate | None = None
+        self._rows: tuple[tuple[float, ...], ...] = ()  # fitted weights, where they hold
         self._first = 0.0  # largest timestep of the run
         self.branches: dict[Hashable, Branch] = {}
 
@@ -136,6 +138,7 @@ class RehashState:
         self._number, steps = number, self.run.steps
         self.clear()
         self._decided, self._keys, self._rate, self._first = {}, None, None, 0.0
+        self._rows = ()
         self.record.keys, self.record.steps = [], steps or 0
         if steps is not None:
             self._plan(steps)
@@ -144,6 +147,8 @@ class RehashState:
         config = self.config
         if steps <= FEW:
             self.record.note(f"off in runs of {FEW} steps or fewer, which leave nothing to skip")
+        elif config.multistep is not None and self._fits(config.multistep):
+            self._keys, self._rows = frozenset(config.keys), config.multistep.weights
         elif config.keys:
             self._keys = stretch(config.keys, config.steps, steps)
             if steps != config.steps:
@@ -156,6 +161,43 @@ class RehashState:
                     f"{steps / count:.2f}× in {steps} steps"
                 )
             self._rate = Rate(steps, count, self.order)
+
+    def _fits(self, fitted: Multistep) -> bool:
+        """Whether fitted weights hold for this run's sampler and timesteps."""
+        sampler, times = self.run.schedule
+        why = ""
+        if sampler != fitted.sampler:
+            why = f"{fitted.sampler}, not {sampler}"
+        elif len(times) != len(fitted.times):
+            why = f"{len(fitted.times)} steps, not {len(times)}"
+        elif not np.allclose(times, fitted.times, rtol=0, atol=1e-3 * abs(fitted.times[0])):
+            why = "other timesteps (shift or resolution)"
+        if why:
+            self.record.note(f"measured weights hold for {why}: reuse goes on in a line")
+        return not why
+
+    def weights(
+        self, step: int | None, time: float, entries: Sequence[Entry], computed: bool
+    ) -> Sequence[float] | None:
+        """Of the output at hand if ``computed``, then of kept ``entries``, newest first: what the
+        sampler gets at ``step``. None: too little was kept.
+        """
+        if self._rows and step is not None and self._keys is not None:
+            row = self._rows[step]
+            before = sorted((k for k in self._keys if k < step), reverse=True)
+            needed = len(row) - computed
+            if [e.step for e in entries[:needed]] == before[:needed]:
+                return row
+        if computed:
+            return (1.0,)
+        if len(entries) <= min(self.order, 1):
+            return None
+        return weights([e.time for e in entries[: min(self.order, 1) + 1]], time)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether measured weights are used in the current run."""
+        return bool(self._rows)
 
     def decide(self, step: int | None) -> tuple[bool, str]:
         """Whether ``step`` is computed, and why. Asked by every branch, decided by the first."""

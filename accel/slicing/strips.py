@@ -3,8 +3,9 @@
 A convolution of width 3 sees one row above and below, so a strip is given ``halo`` rows more on
 each side (two for two convolutions), and these rows of the result are thrown away: what is kept
 was computed from the same numbers as without strips. That holds where norms look at one pixel only
-(Wan, Qwen-Image); a GroupNorm sees the whole picture. Causal VAEs keep the last frames of each
-convolution's input for the next frames; these caches are cut and joined in the same way.
+(Wan, Qwen-Image, HunyuanVideo 1.5, LTX); a GroupNorm sees the whole picture. Wan's and Qwen-Image's
+VAEs keep the last frames of each convolution's input for the next frames; these caches are cut and
+joined in the same way.
 """
 
 from __future__ import annotations
@@ -26,8 +27,17 @@ LEAST_ROWS = 4  # of a strip; below, most of what is computed would be thrown aw
 BLOCKS = {
     "WanResidualBlock": (2, 1), "QwenImageResidualBlock": (2, 1),
     "WanResample": (1, 2), "QwenImageResample": (1, 2),
+    "HunyuanVideo15ResnetBlock": (2, 1), "HunyuanVideo15Upsample": (1, 2),
+    "LTXVideoResnetBlock3d": (2, 1), "LTXVideoUpsampler3d": (1, 2),
 }  # fmt: skip
-DECODERS = ("WanDecoder3d", "QwenImageDecoder3d")
+# Decoders with such blocks: their last norm and activation.
+DECODERS = {
+    "WanDecoder3d": ("norm_out", "nonlinearity"),
+    "QwenImageDecoder3d": ("norm_out", "nonlinearity"),
+    "HunyuanVideo15Decoder3D": ("norm_out", "conv_act"),
+    "LTXVideoDecoder3d": ("norm_out", "conv_act"),
+}
+CACHED = ("Wan", "QwenImage")  # blocks that take caches
 Put = Callable[[nn.Module, Callable[[Callable[..., Any]], Any]], None]
 VAE = "vae.decoder"  # its name among the blocks
 
@@ -114,6 +124,27 @@ class Block(_Strips):
         return out  # type: ignore[return-value]
 
 
+class Plain(_Strips):
+    """Stands in for the forward of a block without caches, x [B, C, T, H, W]; what else it is given
+    has no rows. ``halo``, ``scale``: see ``BLOCKS``.
+    """
+
+    def __init__(self, *args: Any, halo: int, scale: int) -> None:
+        super().__init__(*args)
+        self._halo, self._scale = halo, scale
+
+    def __call__(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        if (strips := self._count(x)) < 2:
+            return self.forward(x, *rest, **named)
+        height, scale = x.shape[-2], self._scale
+        out: Tensor | None = None
+        for start, stop, low, high in rows(height, strips, self._halo):
+            y = self.forward(x[..., low:high, :], *rest, **named)
+            kept = y[..., (start - low) * scale : (stop - low) * scale, :]
+            out = _keep(out, kept, start * scale, height * scale)
+        return out  # type: ignore[return-value]
+
+
 class Through:
     """Stands in for the head's norm and activation: they run in strips in ``Head``."""
 
@@ -139,12 +170,12 @@ class Head(_Strips):
 
     def __call__(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         if not self.alive or not self._together():
-            return self.forward(x, cache_x)
+            return self.forward(x) if cache_x is None else self.forward(x, cache_x)
         strips = max(1, self._count(x))
         out: Tensor | None = None
         for start, stop, low, high in rows(x.shape[-2], strips, 1):
-            cache = None if cache_x is None else self._before(_cut(cache_x, low, high))
-            y = self.forward(self._before(_cut(x, low, high)), cache)
+            caches = () if cache_x is None else (self._before(_cut(cache_x, low, high)),)
+            y = self.forward(self._before(_cut(x, low, high)), *caches)
             out = _keep(out, _cut(y, start - low, stop - low), start, x.shape[-2])
         return out  # type: ignore[return-value]
 
@@ -163,29 +194,49 @@ def apply(vae: Any, config: SlicingConfig, undo: list[Undo]) -> dict[str, Record
         undo.append(put_in_place(holder, name, make(getattr(holder, name))))
 
     for part in decoder.modules():
-        if shape := BLOCKS.get(type(part).__name__):
-            halo, scale = shape if getattr(part, "mode", "") != "none" else (shape[0], 1)
-            put(part, _block(config, record, halo, scale))
-    _put_head(decoder, put, config, record)
+        if shape := _shape(part):
+            if getattr(part, "per_channel_scale1", None) is not None:
+                record.whole["draws noise for the whole picture"] += 1
+                continue
+            put(part, _block(type(part).__name__, config, record, shape))
+    if getattr(decoder, "time_embedder", None) is None:  # else it modulates after the norm
+        _put_head(decoder, DECODERS[type(decoder).__name__], put, config, record)
     return {VAE: record}
 
 
+def _shape(part: nn.Module) -> tuple[int, int] | None:
+    """Halo and rows of the result per row of a block; None for what is no block."""
+    if (shape := BLOCKS.get(type(part).__name__)) is None:
+        return None
+    if getattr(part, "mode", "") == "none":  # a resampler that keeps the size
+        return shape[0], 1
+    stride = getattr(part, "stride", None)
+    return (shape[0], stride[1]) if stride else shape
+
+
 def _block(
-    config: SlicingConfig, record: Record, halo: int, scale: int
+    name: str, config: SlicingConfig, record: Record, shape: tuple[int, int]
 ) -> Callable[[Callable[..., Any]], Any]:
-    return lambda forward: Block(forward, config, record, halo=halo, scale=scale)
+    kind = Block if name.startswith(CACHED) else Plain
+    halo, scale = shape
+    return lambda forward: kind(forward, config, record, halo=halo, scale=scale)
 
 
-def _put_head(decoder: Any, put: Put, config: SlicingConfig, record: Record) -> None:
-    norm = decoder.norm_out
-    first, second = (getattr(*innermost(m)) for m in (norm, decoder.nonlinearity))
+def _put_head(
+    decoder: Any, names: tuple[str, str], put: Put, config: SlicingConfig, record: Record
+) -> None:
+    norm, activation = (getattr(decoder, name) for name in names)
+    first, second = (getattr(*innermost(m)) for m in (norm, activation))
+
+    last = type(norm).__name__ == "RMSNorm"  # takes channels last
 
     def before(x: Tensor) -> Tensor:
-        return second(first(x))
+        y = first(x.movedim(1, -1)).movedim(-1, 1) if last else first(x)
+        return second(y)
 
     def together() -> bool:
         return _possible() and not offloaded(norm)
 
     put(decoder.conv_out, lambda f: Head(f, config, record, before=before, together=together))
     put(norm, lambda f: Through(f, together))
-    put(decoder.nonlinearity, lambda f: Through(f, together))
+    put(activation, lambda f: Through(f, together))

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "api.h"
+#include "pages.h"
 
 namespace accel {
 namespace {
@@ -16,7 +17,9 @@ enum Stream : uint8_t { FRESH = 0, FORWARD = 1, BACKWARD = 2 };
 constexpr float MIN_DENSITY = 1e-6f, MAX_DENSITY = 1e6f;
 constexpr int64_t CHUNK = 1 << 14;  // elements per task
 
-using Indices = std::vector<int32_t>;
+template <class T>
+using Array = std::vector<T, LargePages<T>>;
+using Indices = Array<int32_t>;
 
 // What a target receives is coded in one number `via`: below N, that pixel's noise as it is; from N on,
 // slot via - N: first the edges of sources with several edges, grouped by source, then the holes; behind
@@ -25,11 +28,11 @@ struct Graph {
   int64_t pixels;
   Indices via;                 // [N] per target
   Indices slot_pixel;          // [slots] where and
-  std::vector<uint8_t> slot_stream;  // what for a slot's normal is drawn
+  Array<uint8_t> slot_stream;  // what for a slot's normal is drawn
   Indices source, first_slot;  // sources with several edges; their slots first_slot[i] .. first_slot[i + 1]
   Indices merge_start;         // merges; their edges merge_start[i] .. merge_start[i + 1]
   Indices merge_via;           // [edges of merges]
-  std::vector<float> merge_weight, merge_norm;
+  Array<float> merge_weight, merge_norm;
   int64_t slots() const { return static_cast<int64_t>(slot_pixel.size()); }
 };
 
@@ -201,7 +204,10 @@ void gather(const WarpCall& call, const Graph& g, const float* extra) {
 
 void warp_step(const WarpCall& call, const WarpKernels& kernels) {
   const Graph g = make_graph(call, kernels);
-  std::unique_ptr<float[]> extra(new float[call.channels * g.slots()]);
+  prefer_large_pages(call.noise_out, sizeof(float) * call.channels * g.pixels);
+  const auto release = [](float* memory) { LargePages<float>().deallocate(memory, 0); };
+  const std::unique_ptr<float, decltype(release)> extra(
+      LargePages<float>().allocate(call.channels * g.slots()), release);
   draw(call, g, kernels, extra.get());
   split(call, g, extra.get());
   gather(call, g, extra.get());

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from accel.pipelines.batch.items import Item, changed_since, items, parse_shard
 from accel.pipelines.batch.jobfile import Invalid, parse_override
 from accel.pipelines.batch.output import Output
-from accel.pipelines.batch.predict import Predictor, measured_rows
+from accel.pipelines.batch.predict import Prediction, Predictor, Totals, measured_rows
+from accel.pipelines.batch.simulated import Simulator
 from accel.pipelines.job import JobError, settings_text
 
 if TYPE_CHECKING:  # a dry run needs neither
@@ -49,6 +50,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--checkpoint-steps": {
         "type": _count, "default": 5, "metavar": "K",
         "help": "save a running job every K steps (5); 0: never",
+    },
+    "--stall-timeout": {
+        "type": _count, "default": 0, "metavar": "S",
+        "help": "end and retry a job that shows no progress for S seconds (0: never)",
     },
     "--engine": {
         "default": "local", "metavar": "NAME",
@@ -95,7 +100,7 @@ def _render(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -
     manifest = Manifest(manifest_path(args.out, shard))
     if manifest.note:
         progress({"event": "note", "text": manifest.note})
-    engine = make_engine(args.engine, args.out, stop, progress)
+    engine = make_engine(args.engine, args.out, stop, progress, args.stall_timeout)
     queue = Queue(options, engine, manifest, progress, stop)
     try:
         with _signals(stop, engine, progress):
@@ -142,42 +147,33 @@ def _known(out: Path) -> dict[str, str]:
 def _dry_run(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -> int:
     """Print each job as it is read: id, file, what would happen, prediction."""
     rows = list(measured_rows(args.out))
-    predictor = Predictor(rows)
     known = {row["name"]: row["id"] for row in rows if row["id"]}
-    counts = {"render": 0, "skip": 0, "invalid": 0}
-    seconds: float | None = 0.0
-    peak = 0
-    for entry in items(args.jobfiles, overrides, known, shard):
-        if isinstance(entry, Invalid):
-            counts["invalid"] += 1
-            print(f"invalid: {entry.message}", file=sys.stderr)
-            continue
-        output = Output(args.out, entry.name, entry.job.format)
-        reason = output.why_not_done(entry.id, args.compare)
-        counts["render" if reason else "skip"] += 1
-        prediction = predictor.predict(entry.job)
-        if reason:
-            peak = max(peak, prediction.peak_bytes)
-            known_time = seconds is not None and prediction.seconds is not None
-            seconds = seconds + prediction.seconds if known_time else None  # type: ignore[operator]
-        _print_entry(entry, output, reason, str(prediction), args.progress == "json")
-    total = "unknown" if seconds is None else f"~{seconds:.0f} s"
-    print(
-        f"{counts['render']} to render, {counts['skip']} already done, "
-        f"{counts['invalid']} invalid; predicted time {total} on one device, "
-        f"peak {peak / 2**30:.2f} GiB",
-        file=sys.stderr,
-    )
-    return 1 if counts["invalid"] else 0
+    totals = Totals()
+    with closing(Simulator()) as simulator:
+        predictor = Predictor(rows, simulator)
+        for entry in items(args.jobfiles, overrides, known, shard):
+            if isinstance(entry, Invalid):
+                totals.invalid += 1
+                print(f"invalid: {entry.message}", file=sys.stderr)
+                continue
+            output = Output(args.out, entry.name, entry.job.format)
+            reason = output.why_not_done(entry.id, args.compare)
+            prediction = predictor.predict(entry.job)
+            totals.add(prediction, wanted=bool(reason))
+            _print_entry(entry, output, reason, prediction, args.progress == "json")
+    print(totals, file=sys.stderr)
+    return 1 if totals.invalid else 0
 
 
-def _print_entry(item: Item, output: Output, reason: str, prediction: str, as_json: bool) -> None:
+def _print_entry(
+    item: Item, output: Output, reason: str, prediction: Prediction, as_json: bool
+) -> None:
     action = "render" if reason else "skip"
     if as_json:
         print(
             json.dumps(
                 {"event": "plan", "job": item.name, "id": item.id, "file": str(output.video),
-                 "action": action, "reason": reason, "prediction": prediction,
+                 "action": action, "reason": reason, "predicted": prediction.to_dict(),
                  "settings": json.loads(settings_text(item.job))}
             )
         )  # fmt: skip

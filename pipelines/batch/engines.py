@@ -54,17 +54,21 @@ class Engine(Protocol):
         """End everything."""
 
 
-def make_engine(name: str, out: Path, stop: Stop, emit: Emit) -> Engine:
-    """Engine by the name of ``--engine``. Raises JobError if it is unknown or not installed."""
+def make_engine(name: str, out: Path, stop: Stop, emit: Emit, stall: int = 0) -> Engine:
+    """Engine by the name of ``--engine``. ``stall``: see LocalEngine. Raises JobError if it is
+    unknown, not installed, or cannot watch for stalled jobs.
+    """
     kind, _, address = name.partition("://")
     try:
         choose("--engine", kind, ("local", "inline", "ray"))
     except ValueError as error:
         raise JobError(f"{error}; a Ray cluster that runs is ray://HOST:PORT") from error
+    if kind == "local":
+        return LocalEngine(out, emit, stall)
+    if stall:
+        raise JobError("--stall-timeout needs --engine local, whose processes can be ended")
     if kind == "inline":
         return InlineEngine(out, stop, emit)
-    if kind == "local":
-        return LocalEngine(out, emit)
     from accel.pipelines.batch.ray_engine import RayEngine
 
     return RayEngine(out, address)
@@ -112,13 +116,19 @@ class _Slot:
     process: Any = None
     connection: Connection | None = None
     busy: bool = False
+    heard: float = 0.0  # time.monotonic() of its last sign of life
+    stalled: bool = False
 
 
 class LocalEngine:
-    """One process per device. They end when this process ends, in whatever way."""
+    """One process per device. They end when this process ends, in whatever way.
 
-    def __init__(self, out: Path, emit: Emit) -> None:
-        self._out, self._emit = out, emit
+    ``stall``: a process that sends nothing for so many seconds, while it has a task, is ended as
+    if it had died; 0 is never. Loading, every step, and decoding with writing are one such time.
+    """
+
+    def __init__(self, out: Path, emit: Emit, stall: int = 0) -> None:
+        self._out, self._emit, self._stall = out, emit, stall
         self._context = multiprocessing.get_context("spawn")
         self._all = [_Slot(device) for device in devices()]
         self.slots = len(self._all)
@@ -136,7 +146,7 @@ class LocalEngine:
             place.process.start()
             theirs.close()
         assert place.connection is not None
-        place.busy = True
+        place.busy, place.heard = True, time.monotonic()
         with suppress(OSError):  # it died since: wait() finds that
             place.connection.send(task)
 
@@ -148,8 +158,10 @@ class LocalEngine:
             time.sleep(seconds)
             return []
         outcomes = []
+        self._end_stalled()
         for connection in wait(list(connections), seconds):
             slot = connections[connection]
+            self._all[slot].heard = time.monotonic()
             message = self._receive(self._all[slot])
             if isinstance(message, Outcome):
                 self._all[slot].busy = False
@@ -157,6 +169,12 @@ class LocalEngine:
             elif message is not None:
                 self._emit({**message, "slot": slot})
         return outcomes
+
+    def _end_stalled(self) -> None:
+        for place in self._all:
+            if self._stall and place.busy and time.monotonic() - place.heard > self._stall:
+                place.stalled, place.heard = True, time.monotonic()
+                place.process.kill()  # its end is then seen as any other
 
     def _receive(self, place: _Slot) -> Any:
         assert place.connection is not None
@@ -166,6 +184,8 @@ class LocalEngine:
             place.process.join()
             code = place.process.exitcode
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            if place.stalled:
+                how, place.stalled = f"a kill, as it said nothing for {self._stall} s", False
             place.connection.close()
             place.process = place.connection = None
             return Outcome("died", f"the process that rendered it ended with {how}")

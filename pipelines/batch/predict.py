@@ -1,8 +1,8 @@
-"""Predicts time and peak memory of a job from jobs that have run, without loading a model.
+"""Predicts time and peak memory of a job, without loading a model.
 
-The nearest measured job of the same model and plan counts: time in proportion to steps and to
-pixels times frames, memory in proportion above what the model's weights take. With nothing measured
-only the weights are known, and the prediction says so.
+Time comes from jobs that have run: the nearest measured one of the same model and plan, in
+proportion to steps and to pixels times frames. Memory is simulated (``simulated.py``): weights and
+live tensors, not what the process needs besides. What cannot be predicted is said to be unknown.
 """
 
 from __future__ import annotations
@@ -14,53 +14,102 @@ from pathlib import Path
 from typing import Any
 
 from accel.pipelines.batch.identity import model_fingerprint, plan_digest
+from accel.pipelines.batch.simulated import Answer, Simulator
 from accel.pipelines.job import Job
-from accel.pipelines.load import local_folder
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds (None: unknown), peak bytes, and whether the bytes are only a lower bound."""
+    """Seconds, None if no like job has run, and what is known of the peak."""
 
     seconds: float | None
-    peak_bytes: int
-    at_least: bool
+    memory: Answer
 
     def __str__(self) -> str:
         time = "time unknown" if self.seconds is None else f"~{self.seconds:.1f} s"
-        sign = ">" if self.at_least else "~"
-        return f"{time}, {sign}{self.peak_bytes / 2**30:.2f} GiB"
+        return f"predicted {time}, {memory_text(self.memory)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what is unknown is None, with the reason."""
+        known = not self.memory.why_not
+        return {
+            "seconds": self.seconds,
+            "peak_bytes": self.memory.peak if known else None,
+            "peak_at_least": self.memory.at_least,
+            "peak_unknown": self.memory.why_not,
+        }
+
+
+def memory_text(memory: Answer) -> str:
+    """Such as "~1.50 GiB", "more than 1.50 GiB" or "memory unknown: config not local"."""
+    if memory.why_not:
+        return f"memory unknown: {memory.why_not}"
+    return f"{'more than ' if memory.at_least else '~'}{memory.peak / 2**30:.2f} GiB"
 
 
 class Predictor:
-    """Predictions from the rows of manifests (see ``manifest.rows``)."""
+    """Predictions from the rows of manifests (see ``manifest.rows``) and a simulator."""
 
-    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, rows: Iterable[dict[str, Any]], simulator: Simulator) -> None:
+        self._simulator = simulator
         self._measured: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        self._weights: dict[str, int] = {}
         for row in rows:
-            if row["seconds"] and row["peak_bytes"] and row["volume"] and row["steps"]:
+            if row["seconds"] and row["volume"] and row["steps"]:
                 self._measured.setdefault((row["model"], row["plan"]), []).append(row)
 
     def predict(self, job: Job) -> Prediction:
         """For a resolved job."""
-        weights = self._weight_bytes(job.model)
-        rows = self._measured.get((model_fingerprint(job.model), plan_digest(job)), [])
-        if not rows or not job.width or not job.height or not job.steps:
-            return Prediction(None, weights, True)
-        volume = job.width * job.height * (job.frames or 1)
-        near = min(rows, key=lambda r: (abs(r["volume"] - volume), abs(r["steps"] - job.steps)))
-        scale = volume / near["volume"]
-        above = max(0, near["peak_bytes"] - weights)
-        seconds = near["seconds"] * scale * job.steps / near["steps"]
-        return Prediction(seconds, int(weights + above * max(1.0, scale)), False)
+        return Prediction(self._seconds(job), self._simulator(job))
 
-    def _weight_bytes(self, model: str) -> int:
-        if model not in self._weights:
-            folder = local_folder(model)
-            files = folder.rglob("*.safetensors") if folder is not None else ()
-            self._weights[model] = sum(file.stat().st_size for file in files)
-        return self._weights[model]
+    def _seconds(self, job: Job) -> float | None:
+        if not self._measured or not job.width or not job.height or not job.steps:
+            return None
+        rows = self._measured.get((model_fingerprint(job.model), plan_digest(job)), [])
+        volume = job.width * job.height * (job.frames or 1)
+        near = min(
+            rows,
+            key=lambda r: (abs(r["volume"] - volume), abs(r["steps"] - job.steps)),
+            default=None,
+        )
+        if near is None:
+            return None
+        return float(near["seconds"] * volume / near["volume"] * job.steps / near["steps"])
+
+
+@dataclass
+class Totals:
+    """Sums over the jobs of a dry run."""
+
+    render: int = 0
+    skip: int = 0
+    invalid: int = 0
+    seconds: float = 0.0
+    untimed: int = 0
+    unsized: int = 0
+    most: Answer | None = None
+
+    def add(self, prediction: Prediction, *, wanted: bool) -> None:
+        """One job; only those that would be rendered count."""
+        if not wanted:
+            self.skip += 1
+            return
+        self.render += 1
+        self.seconds += prediction.seconds or 0.0
+        self.untimed += prediction.seconds is None
+        if prediction.memory.why_not:
+            self.unsized += 1
+        elif self.most is None or prediction.memory.peak > self.most.peak:
+            self.most = prediction.memory
+
+    def __str__(self) -> str:
+        time = f"~{self.seconds:.0f} s on one device"
+        if self.untimed:
+            known = f"; {time} for the others" if self.untimed < self.render else ""
+            time = f"time unknown for {self.untimed} (no like job has run here){known}"
+        memory = "unknown" if self.most is None else memory_text(self.most)
+        memory += f", unknown for {self.unsized}" if self.unsized and self.most else ""
+        counts = f"{self.render} to render, {self.skip} already done, {self.invalid} invalid"
+        return f"{counts}; predicted: {time}; peak memory {memory}" if self.render else counts
 
 
 def measured_rows(out: Path) -> Iterator[dict[str, Any]]:

@@ -42,10 +42,12 @@ def frame_psnr(a: np.ndarray, b: np.ndarray) -> list[float]:
 
 
 def keep_reference(
-    out: Path, name: str, plain: Job, result: Result, reference: Result, phases: dict[str, int]
-) -> dict[str, Any]:
+    out: Path, name: str, plain: Job, result: Result, reference: Result, phases: dict[str, int],
+    rungs: list[str],
+) -> dict[str, Any]:  # fmt: skip
     """Write both videos; what to add to the job's ``comparison``. ``plain`` is the reference's
-    job, ``phases`` its peak bytes. Raises OSError if they cannot be written.
+    job, ``phases`` its peak bytes, ``rungs`` how memory was saved. Raises OSError if they cannot
+    be written.
     """
     plain = replace(plain, name=reference_name(name))
     output = Output(out, plain.name, plain.format)
@@ -54,7 +56,7 @@ def keep_reference(
     sidecar = {
         "seconds": reference.seconds, "peak_bytes": max(phases.values()),
         "phase_peak_bytes": phases, "frames": len(reference.frames), "report": None,
-        "comparison": None, "memory": [], "resumed_from_step": 0, "steps_not_saved": "",
+        "comparison": None, "memory": rungs, "resumed_from_step": 0, "steps_not_saved": "",
     }  # fmt: skip
     output.write(reference.frames, plain, key, sidecar)
     path = difference_path(out, name)

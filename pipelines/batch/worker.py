@@ -169,12 +169,15 @@ class Worker:
         saved = StepCheckpoint(self._steps_file(output), task.id, every, self._stop)
         result, phases = self._generate(pipe, task, changed(task.job, rungs), saved)
         comparison: dict[str, Any] | None = None
+        names = [rung.name for rung in rungs]
         if task.compare:
             plain = replace(task.job, preset=None, plan=None)
             reference, peaks = self._generate(pipe, task, changed(plain, rungs), None)
             comparison = _compare(result, reference)
             if task.keep:
-                comparison |= keep_reference(self._out, task.name, plain, result, reference, peaks)
+                comparison |= keep_reference(
+                    self._out, task.name, plain, result, reference, peaks, names
+                )
         sidecar = {
             "seconds": result.seconds,
             "peak_bytes": max(phases.values()),
@@ -182,7 +185,7 @@ class Worker:
             "frames": len(result.frames),
             "report": None if result.report is None else result.report.to_dict(),
             "comparison": comparison,
-            "memory": [rung.name for rung in rungs],
+            "memory": names,
             "resumed_from_step": saved.resumed_from,
             "steps_not_saved": saved.why_not,
             "environment": _environment(pipe),

@@ -7,14 +7,12 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from accel.plan import Plan
-from accel.precision import precision_at
-
 _COLOURS = {
     "full": "#9ca3af", "int8": "#2563eb", "int6": "#0d9488", "int4": "#ea580c",
-    "computed": "#16a34a", "reused": "#d6d3d1",
+    "computed": "#16a34a", "reused": "#d6d3d1", "mixed": "#a855f7", "not called": "#f3f4f6",
 }  # fmt: skip
 _WIDTH = 640
+_MOST = 2000  # steps of one entry that are drawn
 
 
 def _svg(width: float, height: float, label: str, body: str) -> str:
@@ -63,35 +61,46 @@ def _range(values: Sequence[float], least: float = 2.0) -> tuple[float, float]:
     return low - room, high + room
 
 
-def precision_rows(
-    report: Mapping[str, Any], plan: Plan, steps: int
-) -> list[tuple[str, list, str]]:
-    """(site, precision at each step, note) of a report. A site whose calls were all left at full
-    precision is shown as such, with the reason; else the plan says what a step had. Where steps
-    were reused, the first row says which were not.
+def precision_rows(report: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:
+    """(site, precision that ran at each step, note) of a report's last run. Where steps were
+    reused, the first row says which were not.
     """
-    config = plan.attention
+    sites = [(site, _steps(site)) for site in report.get("sites", ())]
+    rehash = report.get("rehash") or {}
+    keys, steps = rehash.get("keys") or [], max((len(s) for _, s in sites), default=0)
+    steps = max(steps, rehash.get("steps") or 0) if keys else steps
     rows = []
-    keys = (report.get("rehash") or {}).get("keys")
     if keys:
         cells = ["computed" if step in keys else "reused" for step in range(steps)]
         rows.append(("key steps", cells, f"{len(keys)} of {steps} steps were computed"))
-    for site in report.get("sites", ()):
-        ran, kept = site.get("ran") or {}, site.get("kept") or {}
-        note = "; ".join([*(f"{what}: {n} calls" for what, n in ran.items()),
-                          *(f"full: {n} calls ({why})" for why, n in kept.items())])  # fmt: skip
-        if config is None or not ran:
-            cells = ["full"] * steps
-        else:
-            cells = [precision_at(config, site["name"], step, steps) for step in range(steps)]
-        rows.append((str(site["name"]), cells, note))
-    return rows
+    for site, ran in sites:
+        cells = [what or "not called" for what in ran + [""] * (steps - len(ran))]
+        cells = ["reused" if keys and step not in keys else c for step, c in enumerate(cells)]
+        rows.append((str(site["name"]), cells, _note(site)))
+    return rows if steps else []
 
 
-def heat_map(rows: Sequence[tuple[str, list, str]]) -> str:
+def _steps(site: Mapping[str, Any]) -> list[str]:
+    """What ran at each step: a site's [number of steps, precision] spread out, within limits."""
+    pairs = site.get("steps") or ()
+    return [_mixed(str(what)) for count, what in pairs for _ in range(min(int(count), _MOST))]
+
+
+def _mixed(what: str) -> str:
+    return "mixed" if "+" in what else what
+
+
+def _note(site: Mapping[str, Any]) -> str:
+    parts = [f"{what}: {n} calls" for what, n in (site.get("ran") or {}).items()]
+    for key, text in (("kept", "full"), ("recomputed", "computed again in full")):
+        parts += [f"{text}: {n} calls ({why})" for why, n in (site.get(key) or {}).items()]
+    return "; ".join(parts)
+
+
+def heat_map(rows: Sequence[tuple[str, list[str], str]]) -> str:
     """Precision over layers (down) and steps (across)."""
     if not rows:
-        return '<p class="quiet">No attention layer is in the report.</p>'
+        return '<p class="quiet">The report does not say what ran at which step.</p>'
     left, steps = 150.0, len(rows[0][1])
     cell, high = (_WIDTH - left - 4) / max(steps, 1), max(6.0, min(18.0, 480 / len(rows)))
     body = []

@@ -145,10 +145,9 @@ def _speed(a: Finished, b: Finished) -> str:
 def report(found: Pair) -> str:
     """The report as pictures: precision over layers and steps, memory by phase, and the notes."""
     video = found.first
-    data, plan = video.sidecar.get("report"), video.job.accel_plan()
-    parts = []
-    if data and plan is not None:
-        rows = charts.precision_rows(data, plan, video.job.steps or 1)
+    data, parts = video.sidecar.get("report"), []
+    if data:
+        rows = charts.precision_rows(data)
         parts.append(f"<h3>Precision of attention, layers × steps</h3>{charts.heat_map(rows)}")
         notes = "".join(f"<li>{escape(str(note))}</li>" for note in data.get("notes", ()))
         parts.append(f"<ul>{notes}</ul>" if notes else "")

@@ -9,10 +9,12 @@ import torch
 
 import accel
 from accel.budget import family
+from accel.config import RehashConfig
 from accel.memory import simulate
 from accel.models import Video
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
+from accel.rehash.measurement import Measurement, Point
 
 JOB = Job(prompt="a", width=64, height=64, frames=17)
 
@@ -67,3 +69,27 @@ def test_decoding_that_does_not_fit_says_what_would_help(pipe, needs):
 def test_bad_arguments_are_one_clear_error(pipe, job, memory, message):
     with pytest.raises(ValueError, match=message):
         accel.plan(pipe, job, memory=memory)
+
+
+def test_decibels_take_a_measurement_and_memory_counts_what_it_keeps(pipe, needs):
+    times = tuple(float(t) for t in range(25, 0, -1))
+    points = (Point((*range(20), 24), (41.0, 41.2), "a"), Point((*range(9), 24), (31.0, 31.2), "b"))
+    m = Measurement(25, times, ((1.0,) * 25,) * 25, RehashConfig(), 1, points)
+    plan = accel.plan(pipe, JOB, quality=30.0, measured=m)
+    assert plan.rehash.keys == points[1].keys and plan.rehash.quality == 30.0
+    assert plan.slicing is None and plan.attention is None
+    weights, peaks = needs
+    just = weights + peaks.denoise[1]
+    loose = just + 2 * peaks.rehash["output, measured"]
+    both = accel.plan(
+        pipe, JOB, memory=max(loose, weights + peaks.decode["whole"]), quality=40.0, measured=m
+    )
+    assert both.rehash.keys == points[0].keys and "40 dB" in both.name
+    with pytest.raises(
+        ValueError, match=r"quality=36 dB needs a measurement.*measure\(pipe, jobs\)"
+    ):
+        accel.plan(pipe, JOB, quality=36.0)
+    with pytest.raises(ValueError, match=r"at_quality\(36\).*speedup"):
+        RehashConfig(quality=36.0)
+    with pytest.raises(ValueError, match="give a budget"):
+        accel.plan(pipe, JOB)

@@ -10,7 +10,7 @@ import torch
 
 import accel
 from accel import choose
-from accel.calibrate import calibrate, fit_product, sample
+from accel.calibrate import calibrate, sample
 from accel.calibration import METRICS, ErrorTable
 from accel.patch import patched
 from accel.pipelines.generate import generate
@@ -23,7 +23,8 @@ STEPS = 5
 
 
 def run(seed):
-    job = Job("a red circle on a striped blue background", seed=seed, steps=STEPS, preset=None)
+    prompt = "a red circle on a striped blue background"
+    job = Job(prompt, seed=seed, steps=STEPS, frames=5, preset=None)
     return lambda pipe: generate(pipe, job).frames
 
 
@@ -35,7 +36,7 @@ def pipe():
 @pytest.fixture(scope="module")
 def measured(pipe):
     plain = run(0)(pipe)
-    table = calibrate(pipe, [run(0)], impl="reference", progress=False)
+    table = calibrate(pipe, [run(0)], impl="reference", probe_runs=10, progress=False)
     assert np.array_equal(run(0)(pipe), plain)  # the pipeline is as it was
     return table, plain
 
@@ -55,7 +56,7 @@ def made(sites=3, steps=6, seed=0):
     return ErrorTable(
         tuple(f"blocks.{i}.attn1" for i in range(sites)), np.linspace(1, 0.1, steps),
         np.full(sites, 1e6), np.ones(shape), errors,
-        np.linspace(1, 0.1, sites), np.linspace(3, 0.1, steps),
+        np.linspace(1, 0.1, sites)[:, None] * np.ones(steps), np.linspace(3, 0.1, steps),
     )  # fmt: skip
 
 
@@ -68,6 +69,8 @@ def test_every_site_step_and_branch_is_measured(measured):
     own = [s.endswith("attn1") for s in table.sites]
     assert (int8[own] < int4[own]).all() and (int8 > 0).all()
     assert (table.mean("score", "int8") <= 1).all()
+    assert table.site_weight.shape == (12, STEPS) and (table.site_weight > 0).all()
+    assert table.step_weight.mean() == pytest.approx(1) and 0 < table.spread < 20
 
 
 def test_prediction_is_near_what_a_plan_does(pipe, measured):
@@ -90,14 +93,6 @@ def test_sampled_rows_are_whole_blocks_all_over():
     starts = rows.view(4, 32)[:, 0]
     assert (rows.view(4, 32) - starts[:, None] == torch.arange(32)).all()
     assert starts[0] == 0 and starts[-1] == 4064
-
-
-def test_weights_are_found_again_from_their_products():
-    rng = np.random.default_rng(1)
-    each, a, b = rng.uniform(1, 2, (4, 3)), rng.uniform(0, 1, 4), np.array([2.0, 0.7, 0.3])
-    found = fit_product(each, a * (each @ b), b * (a @ each))
-    np.testing.assert_allclose(found[0], a, rtol=1e-6)
-    np.testing.assert_allclose(found[1], b, rtol=1e-6)
 
 
 def test_a_table_survives_json(tmp_path, measured):
@@ -166,6 +161,22 @@ def test_quality_is_met_at_the_least_cost(decibels):
     assert changes <= 2
 
 
+@pytest.mark.parametrize("limit", [0.36, 0.4, 0.43, 1.0])
+def test_the_best_quality_within_a_cost(limit):
+    table = made(4, 8)
+    choice = choose.by_cost(table, limit)
+    assert choose.relative_cost(table, choice) <= limit + 1e-9
+    for p in ("full", "int8", "int6", "int4"):
+        if limit >= choose.COST[p]:
+            even = choose.uniform(table, p)
+            assert choose.predicted(table, choice) >= choose.predicted(table, even) - 1e-9
+
+
+def test_a_cost_that_cannot_be_met_is_named():
+    with pytest.raises(ValueError, match=r"0\.2 of full precision's; the least is 0\.36"):
+        choose.by_cost(made(), 0.2)
+
+
 def test_a_bound_holds_for_every_call():
     table = made()
     choice = choose.by_bound(table, 1e-3)
@@ -230,7 +241,7 @@ def test_a_patched_pipeline_is_not_calibrated(pipe):
 def test_jobs_are_call_arguments_too(pipe):
     job = {"prompt": "a blue star", "height": 64, "width": 64, "num_frames": 5,
            "num_inference_steps": 2, "max_sequence_length": 32}  # fmt: skip
-    table = calibrate(pipe, [job, job], impl="reference", sensitivity=0, progress=False)
+    table = calibrate(pipe, [job, job], impl="reference", probe_runs=0, progress=False)
     assert (table.counts == 2).all() and table.counts.shape == (12, 2, 2)
 
 

@@ -11,7 +11,7 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 from families import FAMILIES, MORE
-from rehash_pipe import FIXED, KEYS, STEPS, Pipe, counting, plan
+from rehash_pipe import FIXED, KEYS, STEPS, Pipe, counting, fitted, plain_run, plan
 
 import accel
 from accel.sites import denoisers
@@ -195,10 +195,11 @@ def test_state_is_as_small_as_said(store, size):
         assert handle.report().rehash.state_bytes == 2 * tokens * size
 
 
-@pytest.mark.parametrize("settings", [{}, {"level": "features"}, {"store": "fp8"}])
+@pytest.mark.parametrize("settings", [{}, {"level": "features"}, {"store": "fp8"}, "measured"])
 def test_what_decides_the_rest_of_a_run_can_be_saved(settings):
     pipe = Pipe("wan")
-    handle = accel.patch(pipe, plan=plan(**settings))
+    chosen = fitted(plain_run(pipe)) if settings == "measured" else plan(**settings)
+    handle = accel.patch(pipe, plan=chosen)
     expected = pipe()
     saved, real = {}, pipe.scheduler.step
 
@@ -210,7 +211,7 @@ def test_what_decides_the_rest_of_a_run_can_be_saved(settings):
 
     pipe.scheduler.step = step
     assert torch.equal(pipe(), expected)
-    handle = accel.patch(pipe, plan=plan(**settings))
+    handle = accel.patch(pipe, plan=chosen)
     zeros, plain_call = torch.zeros_like(expected), pipe._call
 
     def go_on(y, t, x, **kwargs):

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from rehash_pipe import FIXED, KEYS, STEPS, Pipe, plan
+from rehash_pipe import FIXED, KEYS, STEPS, Pipe, fitted, plain_run, plan
 
 import accel
 from accel import AttentionConfig
@@ -26,15 +26,20 @@ def test_slicing_works_in_place_beside_it(level):
     assert all(b.sliced and (b.in_place or b.name == "head") for b in blocks), blocks
 
 
-def test_quantized_attention_repeats_instead_of_drawing_lines():
+@pytest.mark.parametrize(("precision", "order"), [("int8", 1), ("int6", 0), ("int4", 0)])
+def test_noisy_attention_repeats_instead_of_drawing_lines(precision, order):
     pipe = Pipe("wan")
-    int8 = AttentionConfig("int8", impl="reference")
-    with accel.patched(pipe, plan=plan(int8, **FIXED)) as handle:
-        assert handle._rehash.order == 0 and torch.isfinite(pipe()).all()
-        assert any("quantized" in n for n in handle.report().rehash.notes)
+    config = AttentionConfig(precision, impl="reference")
+    with accel.patched(pipe, plan=plan(config, **FIXED)) as handle:
+        assert handle._rehash.order == order and torch.isfinite(pipe()).all()
+        notes = handle.report().rehash.notes
+        assert any(f"beside {precision.upper()} attention" in n for n in notes) == (order == 0)
         assert any(s.ran for s in handle.report().sites)
-    with accel.patched(pipe, plan=plan(int8, order=1, **FIXED)) as handle:
-        assert handle._rehash.order == 1
+    with accel.patched(pipe, plan=plan(config, order=1 - order, **FIXED)) as handle:
+        assert handle._rehash.order == 1 - order, "as asked"
+    run = plain_run(pipe)
+    with accel.patched(pipe, plan=fitted(run, attention=config)) as handle:
+        assert torch.isfinite(pipe()).all() and handle.report().rehash.corrected > 0
 
 
 def test_lora_weights_are_used():
@@ -50,6 +55,9 @@ def test_lora_weights_are_used():
     assert not torch.equal(without, changed) and not torch.equal(plain, changed)
     with accel.patched(pipe, plan=plan(speedup=1.0)):
         assert torch.equal(pipe(), plain)
+    with accel.patched(pipe, plan=fitted(plain_run(pipe))):
+        weighted = pipe()
+    assert (weighted - plain).norm() < (changed - plain).norm(), "of the pipeline with its LoRA"
 
 
 def test_compiled_in_place_or_wrapped():

@@ -1,10 +1,15 @@
-"""Exact strips in causal VAE decoders: the embedded one, Wan 2.2's kind and Qwen-Image's."""
+"""Exact strips in decoders of video VAEs that normalise channels only."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
+from diffusers import (
+    AutoencoderKLHunyuanVideo15,
+    AutoencoderKLLTXVideo,
+    AutoencoderKLQwenImage,
+    AutoencoderKLWan,
+)
 
 import accel
 from accel import Plan, SlicingConfig
@@ -26,7 +31,26 @@ def small(cls, **more):
                latents_std=[1.0] * 4).eval()  # fmt: skip
 
 
+def ltx(**more):
+    torch.manual_seed(0)
+    sizes = {"latent_channels": 4, "block_out_channels": (8, 16), "layers_per_block": (1, 1, 1),
+             "decoder_block_out_channels": (8, 16), "decoder_layers_per_block": (1, 1, 1),
+             "spatio_temporal_scaling": (True, True), "patch_size": 2,
+             "decoder_spatio_temporal_scaling": (True, True), **more}  # fmt: skip
+    return AutoencoderKLLTXVideo(**sizes).eval()
+
+
+def hunyuan15():
+    torch.manual_seed(0)
+    return AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(8, 8, 16), layers_per_block=1,
+        spatial_compression_ratio=4, temporal_compression_ratio=4,
+    ).eval()  # fmt: skip
+
+
 VAES = {
+    "hunyuan15": hunyuan15,
+    "ltx": ltx,
     "tiny": lambda: load("tiny").vae,
     "wan22": lambda: small(AutoencoderKLWan, is_residual=True, patch_size=2, in_channels=12,
                            out_channels=12, decoder_base_dim=12),
@@ -48,7 +72,8 @@ def decode(vae, z):
 @pytest.mark.parametrize("height", [8, 9])
 def test_strips_decode_the_same_video(name, dtype, height):
     vae = torch.nn.Module.to(VAES[name](), dtype)
-    z = torch.randn(1, vae.config.z_dim, 3, height, 6, generator=torch.manual_seed(1)).to(dtype)
+    channels = vae.config.get("z_dim") or vae.config.latent_channels
+    z = torch.randn(1, channels, 3, height, 6, generator=torch.manual_seed(1)).to(dtype)
     plain = decode(vae, z)
     for n in (2, 3, 8, 16):
         with accel.patched(Pipe(vae), plan=plan(n)) as handle:
@@ -69,6 +94,16 @@ def test_a_strip_without_halo_would_be_wrong(monkeypatch):
     monkeypatch.setattr("accel.slicing.strips.rows", lambda h, n, halo: rows(h, n, halo - 1))
     with accel.patched(Pipe(vae), plan=plan(2)):
         assert (decode(vae, z) - plain).norm() > 1e-3 * plain.norm()
+
+
+def test_blocks_that_draw_noise_run_whole_and_say_so():
+    vae = ltx(decoder_inject_noise=(True, False, False), decoder_block_out_channels=(8, 8))
+    z = torch.randn(1, 4, 2, 8, 6)
+    plain = decode(vae, z)  # the weights of the noise begin at zero
+    with accel.patched(Pipe(vae), plan=plan(2)) as handle:
+        assert (decode(vae, z) - plain).norm() <= 1e-6 * plain.norm()
+        (block,) = [b for b in handle.report().blocks if b.name == "vae.decoder"]
+    assert block.sliced and block.whole["draws noise for the whole picture"] >= 1
 
 
 def test_strips_cover_the_picture_once():

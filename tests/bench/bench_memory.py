@@ -1,10 +1,11 @@
 """Activations of transformer blocks, as they come and sliced, and what slicing costs in time.
 
-    python tests/bench/bench_memory.py [--unets | --time] [--tokens 8190] [--json FILE]
+    python tests/bench/bench_memory.py [--unets | --decoders | --time] [--tokens 8190] [--json FILE]
 
 The table is simulated on the meta device (bf16, fused attention and RMS norm, GB = 1e9 bytes).
 ``--unets`` simulates whole UNet pipelines, beside diffusers' own tools: forward chunking of the
-UNet, chunks of frames for the VAE. ``--time`` measures a Wan-1.3B-wide block in fp32 on this CPU:
+UNet, chunks of frames for the VAE. ``--decoders`` simulates video VAEs that decode all frames at
+once. ``--time`` measures a Wan-1.3B-wide block in fp32 on this CPU:
 seconds with and without 8 slices in turn, and its measured peak against the simulated one.
 """
 
@@ -15,10 +16,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLHunyuanVideo15, AutoencoderKLLTXVideo
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from diffusers.models.transformers.transformer_hunyuan_video import (
     HunyuanVideoSingleTransformerBlock,
@@ -27,8 +30,10 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 
+from accel.config import SlicingConfig
 from accel.memory import activation_peak, simulate
 from accel.models import BUILT_IN, Video, meta
+from accel.slicing import apply_strips
 from accel.slicing.derive import derive
 from accel.slicing.run import run
 
@@ -168,10 +173,34 @@ def unets(videos: dict[str, Video]) -> dict[str, Any]:
     return results
 
 
+DECODERS = {
+    "HunyuanVideo-1.5 720p x 33": (AutoencoderKLHunyuanVideo15, (1, 32, 9, 45, 80)),
+    "LTX 704p x 97": (AutoencoderKLLTXVideo, (1, 128, 13, 22, 40)),
+}
+
+
+@torch.no_grad()
+def decoders() -> dict[str, Any]:
+    """Activations of decoding in bytes by number of strips, 1 being the VAE as it comes."""
+    results: dict[str, Any] = {}
+    for name, (cls, shape) in DECODERS.items():
+        found = results[name] = {}
+        for n in (1, 8, 16):
+            with torch.device("meta"):
+                vae = cls().to(torch.bfloat16).eval()
+            if n > 1:
+                apply_strips(vae, SlicingConfig(n), [])
+            decode = partial(vae.decode, z := meta(*shape), return_dict=False)
+            found[n] = activation_peak(decode, [z], [*vae.parameters(), *vae.buffers()])[0]
+        print(name, "  ".join(f"n={n} {b / 1e9:.2f}" for n, b in found.items()), "GB", flush=True)
+    return results
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--unets", action="store_true")
+    parser.add_argument("--decoders", action="store_true")
     parser.add_argument("--time", action="store_true")
     parser.add_argument("--tokens", type=int, default=8190)
     parser.add_argument("--repeats", type=int, default=5)
@@ -180,6 +209,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     if args.unets:
         results = unets({"animatediff": Video(1024, 576, 16), "svd": Video(1024, 576, 14)})
+    elif args.decoders:
+        results = decoders()
     elif args.time:
         results["time"] = time_cost(args.tokens, args.repeats)
         print(json.dumps(results["time"], indent=2))

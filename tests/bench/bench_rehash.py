@@ -6,8 +6,11 @@ Every method runs the same jobs with the same seeds and is compared with the pip
 ``computed``: multiply-adds of the denoiser's linear layers, full run over this one. ``seconds``: of
 the whole call, full over this one. ``state``: bytes of tensors alive after a step beyond those of a
 full run, the most of three steps. Schedules are measured on jobs that are not among those. The last
-lines are the best setting of each method that computes at least 1.85× less, and how many jobs reach
-the decibels that were asked of a measured schedule.
+lines are the best setting of each method that computes at least 1.85× less, how many jobs reach the
+decibels that were asked of a measured schedule, and whether our curve is monotone.
+
+Results are kept per setting and job in ``build/rehash``: after an interruption the same command
+goes on, and with more ``--jobs`` only the new ones run. Those of another model count for nothing.
 
 cache-dit is only needed here (``pip install -e '.[bench]'``); without it, its rows say so.
 """
@@ -17,28 +20,33 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rehash_caches import Contender, Job, nothing, ours, rehash, theirs
+from rehash_caches import Contender, Job, nothing, of, ours, theirs
+from rehash_results import Result, Results, digest, model_digest
 from torch import nn
 
 from accel.config import RehashConfig
 from accel.frames import call
 from accel.pipelines.load import load
 from accel.quality import psnr, ssim
-from accel.rehash.measure import SPEEDUPS, Measurement, measure
+from accel.rehash.measure import measure
+from accel.rehash.measurement import Measurement
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
 SHAPES = ("circle", "square", "triangle", "star")
 PATTERNS = ("striped", "checkered", "dotted", "cloudy")
-MEASURED_ON, ASKED = 6, (30.0, 34.0, 38.0)
+MEASURED_ON, ASKED = 8, (24.0, 28.0, 32.0, 36.0, 40.0)
 LIMIT = 1.85
+ASKED_FOR = "asked for"
 
 
 @dataclass
@@ -47,20 +55,35 @@ class Row:
 
     method: str
     setting: str
-    computed: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    psnr: list[float] = field(default_factory=list)
-    ssim: list[float] = field(default_factory=list)
-    state: int = 0
-    failed: str = ""
+    results: list[Result]
+
+    @property
+    def computed(self) -> float:
+        """Mean speed-up in computed work."""
+        return float(np.mean([r.computed for r in self.results]))
+
+    @property
+    def psnr(self) -> float:
+        """Mean in dB."""
+        return float(np.mean([r.psnr for r in self.results]))
+
+    @property
+    def failed(self) -> str:
+        """What the setting raised on the first job where it did."""
+        return next((r.failed for r in self.results if r.failed), "")
 
     def __str__(self) -> str:
         head = f"{self.method:<26}{self.setting:<34}"
         if self.failed:
             return f"{head}does not run: {self.failed}"
-        speed = f"{np.mean(self.computed):6.2f}×{np.median(self.seconds):7.2f}×"
-        quality = f"{np.mean(self.psnr):8.2f}{min(self.psnr):8.2f}{np.mean(self.ssim):8.4f}"
-        return f"{head}{speed}{quality}{self.state / 1024:9.0f}"
+        timed = [r.seconds for r in self.results if r.seconds is not None]
+        seconds = f"{np.median(timed):7.2f}×" if timed else "        "
+        worst, like = min(r.psnr for r in self.results), np.mean([r.ssim for r in self.results])
+        state = max((r.state for r in self.results if r.state is not None), default=0)
+        return (
+            f"{head}{self.computed:6.2f}×{seconds}{self.psnr:8.2f}{worst:8.2f}{like:8.4f}"
+            f"{state / 1024:9.0f}"
+        )
 
 
 def make_jobs(count: int, steps: int, first: int) -> list[Job]:
@@ -119,43 +142,86 @@ class Meter:
 
 
 def compare(
-    pipe: Any, meter: Meter, jobs: Sequence[Job], contender: Contender, full: Any, timed: int
-) -> Row:
-    """Run all jobs with a contender: the first is weighed, the next ``timed`` each follow a plain
-    run to be timed with.
-    """
-    row = Row(contender.method, contender.setting)
+    pipe: Any, meter: Meter, job: Job, contender: Contender, full: Full, timing: bool
+) -> Result:
+    """Run one job with a contender. With ``timing`` it follows a plain run to be timed with."""
     try:
-        for i, job in enumerate(jobs):
-            timing, weigh = 0 < i <= timed, i == 0
-            plain = meter.run(pipe, job, False)[2] if timing else 0.0
-            with contender.on(pipe):
-                frames, work, seconds, weights = meter.run(pipe, contender.change(job), weigh)
-            expected, all_work, base = full[i]
-            row.computed.append(all_work / work)
-            row.seconds += [plain / seconds] if timing else []
-            row.psnr.append(min(100.0, psnr(expected, frames)))
-            row.ssim.append(ssim(expected, frames))
-            if weigh and weights.keys() == base.keys():
-                row.state = max(0, *(weights[k] - base[k] for k in base))
+        plain = meter.run(pipe, job, False)[2] if timing else 0.0
+        with contender.on(pipe):
+            frames, work, seconds, weights = meter.run(pipe, contender.change(job), full.weigh)
     except Exception as error:  # somebody else's code: whatever it raises is its result
-        row.failed = f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
-    return row
+        return Result(failed=f"{type(error).__name__}: {str(error).splitlines()[0][:90]}")
+    base, found = full.weights, weights.keys()
+    weighed = full.weigh and found == base.keys()
+    return Result(
+        full.work / work,
+        min(100.0, psnr(full.frames, frames)),
+        ssim(full.frames, frames),
+        plain / seconds if timing else None,
+        max(0, *(weights[k] - base[k] for k in base)) if weighed else None,
+    )
 
 
-def asked_for(pipe: Any, jobs: Sequence[Job], full: Any, measured: Measurement) -> list[str]:
+@dataclass
+class Full:
+    """The plain run of a job; ``weights`` bytes alive after some steps, if ``weigh``."""
+
+    frames: np.ndarray
+    work: int
+    weigh: bool
+    weights: dict[int, int]
+
+    @classmethod
+    def of(cls, pipe: Any, meter: Meter, job: Job, weigh: bool, file: Path) -> Full:
+        """From ``file`` unless it is to be weighed; else made, and written there."""
+        if file.is_file() and not weigh:
+            with np.load(file) as known:
+                return cls(known["frames"], int(known["work"]), False, {})
+        with nothing(pipe):
+            frames, work, _, weights = meter.run(pipe, job, weigh)
+        np.savez(file, frames=frames, work=work)
+        return cls(frames, work, weigh, weights)
+
+
+def run_all(
+    pipe: Any, jobs: Sequence[Job], contenders: Sequence[Contender], results: Results, timed: int
+) -> list[Row]:
+    """What is missing, job by job; the first job is weighed, the next ``timed`` are timed."""
+    meter = Meter(pipe)
+    rows = [Row(c.method, c.setting, []) for c in contenders]
+    for i, job in enumerate(jobs):
+        full: Full | None = None
+        for contender, row in zip(contenders, rows, strict=True):
+            identity = [contender.method, contender.setting, contender.detail]
+            known = results.get(identity, job)
+            if known is None:
+                full = full or Full.of(pipe, meter, job, i == 0, results.full(job))
+                known = compare(pipe, meter, job, contender, full, 0 < i <= timed)
+                results.add(identity, job, known)
+            row.results.append(known)
+        print(f"job {i + 1} of {len(jobs)} done", flush=True)
+    return rows
+
+
+def promises(rows: Sequence[Row]) -> list[str]:
     """How many jobs reach the decibels asked for."""
     lines = []
-    for wanted in ASKED:
-        config = measured.at_quality(wanted)
-        with rehash(config)(pipe):
-            reached = [psnr(f[0], call(pipe, job)) for job, f in zip(jobs, full, strict=True)]
-        good = sum(r >= wanted for r in reached)
+    for row in (r for r in rows if r.method == ASKED_FOR):
+        wanted = float(row.setting.split()[0])
+        reached = [r.psnr for r in row.results]
         lines.append(
-            f"{wanted:g} dB asked: {config.speedup:.2f}×, {good} of {len(jobs)} jobs reach it, "
-            f"lowest {min(reached):.1f} dB"
+            f"{row.setting} asked: {row.computed:.2f}×, {sum(r >= wanted for r in reached)} of "
+            f"{len(reached)} jobs reach it, lowest {min(reached):.1f} dB"
         )
     return lines
+
+
+def monotone(rows: Sequence[Row]) -> str:
+    """Whether more speed never has more dB among our measured schedules."""
+    ours = sorted((r for r in rows if r.method == "rehash, measured"), key=lambda r: r.computed)
+    curve = ", ".join(f"{r.computed:.2f}× {r.psnr:.1f} dB" for r in ours)
+    falls = all(a.psnr >= b.psnr for a, b in pairwise(ours))
+    return f"curve {'monotone' if falls else 'NOT monotone'}: {curve}"
 
 
 def main() -> None:
@@ -165,35 +231,39 @@ def main() -> None:
     parser.add_argument("--measured-on", type=int, default=MEASURED_ON)
     parser.add_argument("--timed", type=int, default=5, help="jobs whose seconds are compared")
     parser.add_argument("--group", choices=("all", "ours", "theirs"), default="all")
-    parser.add_argument(
-        "--map", type=Path, default=Path("build/rehash-map.json"),
-        help="measurement of our schedules: loaded, or made and written if missing",
-    )  # fmt: skip
+    parser.add_argument("--folder", type=Path, default=Path("build/rehash"), help="results")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     pipe = load("tiny")
     pipe.set_progress_bar_config(disable=True)
+    results = Results(args.folder, model_digest(pipe))
     training = make_jobs(args.measured_on, args.steps, 5000)
-    maps = None if args.group == "theirs" else _measured(pipe, training, args.map)
-    contenders = ours(*maps) if maps else []
+    contenders = []
+    if args.group != "theirs":
+        name = digest([results.model, training])
+        maps = _measured(pipe, training, args.folder / f"map-{name}.json")
+        contenders += [*ours(*maps), *asked_for(maps[0])]
     contenders += [] if args.group == "ours" else theirs(pipe, training[0], args.steps)
-    jobs, meter = make_jobs(args.jobs, args.steps, 9000), Meter(pipe)
-    full = [_full(meter, pipe, job, i == 0) for i, job in enumerate(jobs)]
+    jobs = make_jobs(args.jobs, args.steps, 9000)
+    rows = run_all(pipe, jobs, contenders, results, args.timed)
     print(f"\n{'method':<26}{'setting':<34}{'computed':>7}{'seconds':>8}{'PSNR':>8}{'worst':>8}"
           f"{'SSIM':>8}{'state KiB':>10}")  # fmt: skip
-    rows = []
-    for contender in contenders:
-        rows.append(compare(pipe, meter, jobs, contender, full, args.timed))
-        print(rows[-1], flush=True)
-    print(f"\nbest setting of each method with at least {LIMIT}× less computed")
-    for row in best(rows):
-        print(row)
-    lines = asked_for(pipe, jobs, full, maps[0]) if maps else []
+    print("\n".join(map(str, rows)))
+    print(f"\nbest setting of each method with at least {LIMIT}× less computed, {args.jobs} jobs")
+    print("\n".join(map(str, best(rows))))
+    lines = [*promises(rows), monotone(rows)] if args.group != "theirs" else []
     print("\n" + "\n".join(lines))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        data = {"rows": [asdict(r) for r in rows], "asked": lines, "jobs": args.jobs}
+        data = {"rows": [asdict(r) for r in rows], "lines": lines, "jobs": args.jobs}
         args.json.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def asked_for(measured: Measurement) -> list[Contender]:
+    """Schedules that a number of decibels was asked of: round ones, and the most each promises."""
+    most = {math.floor(10 * point.expected) / 10 for point in measured.points}
+    configs = {wanted: measured.at_quality(wanted) for wanted in sorted({*ASKED, *most})}
+    return [of(ASKED_FOR, f"{wanted:g} dB", config) for wanted, config in configs.items()]
 
 
 def _measured(pipe: Any, jobs: Sequence[Job], path: Path) -> tuple[Measurement, Measurement]:
@@ -203,29 +273,25 @@ def _measured(pipe: Any, jobs: Sequence[Job], path: Path) -> tuple[Measurement, 
         file = path.with_name(f"{path.stem}-{level}.json")
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            speedups = SPEEDUPS if level == "output" else (1.5, 1.9)
             config = RehashConfig(level=level)
-            measure(pipe, jobs, config=config, speedups=speedups, say=print).save(file)
+            if level == "output":
+                measure(pipe, jobs, config=config, say=print).save(file)
+            else:  # far behind at any schedule: a few jobs are enough
+                measure(pipe, jobs[:3], config=config, speedups=(1.5, 1.9), say=print).save(file)
         found.append(Measurement.load(file))
     return found[0], found[1]
-
-
-def _full(meter: Meter, pipe: Any, job: Job, weigh: bool) -> tuple[np.ndarray, int, dict[int, int]]:
-    with nothing(pipe):
-        frames, work, _, weights = meter.run(pipe, job, weigh)
-    return frames, work, weights
 
 
 def best(rows: Sequence[Row]) -> list[Row]:
     """Of each method the row with the highest PSNR among those that are fast enough."""
     found: dict[str, Row] = {}
     for row in rows:
-        if row.failed or np.mean(row.computed) < LIMIT:
+        if row.failed or row.computed < LIMIT or row.method == ASKED_FOR:
             continue
         known = found.get(row.method)
-        if known is None or np.mean(row.psnr) > np.mean(known.psnr):
+        if known is None or row.psnr > known.psnr:
             found[row.method] = row
-    return sorted(found.values(), key=lambda r: -float(np.mean(r.psnr)))
+    return sorted(found.values(), key=lambda r: -r.psnr)
 
 
 if __name__ == "__main__":

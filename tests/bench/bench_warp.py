@@ -7,7 +7,8 @@ algorithm written with bincount, scatter_add_, grid_sample and torch.randn. "pub
 released code's algorithm in our words: backward flow taken as -f, groups found by equal values in
 the first channel (a sort), linear weights; its package ``rp`` fetches that code from GitHub at run
 time, so it cannot be timed offline. Contenders take turns; medians. Also: a whole clip of 49
-frames, and time against pixels.
+frames, and short clips of growing size: four times the pixels should cost four times the time, and
+cost more where they outgrow a cache.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -148,15 +150,18 @@ def measure(height: int, width: int, channels: int, repeats: int) -> dict[str, f
     return {**{f"{n} (s per frame)": v for n, v in seconds.items()}, **ratios}
 
 
-def scaling(channels: int, repeats: int) -> dict[str, float]:
-    """Seconds of a native frame at 240x360, 480x720 and 960x1440."""
-    tasks = {}
-    for scale in (1, 2, 4):
-        height, width = 240 * scale, 360 * scale
-        warper = NoiseWarper(channels, height, width, seed=0, impl="cpu")
-        flow = swirl(height, width)
-        tasks[f"native {height}x{width} (s per frame)"] = partial(warper.step, flow)
-    return median_seconds(tasks, repeats)
+def scaling(channels: int, repeats: int, frames: int = 7) -> dict[str, float]:
+    """Seconds a frame of native clips at 240x360, 480x720 and 960x1440, and each step's ratio."""
+    clips = [swirl(240 * scale, 360 * scale).expand(frames - 1, -1, -1, -1) for scale in (1, 2, 4)]
+    tasks = {
+        f"clip {f.shape[2]}x{f.shape[3]}": partial(
+            warp_noise, f, channels=channels, seed=0, impl="cpu"
+        )
+        for f in clips
+    }
+    seconds = median_seconds(tasks, repeats)
+    ratios = {f"{b} / {a}": seconds[b] / seconds[a] for a, b in pairwise(tasks)}
+    return {**{f"{n} (s per frame)": v / frames for n, v in seconds.items()}, **ratios}
 
 
 def main() -> None:

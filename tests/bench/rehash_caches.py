@@ -7,9 +7,10 @@ that cannot run on the embedded model raises in its context or run; the benchmar
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from diffusers import (
@@ -21,11 +22,11 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 
-from accel.config import RehashConfig
+from accel.config import AttentionConfig, RehashConfig
 from accel.frames import call
 from accel.patch import patched
 from accel.plan import Plan
-from accel.rehash.measure import Measurement
+from accel.rehash.measurement import Measurement
 
 Job = dict[str, Any]
 PARTS = [r"blocks\.\d+\.attn1", r"blocks\.\d+\.attn2", r"blocks\.\d+\.ffn"]
@@ -33,12 +34,15 @@ PARTS = [r"blocks\.\d+\.attn1", r"blocks\.\d+\.attn2", r"blocks\.\d+\.ffn"]
 
 @dataclass(frozen=True)
 class Contender:
-    """One method at one setting. ``change`` alters a job instead (fewer steps)."""
+    """One method at one setting. ``change`` alters a job instead (fewer steps); ``detail``: what
+    else the result depends on, as plain values.
+    """
 
     method: str
     setting: str
     on: Callable[[Any], AbstractContextManager[Any]]
     change: Callable[[Job], Job] = dict
+    detail: Any = None
 
 
 @contextmanager
@@ -61,9 +65,12 @@ def of_diffusers(make: Callable[[Any], Any]) -> Callable[[Any], AbstractContextM
     return on
 
 
-def rehash(config: RehashConfig) -> Callable[[Any], AbstractContextManager[Any]]:
+def of(
+    method: str, setting: str, config: RehashConfig, attention: AttentionConfig | None = None
+) -> Contender:
     """Ours."""
-    return lambda pipe: patched(pipe, plan=Plan("bench", None, rehash=config))
+    plan = Plan("bench", attention, rehash=config)
+    return Contender(method, setting, lambda pipe: patched(pipe, plan=plan), detail=asdict(plan))
 
 
 def cache_dit(**settings: Any) -> Callable[[Any], AbstractContextManager[Any]]:
@@ -104,17 +111,21 @@ def ours(measured: Measurement, features: Measurement) -> list[Contender]:
     found = []
     for point in measured.points:
         config = measured.at_speedup(measured.steps / len(point.keys) - 1e-6)
-        found.append(Contender("rehash, measured", f"{len(point.keys)} keys", rehash(config)))
-        small = replace(config, store="fp8")
-        found.append(Contender("rehash, measured, fp8", f"{len(point.keys)} keys", rehash(small)))
+        name = f"{len(point.keys)} keys"
+        found.append(of("rehash, measured", name, config))
+        found.append(of("rehash, measured, fp8", name, replace(config, store="fp8")))
     for speedup in (1.5, 1.9, 2.4, 3.0):
-        found.append(
-            Contender("rehash, no map", f"{speedup:g}×", rehash(RehashConfig(speedup=speedup)))
-        )
+        found.append(of("rehash, no map", f"{speedup:g}×", RehashConfig(speedup=speedup)))
+    keys = measured.at_speedup(1.9).keys
+    for precision, order in itertools.product(("full", "int8", "int4"), (1, 0)):
+        attention = AttentionConfig(precision, impl="cpu", smooth_q=True)
+        config = RehashConfig(keys=keys, steps=measured.steps, order=order)
+        name = f"{'line' if order else 'repeat'}, {len(keys)} keys"
+        found.append(of(f"rehash, {precision} attention", name, config, attention))
     for point in features.points:
         config = features.at_speedup(features.steps / len(point.keys) - 1e-6)
         name = f"{len(point.keys)} keys, {point.found}"
-        found.append(Contender("rehash, features (paper)", name, rehash(config)))
+        found.append(of("rehash, features (paper)", name, config))
     return found
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from accel.calibration import ErrorTable
 from accel.choose import uniform
 from accel.cli import main
+from accel.pipelines import calibrate_command
 from accel.pipelines.pictures import COLOURS, frame_strip, heat_map
 from accel.plan import Plan
 
@@ -29,12 +30,16 @@ def table(sites=4, steps=6):
     return ErrorTable(names, np.linspace(1, 0, steps), np.ones(sites), np.ones(shape), errors)
 
 
-def test_job_files_become_a_table_a_plan_and_pictures(jobs, tmp_path, capsys):
-    out = tmp_path / "out"
+def test_job_files_become_a_table_a_plan_and_pictures(jobs, tmp_path, capsys, monkeypatch):
+    out, real, made = tmp_path / "out", calibrate_command.generate, []
+    monkeypatch.setattr(
+        calibrate_command, "generate", lambda pipe, job: made.append(job) or real(pipe, job)
+    )
     assert main(["calibrate", str(jobs), "--out", str(out), "--share", "0.5", "--impl",
                  "reference"]) == 0  # fmt: skip
+    assert len(made) == 1 + 24 + 1  # with errors measured, mixed plans, the plan
     said = capsys.readouterr().out
-    assert "PREDICTED" in said and "measured on the first job" in said
+    assert "PREDICTED" in said and "one job within" in said and "measured on the first job" in said
     found = ErrorTable.load(out / "table.json")
     assert len(found.sites) == 12 and len(found.sigmas) == 3 and found.step_weight is not None
     plan = Plan.load(out / "plan.json")

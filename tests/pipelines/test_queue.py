@@ -5,19 +5,28 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from accel import Plan, SlicingConfig
-from accel.pipelines.batch.engines import LocalEngine, Stop
+from accel.pipelines.batch import engines
+from accel.pipelines.batch.engines import LocalEngine, Stop, make_engine
 from accel.pipelines.batch.items import Item
-from accel.pipelines.batch.ladder import LADDER, changed, classify, more_slices, next_rung
+from accel.pipelines.batch.ladder import (
+    LADDER,
+    available,
+    changed,
+    classify,
+    more_slices,
+    next_rung,
+)
 from accel.pipelines.batch.manifest import Manifest
 from accel.pipelines.batch.output import prepare_folder
-from accel.pipelines.batch.predict import Predictor
 from accel.pipelines.batch.queue import Options, Queue, exit_code
 from accel.pipelines.batch.worker import Check, Outcome
-from accel.pipelines.job import Job
+from accel.pipelines.job import Job, JobError
 
 DONE = {"peak_bytes": 1, "seconds": 1.0, "resumed_from_step": 0, "memory": []}
 
@@ -158,21 +167,6 @@ def test_next_rung_is_bounded():
     assert next_rung("failed", 1, 3, 2, 1) is None
 
 
-def test_prediction_scales_with_steps_and_size():
-    job = Job("x").resolved()
-    volume = job.width * job.height * job.frames
-    row = {"steps": 10, "volume": volume, "seconds": 2.0, "peak_bytes": 3 * 2**30}
-    empty = Predictor([]).predict(job)
-    assert empty.seconds is None and empty.at_least and empty.peak_bytes > 2**20
-    from accel.pipelines.batch.predict import model_fingerprint, plan_digest
-
-    row |= {"model": model_fingerprint("tiny"), "plan": plan_digest(job)}
-    same = Predictor([row]).predict(job)
-    assert same.seconds == pytest.approx(4.0) and same.peak_bytes == 3 * 2**30
-    large = Predictor([row]).predict(Job("x", width=128).resolved())
-    assert large.seconds == pytest.approx(8.0) and large.peak_bytes > 5 * 2**30
-
-
 def test_the_manifest_uses_a_write_ahead_log(queue, tmp_path):
     queue({})
     base = sqlite3.connect(tmp_path / ".accel" / "manifest.sqlite")
@@ -194,6 +188,34 @@ def test_a_process_that_is_killed_is_replaced(tmp_path):
         engine.close()
 
 
+def test_a_process_that_hangs_is_ended_and_replaced(tmp_path):
+    engine = LocalEngine(tmp_path, lambda event: None, stall=1)
+    try:
+        engine.submit(0, Check("tiny", {}))
+        os.kill(engine._all[0].process.pid, signal.SIGSTOP)
+        ((_, outcome),) = until(engine)
+        assert outcome.kind == "died" and "said nothing for 1 s" in outcome.error
+    finally:
+        engine.close()
+    with pytest.raises(JobError, match="--stall-timeout needs --engine local"):
+        make_engine("inline", tmp_path, Stop(), print, stall=5)
+
+
+def test_one_process_per_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "devices", lambda: ["cpu", "cpu"])
+    engine, seen = LocalEngine(tmp_path, lambda event: None), set()
+    try:
+        assert engine.slots == 2
+        for slot in range(2):
+            engine.submit(slot, Check("tiny", {}))
+        assert len({place.process.pid for place in engine._all}) == 2
+        while len(seen) < 2:
+            seen |= {(slot, outcome.kind) for slot, outcome in engine.wait(1.0)}
+        assert seen == {(0, "checked"), (1, "checked")}
+    finally:
+        engine.close()
+
+
 def until(engine):
     while not (outcomes := engine.wait(1.0)):
         pass
@@ -208,3 +230,13 @@ def test_more_slices_than_the_plan_has_and_nothing_else():
     job = Job(prompt="a")
     assert changed(job, []) is job and changed(job, LADDER[1:]) is job
     assert changed(job, LADDER).accel_plan() == more_slices(job.accel_plan())
+
+
+def test_rungs_on_a_gpu_come_in_the_order_of_what_they_cost(monkeypatch):
+    vae = SimpleNamespace(enable_slicing=None, enable_tiling=None)
+    pipe = SimpleNamespace(device=torch.device("cuda"), vae=vae, enable_model_cpu_offload=None)
+    monkeypatch.setattr("accel.pipelines.batch.ladder.denoisers", lambda pipe: {})
+    expected = "more slices, VAE slicing, model offload, VAE tiling, sequential offload"
+    assert ", ".join(rung.name for rung in available(pipe)) == expected
+    pipe.device = torch.device("cpu")
+    assert [rung.name for rung in available(pipe)] == ["more slices", "VAE slicing", "VAE tiling"]

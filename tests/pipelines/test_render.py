@@ -79,6 +79,7 @@ def test_rule_over_steps_is_followed(pipe):
     plan = {"attention": {"precision": "int4", "rules": [{"precision": "int8", "end": 0.5}]}}
     report = generate(pipe, Job("a red circle", plan=plan, **QUICK)).report
     assert {name.split()[0] for name in report.sites[0].ran} == {"int4", "int8"}
+    assert report.sites[0].steps == [[1, "int8"], [1, "int4"]]
 
 
 def test_same_job_same_pixels_and_motion_changes_them(pipe):
@@ -192,11 +193,18 @@ def test_bad_job_is_exit_code_1_and_the_others_are_rendered(entry, message, jobs
     assert visible(out) == ["good-0.json", "good-0.mp4"]
 
 
-def test_unwritable_output_is_exit_code_2(jobs, tmp_path, capsys):
-    blocker = tmp_path / "file"
+def test_unwritable_output_is_exit_code_2(jobs, tmp_path, capsys, monkeypatch):
+    blocker, path = tmp_path / "file", jobs({"prompt": "x"})
     blocker.write_text("")
-    code = render(jobs({"prompt": "x"}), "--out", blocker / "out")
+    code = render(path, "--out", blocker / "out")
     assert code == 2 and "--out" in capsys.readouterr().err
+
+    def refused(path, *arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.write_text", refused)
+    code = render(path, "--out", tmp_path / "out")
+    assert code == 2 and "Read-only file system; choose another" in capsys.readouterr().err
 
 
 def test_pipeline_without_a_known_denoiser(jobs, tmp_path, capsys, monkeypatch):

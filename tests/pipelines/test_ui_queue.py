@@ -30,20 +30,24 @@ class Manual:
         self.out, self.emit = out, emit
         self.tasks: list[Task] = []
         self.outcomes: list[Outcome] = []
-        self.cancelled = self.stopped = False
+        self.cancelled = self.stopped = self.busy = False
 
     def usable(self, slot: int) -> bool:
         return True
 
     def submit(self, slot: int, task: Task) -> None:
         self.tasks.append(task)
+        self.busy = True
 
     def wait(self, seconds: float) -> list[tuple[int, Outcome]]:
         time.sleep(0.005)
-        if (self.cancelled or self.stopped) and self.tasks:
-            self.cancelled = False
+        if not self.busy:
+            return []
+        if self.cancelled or self.stopped:
+            self.cancelled = self.busy = False
             return [(0, Outcome("stopped"))]
-        now, self.outcomes = self.outcomes, []
+        now = [self.outcomes.pop(0)] if self.outcomes else []
+        self.busy = not now
         return [(0, outcome) for outcome in now]
 
     def cancel(self, slot: int) -> None:

@@ -28,7 +28,6 @@ from accel.pipelines.ui.settings import (
     settings_of,
 )
 from accel.pipelines.video import write_video
-from accel.plan import Plan
 from accel.quality import psnr
 
 FORM = {"prompt": "a red circle", "model": "tiny (embedded)", "preset": "balanced", "seed": 1}
@@ -237,14 +236,18 @@ def test_numbers_per_frame() -> None:
 
 def test_heat_map_shows_what_ran() -> None:
     sites = [
-        {"name": "a", "ran": {"int4 by cpu": 8, "int8 by cpu": 2}, "kept": {}},
-        {"name": "b", "ran": {}, "kept": {"too <short>": 10}},
-    ]
-    rows = charts.precision_rows({"sites": sites}, Plan.preset("fast"), 10)
-    assert rows[0][1] == ["int8"] * 2 + ["int4"] * 8 and rows[1][1] == ["full"] * 10
+        {"name": "a", "ran": {"int4 by cpu": 8}, "kept": {}, "recomputed": {"not finite": 1},
+         "steps": [[2, "int8"], [1, "full+int4"], [6, "int4"]]},
+        {"name": "b", "ran": {}, "kept": {"too <short>": 10}, "steps": [[10, "full"]]},
+    ]  # fmt: skip
+    rows = charts.precision_rows({"sites": sites})
+    assert rows[0][1] == ["int8"] * 2 + ["mixed"] + ["int4"] * 6 + ["not called"]
+    assert rows[1][1] == ["full"] * 10 and "computed again in full: 1" in rows[0][2]
     picture = charts.heat_map(rows)
-    assert picture.count("<rect") == 3 and "too &lt;short&gt;" in picture
+    assert picture.count("<rect") == 5 and "too &lt;short&gt;" in picture
     reused = {"sites": sites, "rehash": {"keys": [0, 1, 5], "steps": 10}}
-    steps = charts.precision_rows(reused, Plan.preset("fast"), 10)[0]
+    steps, first, _ = charts.precision_rows(reused)
     assert steps[1] == ["computed"] * 2 + ["reused"] * 3 + ["computed"] + ["reused"] * 4
+    assert first[1] == ["int8"] * 2 + ["reused"] * 3 + ["int4"] + ["reused"] * 4
+    assert "does not say" in charts.heat_map(charts.precision_rows({"sites": [{"name": "old"}]}))
     assert "<polyline" in charts.psnr_plot([30.0]) and charts.memory_bars([]).startswith("<p")

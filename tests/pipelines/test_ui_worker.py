@@ -38,7 +38,7 @@ def out(tmp_path: Path) -> Path:
 def test_previews_and_reference_are_kept(out: Path) -> None:
     events: list[dict[str, Any]] = []
     worker = Worker(out, None, lambda: False, events.append, out)
-    outcome = worker.perform(task("x", 3, compare=True, preview=True, keep=True))
+    outcome = worker.perform(task("x", 3, rung=2, compare=True, preview=True, keep=True))
     assert outcome.kind == "done", outcome.traceback
     pictures = [e["jpeg"] for e in events if e["event"] == "preview"]
     assert pictures and all(p.startswith(b"\xff\xd8") for p in pictures)
@@ -46,6 +46,7 @@ def test_previews_and_reference_are_kept(out: Path) -> None:
     assert measured is not None and reference is not None
     assert reference["job"]["preset"] is None and reference["job"]["seed"] == 0
     for sidecar in (measured, reference):
+        assert sidecar["memory"] == ["more slices", "VAE slicing"]
         assert set(sidecar["phase_peak_bytes"]) == {"denoise", "decode"}
         assert sidecar["peak_bytes"] == max(sidecar["phase_peak_bytes"].values()) > 2**20
     numbers = measured["comparison"]["psnr_frames"]
@@ -57,7 +58,8 @@ def test_previews_and_reference_are_kept(out: Path) -> None:
         found = compare.pair(studio, "x", compare.OWN)
         assert found.exact and found.frames == numbers and found.second.name == "x-reference"
         assert "measured on the frames" in compare.players(found)
-        assert compare.report(found).count("GiB") == 4
+        shown = compare.report(found)
+        assert shown.count("GiB") == 4 and "from step 0: int8" in shown
         files = compare.pair(studio, "x-reference", "x")
         assert not files.exact and np.isclose(files.db, found.db, atol=12)
     finally:

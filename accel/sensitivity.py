@@ -1,0 +1,135 @@
+"""How much errors of attention show in the video: fitted to runs of plans that mix precisions.
+
+Model. A plan causes squared errors x_sk of the denoiser's output by site s at step k. They add up
+as variances do, each with a weight for its site and one for its time. Run r of job j comes out at
+
+    dB_r = level + job_j - 10 log10 sum_sk exp(u_s + v_k) x_sk + noise
+
+Method. ``probes`` draws the plans, ``fit`` finds the most probable u and v (Gauss-Newton) for
+normal noise and priors: u and job around 0, v in straight lines between a few knots, with rises
+around 0.
+
+Why not one site, or one part of the run, in low precision at a time: such a run is one noisy number
+(jobs differ by 3 to 5 dB in what a plan does to them) for one weight, at an error unlike a plan's.
+In a mixed plan every run bears on every weight. More jobs help more than more runs of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+KNOTS = 3  # of the weight over the run
+PHASES = 3  # of a probing plan
+NOISE, JOB = 4.0, 4.0  # standard deviations in dB
+SITE, RISE = 0.5, 2.0  # the same of u, and of a rise of v between knots: natural logarithms
+SLOPE = 10 / np.log(10)  # dB of a unit of a natural logarithm
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """``site`` [S] and ``step`` [N]: mean squared error of the video (levels 0 to 1) for each unit
+    of squared error is their product; ``step`` has mean 1. ``spread``: typical error in dB of a
+    prediction for a run that was not fitted to, of a job that was (root mean square).
+    """
+
+    site: np.ndarray
+    step: np.ndarray
+    spread: float
+
+
+def probes(sites: int, steps: int, names: Sequence[str], count: int) -> list[np.ndarray]:
+    """``count`` random choices [S, N] of ``names``: up to three phases, each with a mix of its own
+    (Dirichlet 1/2, so that some are nearly of one precision), of which each site draws one. The
+    same ones every time.
+    """
+    rng = np.random.default_rng(0)
+    found: list[np.ndarray] = []
+    while len(found) < count:
+        cuts = rng.choice(np.arange(1, steps), min(PHASES, steps) - 1, replace=False)
+        lengths = np.diff([0, *sorted(cuts), steps])
+        mixes = rng.dirichlet(np.full(len(names), 0.5), len(lengths))
+        columns = [rng.choice(np.array(names, object), sites, p=mix) for mix in mixes]
+        choice = np.repeat(np.stack(columns, 1), lengths, 1)
+        if sites * steps == 1 or (choice != choice[0, 0]).any():
+            found.append(choice)
+    return found
+
+
+def fit(errors: np.ndarray, decibels: Sequence[float], jobs: Sequence[int]) -> Sensitivity:
+    """Weights out of R runs: ``errors`` [R, S, N] squared errors of each run's plan, ``decibels``
+    [R] PSNR, ``jobs`` [R] numbers. Runs without any error are left out; raises ValueError if there
+    are no others.
+    """
+    some = errors.any((1, 2))
+    if not some.any():
+        raise ValueError("no run with an error to fit a sensitivity to")
+    problem = _Problem(errors[some], np.asarray(decibels, float)[some], np.asarray(jobs)[some])
+    parameters, spread = problem.solve()
+    site, step, level = problem.weights(parameters)
+    mean = step.mean()
+    return Sensitivity(site * level * mean, step / mean, spread)
+
+
+class _Problem:
+    """Residuals, Jacobian, penalties; parameters are u [S], knots of v [K], level, jobs [J]."""
+
+    def __init__(self, errors: np.ndarray, decibels: np.ndarray, jobs: np.ndarray) -> None:
+        self.decibels, self.unit = decibels, errors.mean()
+        self.errors = errors / self.unit
+        self.sites, steps = errors.shape[1:]
+        knots, places = (np.linspace(0, 1, n) for n in (min(KNOTS, steps), steps))
+        self.hats = np.stack([np.interp(places, knots, unit) for unit in np.eye(len(knots))], 1)
+        self.ends = self.sites, self.sites + len(knots)
+        of_job = jobs[:, None] == np.unique(jobs)
+        self.levels = np.concatenate([np.ones((len(jobs), 1)), of_job], 1)
+
+    def weights(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Weights of the sites [S] and steps [N], and the mean squared error that they all have as
+        a factor.
+        """
+        u, v, level = np.split(parameters, self.ends)
+        return np.exp(u), np.exp(self.hats @ v), float(10 ** (-level[0] / 10) / self.unit)
+
+    def linear(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Residuals [R] in dB, and the Jacobian [R, parameters] of what is predicted."""
+        site, step, _ = self.weights(parameters)
+        parts = site[:, None] * step * self.errors
+        total = parts.sum((1, 2))
+        guess = self.levels @ parameters[self.ends[1] :] - SLOPE * np.log(total)
+        by_weight = np.concatenate([parts.sum(2), parts.sum(1) @ self.hats], 1)
+        slopes = np.concatenate([-SLOPE * by_weight / total[:, None], self.levels], 1)
+        return self.decibels - guess, slopes
+
+    def prior(self) -> np.ndarray:
+        """Matrix [parameters, parameters] of the quadratic form that the priors add to the squares
+        of the residuals.
+        """
+        (sites, end), knots = self.ends, self.hats.shape[1]
+        rise = np.diff(np.eye(knots), axis=0)
+        form = np.zeros((end + self.levels.shape[1],) * 2)
+        form[:sites, :sites] = np.eye(sites) / SITE**2
+        form[sites:end, sites:end] = rise.T @ rise / RISE**2 + 1.0  # v has mean 0
+        form[end + 1 :, end + 1 :] = np.eye(self.levels.shape[1] - 1) / JOB**2
+        return form * NOISE**2
+
+    def solve(self) -> tuple[np.ndarray, float]:
+        """Parameters, and the root mean square in dB of what leaving one run out gives, by the hat
+        matrix of the linearised problem.
+        """
+        form = self.prior()
+        parameters = np.zeros(len(form))
+        for _ in range(50):
+            residual, slopes = self.linear(parameters)
+            normal = slopes.T @ slopes + form
+            change = np.linalg.solve(normal, slopes.T @ residual - form @ parameters)
+            most = float(np.abs(change[: self.ends[1]]).max())
+            parameters = parameters + change / max(1.0, most)
+            if most < 1e-9:
+                break
+        residual, slopes = self.linear(parameters)
+        normal = slopes.T @ slopes + form
+        leverage = np.einsum("rp,pr->r", slopes, np.linalg.solve(normal, slopes.T))
+        return parameters, float(np.sqrt(np.mean((residual / (1 - leverage)) ** 2)))

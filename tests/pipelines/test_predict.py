@@ -1,0 +1,135 @@
+"""What a dry run predicts: time from like runs, memory from configurations; else "unknown"."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from accel.cli import main
+from accel.memory import simulate
+from accel.models import Video, find
+from accel.pipelines.batch import simulated
+from accel.pipelines.batch.identity import model_fingerprint, plan_digest
+from accel.pipelines.batch.predict import Predictor, Totals, memory_text
+from accel.pipelines.batch.simulated import Answer, Simulator, embedded_requests
+from accel.pipelines.job import Job
+from accel.pipelines.load import load, tiny_folder
+
+
+@pytest.fixture
+def simulator():
+    found = Simulator()
+    yield found
+    found.close()
+
+
+def configs(folder, *names):
+    """The embedded model's configurations without its weights, plus files named ``names``."""
+    for file in tiny_folder().rglob("*"):
+        if file.suffix == ".json" or file.name in names:
+            target = folder / file.relative_to(tiny_folder())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    return folder
+
+
+def test_time_scales_with_steps_and_size(simulator):
+    job = Job("x").resolved()
+    volume = job.width * job.height * job.frames
+    row = {"steps": 10, "volume": volume, "seconds": 2.0}
+    row |= {"model": model_fingerprint("tiny"), "plan": plan_digest(job)}
+    predictor = Predictor([row], simulator)
+    assert predictor.predict(job).seconds == pytest.approx(4.0)
+    wide = Job("x", width=128).resolved()
+    assert predictor._seconds(wide) == pytest.approx(8.0)
+    assert predictor._seconds(replace(job, preset="fast")) is None  # not a like job
+    assert "predicted time unknown" in str(Predictor([], simulator).predict(job))
+
+
+def test_peaks_kept_for_the_embedded_model_are_those_of_its_simulation():
+    """If this fails, run python -m accel.pipelines.batch.simulated."""
+    kept = json.loads(simulated.KNOWN.read_text())
+    assert kept == {simulated.key_of(r): simulated.simulated(r) for r in embedded_requests()}
+
+
+def test_the_peak_is_that_of_accel_memory_and_of_the_weights():
+    (whole,) = (r for r in embedded_requests() if r.dtype == "float32" and r.slicing is None)
+    family = find(str(tiny_folder()))
+    family = replace(family, denoiser=replace(family.denoiser, dtype=torch.float32))
+    peaks = simulate(family, Video(64, 64, 17), (1,))
+    weights = peaks.denoiser_weights + peaks.vae_weights
+    activations = max(peaks.denoise[1], peaks.decode["whole"])
+    assert simulated.simulated(whole) == weights + activations
+    pipe = load("tiny")
+    parts = (pipe.transformer, pipe.vae, pipe.text_encoder)
+    real = sum(t.nbytes for part in parts for t in part.parameters())
+    others, all_known = simulated.other_weights(str(tiny_folder()), "float32")
+    assert all_known and weights + others == pytest.approx(real, rel=0.02)
+
+
+def test_slices_need_less_and_each_distinct_request_is_simulated_once(
+    simulator, tmp_path, monkeypatch
+):
+    asked, real = [], simulated.simulated
+    monkeypatch.setattr(simulated, "simulated", lambda r: asked.append(r) or real(r))
+    folder = str(configs(tmp_path / "m"))
+    job = Job("x", width=256, height=128, frames=5, model=folder)
+    whole, sliced = simulator(job), simulator(replace(job, preset="lossless"))
+    for seed in range(5):
+        assert simulator(replace(job, seed=seed, preset="fast")) == whole
+    assert whole.peak > sliced.peak > 2**20 and len(asked) == 2
+    assert whole.at_least and "more than" in memory_text(whole)  # the text encoder has no files
+
+
+def test_unknown_is_said_with_its_reason(simulator, tmp_path):
+    hub = simulator(Job("x", model="owner/never-downloaded", width=64, height=64, frames=5))
+    assert memory_text(hub) == "memory unknown: config not local"
+    folder = str(configs(tmp_path / "m"))
+    assert "leaves its size" in simulator(Job("x", model=folder)).why_not
+    odd = simulator(Job("x", model=folder, width=60, height=64, frames=5))
+    assert "multiple of" in odd.why_not
+    (tmp_path / "m" / "vae" / "config.json").unlink()
+    simulated._config.cache_clear()
+    assert (
+        "cannot be read" in simulator(Job("x", model=folder, width=72, height=64, frames=5)).why_not
+    )
+
+
+def test_the_helper_process_says_the_same():
+    request = replace(embedded_requests()[0], width=32, height=32, frames=1)
+    helper = simulated._Helper()
+    try:
+        assert helper.ask(request) == simulated.simulated(request) > 2**20
+        helper._process.kill()
+        assert helper.ask(request) == "the process that simulates it ended"
+    finally:
+        helper.close()
+
+
+def test_totals_name_what_is_unknown():
+    totals = Totals(invalid=1)
+    predictor = Predictor([], lambda job: Answer(why_not="config not local"))
+    totals.add(predictor.predict(Job("x")), wanted=True)
+    totals.add(predictor.predict(Job("x")), wanted=False)
+    assert str(totals) == (
+        "1 to render, 1 already done, 1 invalid; predicted: time unknown for 1 (no like job has "
+        "run here); peak memory unknown"
+    )
+
+
+def test_dry_run_prints_the_prediction(tmp_path, capsys):
+    path = tmp_path / "jobs.json"
+    path.write_text(json.dumps({"jobs": [{"prompt": "x"}, {"prompt": "y", "preset": "lossless"}]}))
+    command = ["render", str(path), "--out", str(tmp_path / "out"), "--dry-run"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("predicted time unknown, ~0.0") == 2
+    assert "peak memory ~0.0" in printed.err
+    assert main([*command, "--progress", "json"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        predicted = json.loads(line)["predicted"]
+        assert predicted["seconds"] is None and predicted["peak_bytes"] > 2**24
