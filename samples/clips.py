@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -30,7 +31,15 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "grey": (0.50, 0.50, 0.50),
 }
 SHAPES = ("circle", "square", "triangle", "star")
-PATTERNS = ("striped", "checkered", "dotted", "cloudy")
+# Textures: shortest and longest period (pixels), spread of the waves' directions (half turns).
+FIELDS = {
+    "striped": (15.0, 21.0, 0.2),
+    "mottled": (16.0, 24.0, 1.0),
+    "dotted": (15.0, 22.0, 1.0),
+    "cloudy": (14.0, 40.0, 1.0),
+}
+PATTERNS = tuple(FIELDS)
+WAVES = 16  # of one field
 
 
 @dataclass(frozen=True)
@@ -86,29 +95,31 @@ class Clip:
     caption: str
 
 
+@lru_cache(maxsize=64)
+def _waves(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+    """Wave vectors [2, N] (radians per pixel) and phases [N] of a layer's random field."""
+    rng = np.random.default_rng([int(2**32 * p) for p in layer.phase])
+    low, high, spread = FIELDS[layer.pattern]
+    period = rng.uniform(low, high, WAVES)
+    angle = math.pi * layer.phase[1] + spread * math.pi * rng.uniform(-0.5, 0.5, WAVES)
+    vectors = 2 * math.pi / period * np.stack([np.cos(angle), np.sin(angle)])
+    return vectors.astype(np.float32), rng.uniform(0, 2 * math.pi, WAVES).astype(np.float32)
+
+
 def _texture(layer: Layer, u: np.ndarray) -> np.ndarray:
-    """Brightness in 0..1 at canonical points ``[..., 2]``; smooth, periods of 18 to 30 px."""
-    a, b, c = layer.phase
-    x, y = u[..., 0], u[..., 1]
-    period = 18.0 + 12.0 * a
-    angle = math.pi * b
-    r = math.cos(angle) * x + math.sin(angle) * y
-    q = -math.sin(angle) * x + math.cos(angle) * y
-    w = 2 * math.pi / period
-    if layer.pattern == "striped":
-        return 0.5 + 0.5 * np.tanh(2.0 * np.sin(w * r)) * (
-            0.85 + 0.15 * np.sin(0.5 * w * q + 6 * c)
-        )
-    if layer.pattern == "checkered":
-        return 0.5 + 0.5 * np.tanh(3.0 * np.sin(w * r) * np.sin(w * q))
+    """Brightness in 0..1 at canonical points ``[..., 2]``.
+
+    A random field of unit variance with periods of 14 to 40 px, through a curve. What a field looks
+    like at one place says nothing of another some periods away, as in most natural textures, so a
+    small model can draw it.
+    """
+    vectors, phases = _waves(layer)
+    field = np.cos(u.astype(np.float32) @ vectors + phases).sum(-1) * (2 / WAVES) ** 0.5
+    if layer.pattern == "cloudy":
+        return 0.5 + 0.22 * field
     if layer.pattern == "dotted":
-        return 1.0 / (1.0 + np.exp(-5.0 * (np.cos(w * r) + np.cos(w * q) - 0.8)))
-    v = (
-        np.sin(0.7 * w * r + 6 * c)
-        + np.sin(0.55 * w * q + 9 * a)
-        + np.sin(0.45 * w * (x + y) + 5 * b)
-    )
-    return 0.5 + v / 6.0
+        return 1.0 / (1.0 + np.exp(-5.0 * (field - 0.8)))
+    return 0.5 + 0.5 * np.tanh(2.0 * field)
 
 
 def _distance(shape: str, size: float, u: np.ndarray) -> np.ndarray:

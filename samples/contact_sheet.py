@@ -28,7 +28,7 @@ ROWS = [
     ("a red circle on a striped blue background", {"camera": {"pan": [-2.0, 0.0]}}),
     ("a yellow star on a dotted purple background", {"camera": {"zoom": 1.025}}),
     ("a yellow star on a dotted purple background", {"camera": {"zoom": 0.975}}),
-    ("a white square on a checkered green background", {"camera": {"roll": 3.0}}),
+    ("a white square on a mottled green background", {"camera": {"roll": 3.0}}),
     ("an orange triangle on a cloudy grey background", {"camera": {"pan": [0.0, 2.0]}}),
     (
         "a blue square on a dotted orange background",

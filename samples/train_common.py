@@ -20,7 +20,7 @@ class Settings:
     """What is trained and for how long; ``seed`` fixes data, weights and batches."""
 
     seed: int = 7
-    clips: int = 9000
+    clips: int = 18000
     vae_clips: int = 2000
     vae_steps: int = 3500
     vae_lr: float = 2e-3

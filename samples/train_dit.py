@@ -36,7 +36,7 @@ from accel.kernels.warp import warp_noise
 LONG_PROMPT = 512  # WanPipeline's default padding; some batches train with it so that both work
 
 
-def make_clip(task: tuple[int, Settings]) -> tuple[Tensor, Tensor, str]:
+def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray, np.ndarray, str]:
     """Latents and warped noise [12, 5, 16, 16] fp16 and caption of one clip."""
     index, s = task
     torch.set_num_threads(1)
@@ -50,7 +50,7 @@ def make_clip(task: tuple[int, Settings]) -> tuple[Tensor, Tensor, str]:
     )
     # One frame per latent frame; the mean over n x n times n keeps unit variance.
     pooled = avg_pool2d(noise[::TEMPORAL], SPATIAL) * SPATIAL
-    return latents.half(), pooled.transpose(0, 1).half(), clip.caption
+    return latents.half().numpy(), pooled.transpose(0, 1).half().numpy(), clip.caption
 
 
 def make_data(s: Settings) -> dict[str, Any]:
@@ -62,7 +62,10 @@ def make_data(s: Settings) -> dict[str, Any]:
             made = list(tqdm(pool.imap(make_clip, tasks, 16), "encoding clips", s.clips))
         latents, noise, captions = zip(*made, strict=True)
         save_state(
-            path, latents=torch.stack(latents), noise=torch.stack(noise), captions=list(captions)
+            path,
+            latents=torch.from_numpy(np.stack(latents)),
+            noise=torch.from_numpy(np.stack(noise)),
+            captions=list(captions),
         )
     return torch.load(path)
 

@@ -19,7 +19,7 @@ from accel.kernels.dispatch import ATTENTION, resolve
 from accel.pipelines.load import load
 from accel.report import site_report
 
-SHORT = "a white square and a green triangle on a checkered grey background"
+SHORT = "a white square and a green triangle on a mottled grey background"
 LONG = " and ".join(
     f"a {colour} {shape} on a {texture} {ground} background"
     for colour, ground in (("red", "blue"), ("yellow", "purple"), ("white", "green"))

@@ -43,7 +43,7 @@ from accel.rehash.measurement import Measurement
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
 SHAPES = ("circle", "square", "triangle", "star")
-PATTERNS = ("striped", "checkered", "dotted", "cloudy")
+PATTERNS = ("striped", "mottled", "dotted", "cloudy")
 MEASURED_ON, ASKED = 8, (24.0, 28.0, 32.0, 36.0, 40.0)
 LIMIT = 1.85
 ASKED_FOR = "asked for"
