@@ -58,7 +58,7 @@ def test_resumed_run_is_byte_identical(scheduler, at, pipe, tmp_path, monkeypatc
     assert np.array_equal(result.frames, expected)
     assert again.resumed_from == at and len(calls) == 2 * (4 - at)  # cond and uncond
     ran = [[site.steps for site in r.report.sites] for r in (result, whole)]
-    assert ran[0] == ran[1] and ran[0][0] == [[4, "int8"]]
+    assert ran[0] == ran[1] and ran[0][0] == [[1, "int8"], [3, "int4"]]
     assert "forward" not in vars(pipe.transformer)
 
 
