@@ -181,12 +181,12 @@ class Rules:
         """Whether a convolution's kernel is one pixel wide along ``dim`` of [N, C, ...]."""
         if call.name not in ("conv1d", "conv2d", "conv3d") or call.kwargs or dim < 2:
             return False
-        _, weight, _, *steps = (*call.args, None)[:5]  # stride, padding
+        _, weight, _, stride, padding = (*call.args, None, None, None)[:5]
 
         def along(x: Any, default: int) -> Any:
             return default if x is None else x[dim - 2] if isinstance(x, (tuple, list)) else x
 
-        kernel, (stride, padding) = self.values[weight.index].dims[dim], (*steps, None, None)[:2]
+        kernel = self.values[weight.index].dims[dim]
         return (kernel, along(stride, 1), along(padding, 0)) == (1, 1, 0)
 
     def crosses(self, call: Call) -> bool:
