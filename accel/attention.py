@@ -33,6 +33,9 @@ from accel.state import RunState
 # ------------------------------------------------------------------------------------------- State
 
 
+Now = tuple[int, int | None]  # number of the run, 0-based step where it is known
+
+
 @dataclass
 class Record:
     """What happened at one site, over all runs since patching.
@@ -55,8 +58,9 @@ class Record:
     steps: list[str] = field(default_factory=list)
     steps_run: int = -1
 
-    def at(self, run: int, step: int | None, precision: str) -> None:
-        """A call gave its result in ``precision`` at 0-based ``step`` of ``run``."""
+    def at(self, now: Now, precision: str) -> None:
+        """A call gave its result in ``precision``."""
+        run, step = now
         if run != self.steps_run:
             self.steps_run, self.steps = run, []
         if step is None:
@@ -93,11 +97,11 @@ class Site:
 
     def keep(self, reason: str) -> None:
         """Count a call left at full precision."""
-        self.record.kept[reason] += 1
-        self._ran("full")
+        self._keep(reason, (self.state.refresh(), self.state.step))
 
-    def _ran(self, precision: str) -> None:
-        self.record.at(self.state.refresh(), self.state.step, precision)
+    def _keep(self, reason: str, now: Now) -> None:
+        self.record.kept[reason] += 1
+        self.record.at(now, "full")
 
     def attend(self, *arguments: Any) -> Tensor:
         """Attention of one call (see ``Call``) as the plan wants it at this step."""
@@ -106,20 +110,20 @@ class Site:
             reason = "not inside an attention module accel knows"
         else:
             reason = call.why_full(config)
+        now = run, step = self.state.refresh(), self.state.step
         if reason or config is None:
-            self.keep(reason)
+            self._keep(reason, now)
             return call.full()
-        run = self.state.refresh()
-        precision = policy.precision_at(config, self.name, self.state.step, self.state.steps)
-        if precision == "full" or self.demoted_run == run:
-            if precision == "full":
-                self.keep("full precision by plan")
-                return call.full()
-            return self._rescue(call, f"demoted: {self.demoted_why}", self.record.kept)
-        return self._quantized(call, config, precision, run)
+        precision = policy.precision_at(config, self.name, step, self.state.steps)
+        if precision == "full":
+            self._keep("full precision by plan", now)
+            return call.full()
+        if self.demoted_run == run:
+            return self._rescue(call, f"demoted: {self.demoted_why}", self.record.kept, now)
+        return self._quantized(call, config, precision, now)
 
-    def _quantized(self, call: Call, config: AttentionConfig, precision: str, run: int) -> Tensor:
-        record, query = self.record, call.query
+    def _quantized(self, call: Call, config: AttentionConfig, precision: str, now: Now) -> Tensor:
+        record, query, run = self.record, call.query, now[0]
         start = time.perf_counter()
         impl = resolve(ATTENTION, config.impl, query.device)
         if config.impl == "auto":
@@ -133,7 +137,7 @@ class Site:
         )  # fmt: skip
         record.seconds += time.perf_counter() - start
         if not finite(out):
-            return self._demote(call, "result not finite", run)
+            return self._demote(call, "result not finite", now)
         if self.checked_run != run:
             self.checked_run, self.checked = run, set()
         if precision not in self.checked:
@@ -145,9 +149,9 @@ class Site:
                 error = self._check(call, out, config.check_rows)
                 if not error <= config.max_error:
                     why = f"{precision} has error {error:.2f} on sampled rows, over the limit of "
-                    return self._demote(call, f"{why}{config.max_error}", run)
+                    return self._demote(call, f"{why}{config.max_error}", now)
         record.ran[(precision, impl)] += 1
-        self._ran(precision)
+        record.at(now, precision)
         return out
 
     def _check(self, call: Call, out: Tensor, rows: int) -> float:
@@ -159,14 +163,14 @@ class Site:
         record.cosine = cosine if record.cosine is None else min(record.cosine, cosine)
         return error
 
-    def _demote(self, call: Call, why: str, run: int) -> Tensor:
-        """Compute again at full precision, and keep the site there for the rest of ``run``."""
-        self.demoted_run, self.demoted_why = run, why
-        return self._rescue(call, why, self.record.recomputed)
+    def _demote(self, call: Call, why: str, now: Now) -> Tensor:
+        """Compute again at full precision, and keep the site there for the rest of the run."""
+        self.demoted_run, self.demoted_why = now[0], why
+        return self._rescue(call, why, self.record.recomputed, now)
 
-    def _rescue(self, call: Call, why: str, counter: Counter[str]) -> Tensor:
+    def _rescue(self, call: Call, why: str, counter: Counter[str], now: Now) -> Tensor:
         out, how = call.rescued()
-        self._ran("full")
+        self.record.at(now, "full")
         counter[f"{why}; computed {how}" if how else why] += 1
         return out
 

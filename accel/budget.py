@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from accel.config import RehashConfig, SlicingConfig
-from accel.memory import MOST, STRIPS, Peaks, parse_bytes, simulate
+from accel.memory import MOST, STRIPS, Peaks, kept_bytes, parse_bytes, simulate
 from accel.models import BATCHED, INPUTS, Family, Part, Video, size_of
 from accel.plan import Plan
 from accel.sites import denoisers
@@ -77,7 +77,8 @@ def _slicing(
 ) -> SlicingConfig | None:
     budget = parse_bytes(memory)
     video = _video(job)
-    peaks = simulate(family(pipe), video)
+    classes = family(pipe)
+    peaks = simulate(classes, video)
     loaded = _loaded(pipe)
     beside = peaks.vae_weights if loaded is None else loaded
     decoding = beside + _decode_peak(peaks, pipe.vae)
@@ -85,7 +86,7 @@ def _slicing(
     if min(decoding, strips) > budget:
         raise ValueError(_too_much("decoding", min(decoding, strips), budget, _help(pipe, peaks)))
     weights = peaks.denoiser_weights if loaded is None else loaded
-    weights += 0 if rehash is None else _kept(pipe, peaks)
+    weights += 0 if rehash is None else kept_bytes(peaks.rehash, rehash, classes)
     fits = [n for n, size in peaks.denoise.items() if size + weights <= budget]
     if not fits:
         least = weights + min(peaks.denoise.values())
@@ -94,13 +95,6 @@ def _slicing(
         raise ValueError(_too_much(what, least, budget, help_))
     slices = min(fits) if decoding <= budget else max(MOST, min(fits))
     return SlicingConfig(slices, 1) if slices > 1 else None
-
-
-def _kept(pipe: Any, peaks: Peaks) -> int:
-    """Bytes that a measured schedule keeps, for all branches of guidance."""
-    name = type(next(iter(denoisers(pipe).values()))).__name__
-    branches = 1 if BATCHED.get(name, 1) > 1 else 2
-    return branches * peaks.rehash["output, measured"]
 
 
 def family(pipe: Any) -> Family:

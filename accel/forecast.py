@@ -14,13 +14,12 @@ from accel.memory import (
     decoder_input,
     denoise_peak,
     denoiser_call,
+    kept_bytes,
     rehash_bytes,
 )
 from accel.models import Family, Video, size_of
 from accel.seam import Undo, unwind
 from accel.slicing import Programs, apply_strips
-
-_FP8 = 1  # bytes of a value that step rehash keeps in 8 bits
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def forecast(
     denoiser, kwargs = denoiser_call(family, video)
     denoise = denoise_peak(denoiser, kwargs, slicing, Programs())
     if rehash is not None:
-        denoise += _kept(rehash_bytes(denoiser, kwargs), rehash, family)
+        denoise += kept_bytes(rehash_bytes(denoiser, kwargs), rehash, family)
     vae, undo = family.vae.build(), list[Undo]()
     try:
         if slicing is not None:
@@ -58,11 +57,3 @@ def forecast(
     finally:
         unwind(undo)
     return Forecast(family.denoiser.weights() + size_of(vae), denoise, decode)
-
-
-def _kept(levels: dict[str, int], rehash: RehashConfig, family: Family) -> int:
-    """Bytes on the device for both branches of guidance, one call each or both in one."""
-    calls = 2 // family.batch
-    share = {"native": 1.0, "fp8": _FP8 / family.denoiser.dtype.itemsize, "cpu": 0.0}
-    level = "output, measured" if rehash.multistep else rehash.level
-    return int(calls * levels.get(level, 0) * share[rehash.store])

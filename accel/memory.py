@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from accel.config import SlicingConfig
+from accel.config import RehashConfig, SlicingConfig
 from accel.models import FRAMEWISE, INPUTS, Family, Video, latent_shape, meta, size_of
 from accel.seam import Undo, unwind
 from accel.slicing import Programs, apply, apply_strips
@@ -200,6 +200,16 @@ def rehash_bytes(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
     size = sum(x.nbytes for x in outputs)
     levels = {"output": 2 * size, "output, measured": 3 * size}
     return {**levels, "features": sum(x.nbytes for x in kept)} if kept else levels
+
+
+def kept_bytes(levels: dict[str, int], rehash: RehashConfig, family: Family) -> int:
+    """Bytes that ``rehash`` keeps on the denoiser's device for both branches of guidance, one call
+    each or both in one. ``levels``: see ``rehash_bytes``.
+    """
+    calls = 2 // family.batch
+    share = {"native": 1.0, "fp8": 1 / family.denoiser.dtype.itemsize, "cpu": 0.0}
+    level = "output, measured" if rehash.multistep else rehash.level
+    return int(calls * levels.get(level, 0) * share[rehash.store])
 
 
 def denoise_peak(

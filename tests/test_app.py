@@ -20,6 +20,14 @@ from accel.pipelines.video import write_video
 pytest.importorskip("gradio", reason="gradio is not installed (pip install 'accel-diffusion[ui]')")
 browsing = pytest.mark.skipif(bool(missing()), reason=missing())
 
+# Menus whose text reaches under their arrow.
+UNDER_ARROW = """[...document.querySelectorAll('input[role=combobox]')].filter((e) => {
+  const arrow = e.parentElement.querySelector('.dropdown-arrow');
+  if (!e.offsetParent || !arrow) return false;
+  const end = e.getBoundingClientRect().right - parseFloat(getComputedStyle(e).paddingRight);
+  return end > arrow.getBoundingClientRect().left;
+}).map((e) => e.ariaLabel)"""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -202,6 +210,7 @@ def test_narrow_screen(browser: Any, address: str, scheme: str) -> None:
         for name in ("Motion", "Compare", "Queue and gallery", "Plan", "Generate"):
             tab(page, name)
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+            assert page.evaluate(UNDER_ARROW) == [], name
         light, dark = (
             "rgb(255, 255, 255)",
             page.evaluate("getComputedStyle(document.body).getPropertyValue('background-color')"),

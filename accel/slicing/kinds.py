@@ -9,7 +9,8 @@ def _words(text: str) -> frozenset[str]:
 
 ELEMENTWISE = _words("""
     add sub mul div true_divide neg pow exp log log1p expm1 sqrt rsqrt sin cos tanh sigmoid silu
-    gelu relu relu6 leaky_relu elu softplus mish hardswish clamp clip abs square reciprocal where
+    gelu relu relu6 leaky_relu elu softplus mish hardswish clamp clamp_min clamp_max clip abs square
+    reciprocal where trunc frac addcdiv round_ clamp_min_ clamp_max_
     to type float half bfloat16 double type_as clone contiguous dropout masked_fill nan_to_num
     eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not bool
     minimum maximum addcmul lerp erf round floor ceil sign fmod remainder detach rsub int long

@@ -67,8 +67,7 @@ class Rules:
         found = self._rule(call, sloped, results)
         if found is None or set(found.axes) != set(results):
             return None
-        sliced = [n for n in sloped if n not in found.whole]
-        if any(n not in self.axes for n in sliced):
+        if any(n not in self.axes and n not in found.whole for n in sloped):
             return None
         return found if all(self.set_axis(n, a) for n, a in found.axes.items()) else None
 
@@ -182,13 +181,12 @@ class Rules:
         """Whether a convolution's kernel is one pixel wide along ``dim`` of [N, C, ...]."""
         if call.name not in ("conv1d", "conv2d", "conv3d") or call.kwargs or dim < 2:
             return False
-        _, weight, _, *steps = (*call.args, None)[:5]  # stride, padding
+        _, weight, _, stride, padding = (*call.args, None, None, None)[:5]
 
         def along(x: Any, default: int) -> Any:
             return default if x is None else x[dim - 2] if isinstance(x, (tuple, list)) else x
 
         kernel = self.values[weight.index].dims[dim]
-        stride, padding = (*steps, None, None)[:2]
         return (kernel, along(stride, 1), along(padding, 0)) == (1, 1, 0)
 
     def crosses(self, call: Call) -> bool:

@@ -91,40 +91,6 @@ class _Strips:
 
 
 class Block(_Strips):
-    """Stands in for the forward of a block ``(x, feat_cache, feat_idx)``, x [B, C, T, H, W].
-    ``halo``, ``scale``: see ``BLOCKS``.
-    """
-
-    def __init__(self, *args: Any, halo: int, scale: int) -> None:
-        super().__init__(*args)
-        self._halo, self._scale = halo, scale
-
-    def __call__(self, x: Tensor, feat_cache: Any = None, feat_idx: Any = None) -> Tensor:
-        feat_idx = [0] if feat_idx is None else feat_idx
-        if (strips := self._count(x)) < 2:
-            return self.forward(x, feat_cache, feat_idx)
-        height, scale, first = x.shape[-2], self._scale, feat_idx[0]
-        out: Tensor | None = None
-        caches: dict[int, Any] = {}  # for the next frames
-        index = [first]
-        for start, stop, low, high in rows(height, strips, self._halo):
-            index = [first]
-            mine = None if feat_cache is None else [_cut(c, low, high) for c in feat_cache]
-            y = self.forward(x[..., low:high, :], mine, index)
-            kept = y[..., (start - low) * scale : (stop - low) * scale, :]
-            out = _keep(out, kept, start * scale, height * scale)
-            for i in range(first, index[0]):
-                new = mine[i]  # type: ignore[index]
-                if isinstance(new, Tensor):
-                    new = _keep(caches.get(i), _cut(new, start - low, stop - low), start, height)
-                caches[i] = new
-        for i, cache in caches.items():
-            feat_cache[i] = cache
-        feat_idx[0] = index[0]
-        return out  # type: ignore[return-value]
-
-
-class Plain(_Strips):
     """Stands in for the forward of a block without caches, x [B, C, T, H, W]; what else it is given
     has no rows. ``halo``, ``scale``: see ``BLOCKS``.
     """
@@ -136,13 +102,49 @@ class Plain(_Strips):
     def __call__(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
         if (strips := self._count(x)) < 2:
             return self.forward(x, *rest, **named)
+        return self._joined(
+            x, strips, lambda _, low, high: self.forward(x[..., low:high, :], *rest, **named)
+        )
+
+    def _joined(self, x: Tensor, strips: int, strip: Callable[..., Tensor]) -> Tensor:
+        """The rows that are kept of every ``strip((start, stop), low, high)``."""
         height, scale = x.shape[-2], self._scale
         out: Tensor | None = None
         for start, stop, low, high in rows(height, strips, self._halo):
-            y = self.forward(x[..., low:high, :], *rest, **named)
-            kept = y[..., (start - low) * scale : (stop - low) * scale, :]
+            y = strip((start, stop), low, high)
+            kept = _cut(y, (start - low) * scale, (stop - low) * scale)
             out = _keep(out, kept, start * scale, height * scale)
         return out  # type: ignore[return-value]
+
+
+class CachedBlock(Block):
+    """Stands in for the forward of a block ``(x, feat_cache, feat_idx)``."""
+
+    def __call__(self, x: Tensor, feat_cache: Any = None, feat_idx: Any = None) -> Tensor:
+        feat_idx = [0] if feat_idx is None else feat_idx
+        if (strips := self._count(x)) < 2:
+            return self.forward(x, feat_cache, feat_idx)
+        height, first = x.shape[-2], feat_idx[0]
+        caches: dict[int, Any] = {}  # for the next frames
+        index = [first]
+
+        def strip(inner: tuple[int, int], low: int, high: int) -> Tensor:
+            start, stop = inner
+            index[0] = first
+            mine = None if feat_cache is None else [_cut(c, low, high) for c in feat_cache]
+            y = self.forward(x[..., low:high, :], mine, index)
+            for i in range(first, index[0]):
+                new = mine[i]  # type: ignore[index]
+                if isinstance(new, Tensor):
+                    new = _keep(caches.get(i), _cut(new, start - low, stop - low), start, height)
+                caches[i] = new
+            return y
+
+        out = self._joined(x, strips, strip)
+        for i, cache in caches.items():
+            feat_cache[i] = cache
+        feat_idx[0] = index[0]
+        return out
 
 
 class Through:
@@ -217,7 +219,7 @@ def _shape(part: nn.Module) -> tuple[int, int] | None:
 def _block(
     name: str, config: SlicingConfig, record: Record, shape: tuple[int, int]
 ) -> Callable[[Callable[..., Any]], Any]:
-    kind = Block if name.startswith(CACHED) else Plain
+    kind = CachedBlock if name.startswith(CACHED) else Block
     halo, scale = shape
     return lambda forward: kind(forward, config, record, halo=halo, scale=scale)
 
@@ -227,7 +229,6 @@ def _put_head(
 ) -> None:
     norm, activation = (getattr(decoder, name) for name in names)
     first, second = (getattr(*innermost(m)) for m in (norm, activation))
-
     last = type(norm).__name__ == "RMSNorm"  # takes channels last
 
     def before(x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
 import accel
 from accel.cli import main
-from accel.memory import Tracker, activation_peak, parse_bytes, simulate
+from accel.config import RehashConfig
+from accel.memory import Tracker, activation_peak, kept_bytes, parse_bytes, simulate
 from accel.models import BUILT_IN, Family, Part, Video, find
 from accel.pipelines.load import load
 
@@ -100,6 +101,21 @@ def test_every_built_in_model_takes_less_when_sliced(name):
     assert peaks.denoise[8] < 0.6 * peaks.denoise[1]
     assert peaks.denoiser_weights > 10**8
     assert 0 < peaks.rehash["output"] < peaks.rehash["features"] < peaks.denoise[8]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "kept"),
+    [
+        ("wan-1.3b", {}, 2 * 20),
+        ("wan-1.3b", {"level": "features"}, 2 * 70),
+        ("wan-1.3b", {"store": "fp8"}, 2 * 10),  # of bf16
+        ("wan-1.3b", {"store": "cpu"}, 0),
+        ("cogvideox-5b", {}, 20),  # both branches of guidance in one call
+    ],
+)
+def test_what_step_rehash_keeps_is_counted_as_it_is_stored(name, asked, kept):
+    levels = {"output": 20, "output, measured": 30, "features": 70}
+    assert kept_bytes(levels, RehashConfig(**asked), BUILT_IN[name]) == kept
 
 
 def test_the_fewest_slices_that_fit_are_chosen():

@@ -57,7 +57,7 @@ def test_unets_are_equal_to_rounding_in_fp32(family):
     plain = forward(module, inputs)
     with accel.patched(module, plan=plan(8)):
         out = forward(module, inputs)
-    # Roundings of some 20 layers with random weights; each block alone is held to 2e-7 below.
+    # Roundings of some 20 layers with random weights; a temporal block alone is held to 2e-7.
     assert float((out - plain).norm() / plain.norm()) <= 2e-6
 
 

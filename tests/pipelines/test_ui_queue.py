@@ -74,6 +74,33 @@ class Manual:
         self.outcomes.append(Outcome("done", sha256=sha256, sidecar=sidecar))
 
 
+class Two(Manual):
+    """An engine of two devices, whose tasks end when they are cancelled."""
+
+    slots = 2
+
+    def __init__(self, out: Path, emit: Emit) -> None:
+        super().__init__(out, emit)
+        self.at: dict[int, str] = {}
+        self.asked: list[int] = []
+
+    def submit(self, slot: int, task: Task) -> None:
+        assert slot not in self.at
+        self.at[slot] = task.name
+        super().submit(slot, task)
+
+    def wait(self, seconds: float) -> list[tuple[int, Outcome]]:
+        time.sleep(0.005)
+        ended = list(self.at) if self.stopped else [slot for slot in self.asked if slot in self.at]
+        for slot in ended:
+            del self.at[slot]
+        self.asked = []
+        return [(slot, Outcome("stopped")) for slot in ended]
+
+    def cancel(self, slot: int) -> None:
+        self.asked.append(slot)
+
+
 def until(condition: Callable[[], Any]) -> Any:
     for _ in range(4000):
         if found := condition():
@@ -275,3 +302,25 @@ def test_prompts_and_names_are_escaped(opened: Any) -> None:
     for page in (*pages, view.gallery(studio), view.latest(studio)):
         assert "<script" not in page and '"onerror' not in page
     assert Job(bad).file_name.isascii() and "/" not in Job(bad).file_name
+
+
+def test_every_device_renders_and_a_stop_reaches_the_right_one(tmp_path: Path) -> None:
+    engines: list[Two] = []
+
+    def make(out: Path, emit: Emit) -> Two:
+        engines.append(Two(out, emit))
+        return engines[0]
+
+    studio = Studio(tmp_path / "out", make_engine=make)
+    studio.start()
+    try:
+        first, second, third = submit(studio, 1, 2, 3)
+        until(lambda: len(engines[0].at) == 2)
+        assert engines[0].at == {0: first, 1: second}
+        shown = view.now(studio)
+        assert shown.count("<progress") == 2 and first in shown and second in shown
+        studio.act("stop", second)
+        until(lambda: engines[0].at == {0: first, 1: third})
+        assert states(studio) == {first: "running", third: "running", second: "stopped"}
+    finally:
+        studio.close()
