@@ -22,10 +22,10 @@ class Settings:
     seed: int = 7
     clips: int = 18000
     vae_clips: int = 2000
-    vae_steps: int = 3500
+    vae_steps: int = 4500
     vae_lr: float = 2e-3
     vae_noise: float = 0.05
-    dit_steps: int = 9400
+    dit_steps: int = 17000
     dit_batch: int = 16
     dit_lr: float = 1e-3
     ema: float = 0.996
