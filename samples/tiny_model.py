@@ -63,8 +63,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_text_encoder(vocabulary: int) -> UMT5EncoderModel:
-    """Two T5 layers of width 128; trained together with the transformer."""
-    return UMT5EncoderModel(
+    """Two T5 layers of width 128; trained together with the transformer.
+
+    Heads begin by position alone: at the next word, the one before, two on and two back. T5 does
+    not scale its logits, so from its own start attention settles on single words wherever they
+    stand, and which colour belongs to which thing is never learned.
+    """
+    encoder = UMT5EncoderModel(
         UMT5Config(
             vocab_size=vocabulary,
             d_model=TEXT_WIDTH,
@@ -77,6 +82,15 @@ def build_text_encoder(vocabulary: int) -> UMT5EncoderModel:
             dropout_rate=0.0,
         )
     )
+    after = UMT5Config().relative_attention_num_buckets // 2  # buckets of the words that follow
+    with torch.no_grad():
+        for block in encoder.encoder.block:
+            attention = block.layer[0].SelfAttention
+            attention.q.weight.mul_(0.03)
+            attention.relative_attention_bias.weight.zero_()
+            for head, bucket in enumerate((after + 1, 1, after + 2, 2)):
+                attention.relative_attention_bias.weight[bucket, head] = 4.0
+    return encoder
 
 
 def build_transformer() -> WanTransformer3DModel:
