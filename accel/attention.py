@@ -187,11 +187,11 @@ def _site_op(
     is_causal: bool,
     scale: float | None,
     enable_gqa: bool,
-    number: int,
+    label: Tensor,
 ) -> Tensor:
     """A site's call inside a compiled graph; eager code calls ``Site.attend`` itself."""
     arguments = (query, key, value, attn_mask, is_causal, scale, enable_gqa)
-    site: Site | None = seam.caller(number)
+    site: Site | None = seam.caller(int(label))
     # A graph can outlive its patch; then there is no site any more.
     out = Call(*arguments).full() if site is None else site.attend(*arguments)
     # An op's result must be contiguous and must not alias an input.
@@ -207,7 +207,7 @@ def _(
     is_causal: bool,
     scale: float | None,
     enable_gqa: bool,
-    number: int,
+    label: Tensor,
 ) -> Tensor:
     return query.new_empty(*query.shape[:-1], value.shape[-1])
 

@@ -12,7 +12,7 @@ from accel.attention import Site
 from accel.rehash import RehashState
 from accel.slicing import Record
 
-UNSEEN = "not called, or only under torch.compile, where blocks run on all tokens at once"
+UNSEEN = "not called, or only under torch.compile, where this part runs on all tokens at once"
 
 
 @dataclass(frozen=True)

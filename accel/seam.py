@@ -9,7 +9,9 @@ traces under ``torch.compile(fullgraph=True)``: a site's call is one opaque op
 recompile.
 
 Sites are followed per thread in eager code. Code under ``torch.compile`` uses one plain variable
-instead, which Dynamo folds into the graph.
+instead, which Dynamo folds into the graph. There a site is named by a tensor that its module
+carries: a tensor is an input of the graph where a number would be part of it, so the equal blocks
+of a model share one graph (``compile_repeated_blocks``) instead of compiling each.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Undo = Callable[[], None]
 
@@ -45,7 +48,9 @@ _numbers = itertools.count()
 _callers: dict[int, Any] = {}
 _of_module: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 _by_thread: dict[int, int] = {}
-_traced = [-1]
+_traced: list[Tensor | None] = [None]
+LABEL = "_accel_site"  # attribute of a module with a site: its number, int64 [] on the CPU
+_key: int | None = None
 _seam: Seam | None = None
 _users = 0
 _lock = threading.Lock()
@@ -58,9 +63,6 @@ def caller(number: int) -> Any:
 
 def _enter(number: int) -> int:
     """Make ``number`` the calling site of this thread; returns the one before."""
-    if torch.compiler.is_compiling():
-        before, _traced[0] = _traced[0], number
-        return before
     thread = threading.get_ident()
     before = _by_thread.get(thread, -1)
     if number < 0:
@@ -70,10 +72,14 @@ def _enter(number: int) -> int:
     return before
 
 
+def _trace(label: Tensor | None) -> Tensor | None:
+    """The same for the code that is being compiled."""
+    before, _traced[0] = _traced[0], label
+    return before
+
+
 def _current() -> int:
-    if torch.compiler.is_compiling():
-        return _traced[0]
-    return _by_thread.get(threading.get_ident(), _traced[0])
+    return _by_thread.get(threading.get_ident(), -1)
 
 
 def unwind(undo: list[Undo]) -> None:
@@ -88,23 +94,31 @@ def hook(module: nn.Module, site: Caller, undo: list[Undo]) -> None:
     """
     number = next(_numbers)
     stack: list[int] = []
+    traced: list[Tensor | None] = []
     _callers[number] = site
     _of_module[module] = number
+    setattr(module, LABEL, torch.tensor(number))
     known = weakref.ref(module)  # what is undone must not keep a dropped pipeline alive
 
     def before(module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            traced.append(_trace(getattr(module, LABEL)))
+            return
         stack.append(_enter(number))
-        if not torch.compiler.is_compiling():
-            site.enter()
+        site.enter()
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        if stack:
+        if torch.compiler.is_compiling():
+            if traced:
+                _trace(traced.pop())
+        elif stack:
             _enter(stack.pop())
 
     handles = (
         module.register_forward_pre_hook(before),
         module.register_forward_hook(after, always_call=True),
     )
+    _share_key(module, handles[1])
 
     def remove() -> None:
         for handle in handles:
@@ -113,8 +127,24 @@ def hook(module: nn.Module, site: Caller, undo: list[Undo]) -> None:
         part = known()
         if part is not None and _of_module.get(part) == number:
             del _of_module[part]
+            delattr(part, LABEL)
 
     undo.append(remove)
+
+
+def _share_key(module: nn.Module, handle: RemovableHandle) -> None:
+    """Keep every site's hook under one key, that of the first. Torch looks a hook that is always
+    called up by its key, so under their own keys equal blocks would not share a compiled graph.
+    """
+    global _key
+    _key = handle.id if _key is None else _key
+    tables: tuple[dict[int, Any], ...] = (
+        module._forward_hooks,
+        module._forward_hooks_always_called,
+    )
+    for hooks in tables:
+        hooks[_key] = hooks.pop(handle.id)
+    handle.id = _key
 
 
 def has_site(module: nn.Module) -> bool:
@@ -133,8 +163,7 @@ def calling(module: nn.Module) -> Iterator[None]:
         return
     before = _enter(number)
     try:
-        if not torch.compiler.is_compiling():
-            _callers[number].enter()
+        _callers[number].enter()
         yield
     finally:
         _enter(before)
@@ -160,13 +189,13 @@ class Seam:
             enable_gqa: bool = False,
         ) -> Tensor:
             arguments = (query, key, value, attn_mask, is_causal, scale, enable_gqa)
-            number = _current() if self.alive else -1
             training = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-            plain = number < 0 or training or dropout_p > 0.0
+            plain = not self.alive or training or dropout_p > 0.0
             if torch.compiler.is_compiling():
-                if not plain:
-                    return torch.ops.accel.site_attention(*arguments, number)
-            elif (site := _callers.get(number)) is not None:
+                label = _traced[0]
+                if not plain and label is not None:
+                    return torch.ops.accel.site_attention(*arguments, label)
+            elif self.alive and (site := _callers.get(_current())) is not None:
                 if not plain:
                     return site.attend(*arguments)
                 site.keep("needs gradients" if training else "dropout")

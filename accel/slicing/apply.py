@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from accel import seam
 from accel.config import SlicingConfig
 from accel.seam import Undo
+from accel.slicing import compiled
 from accel.slicing.head import Norm, Projection, head, offloaded
 from accel.slicing.program import Program
 from accel.slicing.programs import Programs
@@ -67,6 +68,7 @@ class _Sliced:
         self.forward = forward
         self.record = Record()
         self.alive = True
+        self.label = compiled.label(self)
         self._block, self._config, self._programs = block, config, programs
         self._reusable = reusable
         self._names = inspect.signature(type(block).forward)
@@ -75,22 +77,48 @@ class _Sliced:
         if not self.alive:
             return self.forward(*args, **kwargs)
         if torch.compiler.is_compiling():
-            return self.forward(*args, **kwargs)
+            return compiled.call(self, args, kwargs, self.forward)
+        return self._call(args, kwargs, self._reusable())
+
+    def opaque(self, *args: Any, **kwargs: Any) -> Any:
+        """The call of a compiled graph, which keeps its arguments."""
+        return self._call(args, kwargs, frozenset(), "a compiled graph keeps its input")
+
+    def layout(self, args: Any, kwargs: Any) -> compiled.Layout | None:
+        """What a sliced call would return; None if it would run whole, which is noted."""
         arguments = self._bind(args, kwargs)
-        reason = self._why_whole(arguments)
-        if not reason:
-            try:
-                program = self._programs.find(self._block, arguments)
-                slices = self._slices(program)
-                self._check_hooks(program)
-                if slices > 1:
-                    del args, kwargs
-                    return self._run(program, arguments, slices)
-                reason = f"fewer than {2 * self._config.min_tokens} tokens"
-            except Underivable as error:
-                reason = str(error)
-        self.record.whole[reason] += 1
-        return self.forward(*args, **kwargs)
+        found = self._program(arguments)
+        if isinstance(found, str):
+            reason = found
+        elif (made := compiled.layout(found[0])) is None:
+            reason = "its result is no tuple of tensors"
+        else:
+            return made
+        self.record.whole[f"{reason}, when it was compiled"] += 1
+        return None
+
+    def _call(self, args: Any, kwargs: Any, in_place: frozenset[str], kept: str = "") -> Any:
+        arguments = self._bind(args, kwargs)
+        found = self._program(arguments)
+        if isinstance(found, str):
+            self.record.whole[found] += 1
+            return self.forward(*args, **kwargs)
+        del args, kwargs
+        return self._run(*found, arguments, in_place, kept)
+
+    def _program(self, arguments: Mapping[str, Any]) -> tuple[Program, int] | str:
+        """The program and its slices, or the reason why the block runs whole."""
+        if reason := self._why_whole(arguments):
+            return reason
+        try:
+            program = self._programs.find(self._block, arguments)
+            slices = self._slices(program)
+            self._check_hooks(program)
+        except Underivable as error:
+            return str(error)
+        if slices < 2:
+            return f"fewer than {2 * self._config.min_tokens} tokens"
+        return program, slices
 
     def _bind(self, args: Any, kwargs: Any) -> dict[str, Any]:
         bound = self._names.bind(self._block, *args, **kwargs)
@@ -123,8 +151,15 @@ class _Sliced:
             if offloaded(part):
                 raise Underivable(f"the weights of {path} are offloaded by themselves")
 
-    def _run(self, program: Program, arguments: dict[str, Any], slices: int) -> Any:
-        in_place, self.record.copied = self._reusable(), ""
+    def _run(
+        self,
+        program: Program,
+        slices: int,
+        arguments: dict[str, Any],
+        in_place: frozenset[str],
+        kept: str,
+    ) -> Any:
+        self.record.copied = ""
         hooks = getattr(getattr(self._block, "_diffusers_hook", None), "hooks", {})
         others = [
             name
@@ -136,7 +171,7 @@ class _Sliced:
         elif not program.overwrites:
             self.record.copied = "no input of the result's size"
         elif not in_place & set(program.overwrites.values()):
-            self.record.copied = "its input may be read again"
+            self.record.copied = kept or "its input may be read again"
         else:
             self.record.in_place += 1
         self.record.sliced[slices] += 1
