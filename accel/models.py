@@ -179,12 +179,14 @@ def scales(vae: Part) -> tuple[int, int]:
 def latent_shape(family: Family, video: Video) -> tuple[int, int, int, int, int]:
     """[batch, channels, frames, height, width] of the denoiser's latent.
 
-    Raises ValueError if the size is no multiple of a latent cell.
+    Raises ValueError if the size is no multiple of what one token covers.
     """
     space, time = scales(family.vae)
+    patch = family.denoiser.config.get("patch_size") or 1
+    multiple = space * (patch if isinstance(patch, int) else patch[-1])
     for name, pixels in (("width", video.width), ("height", video.height)):
-        if pixels < space or pixels % space:
-            raise ValueError(f"{name} must be a multiple of {space}, got {pixels}")
+        if pixels < multiple or pixels % multiple:
+            raise ValueError(f"{name} must be a multiple of {multiple}, got {pixels}")
     if video.frames < 1:
         raise ValueError(f"frames must be at least 1, got {video.frames}")
     channels = family.vae.config.get("z_dim", family.vae.config.get("latent_channels", 16))

@@ -25,7 +25,7 @@ class Settings:
     vae_steps: int = 4500
     vae_lr: float = 2e-3
     vae_noise: float = 0.05
-    dit_steps: int = 17000
+    dit_steps: int = 25000
     dit_batch: int = 16
     dit_lr: float = 1e-3
     ema: float = 0.996

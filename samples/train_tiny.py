@@ -2,9 +2,9 @@
 
 First the VAE, then text encoder and transformer together, one stage at a time or ``all``:
 
-    python samples/train_tiny.py vae      AutoencoderKLWan on short clips, 40 minutes
-    python samples/train_tiny.py data     latents, captions and warped noise, 10 minutes
-    python samples/train_tiny.py dit      WanTransformer3DModel and UMT5EncoderModel, 3 to 5 hours
+    python samples/train_tiny.py vae      AutoencoderKLWan on short clips, 50 minutes
+    python samples/train_tiny.py data     latents, captions and warped noise, 20 minutes
+    python samples/train_tiny.py dit      WanTransformer3DModel and UMT5EncoderModel, 5 hours
     python samples/train_tiny.py export   samples/tiny-wan as fp16 safetensors
 
 (Times on two cores.) Every stage is seeded, shows a progress bar, saves a checkpoint each 250
