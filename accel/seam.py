@@ -169,6 +169,17 @@ def calling(module: nn.Module) -> Iterator[None]:
         _enter(before)
 
 
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Attention calls inside are nobody's, also while something is compiled."""
+    before, label = _enter(-1), _trace(None)
+    try:
+        yield
+    finally:
+        _enter(before)
+        _trace(label)
+
+
 class Seam:
     """One replacement of torch's function: ``function`` stands in for ``original``. A dead one
     passes through, in case somebody else kept it.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import operator
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -110,7 +111,8 @@ def call(
     text = described((args, dict(kwargs)), tensors)
     if text is None or (any([x.requires_grad for x in tensors]) and torch.is_grad_enabled()):
         return otherwise(*args, **kwargs)
-    shapes = tuple([(tuple(x.shape), x.dtype) for x in tensors])
+    # Numbers, where a graph for many sizes has symbols: every size is compiled by itself.
+    shapes = tuple([(tuple([operator.index(n) for n in x.shape]), x.dtype) for x in tensors])
     found = _layout(hook.label, text, shapes)
     if found is None:
         return otherwise(*args, **kwargs)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from accel import seam
 from accel.slicing.groups import peak
 from accel.slicing.merge import merge
 from accel.slicing.program import Program, build
@@ -182,7 +183,8 @@ def _dry_run(block: nn.Module, arguments: Mapping[str, Any], more: Mapping[str, 
             return torch.empty(sizes, dtype=x.dtype, device="meta")
 
         meta[name] = tree_map(leaf, value)
-    return record(weightless(block), meta)
+    with seam.unseen():
+        return record(weightless(block), meta)
 
 
 def _attempt(

@@ -130,3 +130,21 @@ def test_inductor_sees_the_same_numbers(deep, fresh):
     with accel.patched(module, plan=plan(4)):
         out = forward(torch.compile(module, fullgraph=True), inputs)
     torch.testing.assert_close(out, plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["denoiser", "blocks"])
+def test_every_size_is_compiled_and_sliced(deep, fresh, how):
+    module, inputs = deep
+    sizes = [{**inputs, "hidden_states": torch.randn(1, 4, 3, 16, width)} for width in (16, 20, 24)]
+    plain = [forward(module, x) for x in sizes]
+    with accel.patched(module, plan=plan(4, AttentionConfig("int8"))) as handle:
+        graphs, called = Graphs(), module
+        if how == "blocks":
+            module.compile_repeated_blocks(fullgraph=True, backend=graphs)
+        else:
+            called = torch.compile(module, fullgraph=True, backend=graphs)
+        found = [forward(called, x) for x in sizes]
+        first = handle.report().blocks[0]
+    assert len(graphs.ops) == 3 and first.sliced == {4: 3} and not first.whole
+    for out, wanted in zip(found, plain, strict=True):
+        torch.testing.assert_close(out, wanted, atol=0.01, rtol=0.01)

@@ -60,9 +60,7 @@ def correlation(commanded: list[np.ndarray], measured: list[np.ndarray]) -> floa
     return float(np.corrcoef(np.concatenate(commanded), np.concatenate(measured))[0, 1])
 
 
-def measure(
-    flows: int, steps: int, guidance: float, *, progress: bool = True
-) -> dict[str, float]:
+def measure(flows: int, steps: int, guidance: float, *, progress: bool = True) -> dict[str, float]:
     """Correlation of commanded with measured motion: warped noise, ordinary noise, true clips."""
     pipe = load("tiny")
     commanded, found = [], {"warped": [], "unwarped": [], "ceiling": []}
