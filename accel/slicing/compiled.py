@@ -121,13 +121,16 @@ def call(
     return out[0] if kind == "tensor" else tuple([out.pop(0) if x else None for x in present])
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _layout(
     number: Tensor, text: str, shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...]
 ) -> Layout | None:
     """What the block returns sliced; None if it runs whole, and then its record says why."""
     hook = _hooks.get(int(number))
     return None if hook is None else hook.layout(*blank(text, shapes))
+
+
+# What torch.compiler.assume_constant_result does, which would load the compiler for everybody.
+_layout._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @torch.library.custom_op("accel::sliced_block", mutates_args=())
