@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from accel.config import Multistep, RehashConfig, Storage
-from accel.rehash.schedule import FEW, Rate, budget, forced, head, stretch, weights
+from accel.rehash.schedule import FEW, UNMEASURED, Rate, budget, forced, head, stretch, weights
 from accel.state import RunState
 
 E4M3_MAX = 448.0
@@ -159,6 +159,11 @@ class RehashState:
                 self.record.note(
                     f"{config.speedup:g}× asked; the steps that are always computed allow "
                     f"{steps / count:.2f}× in {steps} steps"
+                )
+            if steps / count > UNMEASURED:
+                self.record.note(
+                    f"{steps / count:.2f}× without a measurement: beyond {UNMEASURED:g}× a run of "
+                    f"{count} steps can be better; measure, or ask for less"
                 )
             self._rate = Rate(steps, count, self.order)
 

@@ -148,6 +148,15 @@ def test_heun_calls_twice_per_step(family, scheduler):
     assert report.steps == 19 and len(report.keys) == 10 and report.keys[-1] == 18
 
 
+@pytest.mark.parametrize(("speedup", "said"), [(1.9, False), (2.5, True)])
+def test_a_rule_without_measurement_names_its_limit(speedup, said):
+    pipe = Pipe("wan")
+    with accel.patched(pipe, plan=plan(speedup=speedup)) as handle:
+        pipe(20)
+        notes = handle.report().rehash.notes
+    assert any("without a measurement" in n for n in notes) == said
+
+
 def test_other_step_counts_and_a_second_job():
     pipe = Pipe("wan")
     handle = accel.patch(pipe, plan=plan(**FIXED))

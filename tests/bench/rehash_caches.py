@@ -151,7 +151,7 @@ def theirs(pipe: Any, job: Job, steps: int) -> list[Contender]:
             Contender("TaylorSeer lite", f"interval {n}", of_diffusers(lambda _, c=lite: c))
         )
         found.append(Contender("TaylorSeer", f"interval {n}", of_diffusers(lambda _, c=parts: c)))
-    for t, order in ((0.25, 1), (0.1, 1), (0.5, 1), (0.25, 0)):
+    for t, order in ((0.25, 1), (0.3, 1), (0.1, 1), (0.5, 1), (0.25, 0)):
         config = SeaCacheConfig(t, residual_order=order)
         on = of_diffusers(lambda _, c=config: c)
         found.append(Contender("SeaCache", f"threshold {t}, order {order}", on))
