@@ -103,7 +103,6 @@ class _Sliced:
         if isinstance(found, str):
             self.record.whole[found] += 1
             return self.forward(*args, **kwargs)
-        del args, kwargs
         return self._run(*found, arguments, in_place, kept)
 
     def _program(self, arguments: Mapping[str, Any]) -> tuple[Program, int] | str:

@@ -69,6 +69,7 @@ def test_sliced_in_one_graph(family, fresh):
     with accel.patched(module, plan=plan(4)) as handle:
         out = forward(torch.compile(module, backend=graphs, fullgraph=True), inputs)
         blocks = [b for b in handle.report().blocks if b.name != "head"]
+        assert "under torch.compile" in str(handle.report())  # the head
     assert blocks and all(b.sliced == {4: 1} and not b.whole for b in blocks)
     assert len(graphs.ops) == 1 and any("sliced_block" in op for op in graphs.ops[0])
     torch.testing.assert_close(out, eager, atol=0, rtol=2e-7)
