@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from accel.kernels import reference
+from accel.kernels import reference, shared_keys
 from accel.kernels.cpu import attention as cpu
 from accel.kernels.dispatch import ATTENTION, FULL, resolve, runs_as, why_not_worth
 from accel.kernels.gpu import support
@@ -221,14 +221,16 @@ def _gpu(
     if impl != "auto" and why:
         raise RuntimeError(f"precision {precision!r} cannot run on this card: {why}; use {runs!r}")
     values = support.value_format(support.capability(q.device), runs)
-    masked = attn_mask is not None or key_lengths is not None
+    valid, masks = None, (attn_mask, key_lengths)
+    if attn_mask is not None or key_lengths is not None:
+        # Packed keys are found again by this very tensor.
+        valid = shared_keys.find("valid", (k,), masks, lambda: reference.valid_keys(*masks, k))
     out, lse = gpu.attention(
         q, k, v, tile=gpu.choose(q, v.shape[-1], runs).tile, values=values, scale=scale,
         mask=None if attn_mask is None else attn_mask.to(q.device),
         key_lengths=None if key_lengths is None else key_lengths.to(q.device),
-        key_valid=reference.valid_keys(attn_mask, key_lengths, k) if masked else None,
-        is_causal=is_causal, smooth_q=smooth_q, smooth_v=smooth_v, hadamard=hadamard,
-        return_lse=return_lse,
+        key_valid=valid, is_causal=is_causal, smooth_q=smooth_q, smooth_v=smooth_v,
+        hadamard=hadamard, return_lse=return_lse,
     )  # fmt: skip
     return out, q.new_empty(0, dtype=torch.float32) if lse is None else lse
 

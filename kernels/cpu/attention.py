@@ -1,7 +1,8 @@
 """Launcher of the native attention: fills the C call and hands over torch's threads.
 
 The method and its layout are in ``kernels/csrc/attention.h``. Memory: the packed K and V of the
-heads in flight, (D + Dv) bytes per key and head, plus scales; nothing of size Tq x Tk.
+heads in flight, (D + Dv) bytes per key and head, plus scales; nothing of size Tq x Tk. In a context
+of ``kernels/shared_keys.py`` all heads are packed at once, for all calls with the same K and V.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import ctypes
 import glob
 import os
+import weakref
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from accel.kernels import shared_keys
 from accel.kernels.cpu.native import require
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -86,16 +89,41 @@ def attention(
     if key_valid is not None:
         key_valid = key_valid.contiguous()
         call.key_valid = key_valid.data_ptr()
-    if lib.accel_attention(ctypes.byref(call)):
-        raise MemoryError(f"no memory for packed keys and values of {k.shape[2]} tokens")
+    if shared_keys.shares((k, v)):
+        # By content: every slice of a mask hides keys in a tensor of its own.
+        hidden = [None if x is None else x.numpy().tobytes() for x in (key_lengths, key_valid)]
+        name = ("cpu", bits, smooth_v, hadamard)
+        packed = shared_keys.find(name, (k, v), hidden, lambda: _Packed(lib, call))
+        failed = lib.accel_attention_packed(ctypes.byref(call), packed.handle)
+    else:
+        failed = lib.accel_attention(ctypes.byref(call))
+    if failed:
+        raise _no_memory(call)
     return out, lse
 
 
+class _Packed:
+    """K and V of a call, packed in the native library's memory for as long as this lives."""
+
+    def __init__(self, lib: ctypes.CDLL, call: _Call) -> None:
+        self.handle = lib.accel_attention_pack(ctypes.byref(call))
+        if not self.handle:
+            raise _no_memory(call)
+        weakref.finalize(self, lib.accel_attention_free, self.handle)
+
+
+def _no_memory(call: _Call) -> MemoryError:
+    return MemoryError(f"no memory for packed keys and values of {call.keys} tokens")
+
+
 def scratch_bytes(q: Tensor, k: Tensor, v: Tensor, bits: int) -> int:
-    """Memory in bytes that a call needs beside its inputs and its result, at most."""
+    """Memory in bytes that a call needs beside its inputs and its result, at most; where K and V
+    are packed for several calls, that of all heads.
+    """
     lib = require()
     use_torchs_threads(lib)
-    return int(lib.accel_attention_scratch(ctypes.byref(_describe(q, k, v, bits))))
+    call, shared = _describe(q, k, v, bits), shared_keys.shares((k, v))
+    return int(lib.accel_attention_scratch(ctypes.byref(call), shared))
 
 
 def _describe(q: Tensor, k: Tensor, v: Tensor, bits: int) -> _Call:

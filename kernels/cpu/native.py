@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 
-ABI = 5
+ABI = 6
 DISTRIBUTION = "accel-diffusion"
 
 
@@ -49,7 +49,12 @@ def _declare(lib: ctypes.CDLL) -> None:
     lib.accel_attention_call_size.restype = size
     lib.accel_attention.restype, lib.accel_attention.argtypes = ctypes.c_int32, [pointer]
     lib.accel_attention_scratch.restype = size
-    lib.accel_attention_scratch.argtypes = [pointer]
+    lib.accel_attention_scratch.argtypes = [pointer, ctypes.c_int32]
+    lib.accel_attention_pack.restype, lib.accel_attention_pack.argtypes = pointer, [pointer]
+    lib.accel_attention_packed.restype = ctypes.c_int32
+    lib.accel_attention_packed.argtypes = [pointer, pointer]
+    lib.accel_attention_free.restype, lib.accel_attention_free.argtypes = None, [pointer]
+    lib.accel_attention_alive.restype = size
     lib.accel_warp_call_size.restype = size
     lib.accel_warp_step.restype, lib.accel_warp_step.argtypes = ctypes.c_int32, [pointer]
     lib.accel_warp_fresh.restype = ctypes.c_int32

@@ -1,6 +1,7 @@
 // Exported functions and the run-time choice of instruction set.
 #include "api.h"
 
+#include <atomic>
 #include <cstring>
 #include <new>
 
@@ -17,8 +18,6 @@
 #endif
 
 namespace {
-
-using accel::AttentionForward;
 
 #if defined(ACCEL_X86)
 struct Registers {
@@ -72,7 +71,7 @@ struct Isa {
   const char* name;
   bool (*present)();
   bool by_default;
-  AttentionForward attention;
+  const accel::AttentionKernels& attention;
   accel::QuantizeRows quantize_rows;
   const accel::WarpKernels& warp;
 };
@@ -98,6 +97,7 @@ const Isa& best() {
 }
 
 const Isa* chosen = nullptr;
+std::atomic<int64_t> alive{0};  // PackedKeys that have not been freed
 
 const Isa& current() {
   if (!chosen) chosen = &best();
@@ -141,16 +141,47 @@ ACCEL_EXPORT int64_t accel_attention_call_size() { return sizeof(accel::Attentio
 // 0 done, 1 out of memory.
 ACCEL_EXPORT int32_t accel_attention(const accel::AttentionCall* call) {
   try {
-    current().attention(*call);
+    current().attention.forward(*call);
     return 0;
   } catch (const std::bad_alloc&) {
     return 1;
   }
 }
 
-// Bytes of memory the call needs beside its inputs and its result, at most.
-ACCEL_EXPORT int64_t accel_attention_scratch(const accel::AttentionCall* call) {
-  return accel::attention_scratch(*call);
+// K and V of the call, packed for accel_attention_packed; null if out of memory.
+ACCEL_EXPORT void* accel_attention_pack(const accel::AttentionCall* call) {
+  try {
+    accel::PackedKeys* packed = current().attention.pack(*call).release();
+    ++alive;
+    return packed;
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+// accel_attention with K and V that accel_attention_pack packed, from a call that differs at most in its
+// queries, masks that hide the same keys from all of them, and results. 0 done, 1 out of memory.
+ACCEL_EXPORT int32_t accel_attention_packed(const accel::AttentionCall* call, const void* packed) {
+  try {
+    static_cast<const accel::PackedKeys*>(packed)->attend(*call);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+ACCEL_EXPORT void accel_attention_free(void* packed) {
+  delete static_cast<accel::PackedKeys*>(packed);
+  --alive;
+}
+
+// How many packed K and V have not been freed.
+ACCEL_EXPORT int64_t accel_attention_alive() { return alive; }
+
+// Bytes of memory the call needs beside its inputs and its result, at most; with `all`, if K and V of all
+// heads are packed for several calls.
+ACCEL_EXPORT int64_t accel_attention_scratch(const accel::AttentionCall* call, int32_t all) {
+  return accel::attention_scratch(*call, all != 0);
 }
 
 ACCEL_EXPORT int64_t accel_warp_call_size() { return sizeof(accel::WarpCall); }

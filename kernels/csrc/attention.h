@@ -21,6 +21,7 @@
 // V has a scale per key block and channel. Six-bit P costs int4 nothing next to its logits.
 #pragma once
 #include <cstdint>
+#include <memory>
 
 #include "api.h"
 
@@ -51,12 +52,19 @@ struct AttentionCall {
   int32_t threads;
 };
 
-using AttentionForward = void (*)(const AttentionCall&);
-void attention_scalar(const AttentionCall&);
-void attention_avx2(const AttentionCall&);
-void attention_avxvnni(const AttentionCall&);
-void attention_avx512vnni(const AttentionCall&);
-void attention_emulated(const AttentionCall&);
+// K and V of all (batch, key head) pairs of a call, for other calls with the same K, V and options on them.
+struct PackedKeys {
+  virtual ~PackedKeys() = default;
+  // On the instruction set that packed; reads k only to smooth queries, and v not at all.
+  virtual void attend(const AttentionCall&) const = 0;
+};
+
+struct AttentionKernels {
+  void (*forward)(const AttentionCall&);  // packs a few pairs at a time and keeps none
+  std::unique_ptr<PackedKeys> (*pack)(const AttentionCall&);
+};
+extern const AttentionKernels attention_scalar, attention_avx2, attention_avxvnni,
+    attention_avx512vnni, attention_emulated;
 
 // How the work is cut: (batch, key head) pairs whose packed K and V are held at a time, and the bytes
 // of one pair and of one running task.
@@ -65,9 +73,11 @@ struct Footprint {
 };
 Footprint footprint(const AttentionCall&);
 
-inline int64_t attention_scratch(const AttentionCall& call) {
+// `all`: every pair is packed at once, for several calls.
+inline int64_t attention_scratch(const AttentionCall& call, bool all) {
   const Footprint f = footprint(call);
-  return f.pairs * f.pair_bytes + call.threads * f.task_bytes;
+  const int64_t pairs = all ? call.batch * call.key_heads : f.pairs;
+  return pairs * f.pair_bytes + call.threads * f.task_bytes;
 }
 
 }  // namespace accel

@@ -2,8 +2,8 @@
 """Fused quantized attention for tensor cores: Q K in INT8, P V in FP8 or FP16.
 
 Method (SageAttention2, arXiv 2411.10958; exact definitions in ``kernels/reference.py``). Inputs
-are packed by ``gpu/prepare.py``. A program takes BLOCK_M query rows of one head and walks over the
-keys:
+are packed by ``gpu/prepare.py`` (K and V for several calls in a context of ``shared_keys.py``).
+A program takes BLOCK_M query rows of one head and walks over the keys:
 
     S = Q codes K codes^T                       int32, exact
     Z = S * scale_q * scale_k (+ smoothing row) (+ mask)     fp32, in log2 units
@@ -31,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
+from accel.kernels import shared_keys
 from accel.kernels.gpu.fp4 import to_fp4
 from accel.kernels.gpu.layout import TOKENS, Packed, Queries, Tile
 from accel.kernels.gpu.prepare import pack, pack_queries
@@ -244,14 +245,14 @@ def attention(
         return out.zero_(), None if lse is None else lse.fill_(-math.inf)
     if scale < 0:  # the kernel takes maxima before it multiplies by the scale
         q, scale = -q, -scale
-    if (
-        hadamard
-    ):  # in torch: a dense product in the kernels needs more shared memory than cards have
-        rotation = _rotation(q.shape[-1], q.device)
-        q, k = q.float() @ rotation, k.float() @ rotation
-    packed = pack(
-        k, v, values=values, qmax=qmax, granularity=granularity, smooth_v=smooth_v,
-        valid=key_valid,
+    rotation = _rotation(q.shape[-1], q.device) if hadamard else None
+    q, keys = _rotated(q, rotation), cache(lambda: _rotated(k, rotation))
+    packed = shared_keys.find(
+        ("gpu", values, qmax, granularity, smooth_v, hadamard), (k, v), (key_valid,),
+        lambda: pack(
+            keys(), v, values=values, qmax=qmax, granularity=granularity, smooth_v=smooth_v,
+            valid=key_valid,
+        ),
     )  # fmt: skip
     kind = "none" if mask is None else "bool" if mask.dtype == torch.bool else "add"
     if mask is not None:
@@ -272,7 +273,7 @@ def attention(
         bias = None
         if queries.mean is not None:
             part = queries.mean[:, :, first : first + count]
-            bias = _smoothing_rows(part, k, packed, scale, key_valid)
+            bias = _smoothing_rows(part, keys(), packed, scale, key_valid)
         _launch(
             queries, packed, out, lse, tile=tile, first_block=first, blocks=count, bias=bias,
             mask=mask, mask_kind=kind, key_lengths=key_lengths, keys=k.shape[2],
@@ -286,7 +287,8 @@ def choose(q: Tensor, value_dim: int, precision: str) -> Choice:
     values = value_format(capability(q.device), precision)
 
     def run(q: Tensor, k: Tensor, v: Tensor, tile: Tile) -> Tensor:
-        return attention(q, k, v, tile=tile, values=values, scale=q.shape[-1] ** -0.5)[0]
+        with shared_keys.apart():
+            return attention(q, k, v, tile=tile, values=values, scale=q.shape[-1] ** -0.5)[0]
 
     return choose_tile(q, value_dim, values, run)
 
@@ -354,6 +356,13 @@ def _smoothing_rows(
     if valid is not None:
         logits = logits.masked_fill(~valid[:, None, None, :], 0)
     return pad(logits, (0, packed.k_scale.shape[-1] - k.shape[2])).contiguous()
+
+
+def _rotated(x: Tensor, rotation: Tensor | None) -> Tensor:
+    """Q or K [B, H, T, D] after the Hadamard rotation [D, D], fp32, if there is one. In torch: a
+    dense product in the kernels needs more shared memory than cards have.
+    """
+    return x if rotation is None else x.float() @ rotation
 
 
 @cache
