@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from accel import seam
+from accel.slicing import mochi
 from accel.slicing.groups import peak
 from accel.slicing.merge import merge
 from accel.slicing.program import Program, build
@@ -50,7 +51,8 @@ def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
         if isinstance(leaf, Tensor)
     }
     first = _dry_run(block, arguments, {})
-    choices = itertools.chain(_of_unets(first, shapes), _readings(first, shapes))
+    alone = bool(mochi.settled(block, arguments))
+    choices = itertools.chain(_of_unets(first, shapes), _readings(first, shapes, alone))
     best: tuple[int, Program] | None = None
     reason = ""  # of the likeliest reading
     for streams, inputs in itertools.islice(choices, READINGS):
@@ -107,8 +109,8 @@ def _of_unets(trace: Trace, shapes: Mapping[str, Tensor]) -> Iterator[Reading]:
         yield dict.fromkeys(names, 0), {name: Axis(0, (0,)) for name in names}
 
 
-def _readings(trace: Trace, shapes: Mapping[str, Tensor]) -> Iterator[Reading]:
-    """Streams and the arguments' axes, likeliest first."""
+def _readings(trace: Trace, shapes: Mapping[str, Tensor], alone: bool) -> Iterator[Reading]:
+    """Streams and the arguments' axes, likeliest first. ``alone``: the longest is the only one."""
     results = {trace.values[n].dims for n in refs(trace.result)}
     carriers = [
         name
@@ -126,8 +128,9 @@ def _readings(trace: Trace, shapes: Mapping[str, Tensor]) -> Iterator[Reading]:
         for name, x in shapes.items()
         if x.dim() == 3 and x.is_floating_point() and x.shape[1] > 1 and name not in carriers
     ]
-    for more in [[], *([name] for name in others)]:
-        names = carriers + more
+    if alone:
+        carriers, others = [max(carriers, key=lambda name: shapes[name].shape[1])], []
+    for names in [carriers, *([*carriers, name] for name in others)]:
         lengths = {name: shapes[name].shape[1] for name in names}
         distinct = list(dict.fromkeys(lengths.values()))
         together = {name: distinct.index(n) for name, n in lengths.items()}
@@ -183,8 +186,10 @@ def _dry_run(block: nn.Module, arguments: Mapping[str, Any], more: Mapping[str, 
             return torch.empty(sizes, dtype=x.dtype, device="meta")
 
         meta[name] = tree_map(leaf, value)
+    twin = weightless(block)
+    mochi.prepare(twin, mochi.settled(block, arguments))
     with seam.unseen():
-        return record(weightless(block), meta)
+        return record(twin, meta)
 
 
 def _attempt(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from accel.slicing.record import (
 from accel.slicing.rules import Axis, Rules
 
 TOKENS = "tokens"
+JOINS = ("cat", "concat")
 FRESH = ("empty_like", "zeros_like", "new_empty", "new_zeros")
 
 
@@ -182,7 +183,8 @@ def _renumbered(node: Node, real: Any, trace: Trace) -> Node:
 class Program:
     """A block's forward for one set of argument shapes. ``lengths``: tokens of each stream,
     ``streams`` the argument that carries each, ``overwrites`` maps a result to the argument whose
-    memory it may take, ``opened`` are submodules that are not called as such.
+    memory it may take, ``homes`` a stored value to the joined one (and dimension and place in it)
+    that it is made for; ``opened`` are submodules that are not called as such.
     """
 
     trace: Trace
@@ -194,6 +196,7 @@ class Program:
     overwrites: dict[int, str]
     mixing: tuple[str, ...]
     opened: tuple[str, ...]
+    homes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -210,7 +213,11 @@ class Program:
         return min(self.lengths[0] * rows // tokens, self.lengths[0])
 
     def _sizes(self, name: str) -> list[int]:
-        dims = self.trace.values[self.trace.inputs[name]].dims
+        return self.sizes(self.trace.inputs[name])
+
+    def sizes(self, number: int) -> list[int]:
+        """Sizes of a value that is whole."""
+        dims = self.trace.values[number].dims
         return [d.at(self.lengths) if isinstance(d, Affine) else d for d in dims]
 
 
@@ -235,6 +242,7 @@ def build(trace: Trace, inputs: Mapping[str, Axis], streams: tuple[str, ...]) ->
         tuple(flattener.mixing), tuple(flattener.opened),
     )  # fmt: skip
     program.overwrites = _overwrites(program, outputs)
+    program.homes = _homes(program, outputs)
     return program
 
 
@@ -285,3 +293,27 @@ def _overwrites(program: Program, outputs: Sequence[int]) -> dict[int, str]:
                 chosen[out] = name
                 break
     return chosen
+
+
+def _homes(program: Program, outputs: Sequence[int]) -> dict[int, tuple[int, int, int]]:
+    """Stored values that are only read to be joined with others on whole values: they can be stored
+    where the joined value has them, which saves a copy of each.
+    """
+    stored = {v for g in program.groups for v in g.stores} - set(outputs)
+    readers: dict[int, int] = {}
+    for g in program.groups:
+        for op in (*g.once, *g.loop):
+            for v in op.reads:
+                readers[v] = readers.get(v, 0) + 1
+    homes: dict[int, tuple[int, int, int]] = {}
+    for op in (op for g in program.groups for op in g.once):
+        call = program.nodes[op.name].call
+        if call.name not in JOINS:
+            continue
+        dim, at = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else 0), 0
+        dim %= len(program.sizes(op.makes[0]))
+        for v in refs(call.args[:1]):
+            if v in stored and readers[v] == 1:
+                homes[v] = (op.makes[0], dim, at)
+            at += program.sizes(v)[dim]
+    return homes

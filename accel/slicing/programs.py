@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from accel.slicing.derive import derive
+from accel.slicing.mochi import settled
 from accel.slicing.program import Program
 from accel.slicing.record import Underivable, leaves
 
@@ -25,7 +26,7 @@ class Programs:
 
     def find(self, block: nn.Module, arguments: Mapping[str, Any]) -> Program:
         """Known or newly derived. Raises Underivable with the reason, known ones again."""
-        key = (_structure(block), _signature(arguments))
+        key = (_structure(block), _signature(arguments), settled(block, arguments))
         if key not in self._known:
             if len(self._known) >= REMEMBERED:
                 self._known.pop(next(iter(self._known)))

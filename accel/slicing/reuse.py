@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from accel.slicing import mochi
 from accel.slicing.record import leaves, tree_map, weightless
 
 
@@ -51,8 +52,10 @@ def overwritable(
     """For each block path the arguments (such as "hidden_states.0") that may be overwritten when
     the denoiser is called like this. None for all of them if the dry run fails.
     """
+    twin = weightless(denoiser)
+    mochi.prepare(twin, ())
     try:
-        return _dry_run(weightless(denoiser), paths, args, kwargs)
+        return _dry_run(twin, paths, args, kwargs)
     except Exception:  # whatever a model does on meta tensors: then nothing is overwritten
         return {}
 
@@ -61,6 +64,8 @@ def overwritable(
 def _dry_run(
     twin: nn.Module, paths: Sequence[str], args: Any, kwargs: Any
 ) -> dict[str, frozenset[str]]:
+    from torch.fx.experimental import _config as values
+
     def leaf(x: Any) -> Any:
         return torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x
 
@@ -76,7 +81,8 @@ def _dry_run(
             handles.append(
                 block.register_forward_hook(_after(watch, given, path), with_kwargs=True)
             )
-    with watch:
+    # Where code asks for the places of valid tokens, all are.
+    with values.patch(meta_nonzero_assume_all_nonzero=True), watch:  # type: ignore[attr-defined]
         result = twin(*args, **kwargs)
     watch.reads(result if isinstance(result, (tuple, list, dict)) else vars(result))
     return {

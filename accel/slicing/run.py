@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel import seam
-from accel.slicing.groups import Group, last_uses
-from accel.slicing.program import Node, Program
-from accel.slicing.record import Affine, Ref, leaves, refs, tree_map
+from accel.kernels.shared_keys import shared_keys
+from accel.slicing.groups import Group, Operator, last_uses
+from accel.slicing.program import JOINS, Node, Program
+from accel.slicing.record import Affine, Call, Ref, leaves, refs, tree_map
 from accel.slicing.rules import Axis
 
 
@@ -70,7 +72,8 @@ class _Run:
         for i, g in enumerate(program.groups):
             for op in g.once:
                 self._call(program.nodes[op.name], self.whole)
-            self._loop(g)
+            with self._shared(g):
+                self._loop(g)
             self._drop(program.groups[i + 1 :])
         for out, n in self.target.items():
             self.whole[out] = self.whole[n]
@@ -79,6 +82,18 @@ class _Run:
             return self._tensor(x.index) if isinstance(x, Ref) else x
 
         return tree_map(leaf, program.result)
+
+    def _shared(self, g: Group) -> AbstractContextManager[Any]:
+        """Quantizes keys and values once for all slices, where these attend to the same ones."""
+
+        def same(op: Operator) -> bool:
+            call = self.program.nodes[op.name].call
+            if call.name != "scaled_dot_product_attention":
+                return False
+            key = call.args[1] if len(call.args) > 1 else call.kwargs["key"]
+            return key.index in op.whole or key.index not in self.program.axes
+
+        return shared_keys() if any(map(same, g.loop)) else nullcontext()
 
     def _loop(self, g: Group) -> None:
         placed = [v for v in g.stores if v in self.target]
@@ -122,17 +137,33 @@ class _Run:
             piece.copy_(part)
 
     def _store(self, number: int) -> None:
-        """Put this slice into the whole value, laid out in memory like the slice."""
+        """Put this slice into the whole value, or where that has its home."""
         value = self.now[number]
         if self.j == 0:
-            dims = self.program.trace.values[number].dims
-            sizes = [d.at(self.program.lengths) if isinstance(d, Affine) else d for d in dims]
-            strides = value.stride()
-            order = sorted(range(value.dim()), key=lambda d: -strides[d])
-            whole = value.new_empty([sizes[d] for d in order])
-            back = sorted(range(value.dim()), key=order.__getitem__)
-            self.whole[number] = whole.permute(back)
+            joined, dim, start = self.program.homes.get(number, (number, 0, 0))
+            if joined not in self.whole:
+                self.whole[joined] = self._blank(value, self.program.sizes(joined))
+            if joined != number:
+                size = self.program.sizes(number)[dim]
+                self.whole[number] = self.whole[joined].narrow(dim, start, size)
         self._write(self.whole[number], number, value)
+
+    def _blank(self, like: Tensor, sizes: Sequence[int]) -> Tensor:
+        """A whole value, laid out in memory like a slice of it."""
+        strides = like.stride()
+        order = sorted(range(like.dim()), key=lambda d: -strides[d])
+        whole = like.new_empty([sizes[d] for d in order])
+        return whole.permute(sorted(range(like.dim()), key=order.__getitem__))
+
+    def _join(self, call: Call, joined: Tensor) -> None:
+        """Put what is not there yet into a joined value that others were stored in."""
+        homes, parts, at = self.program.homes, refs(call.args[:1]), 0
+        dim = next(homes[n][1] for n in parts if n in homes)
+        for n in parts:
+            part = self._tensor(n)
+            if n not in homes:
+                joined.narrow(dim, at, part.shape[dim]).copy_(part)
+            at += part.shape[dim]
 
     def _tensor(self, number: int) -> Tensor:
         """A value needed whole."""
@@ -155,6 +186,8 @@ class _Run:
     def _call(self, node: Node, into: dict[int, Tensor]) -> None:
         op, call = node.operator, node.call
         looping = into is self.now
+        if not looping and op.makes[0] in self.whole and call.name in JOINS:
+            return self._join(call, self.whole[op.makes[0]])
 
         def leaf(x: Any) -> Any:
             if isinstance(x, Ref):

@@ -1,8 +1,9 @@
 """One Wan-1.3B transformer block at real width, patched against unpatched, and long sequences.
 
-    python tests/bench/bench_wan_block.py [--tokens 8190] [--long]
+    python tests/bench/bench_wan_block.py [--tokens 8190] [--slices 8 | --long]
 
 Random weights (1536 channels, 12 heads of 128, ffn 8960), fp32, the two variants in turn.
+``--slices``: instead, INT8 in so many slices, keys and values quantized once against once a slice.
 ``--long`` also runs attention of a whole 480p clip, (1, 12, 32760, 128), once each, and the error
 with an attention sink at 32 768 tokens.
 """
@@ -12,18 +13,22 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
 import accel
-from accel import AttentionConfig, Plan
+from accel import AttentionConfig, Plan, SlicingConfig
 from accel.kernels.attention import attention
+from accel.kernels.shared_keys import shared_keys
+from accel.slicing import run
 
 
-def block_times(tokens: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds per forward of a block, unpatched and with each precision, in turn."""
+def block_and_inputs(tokens: int) -> tuple[WanTransformerBlock, tuple[Any, ...]]:
+    """A block with random weights, and its arguments."""
     torch.manual_seed(0)
     block = WanTransformerBlock(1536, 8960, 12, "rms_norm_across_heads", True).eval()
     x, text, time_embedding = (
@@ -32,7 +37,12 @@ def block_times(tokens: int, repeats: int) -> dict[str, list[float]]:
         torch.randn(1, 6, 1536),
     )
     angles = torch.randn(1, tokens, 1, 128)
-    rotary = (angles.cos(), angles.sin())
+    return block, (x, text, time_embedding, (angles.cos(), angles.sin()))
+
+
+def block_times(tokens: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds per forward of a block, unpatched and with each precision, in turn."""
+    block, inputs = block_and_inputs(tokens)
     times: dict[str, list[float]] = {}
     for _ in range(repeats):
         for name in ("unpatched", "int8", "int6", "int4"):
@@ -40,10 +50,35 @@ def block_times(tokens: int, repeats: int) -> dict[str, list[float]]:
                 accel.patch(block, plan=Plan("bench", AttentionConfig(name, check_rows=0)))
             start = time.perf_counter()
             with torch.no_grad():
-                block(x, text, time_embedding, rotary)
+                block(*inputs)
             times.setdefault(name, []).append(time.perf_counter() - start)
             accel.unpatch(block)
     return times
+
+
+def shared_times(tokens: int, slices: int, repeats: int) -> None:
+    """Sliced INT8 block with keys and values quantized once, and once a slice, in turn."""
+    block, inputs = block_and_inputs(tokens)
+    plan = Plan("bench", AttentionConfig("int8", check_rows=0), SlicingConfig(slices))
+    ways = {"once": shared_keys, "each slice": nullcontext}
+    outputs: dict[str, torch.Tensor] = {}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for i in range(repeats + 1):
+        for name in sorted(ways, reverse=bool(i % 2)):
+            run.shared_keys = ways[name]
+            with accel.patched(block, plan=plan) as handle, torch.no_grad():
+                start = time.perf_counter()
+                outputs[name] = block(*inputs)
+                seconds = time.perf_counter() - start
+                spent = sum(site.seconds for site in handle.report().sites)
+            times[name] += [(seconds, spent)] if i else []  # the first round warms up
+        assert torch.equal(*outputs.values())
+    for j, what in enumerate(("block", "attention")):
+        mine, other = ([t[j] for t in times[name]] for name in ways)
+        ratio = statistics.median(b / a for a, b in zip(mine, other, strict=True))
+        print(f"{what}, {tokens} tokens, int8, {slices} slices: keys quantized once "
+              f"{statistics.median(mine):.2f} s, each slice {statistics.median(other):.2f} s, "
+              f"{ratio:.3f}x")  # fmt: skip
 
 
 def long_sequence() -> None:
@@ -79,8 +114,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokens", type=int, default=8190)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--slices", type=int)
     parser.add_argument("--long", action="store_true")
     args = parser.parse_args()
+    if args.slices:
+        shared_times(args.tokens, args.slices, args.repeats)
+        return
     times = block_times(args.tokens, args.repeats)
     base = statistics.median(times["unpatched"])
     for name, values in times.items():
