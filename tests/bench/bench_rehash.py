@@ -1,13 +1,15 @@
 """Step rehash against fewer steps and the caches people use, on the embedded model.
 
-    python tests/bench/bench_rehash.py [--jobs 30] [--steps 25] [--group ours] [--json FILE]
+    python tests/bench/bench_rehash.py [--jobs 30] [--sweep 4] [--timed 5] [--group ours]
 
 Every method runs the same jobs with the same seeds and is compared with the pipeline's own output.
-``computed``: multiply-adds of the denoiser's linear layers, full run over this one. ``seconds``: of
-the whole call, full over this one. ``state``: bytes of tensors alive after a step beyond those of a
-full run, the most of three steps. Schedules are measured on jobs that are not among those. The last
-lines are the best setting of each method that computes at least 1.85× less, how many jobs reach the
-decibels that were asked of a measured schedule, and whether our curve is monotone.
+``computed``: multiply-adds of the denoiser's linear layers, full run over this one; ``state``:
+bytes of tensors alive after a step beyond those of a full run, the most of three. Schedules are
+measured on jobs that are not among those. Every setting is swept on the first jobs (``--sweep``);
+the rest run ours, fewer steps, and of each other method the two best settings that compute at
+least 1.85× less. The last lines are the best setting of each method among those, with ``seconds``
+of the whole call, full over this one, in turn and fresh on each start; how many jobs reach the
+decibels that were asked of a measured schedule; and whether our curve is monotone.
 
 Results are kept per setting and job in ``build/rehash``: after an interruption the same command
 goes on, and with more ``--jobs`` only the new ones run. Those of another model count for nothing.
@@ -23,15 +25,26 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rehash_caches import Contender, Job, nothing, of, ours, theirs
-from rehash_results import Result, Results, digest, model_digest
+from rehash_results import (
+    ASKED_FOR,
+    LIMIT,
+    Result,
+    Results,
+    Row,
+    best,
+    digest,
+    finalists,
+    model_digest,
+    monotone,
+    promises,
+)
 from torch import nn
 
 from accel.config import RehashConfig
@@ -45,45 +58,6 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
 SHAPES = ("circle", "square", "triangle", "star")
 PATTERNS = ("striped", "mottled", "dotted", "cloudy")
 MEASURED_ON, ASKED = 8, (24.0, 28.0, 32.0, 36.0, 40.0)
-LIMIT = 1.85
-ASKED_FOR = "asked for"
-
-
-@dataclass
-class Row:
-    """One method at one setting, over all jobs."""
-
-    method: str
-    setting: str
-    results: list[Result]
-
-    @property
-    def computed(self) -> float:
-        """Mean speed-up in computed work."""
-        return float(np.mean([r.computed for r in self.results]))
-
-    @property
-    def psnr(self) -> float:
-        """Mean in dB."""
-        return float(np.mean([r.psnr for r in self.results]))
-
-    @property
-    def failed(self) -> str:
-        """What the setting raised on the first job where it did."""
-        return next((r.failed for r in self.results if r.failed), "")
-
-    def __str__(self) -> str:
-        head = f"{self.method:<26}{self.setting:<34}"
-        if self.failed:
-            return f"{head}does not run: {self.failed}"
-        timed = [r.seconds for r in self.results if r.seconds is not None]
-        seconds = f"{np.median(timed):7.2f}×" if timed else "        "
-        worst, like = min(r.psnr for r in self.results), np.mean([r.ssim for r in self.results])
-        state = max((r.state for r in self.results if r.state is not None), default=0)
-        return (
-            f"{head}{self.computed:6.2f}×{seconds}{self.psnr:8.2f}{worst:8.2f}{like:8.4f}"
-            f"{state / 1024:9.0f}"
-        )
 
 
 def make_jobs(count: int, steps: int, first: int) -> list[Job]:
@@ -141,14 +115,11 @@ class Meter:
         return frames, self.work, time.perf_counter() - start, self.weights
 
 
-def compare(
-    pipe: Any, meter: Meter, job: Job, contender: Contender, full: Full, timing: bool
-) -> Result:
-    """Run one job with a contender. With ``timing`` it follows a plain run to be timed with."""
+def compare(pipe: Any, meter: Meter, job: Job, contender: Contender, full: Full) -> Result:
+    """Run one job with a contender."""
     try:
-        plain = meter.run(pipe, job, False)[2] if timing else 0.0
         with contender.on(pipe):
-            frames, work, seconds, weights = meter.run(pipe, contender.change(job), full.weigh)
+            frames, work, _, weights = meter.run(pipe, contender.change(job), full.weigh)
     except Exception as error:  # somebody else's code: whatever it raises is its result
         return Result(failed=f"{type(error).__name__}: {str(error).splitlines()[0][:90]}")
     base, found = full.weights, weights.keys()
@@ -157,7 +128,6 @@ def compare(
         full.work / work,
         min(100.0, psnr(full.frames, frames)),
         ssim(full.frames, frames),
-        plain / seconds if timing else None,
         max(0, *(weights[k] - base[k] for k in base)) if weighed else None,
     )
 
@@ -184,44 +154,44 @@ class Full:
 
 
 def run_all(
-    pipe: Any, jobs: Sequence[Job], contenders: Sequence[Contender], results: Results, timed: int
+    pipe: Any, jobs: Sequence[Job], contenders: Sequence[Contender], results: Results, sweep: int
 ) -> list[Row]:
-    """What is missing, job by job; the first job is weighed, the next ``timed`` are timed."""
+    """What is missing, job by job; the first is weighed. After ``sweep`` only finalists run."""
     meter = Meter(pipe)
-    rows = [Row(c.method, c.setting, []) for c in contenders]
+    rows = [Row(c, []) for c in contenders]
+    running = rows
     for i, job in enumerate(jobs):
         full: Full | None = None
-        for contender, row in zip(contenders, rows, strict=True):
-            identity = [contender.method, contender.setting, contender.detail]
-            known = results.get(identity, job)
-            if known is None:
+        running = finalists(rows) if i == sweep else running
+        by_plan: dict[str, Result] = {}  # the same plan may stand under several names
+        for row in running:
+            detail = row.contender.detail
+            identity = [row.method, row.setting, detail]
+            known = results.get(identity, job) or (detail and by_plan.get(digest(detail)))
+            if not known:
                 full = full or Full.of(pipe, meter, job, i == 0, results.full(job))
-                known = compare(pipe, meter, job, contender, full, 0 < i <= timed)
+                known = compare(pipe, meter, job, row.contender, full)
                 results.add(identity, job, known)
+            by_plan[digest(detail)] = known
             row.results.append(known)
         print(f"job {i + 1} of {len(jobs)} done", flush=True)
     return rows
 
 
-def promises(rows: Sequence[Row]) -> list[str]:
-    """How many jobs reach the decibels asked for."""
-    lines = []
-    for row in (r for r in rows if r.method == ASKED_FOR):
-        wanted = float(row.setting.split()[0])
-        reached = [r.psnr for r in row.results]
-        lines.append(
-            f"{row.setting} asked: {row.computed:.2f}×, {sum(r >= wanted for r in reached)} of "
-            f"{len(reached)} jobs reach it, lowest {min(reached):.1f} dB"
-        )
-    return lines
+def time_all(pipe: Any, jobs: Sequence[Job], rows: Sequence[Row]) -> None:
+    """Seconds of plain runs over those of each row, taking turns; nothing is kept for later."""
+    meter = Meter(pipe)
+    for job in jobs:
+        for row in rows:
+            plain = meter.run(pipe, job, False)[2]
+            with row.contender.on(pipe):
+                row.seconds.append(plain / meter.run(pipe, row.contender.change(job), False)[2])
 
 
-def monotone(rows: Sequence[Row]) -> str:
-    """Whether more speed never has more dB among our measured schedules."""
-    ours = sorted((r for r in rows if r.method == "rehash, measured"), key=lambda r: r.computed)
-    curve = ", ".join(f"{r.computed:.2f}× {r.psnr:.1f} dB" for r in ours)
-    falls = all(a.psnr >= b.psnr for a, b in pairwise(ours))
-    return f"curve {'monotone' if falls else 'NOT monotone'}: {curve}"
+HEAD = (
+    f"{'method':<26}{'setting':<34}{'computed':>7}{'seconds':>8}{'PSNR':>8}{'worst':>8}{'SSIM':>8}"
+    f"{'state KiB':>10}{'jobs':>5}"
+)
 
 
 def main() -> None:
@@ -229,6 +199,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=30)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--measured-on", type=int, default=MEASURED_ON)
+    parser.add_argument("--sweep", type=int, default=4, help="jobs that run every setting")
     parser.add_argument("--timed", type=int, default=5, help="jobs whose seconds are compared")
     parser.add_argument("--group", choices=("all", "ours", "theirs"), default="all")
     parser.add_argument("--folder", type=Path, default=Path("build/rehash"), help="results")
@@ -245,17 +216,17 @@ def main() -> None:
         contenders += [*ours(*maps), *asked_for(maps[0])]
     contenders += [] if args.group == "ours" else theirs(pipe, training[0], args.steps)
     jobs = make_jobs(args.jobs, args.steps, 9000)
-    rows = run_all(pipe, jobs, contenders, results, args.timed)
-    print(f"\n{'method':<26}{'setting':<34}{'computed':>7}{'seconds':>8}{'PSNR':>8}{'worst':>8}"
-          f"{'SSIM':>8}{'state KiB':>10}")  # fmt: skip
-    print("\n".join(map(str, rows)))
+    rows = run_all(pipe, jobs, contenders, results, args.sweep)
+    print("\n" + "\n".join([HEAD, *map(str, rows)]))
+    fast = best(rows)
+    time_all(pipe, jobs[: args.timed], fast)
     print(f"\nbest setting of each method with at least {LIMIT}× less computed, {args.jobs} jobs")
-    print("\n".join(map(str, best(rows))))
+    print("\n".join([HEAD, *map(str, fast)]))
     lines = [*promises(rows), monotone(rows)] if args.group != "theirs" else []
     print("\n" + "\n".join(lines))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        data = {"rows": [asdict(r) for r in rows], "lines": lines, "jobs": args.jobs}
+        data = {"rows": [r.to_dict() for r in rows], "lines": lines, "jobs": args.jobs}
         args.json.write_text(json.dumps(data, indent=1) + "\n")
 
 
@@ -280,18 +251,6 @@ def _measured(pipe: Any, jobs: Sequence[Job], path: Path) -> tuple[Measurement, 
                 measure(pipe, jobs[:3], config=config, speedups=(1.5, 1.9), say=print).save(file)
         found.append(Measurement.load(file))
     return found[0], found[1]
-
-
-def best(rows: Sequence[Row]) -> list[Row]:
-    """Of each method the row with the highest PSNR among those that are fast enough."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        if row.failed or row.computed < LIMIT or row.method == ASKED_FOR:
-            continue
-        known = found.get(row.method)
-        if known is None or row.psnr > known.psnr:
-            found[row.method] = row
-    return sorted(found.values(), key=lambda r: -r.psnr)
 
 
 if __name__ == "__main__":
