@@ -1,26 +1,31 @@
 """Speed of the noise warp: native against plain torch and against the published algorithm.
 
-    python tests/bench/bench_warp.py [--size 480x720] [--channels 16] [--repeats 5] [--json FILE]
+    python tests/bench/bench_warp.py [--size 480x720] [--channels 16] [--repeats 5]
+        [--released noise_warp.py] [--json FILE]
 
 One frame along a smooth swirl of up to 4 pixels without a given backward flow. "torch" is the same
 algorithm written with bincount, scatter_add_, grid_sample and torch.randn. "published" is the
 released code's algorithm in our words: backward flow taken as -f, groups found by equal values in
-the first channel (a sort), linear weights; its package ``rp`` fetches that code from GitHub at run
-time, so it cannot be timed offline. Contenders take turns; medians. Also: a whole clip of 49
-frames, and short clips of growing size: four times the pixels should cost four times the time, and
-cost more where they outgrow a cache.
+the first channel (a sort), linear weights. "released" is that code itself, which its package ``rp``
+fetches from GitHub at run time: ``--released`` names its file ``noise_warp.py`` (repository
+RyannDaGreat/CommonSource) on a machine that has ``rp``. Contenders take turns; medians. Also: a
+whole clip of 49 frames, and short clips of growing size: four times the pixels should cost four
+times the time, and cost more where they outgrow a cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -107,6 +112,18 @@ def published_step(q: Tensor, rho: Tensor, flow: Tensor) -> tuple[Tensor, Tensor
     return noise, torch.where(hit, weight, w[:pixels])
 
 
+def released_step(file: Path) -> Callable[[Tensor, Tensor], Tensor]:
+    """The warp of the released code: state [3 + C, H, W] and flow [2, H, W] to state."""
+    for name, member in (("raft", ""), ("background_remover", "BackgroundRemover")):
+        stand_in = ModuleType(name)  # flow estimation and its kin, which the file imports
+        setattr(stand_in, member or name, None)
+        sys.modules.setdefault(name, stand_in)
+    spec = importlib.util.spec_from_file_location("released_noise_warp", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return next(f for name, f in vars(module).items() if name.startswith("warp_xy"))
+
+
 def median_seconds(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median wall seconds of every task; one warm-up each, then they take turns."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
@@ -132,21 +149,27 @@ def check_results(flow: Tensor, channels: int) -> None:
         raise AssertionError("native and reference differ")
 
 
-def measure(height: int, width: int, channels: int, repeats: int) -> dict[str, float]:
+def measure(
+    height: int, width: int, channels: int, repeats: int, released: Path | None
+) -> dict[str, float]:
     """Seconds per frame of each contender, and ratios to native."""
     flow = swirl(height, width)
     check_results(flow, channels)
     warper = NoiseWarper(channels, height, width, seed=0, impl="cpu")
     q, rho = warper.noise.flatten(1).clone(), torch.ones(height * width)
-    seconds = median_seconds(
-        {
-            "native": lambda: warper.step(flow),
-            "torch": lambda: torch_step(q, rho, flow),
-            "published": lambda: published_step(q, rho, flow),
-        },
-        repeats,
-    )
-    ratios = {f"{n} / native": seconds[n] / seconds["native"] for n in ("torch", "published")}
+    tasks: dict[str, Callable[[], object]] = {
+        "native": lambda: warper.step(flow),
+        "torch": lambda: torch_step(q, rho, flow),
+        "published": lambda: published_step(q, rho, flow),
+    }
+    if released is not None:
+        step, noise = released_step(released), q.view(channels, height, width)
+        state = torch.cat([torch.zeros(2, height, width), torch.ones(1, height, width), noise])
+        variance = float(step(state, flow)[3:].var())
+        assert abs(variance - 1) < 0.01, variance
+        tasks["released"] = lambda: step(state, flow)
+    seconds = median_seconds(tasks, repeats)
+    ratios = {f"{n} / native": seconds[n] / seconds["native"] for n in list(tasks)[1:]}
     return {**{f"{n} (s per frame)": v for n, v in seconds.items()}, **ratios}
 
 
@@ -170,10 +193,11 @@ def main() -> None:
     parser.add_argument("--size", default="480x720", metavar="HxW")
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--released", type=Path, metavar="FILE", help="the released code's file")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     height, width = map(int, args.size.split("x"))
-    result = measure(height, width, args.channels, args.repeats)
+    result = measure(height, width, args.channels, args.repeats, args.released)
     clip = swirl(height, width).expand(48, -1, -1, -1)
     start = time.perf_counter()
     warp_noise(clip, channels=args.channels, seed=0, impl="cpu")
