@@ -19,6 +19,45 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 SCRIPT = "<img src=x onerror=window.hacked=1><script>window.hacked=1</script>"
+# Texts whose contrast with what is behind them is under 4.5 : 1 (WCAG AA), with that contrast.
+POOR_CONTRAST = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const parse = (colour) => {
+    const [r, g, b, a = 1] = numbers(colour), by = colour.startsWith('color(srgb') ? 255 : 1;
+    return [by * r, by * g, by * b, a];
+  };
+  const over = (a, b) => [0, 1, 2].map((i) => a[3] * a[i] + (1 - a[3]) * b[i]).concat(1);
+  const linear = (v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = (e) => (e ? over(parse(getComputedStyle(e).backgroundColor),
+    behind(e.parentElement)) : [255, 255, 255, 1]);
+  const poor = {}, texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  let seen = 0;
+  while (texts.nextNode()) {
+    const text = texts.currentNode.textContent.trim(), e = texts.currentNode.parentElement;
+    if (!text || !e.getClientRects().length || /SCRIPT|STYLE|OPTION/.test(e.tagName)) continue;
+    if (!e.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+    const style = getComputedStyle(e), back = behind(e);
+    const colour = over(parse(e instanceof SVGElement ? style.fill : style.color), back);
+    const [low, high] = [light(colour), light(back)].sort((a, b) => a - b);
+    const ratio = (high + 0.05) / (low + 0.05);
+    seen += 1;
+    if (ratio < 4.5) poor[text.slice(0, 60)] = ratio;
+  }
+  return seen ? poor : 'no text';
+}"""
+# What the Tab key reaches, and pictures, that a screen reader has no name for.
+NAMELESS = """() => [...document.querySelectorAll(
+  'input, select, textarea, button, canvas, video[controls], [tabindex="0"], [role=img]'
+)].filter((e) => e.getClientRects().length && (e.tabIndex >= 0 || e.role === 'img')).filter(
+  (e) => ![...(e.labels || [])].some((label) => label.innerText.trim())
+    && !(e.ariaLabel || e.getAttribute('aria-labelledby') || e.innerText?.trim() || e.title)
+).map((e) => e.outerHTML.slice(0, 200))"""
+# Texts of charts and tables that lie beside the part of the page that they belong to.
+CUT_OFF = """() => [...document.querySelectorAll('svg.chart text, td, th')].filter((e) => {
+  const box = e.getBoundingClientRect(), part = e.closest('.ui-html')?.getBoundingClientRect();
+  return part && box.width && (box.left < part.left - 1 || box.right > part.right + 1);
+}).map((e) => e.textContent)"""
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from page import SCRIPT, chromium, missing, opened, tab
+from page import CUT_OFF, NAMELESS, POOR_CONTRAST, SCRIPT, chromium, missing, opened, tab
 
 from accel.cli import main
 from accel.pipelines.batch.jobfile import read_jobs
@@ -204,6 +205,113 @@ def test_presets_and_job_file(page: Any, tmp_path: Path) -> None:
 
 
 @browsing
+def test_motion_with_the_keyboard_alone(page: Any, page_out: Path) -> None:
+    fill(page, frames=5, steps=2, seed=5)
+
+    def enter(selector: str) -> None:
+        page.locator(selector).focus()
+        page.keyboard.press("Enter")
+
+    def press(*keys: str) -> None:
+        for key in keys:
+            page.keyboard.press(key)
+
+    page.get_by_role("tab", name="Motion", exact=True).focus()
+    press("Enter")
+    page.get_by_label("range slider for Pan right, pixels").focus()
+    press("ArrowRight")
+    enter("[data-tool=brush]")
+    page.locator("#canvas canvas").focus()
+    press("Space", "Escape")
+    enter("[data-tool=polygon]")
+    page.locator("#canvas canvas").focus()
+    press("Space", "Shift+ArrowRight", "Space", "Shift+ArrowDown", "Space", "ArrowLeft", "Space")
+    press("Backspace", "Enter")  # three corners are left
+    press(",", ",", "ArrowRight", ".", ".", "Shift+ArrowRight", "r")  # keys at 0.5 and at 1
+    enter("[data-tool=box]")
+    page.locator("#canvas canvas").focus()
+    press("Space", "Shift+ArrowUp", "Shift+ArrowLeft", "Space", "ArrowUp")
+    press("n", ",", "ArrowDown")  # the first one again, at 0.75
+    page.get_by_alt_text("2 polygons, 4 keyframes, camera").wait_for()
+    page.get_by_role("tab", name="Generate", exact=True).focus()
+    press("Enter")
+    give_name(page, "by-keyboard")
+    until(lambda: page.get_by_label("Follow the motion drawn").is_checked())
+    enter("#go")
+    job = until(lambda: read_sidecar(page_out / "by-keyboard.json"))["job"]
+    first, second = job["motion"]["drag"]
+    assert first["polygon"] == [[32, 32], [37, 32], [37, 37]]
+    assert [(k["at"], k["move"], k["rotate"]) for k in first["keys"]] == [
+        (0.5, [1, 0], 0), (0.75, [3.5, 1], 2.5), (1, [6, 0], 5),
+    ]  # fmt: skip
+    assert second["polygon"] == [[32, 32], [27, 32], [27, 27], [32, 27]]
+    assert [(k["at"], k["move"]) for k in second["keys"]] == [(1, [0, -1])]
+    assert job["motion"]["camera"] == {"pan": [0.25, 0]} and "map" in job["strength"]
+
+
+@browsing
+def test_the_drawing_follows_the_size_of_the_form(page: Any) -> None:
+    tab(page, "Motion")
+    page.locator("[data-do=add]").click()
+    page.keyboard.press("Shift+ArrowRight")
+    page.locator("#flow img").wait_for()
+    tab(page, "Generate")
+    fill(page, width=128, frames=9)
+    page.keyboard.press("Tab")
+    tab(page, "Motion")
+    until(lambda: "moved 10.0, 0.0 px" in page.locator("#canvas .what").inner_text())
+    assert "frame 8 of 8" in page.locator("#canvas .at").inner_text()
+    shape = page.locator("#canvas canvas").bounding_box()
+    assert shape["width"] == pytest.approx(2 * shape["height"], abs=2)
+
+
+@browsing
+def test_a_plan_is_predicted_and_used(page: Any, page_out: Path) -> None:
+    fill(page, frames=5, steps=2, seed=6)
+    tab(page, "Plan")
+    shown = page.locator("#predicted")
+    shown.locator("svg").wait_for()
+    assert "Predicted for 64×64, 5 frames" in shown.inner_text()
+    (whole,) = re.findall(r"as it comes, decode\s*([\d.]+) GiB", shown.inner_text())
+    memory = page.get_by_label("number input for Memory, at most GiB")
+    memory.fill(f"{float(whole) - 0.001}")
+    until(lambda: "planned, decode" in shown.inner_text())
+    assert "16 slices" in shown.inner_text()
+    page.locator("#use-plan").click()
+    until(lambda: page.get_by_label("Acceleration").first.input_value() == "planned")
+    give_name(page, "planned")
+    page.locator("#go").click()
+    job = until(lambda: read_sidecar(page_out / "planned.json"))["job"]
+    assert job["plan"]["slicing"]["slices"] == 16 and job["preset"] is None
+    tab(page, "Plan")
+    memory.fill("0.001")
+    until(lambda: "no number of slices fits" in shown.inner_text())
+    page.locator("#use-plan").click()
+    page.get_by_text("no plan is shown").wait_for()
+
+
+@browsing
+def test_bad_values_are_told_at_once(page: Any) -> None:
+    for field, value, message in (
+        ("width", 63, "width must be a multiple of 8 for this model, got 63; the nearest is 64"),
+        ("frames", 18, "frames must be a multiple of 4 plus 1 for this model, got 18"),
+        ("seed", -1, "seed must be a whole number from 0"),
+        ("steps", 201, "steps is 201, at most 200 here"),
+    ):
+        before = page.get_by_label(field.capitalize(), exact=True).first.input_value()
+        fill(page, **{field: value})
+        page.locator("#go").click()
+        page.get_by_text(message).first.wait_for()
+        fill(page, **{field: before})
+    assert "The queue is empty" in view_queue(page)
+
+
+def view_queue(page: Any) -> str:
+    tab(page, "Queue and gallery")
+    return str(page.locator("#queue").inner_text())
+
+
+@browsing
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_narrow_screen(browser: Any, address: str, scheme: str) -> None:
     with opened(browser, address, width=390, color_scheme=scheme) as page:
@@ -211,6 +319,18 @@ def test_narrow_screen(browser: Any, address: str, scheme: str) -> None:
             tab(page, name)
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
             assert page.evaluate(UNDER_ARROW) == [], name
+            if name == "Plan":
+                page.locator("#predicted svg").wait_for()
+            assert page.evaluate(POOR_CONTRAST) == {}, name
+            assert page.evaluate(NAMELESS) == [] and page.evaluate(CUT_OFF) == [], name
+        if (compared := page.locator("[data-act=compare]")).count():  # by a test before
+            tab(page, "Queue and gallery")
+            compared.first.click()
+            page.locator("#report svg").first.wait_for()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            for what in (CUT_OFF, NAMELESS):
+                assert page.evaluate(what) == []
+            assert page.evaluate(POOR_CONTRAST) == {}
         light, dark = (
             "rgb(255, 255, 255)",
             page.evaluate("getComputedStyle(document.body).getPropertyValue('background-color')"),

@@ -14,6 +14,7 @@ import math
 import multiprocessing
 import struct
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -60,7 +61,7 @@ class Simulator:
     def __init__(self) -> None:
         self._answers: dict[Request, Answer] = {}
         self._known = json.loads(KNOWN.read_text()) if KNOWN.is_file() else {}
-        self._helper: _Helper | None = None
+        self._helper: Helper | None = None
 
     def __call__(self, job: Job) -> Answer:
         """Peak of a resolved job, with all weights loaded as ``load`` does it."""
@@ -71,7 +72,7 @@ class Simulator:
             return Answer(why_not=NOT_LOCAL)
         plan = job.accel_plan() or Plan("none", attention=None)
         size = (job.width, job.height, job.frames)
-        request = Request(str(folder), *size, _dtype(), plan.slicing, plan.rehash)
+        request = Request(str(folder), *size, usual_dtype(), plan.slicing, plan.rehash)
         if request not in self._answers:
             self._answers[request] = self._find(request)
         return self._answers[request]
@@ -91,7 +92,7 @@ class Simulator:
     def _simulated(self, request: Request) -> int | str:
         if "diffusers" in sys.modules:  # the memory is spent already
             return simulated(request)
-        self._helper = self._helper or _Helper()
+        self._helper = self._helper or Helper(simulated)
         return self._helper.ask(request)
 
     def close(self) -> None:
@@ -119,7 +120,8 @@ def simulated(request: Request) -> int | str:
 
 
 @lru_cache(maxsize=1)
-def _dtype() -> str:
+def usual_dtype() -> str:
+    """What ``load`` takes here."""
     import torch
 
     return DTYPES[torch.cuda.is_available()]
@@ -144,13 +146,14 @@ def config_folder(model: str) -> Path | None:
 
 def key_of(request: Request) -> str:
     """Hash of all that decides the peak of denoiser and VAE, wherever the folder lies."""
-    configs = [_config(request.folder, name) for name in (_denoiser(request.folder), "vae")]
+    configs = [config_of(request.folder, name) for name in (denoiser_of(request.folder), "vae")]
     rest = {k: v for k, v in asdict(request).items() if k != "folder"}
     return digest([configs, rest])
 
 
 @lru_cache(maxsize=256)
-def _config(folder: str, name: str) -> Any:
+def config_of(folder: str, name: str) -> Any:
+    """Configuration of a component."""
     data = json.loads((Path(folder) / name / "config.json").read_text())
     return {k: v for k, v in data.items() if k not in ("_diffusers_version", "_name_or_path")}
 
@@ -160,7 +163,8 @@ def _index(folder: str) -> dict[str, Any]:
     return dict(json.loads((Path(folder) / "model_index.json").read_text()))
 
 
-def _denoiser(folder: str) -> str:
+def denoiser_of(folder: str) -> str:
+    """Name of the component that denoises."""
     return "unet" if "unet" in _index(folder) else "transformer"
 
 
@@ -172,7 +176,7 @@ def other_weights(folder: str, dtype: str) -> tuple[int, bool]:
     size, total, whole = 4 if dtype == "float32" else 2, 0, True
     for name, value in _index(folder).items():
         path = Path(folder) / name
-        if name in ("vae", _denoiser(folder)) or not isinstance(value, list):
+        if name in ("vae", denoiser_of(folder)) or not isinstance(value, list):
             continue
         if not (path / "config.json").is_file():
             continue  # a tokenizer or a scheduler
@@ -194,38 +198,41 @@ def _elements(file: Path) -> int:
 # ------------------------------------------------------------------------------------------ helper
 
 
-class _Helper:
-    """A process that has diffusers loaded and answers requests."""
+class Helper:
+    """A process that has diffusers loaded and answers requests by ``work``, a function of a
+    module.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, work: Callable[[Any], Any]) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, work), daemon=True)
         self._process.start()
         theirs.close()
 
-    def ask(self, request: Request) -> int | str:
+    def ask(self, request: Any) -> Any:
+        """What ``work(request)`` gives in the process, or a text that it ended."""
         try:
             self._connection.send(request)
-            answer: int | str = self._connection.recv()
+            return self._connection.recv()
         except (EOFError, OSError):
             return "the process that simulates it ended"
-        return answer
 
     def close(self) -> None:
-        self._connection.close()
-        self._process.join(10)
+        """End the process, whatever it works on."""
         self._process.kill()
+        self._process.join(10)
+        self._connection.close()
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     """Main function of the helper: requests in, answers out, until the other side is gone."""
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
     with suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
-            connection.send(simulated(connection.recv()))
+            connection.send(work(connection.recv()))
 
 
 def embedded_requests() -> list[Request]:

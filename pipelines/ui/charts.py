@@ -4,54 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 _COLOURS = {
     "full": "#9ca3af", "int8": "#2563eb", "int6": "#0d9488", "int4": "#ea580c",
     "computed": "#16a34a", "reused": "#d6d3d1", "mixed": "#a855f7", "not called": "#f3f4f6",
 }  # fmt: skip
-_WIDTH = 640
 _MOST = 2000  # steps of one entry that are drawn
 
 
-def _svg(width: float, height: float, label: str, body: str) -> str:
+def _svg(height: float, label: str, body: str, left: float = 0, right: float = 0) -> str:
+    """A picture as wide as the page allows: across it counts in percent, down in pixels. ``left``
+    and ``right`` are pixels beside it for text.
+    """
     return (
-        f'<div class="wide"><svg class="chart" role="img" aria-label="{escape(label)}" '
-        f'viewBox="0 0 {width:g} {height:g}">{body}</svg></div>'
+        f'<svg class="chart" role="img" aria-label="{escape(label)}" height="{height:g}" '
+        f'style="margin: 0 {right:g}px 0 {left:g}px; width: calc(100% - {left + right:g}px)">'
+        f"{body}</svg>"
     )
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "start", beside: float = 0) -> str:
+    """Text at ``x`` percent, ``beside`` pixels to the right."""
+    return (
+        f'<text x="{x:g}%" y="{y:g}" dx="{beside:g}" text-anchor="{anchor}">{escape(text)}</text>'
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str, more: str = "") -> str:
+    return (
+        f'<line class="{kind}" {more} x1="{x1:.3f}%" y1="{y1:.1f}" x2="{x2:.3f}%" y2="{y2:.1f}"/>'
+    )
 
 
 def psnr_plot(values: Sequence[float]) -> str:
     """PSNR in dB over frames. The line with the class ``cursor`` is moved by ``players.js``."""
     low, high = _range(values)
-    left, right, top, bottom = 52.0, _WIDTH - 8.0, 12.0, 150.0
-    step = (right - left) / max(len(values) - 1, 1)
-    y = [bottom - (v - low) / (high - low) * (bottom - top) for v in values]
-    points = [(left + k * step, value) for k, value in enumerate(y)]
-    grid = []
+    top, bottom, step = 12.0, 150.0, 100 / max(len(values) - 1, 1)
+
+    def down(value: float) -> float:
+        return bottom - (value - low) / (high - low) * (bottom - top)
+
+    parts = []
     for value in (low, (low + high) / 2, high):
-        at = bottom - (value - low) / (high - low) * (bottom - top)
-        grid.append(f'<line class="grid" x1="{left}" y1="{at:.1f}" x2="{right}" y2="{at:.1f}"/>')
-        grid.append(_text(left - 6, at + 4, f"{value:.1f}", "end"))
-    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
-    dots = "".join(
-        f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3"><title>frame {k}: {v:.2f} dB</title></circle>'
-        for k, ((a, b), v) in enumerate(zip(points, values, strict=True))
-    )
-    cursor = (
-        f'<line class="cursor" data-left="{left}" data-step="{step}" '
-        f'x1="{left}" x2="{left}" y1="{top}" y2="{bottom}"/>'
-    )
-    last = len(values) - 1
-    axis = _text(left, 170, "frame 0") + _text(right, 170, f"frame {last}", "end")
+        parts.append(_line(0, down(value), 100, down(value), "grid"))
+        parts.append(_text(0, down(value) + 4, f"{value:.1f}", "end", -8))
+    for k, (a, b) in enumerate(pairwise(values)):
+        parts.append(_line(k * step, down(a), (k + 1) * step, down(b), "curve"))
+    parts += [
+        f'<circle cx="{k * step:.3f}%" cy="{down(v):.1f}" r="3">'
+        f"<title>frame {k}: {v:.2f} dB</title></circle>"
+        for k, v in enumerate(values)
+    ]
+    parts.append(_line(0, top, 0, bottom, "cursor", f'data-step="{step:.6f}"'))
+    parts += [_text(0, 170, "frame 0"), _text(100, 170, f"frame {len(values) - 1}", "end")]
     label = f"PSNR per frame, {min(values):.1f} to {max(values):.1f} dB"
-    body = f'{"".join(grid)}<polyline points="{line}"/>{dots}{cursor}{axis}'
-    return _svg(_WIDTH, 178, label, body)
+    return _svg(178, label, "".join(parts), left=46, right=8)
 
 
 def _range(values: Sequence[float], least: float = 2.0) -> tuple[float, float]:
@@ -101,52 +110,52 @@ def heat_map(rows: Sequence[tuple[str, list[str], str]]) -> str:
     """Precision over layers (down) and steps (across)."""
     if not rows:
         return '<p class="quiet">The report does not say what ran at which step.</p>'
-    left, steps = 150.0, len(rows[0][1])
-    cell, high = (_WIDTH - left - 4) / max(steps, 1), max(6.0, min(18.0, 480 / len(rows)))
-    body = []
+    steps, high = len(rows[0][1]), max(6.0, min(18.0, 480 / len(rows)))
+    cell, body = 100 / max(steps, 1), []
     for row, (name, cells, note) in enumerate(rows):
         y, at = 4 + row * high, 0
         if high >= 10:
-            body.append(_text(left - 6, y + high * 0.75, name[-24:], "end"))
+            body.append(_text(0, y + high * 0.75, name[-20:], "end", -8))
         for precision, group in groupby(cells):
             count = len(list(group))
             body.append(
-                f'<rect x="{left + at * cell:.2f}" y="{y:.2f}" width="{count * cell:.2f}" '
+                f'<rect x="{at * cell:.3f}%" y="{y:.2f}" width="{count * cell:.3f}%" '
                 f'height="{high - 1:.2f}" fill="{_COLOURS.get(precision, "#000")}">'
                 f"<title>{escape(f'{name}, from step {at}: {precision}. {note}')}</title></rect>"
             )
             at += count
     bottom = 4 + len(rows) * high
-    body += [
-        _text(left, bottom + 14, "step 0"),
-        _text(_WIDTH - 4, bottom + 14, f"{steps - 1}", "end"),
-    ]
+    body += [_text(0, bottom + 14, "step 0"), _text(100, bottom + 14, f"{steps - 1}", "end")]
     used = dict.fromkeys(p for _, cells, _ in rows for p in cells)
     legend = "".join(
         f'<span><i style="background:{_COLOURS.get(p, "#000")}"></i>{escape(p)}</span>'
         for p in used
     )
     label = f"precision of {len(rows)} layers over {steps} steps"
-    return f'<div class="legend">{legend}</div>' + _svg(_WIDTH, bottom + 20, label, "".join(body))
+    left = 118 if high >= 10 else 8
+    picture = _svg(bottom + 20, label, "".join(body), left=left, right=4)
+    return f'<div class="legend">{legend}</div>{picture}'
 
 
-def memory_bars(groups: Sequence[tuple[str, Mapping[str, int]]]) -> str:
-    """Peak bytes by phase for each (name, phases)."""
+def memory_bars(groups: Sequence[tuple[str, Mapping[str, int]]], limit: int = 0) -> str:
+    """Peak bytes by phase for each (name, phases), and a hollow bar of ``limit`` bytes."""
     most = max((b for _, phases in groups for b in phases.values()), default=0)
     if not most:
         return '<p class="quiet">No memory was measured.</p>'
     body, y = [], 16.0
-    for name, phases in groups:
-        for phase, size in phases.items():
-            width = (_WIDTH - 260) * size / most
-            body.append(_text(150, y, f"{name}, {phase}", "end"))
+    shown = [[(f"{name}, {phase}", size) for phase, size in phases.items()]
+             for name, phases in groups]  # fmt: skip
+    for rows in [*shown, *([[("at most", limit)]] if limit else [])]:
+        for name, size in rows:
+            width, kind = 100 * size / max(most, limit), "bar" if rows in shown else "limit"
+            body.append(_text(0, y, name, "end", -8))
             body.append(
-                f'<rect class="bar" x="158" y="{y - 11:.1f}" width="{width:.1f}" height="14"/>'
+                f'<rect class="{kind}" x="0" y="{y - 11:.1f}" width="{width:.2f}%" height="14"/>'
             )
-            body.append(_text(164 + width, y, f"{size / 2**30:.3f} GiB"))
+            body.append(_text(width, y, f"{size / 2**30:.3f} GiB", beside=6))
             y += 22
         y += 6
-    return _svg(_WIDTH, y - 8, "peak memory by phase", "".join(body))
+    return _svg(y - 8, "peak memory by phase", "".join(body), left=136, right=76)
 
 
 def scatter(points: Sequence[tuple[str, float, float]]) -> str:
@@ -155,15 +164,13 @@ def scatter(points: Sequence[tuple[str, float, float]]) -> str:
         return ""
     (x0, x1), (y0, y1) = _range([p[1] for p in points], 0.02), _range([p[2] for p in points])
     x0 = max(0.0, x0)
-    left, right, top, bottom = 52.0, _WIDTH - 12.0, 12.0, 220.0
-    body = [f'<line class="grid" x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/>',
-            f'<line class="grid" x1="{left}" y1="{top}" x2="{left}" y2="{bottom}"/>']  # fmt: skip
+    top, bottom = 12.0, 220.0
+    body = [_line(0, bottom, 100, bottom, "grid"), _line(0, top, 0, bottom, "grid")]
     for label, gib, db in points:
-        x = left + (gib - x0) / (x1 - x0) * (right - left)
-        y = bottom - (db - y0) / (y1 - y0) * (bottom - top)
+        x, y = 100 * (gib - x0) / (x1 - x0), bottom - (db - y0) / (y1 - y0) * (bottom - top)
         title = escape(f"{label}: {gib:.2f} GiB, {db:.1f} dB")
-        body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{title}</title></circle>')
-    body += [_text(left, 238, f"{x0:.2f} GiB"), _text(right, 238, f"{x1:.2f} GiB", "end")]
-    body += [_text(left - 6, top + 8, f"{y1:.0f} dB", "end")]
-    body += [_text(left - 6, bottom, f"{y0:.0f}", "end")]
-    return _svg(_WIDTH, 246, f"memory and quality of {len(points)} runs", "".join(body))
+        body.append(f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="5"><title>{title}</title></circle>')
+    body += [_text(0, 238, f"{x0:.2f} GiB"), _text(100, 238, f"{x1:.2f} GiB", "end")]
+    body += [_text(0, top + 8, f"{y1:.0f} dB", "end", -8), _text(0, bottom, f"{y0:.0f}", "end", -8)]
+    label = f"memory and quality of {len(points)} runs"
+    return _svg(246, label, "".join(body), left=46, right=12)

@@ -93,7 +93,10 @@ def _size(video: Any) -> str:
 def players(found: Pair) -> str:
     """The two players, their controls and the numbers under each, for ``players.js``."""
     a, b, fps = found.first, found.second, found.first.job.fps or 16.0
-    video = '<video class="{}" src="{}" muted playsinline preload="auto" tabindex="-1"></video>'
+    video = (
+        '<video class="{0}" aria-label="{0}" src="{1}" muted playsinline preload="auto" '
+        'tabindex="-1"></video>'
+    )
     urls = {"reference": b.video, "accelerated": a.video, "difference": found.apart}
     stage = "".join(video.format(kind, escape(file_url(path))) for kind, path in urls.items())
     ratio = f"{a.job.width or 1} / {a.job.height or 1}"

@@ -35,6 +35,8 @@ CAMERA = (
     ("Dolly forward, of the median depth", -0.05, 0.05, 0.005, 0.0),
 )
 STILL = tuple(row[-1] for row in CAMERA)
+FIRST = (64, 64, 17)  # width, height, frames of the canvas before the form says other ones
+NO_FLOW = '<div class="empty"><p class="quiet">The motion will appear here.</p></div>'
 _CELLS = 64  # painted cells along a side, at most
 _SHOWN = 160  # pixels of the flow preview along its longer side
 
@@ -47,7 +49,7 @@ def read_motion(
     strength: float,
     size: tuple[int, int, int],
 ) -> dict[str, Any] | None:
-    """``{"motion": ..., "strength": ...}`` for a job of ``size`` (width, height, frames), None if
+    """``{"motion", "strength", "size"}`` for a job of ``size`` (width, height, frames), None if
     nothing moves. ``driving`` as ``keep_driving`` made it. Raises JobError for what cannot be.
     """
     try:
@@ -65,11 +67,29 @@ def read_motion(
         if not motion:
             return None
         painted = (drawing or {}).get("brush")
-        return {"motion": motion, "strength": _strength(studio, painted, strength, size)}
+        gamma = _strength(studio, painted, strength, size)
+        return {"motion": motion, "strength": gamma, "size": list(size)}
     except (TypeError, AttributeError, KeyError, IndexError) as error:
         raise JobError("the drawing is not one that this page makes") from error
     except ValueError as error:
         raise JobError(str(error)) from error
+
+
+def fitted(
+    studio: Studio, drawn: Mapping[str, Any], size: tuple[int, int, int]
+) -> Mapping[str, Any]:
+    """What ``read_motion`` made, stretched with the picture to another size."""
+    if list(size) == drawn["size"]:
+        return drawn
+    scale = (size[0] / drawn["size"][0], size[1] / drawn["size"][1])
+    strength = drawn["strength"]
+    if isinstance(strength, Mapping) and "map" in strength:
+        gamma = Image.fromarray(np.load(strength["map"], allow_pickle=False)[0])
+        wide = np.asarray(gamma.resize(size[:2], Image.Resampling.NEAREST))[None]
+        strength = {"map": str(_keep(studio, "strength", ".npy", wide))}
+    motion = _scaled(drawn["motion"], scale)
+    motion = {key: value for key, value in motion.items() if value or key != "drag"}
+    return {"motion": motion, "strength": strength, "size": list(size)}
 
 
 def _layers(studio: Studio, drawing: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -144,20 +164,32 @@ def flow_preview(motion: Mapping[str, Any], size: tuple[int, int, int], fps: flo
     scale = min(1.0, _SHOWN / max(width, height))
     small = {"width": max(8, round(width * scale)), "height": max(8, round(height * scale))}
     try:
-        flow, _ = make_flow(_scaled(motion, scale), frames=frames, **small)
+        flow, _ = make_flow(_scaled(motion, (scale, scale)), frames=frames, **small)
     except ValueError as error:
         raise JobError(str(error)) from error
     wheel = colour_wheel(flow)
     enlarge = max(1, 320 // max(small.values()))
     pictures = arrows(wheel, flow, spacing=20, enlarge=enlarge)
-    return f'<img class="flow" alt="the motion, frame by frame" src="{_webp(pictures, fps)}">'
+    about = f"the motion, frame by frame: {_in_words(motion)}"
+    return f'<img class="flow" alt="{about}" src="{_webp(pictures, fps)}">'
 
 
-def _scaled(motion: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """``motion`` with its pixels multiplied by ``scale``."""
+def _in_words(motion: Mapping[str, Any]) -> str:
+    """Such as "2 polygons, 4 keyframes, camera"."""
+    layers = motion.get("drag") or ()
+    parts = []
+    for count, what in (
+        (len(layers), "polygon"), (sum(len(layer.get("keys", ())) for layer in layers), "keyframe"),
+    ):  # fmt: skip
+        parts += [f"{count} {what}{'s' * (count > 1)}"] if count else []
+    return ", ".join([*parts, *(kind for kind in ("camera", "video") if motion.get(kind))])
+
+
+def _scaled(motion: Mapping[str, Any], scale: tuple[float, float]) -> dict[str, Any]:
+    """``motion`` with its pixels multiplied by ``scale``, across and down."""
 
     def points(values: Any) -> list[list[float]]:
-        return [[float(x) * scale, float(y) * scale] for x, y in values]
+        return [[float(x) * scale[0], float(y) * scale[1]] for x, y in values]
 
     scaled = dict(motion)
     if "camera" in motion:
@@ -200,13 +232,14 @@ def sketch_of(job: Job) -> dict[str, Any]:
 
 
 def canvas(
-    size: tuple[int, int, int], video: Finished | None = None, layers: Any = None
-) -> dict[str, Any]:
-    """What the canvas shows: its size, the first frame of ``video`` behind it, and layers; None
-    leaves those that are drawn.
+    size: tuple[int, int, int], video: Finished | None = None, layers: Any = None, *,
+    keep: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """What the canvas shows: its size, the first frame of ``video`` behind it (``keep``: what is
+    there), and layers; None leaves those that are drawn, stretched to the size.
     """
     width, height, frames = size
-    background = ""
+    background = None if keep else ""
     if video is not None:
         file = io.BytesIO()
         Image.fromarray(read_video(video.video)[0]).resize((width, height)).save(file, "PNG")

@@ -11,7 +11,9 @@ from typing import Any
 
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import TINY, defaults
-from accel.pipelines.ui.settings import UNACCELERATED, Models, job_file, job_from_form
+from accel.pipelines.ui import drawing
+from accel.pipelines.ui.predicted import check_size
+from accel.pipelines.ui.settings import PLANNED, UNACCELERATED, Models, job_file, job_from_form
 from accel.pipelines.ui.studio import Studio
 
 FIELDS = (
@@ -26,24 +28,41 @@ def to_form(job: Job, models: Models) -> list[Any]:
     """Values of the widgets for a job, in the order of ``FIELDS``."""
     job = job.resolved()
     label = models.label(job.model) or next(iter(models.by_label))
-    values = {**job.to_dict(), "model": label, "preset": job.preset or UNACCELERATED}
+    preset = PLANNED if job.plan is not None else job.preset or UNACCELERATED
+    values = {**job.to_dict(), "model": label, "preset": preset}
     return [values[key] for key in FIELDS]
 
 
-def from_form(values: Sequence[Any], moved: bool, motion: Mapping[str, Any] | None) -> dict:
-    """The form as ``job_from_form`` takes it; ``motion`` as ``drawing.py`` keeps it."""
+def from_form(
+    studio: Studio, values: Sequence[Any], moved: bool, motion: Mapping[str, Any] | None, plan: Any
+) -> dict[str, Any]:
+    """The form as ``job_from_form`` takes it; ``motion`` as ``drawing.py`` keeps it, brought to the
+    form's size; ``plan`` as the tab Plan picked it.
+    """
     form: dict[str, Any] = dict(zip(FIELDS, values, strict=True))
+    if form["preset"] == PLANNED:
+        if not plan:
+            raise JobError("no plan is taken over yet; pick one in the tab Plan")
+        form["plan"] = plan
     if moved:
         if not motion or not motion.get("motion"):
             raise JobError("no motion is drawn yet; draw one in the tab Motion, or untick it")
+        motion = drawing.fitted(studio, motion, size_of(values, studio)[0])
         form |= {"motion": motion["motion"], "strength": motion["strength"]}
     return form
 
 
-def size_of(values: Sequence[Any], studio: Studio) -> tuple[tuple[int, int, int], float]:
-    """(width, height, frames) and frames per second of the form. Raises JobError."""
+def job_of(values: Sequence[Any], studio: Studio) -> Job:
+    """The form's job without prompt, plan or motion, as far as its size goes. Raises JobError."""
     form = {**dict(zip(FIELDS, values, strict=True)), "prompt": "size only"}
     job = job_from_form(form, studio.models, studio.limits).resolved()
+    check_size(job)
+    return job
+
+
+def size_of(values: Sequence[Any], studio: Studio) -> tuple[tuple[int, int, int], float]:
+    """(width, height, frames) and frames per second of the form. Raises JobError."""
+    job = job_of(values, studio)
     if not (job.width and job.height and job.frames and job.frames > 1):
         raise JobError("motion needs width, height and 2 frames or more in the form")
     return (job.width, job.height, job.frames), job.fps or 16.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import gradio as gr
 
 from accel.pipelines.job import Job, JobError
-from accel.pipelines.ui import compare, drawing, forms, view
-from accel.pipelines.ui.settings import settings_of
-from accel.pipelines.ui.studio import Studio
+from accel.pipelines.ui import compare, drawing, forms, plans, predicted, view
+from accel.pipelines.ui.settings import PLANNED, UNACCELERATED, settings_of
+from accel.pipelines.ui.studio import Finished, Studio
+from accel.plan import Plan
 
 MORE = 24  # cards that "more" adds to the gallery
-REUSED = 6 + len(drawing.CAMERA) + len(forms.FIELDS)  # values that ``into_form`` returns
+REUSED = 8 + len(drawing.CAMERA) + len(forms.FIELDS)  # values that ``into_form`` returns
 
 
 def told(fn: Callable) -> Callable:
@@ -34,7 +35,8 @@ def told(fn: Callable) -> Callable:
 
 class Handlers:
     """Handlers over one studio. ``moved``: whether the drawn motion counts; ``drawn``: that motion,
-    kept on the server; ``form``: values of ``forms.FIELDS``.
+    and ``plan``: the one picked in the tab Plan, both kept on the server; ``form``: values of
+    ``forms.FIELDS``.
     """
 
     def __init__(self, studio: Studio) -> None:
@@ -43,9 +45,10 @@ class Handlers:
     # -------------------------------------------------------------------------------- generate
 
     @told
-    def generate(self, compared: bool, moved: bool, drawn: Any, *form: Any) -> None:
+    def generate(self, compared: bool, moved: bool, drawn: Any, plan: Any, *form: Any) -> None:
         """Enter a job."""
-        name = self.studio.submit(forms.from_form(form, moved, drawn), compare=compared)
+        values = forms.from_form(self.studio, form, moved, drawn, plan)
+        name = self.studio.submit(values, compare=compared)
         gr.Info(f"{escape(name)} is in the queue.", duration=3)
 
     def act(self, event: gr.EventData) -> None:
@@ -59,9 +62,10 @@ class Handlers:
         return list(self.studio.presets.all())
 
     @told
-    def save_preset(self, name: str, moved: bool, drawn: Any, *form: Any) -> Any:
+    def save_preset(self, name: str, moved: bool, drawn: Any, plan: Any, *form: Any) -> Any:
         """Keep the form; the menu with its name."""
-        self.studio.save_preset(name or "", forms.from_form(form, moved, drawn))
+        values = forms.from_form(self.studio, form, moved, drawn, plan)
+        self.studio.save_preset(name or "", values)
         return gr.Dropdown(choices=self.preset_names(), value=name)
 
     @told
@@ -78,23 +82,28 @@ class Handlers:
         return gr.Dropdown(choices=self.preset_names(), value=None)
 
     @told
-    def export(self, what: str, moved: bool, drawn: Any, *form: Any) -> Any:
+    def export(self, what: str, moved: bool, drawn: Any, plan: Any, *form: Any) -> Any:
         """A job file of the form ("job"), the "queue" or the "gallery"."""
-        values = forms.from_form(form, moved, drawn) if what == "job" else None
+        job = what == "job"
+        values = forms.from_form(self.studio, form, moved, drawn, plan) if job else None
         return gr.File(forms.exported(self.studio, what, values), visible=True)
 
-    def into_form(self, job: Job) -> list[Any]:
-        """The form and the drawing filled with a job, and shown: tab, moved, drawn, sketch, canvas,
-        strength, camera, form.
+    def into_form(self, job: Job, video: Finished | None = None) -> list[Any]:
+        """The form and the drawing, over the first frame of ``video``, filled with a job, and
+        shown: tab, moved, drawn, plan, sketch, shape, canvas, strength, camera, form.
         """
         job = forms.unnamed(job.resolved())
-        drawn = {"motion": job.motion, "strength": job.strength} if job.motion else None
-        sketch = drawing.sketch_of(job)
         size = (job.width or 64, job.height or 64, job.frames or 17)
-        canvas = drawing.canvas(size, None, sketch["layers"])
+        drawn = None
+        if job.motion:
+            drawn = {"motion": job.motion, "strength": job.strength, "size": list(size)}
+        sketch = drawing.sketch_of(job)
+        canvas = drawing.canvas(size, video, sketch["layers"])
         strength = job.strength if isinstance(job.strength, float) else 0.1
-        shown = [gr.Tabs(selected="generate"), drawn is not None, drawn, sketch, canvas, strength]
-        return [*shown, *drawing.camera_of(job), *forms.to_form(job, self.studio.models)]
+        plan = None if job.plan is None else (job.accel_plan() or Plan()).to_dict()
+        shown = [gr.Tabs(selected="generate"), drawn is not None, drawn, plan, sketch, size]
+        camera = drawing.camera_of(job)
+        return [*shown, canvas, strength, *camera, *forms.to_form(job, self.studio.models)]
 
     # ---------------------------------------------------------------------------------- motion
 
@@ -117,14 +126,23 @@ class Handlers:
         camera, form = values[: len(drawing.CAMERA)], values[len(drawing.CAMERA) :]
         size, fps = forms.size_of(form, self.studio)
         drawn = drawing.read_motion(self.studio, sketch, camera, driving, strength, size)
-        shown = drawing.flow_preview(drawn["motion"], size, fps) if drawn else ""
+        shown = drawing.flow_preview(drawn["motion"], size, fps) if drawn else drawing.NO_FLOW
         return [drawn, drawn is not None, shown]
 
+    def fit(self, shape: tuple[int, int, int], *form: Any) -> list[Any]:
+        """Shape and canvas at the form's size, if that is another one."""
+        try:
+            size, _ = forms.size_of(form, self.studio)
+        except JobError:
+            return [gr.skip(), gr.skip()]  # told when something is made of the form
+        same = tuple(shape) == size
+        return [gr.skip(), gr.skip()] if same else [size, drawing.canvas(size, keep=True)]
+
     @told
-    def show_behind(self, name: str | None, *form: Any) -> Any:
-        """The canvas at the form's size over the first frame of a video."""
+    def show_behind(self, name: str | None, *form: Any) -> list[Any]:
+        """Shape and canvas at the form's size over the first frame of a video."""
         size, _ = forms.size_of(form, self.studio)
-        return drawing.canvas(size, self.studio.find(name) if name else None)
+        return [size, drawing.canvas(size, self.studio.find(name) if name else None)]
 
     # --------------------------------------------------------------------------------- compare
 
@@ -160,7 +178,7 @@ class Handlers:
             shown[:2] = count + MORE, view.gallery(self.studio, count + MORE)
         elif event.act == "reuse":
             video = self.studio.find(name)
-            form = self.into_form(video.job) if video else form
+            form = self.into_form(video.job, video) if video else form
         elif event.act == "compare":
             shown[2:] = [name, compare.OWN, *self.show_pair(name, compare.OWN)]
             form[0] = gr.Tabs(selected="compare")
@@ -168,6 +186,33 @@ class Handlers:
             self.act(event)
             shown[1] = view.gallery(self.studio, count)
         return [*shown, *form]
+
+    # ------------------------------------------------------------------------------------ plan
+
+    def predict(self, asked: str, memory: float, quality: float, *form: Any) -> Iterator[list[Any]]:
+        """The plan for the form's job: what it was asked for, memory slider, picked, HTML. While a
+        new size is simulated, that is said.
+        """
+        try:
+            job = forms.job_of(form, self.studio)
+            if self.studio.simulations.known(job) is None:
+                yield [gr.skip(), gr.skip(), None, plans.WAIT]
+            ways = self.studio.simulations.ways(job)
+            top, slider = plans.top(self.studio, ways), gr.skip()
+            if asked != predicted.shape(job):
+                asked, memory, slider = predicted.shape(job), top, gr.Slider(maximum=top, value=top)
+            plan = plans.predict(self.studio, job, ways, memory, quality)
+            yield [asked, slider, plan.settings(), plans.shown(plan, job, memory)]
+        except JobError as error:
+            yield [gr.skip(), gr.skip(), None, view.problem(str(error))]
+
+    @told
+    def use_plan(self, picked: Any) -> list[Any]:
+        """Tab, plan and the form's acceleration with what is picked."""
+        if not picked:
+            raise JobError("no plan is shown; choose a memory and a quality that can be had")
+        preset = PLANNED if picked["plan"] else picked["preset"] or UNACCELERATED
+        return [gr.Tabs(selected="generate"), picked["plan"], preset]
 
     def poll(self, seen: tuple[int, int], count: int) -> list[Any]:
         """What changed since a tab last asked: seen, now, queue, latest, gallery."""

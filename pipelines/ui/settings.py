@@ -21,8 +21,8 @@ from accel.pipelines.load import TINY, local_folder
 from accel.pipelines.video import SUFFIXES, read_comment
 from accel.plan import PRESETS
 
-UNACCELERATED = "none"
-PRESET_CHOICES = (*PRESETS[::-1], UNACCELERATED)
+UNACCELERATED, PLANNED = "none", "planned"  # planned: in the tab Plan
+PRESET_CHOICES = (*PRESETS[::-1], UNACCELERATED, PLANNED)
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Models:
 def job_from_form(form: Mapping[str, Any], models: Models, limits: Limits) -> Job:
     """A checked job. ``form``: fields of a Job, with the model by its label and preset "none".
 
-    ``motion`` must come from this program (``drawing.py``), not from the browser. Raises JobError
-    naming the value, the limit and the way out.
+    ``motion`` and ``plan`` must come from this program (``drawing.py``, ``predicted.py``), not from
+    the browser. Raises JobError naming the value, the limit and the way out.
     """
     data = {key: value for key, value in form.items() if key in {f.name for f in fields(Job)}}
     label = str(data.get("model"))
@@ -81,7 +81,7 @@ def job_from_form(form: Mapping[str, Any], models: Models, limits: Limits) -> Jo
         known = ", ".join(models.by_label)
         raise JobError(f"model {label!r} is not offered here; choose one of {known}")
     data["model"] = models.by_label[label]
-    if data.get("preset") == UNACCELERATED:
+    if data.get("preset") in (UNACCELERATED, PLANNED):
         data["preset"] = None
     for key in ("width", "height", "frames", "steps", "seed"):
         data[key] = _whole(key, data.get(key))

@@ -30,6 +30,7 @@ from accel.pipelines.batch.reference import difference_path
 from accel.pipelines.batch.worker import Emit
 from accel.pipelines.job import Job, JobError, make_job
 from accel.pipelines.ui.live import LiveQueue
+from accel.pipelines.ui.predicted import Simulations, check_size
 from accel.pipelines.ui.settings import Limits, Models, Presets, job_from_form, write_json
 from accel.pipelines.video import read_video, remove
 
@@ -80,6 +81,7 @@ class Studio:
         self.queue = LiveQueue(options, lambda emit: make_engine(self.out, emit), self._manifest)
         self._thread = threading.Thread(target=self.queue.serve, name="queue", daemon=True)
         self._cache: dict[Path, tuple[int, Finished | None]] = {}
+        self.simulations = Simulations()
 
     def start(self) -> None:
         """Take over what was left, and begin to render."""
@@ -91,6 +93,7 @@ class Studio:
 
     def close(self) -> None:
         """Save the running steps and end."""
+        self.simulations.close()
         self.queue.close()
         if self._thread.is_alive():
             self._thread.join(60)
@@ -104,7 +107,8 @@ class Studio:
         if len(self.queue.entries) >= self.limits.waiting:
             raise JobError(f"{self.limits.waiting} jobs are waiting already; remove some")
         job = job_from_form(form, self.models, self.limits)
-        if compare and job.preset is None:
+        check_size(job.resolved())
+        if compare and job.accel_plan() is None:
             raise JobError("preset none is the reference itself; choose another one to compare")
         name = self.queue.add(job, compare=compare).item.name
         self.remember()

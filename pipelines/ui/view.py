@@ -35,6 +35,11 @@ def button(what: str, name: str, text: str, title: str) -> str:
     )
 
 
+def problem(text: str) -> str:
+    """What is wrong, in place."""
+    return f'<p class="bad" role="alert">{escape(text)}</p>'
+
+
 def now(studio: Studio) -> str:
     """What runs: preview, step bar with the time left, a stop button."""
     with studio.queue.lock:
@@ -44,13 +49,13 @@ def now(studio: Studio) -> str:
         notice, paused = studio.queue.notice, studio.queue.paused
     parts = [_running(entry) for entry in running]
     if notice:
-        parts.insert(0, f'<p class="bad" role="alert">{escape(notice)}</p>')
+        parts.insert(0, problem(notice))
     if not running:
         text = "Paused." if paused else "Starting." if waiting else "Nothing is running."
         parts.append(f'<p class="quiet">{text}</p>')
     if waiting:
         parts.append(f'<p class="quiet">{waiting} waiting in the queue.</p>')
-    return f'<div class="now" aria-live="polite">{"".join(parts)}</div>'
+    return f'<div class="now">{"".join(parts)}</div>'
 
 
 def _running(entry: Entry) -> str:
@@ -114,8 +119,14 @@ def settings_line(job: Job) -> str:
     """The settings that one looks for first."""
     size = f"{job.width}×{job.height}, {job.frames} frames" if job.width else "default size"
     moved = ", motion" if job.motion else ""
-    preset = job.preset or "not accelerated"
-    return escape(f"{size}, {job.steps or 'default'} steps, seed {job.seed}, {preset}{moved}")
+    steps = f"{job.steps or 'default'} steps, seed {job.seed}"
+    return escape(f"{size}, {steps}, {acceleration(job)}{moved}")
+
+
+def acceleration(job: Job) -> str:
+    """Its preset or the name of its plan."""
+    plan = None if job.plan is None else job.accel_plan()
+    return plan.name if plan else job.preset or "not accelerated"
 
 
 def gallery(studio: Studio, count: int = 24) -> str:
@@ -149,7 +160,11 @@ def player(video: Finished, *, large: bool = False) -> str:
     url = file_url(video.video)
     if video.job.format in ("mp4", "webm"):
         how = "autoplay" if large else 'preload="metadata"'
-        return f'<video src="{escape(url)}" {how} loop muted playsinline controls></video>'
+        what = escape(f"{video.name}: {video.job.prompt[:200]}")
+        return (
+            f'<video src="{escape(url)}" aria-label="{what}" {how} loop muted playsinline controls>'
+            "</video>"
+        )
     if video.job.format == "gif":
         return f'<img src="{escape(url)}" alt="{escape(video.name)}">'
     return f'<p><a href="{escape(url)}" download>{escape(video.video.name)}</a></p>'

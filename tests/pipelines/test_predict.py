@@ -93,7 +93,7 @@ def test_unknown_is_said_with_its_reason(simulator, tmp_path):
     odd = simulator(Job("x", model=folder, width=60, height=64, frames=5))
     assert "multiple of" in odd.why_not
     (tmp_path / "m" / "vae" / "config.json").unlink()
-    simulated._config.cache_clear()
+    simulated.config_of.cache_clear()
     assert (
         "cannot be read" in simulator(Job("x", model=folder, width=72, height=64, frames=5)).why_not
     )
@@ -101,7 +101,7 @@ def test_unknown_is_said_with_its_reason(simulator, tmp_path):
 
 def test_the_helper_process_says_the_same():
     request = replace(embedded_requests()[0], width=32, height=32, frames=1)
-    helper = simulated._Helper()
+    helper = simulated.Helper(simulated.simulated)
     try:
         assert helper.ask(request) == simulated.simulated(request) > 2**20
         helper._process.kill()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from accel.config import SlicingConfig
 from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.worker import Emit, Outcome, Task
 from accel.pipelines.job import Job, JobError
-from accel.pipelines.ui import plans, view
-from accel.pipelines.ui.settings import Limits
+from accel.pipelines.ui import forms, plans, view
+from accel.pipelines.ui.predicted import Ways
+from accel.pipelines.ui.settings import PLANNED, Limits
 from accel.pipelines.ui.studio import Studio
+from accel.plan import Plan
 
 FORM = {"prompt": "a red circle", "model": "tiny (embedded)", "preset": "balanced", "frames": 5}
 SIDECAR = {"peak_bytes": 2**30, "seconds": 1.0, "resumed_from_step": 0, "memory": [], "frames": 5}
@@ -64,11 +68,11 @@ class Manual:
         event = {"event": "step", "job": name, "step": done, "steps": steps, "part": "render"}
         self.emit({**event, "slot": 0})
 
-    def finish(self, comparison: dict[str, Any] | None = None) -> None:
+    def finish(self, comparison: dict[str, Any] | None = None, **more: Any) -> None:
         """Write the video of the last task, as a worker does."""
         task = self.tasks[-1]
         frames = np.zeros((5, 16, 16, 3), np.uint8)
-        sidecar = {**SIDECAR, "comparison": comparison, "report": None}
+        sidecar = {**SIDECAR, "comparison": comparison, "report": None, **more}
         output = Output(self.out, task.name, task.job.format)
         sha256 = output.write(frames, task.job, task.id, sidecar)
         self.outcomes.append(Outcome("done", sha256=sha256, sidecar=sidecar))
@@ -279,16 +283,63 @@ def test_hostile_sidecars_are_left_out(opened: Any) -> None:
 
 def test_measured_runs_are_filtered(opened: Any) -> None:
     studio, engine = opened()
-    for seed, db in ((1, 30.0), (2, 40.0)):
+    assert plans.least(studio) == 30.0 and "Nothing is measured" in plans.table(studio, 1.0, 30.0)
+    for seed, db in ((1, 35.0), (2, 40.0)):
         (name,) = submit(studio, seed, compare=True)
+        until(lambda seed=seed: len(engine.tasks) == seed)
+        comparison = {"psnr_db": db, "ssim": 1.0, "reference_seconds": 2.0, "speedup": 2.0}
+        engine.finish(comparison, environment={"device": "cuda"})
+        until(lambda: not studio.queue.entries)
+    assert plans.least(studio) == 35.0
+    assert "2 of 2 measured runs fit" in plans.table(studio, 1.0, 30.0)
+    shown = plans.table(studio, 1.0, 36.0)
+    assert "1 of 2" in shown and f"<b>{name}</b>" in shown
+    assert "None of the 2" in plans.table(studio, 0.5, 30.0)
+
+
+def test_predictions_learn_from_runs_of_the_page(opened: Any) -> None:
+    studio, engine = opened()
+    job = Job("another", frames=9).resolved()
+    fast, balanced, none = plans.choices(studio, job)
+    assert (fast.preset, balanced.preset, none.preset) == ("fast", "balanced", None)
+    assert fast.db is None and none.db == np.inf and none.seconds is None
+    for seed, db in ((1, 40.0), (2, 42.0)):
+        submit(studio, seed, compare=True)
         until(lambda seed=seed: len(engine.tasks) == seed)
         engine.finish({"psnr_db": db, "ssim": 1.0, "reference_seconds": 2.0, "speedup": 2.0})
         until(lambda: not studio.queue.entries)
-    assert plans.limits(studio) == (1.0, 30.0, 16.0)
-    assert "2 of 2 measured runs fit" in plans.table(studio, 1.0, 30.0)
-    shown = plans.table(studio, 1.0, 35.0)
-    assert "1 of 2" in shown and f"<b>{name}</b>" in shown
-    assert "None of the 2" in plans.table(studio, 0.5, 30.0)
+    fast, balanced, none = plans.choices(studio, job)
+    assert balanced.runs == 2 and balanced.db is not None and balanced.db < 40.0
+    assert fast.db is None and none.seconds == pytest.approx(2.0 * 9 / 5)
+    ways = Ways({1: 2**20, 16: 2**19}, {"whole": 2**20, "strips": 2**19})
+    assert plans.top(studio, ways) == 0.002  # what a CPU's process holds is not the plan's
+    assert plans.predict(studio, job, ways, 0.002, 20.0).slices == 1
+    assert "measured runs fit" in plans.table(studio, 0.0, 30.0)
+
+
+def test_a_planned_job_keeps_its_plan(opened: Any) -> None:
+    studio, engine = opened()
+    plan = replace(
+        Plan.preset("balanced"), name="balanced, 16 slices", slicing=SlicingConfig(16, 1)
+    )
+    values = forms.to_form(Job("x", seed=1), studio.models)
+    values[forms.FIELDS.index("preset")] = PLANNED
+    with pytest.raises(JobError, match="no plan is taken over yet"):
+        forms.from_form(studio, values, False, None, None)
+    studio.submit(forms.from_form(studio, values, False, None, plan.to_dict()), compare=True)
+    until(lambda: engine.tasks)
+    job = engine.tasks[0].job
+    assert job.accel_plan() == plan and job.preset is None
+    assert "balanced, 16 slices" in view.queue(studio)
+    assert forms.to_form(job, studio.models)[forms.FIELDS.index("preset")] == PLANNED
+    assert forms.job_of(values, studio).frames == 17
+
+
+def test_sizes_that_cannot_be_never_enter_the_queue(opened: Any) -> None:
+    studio, _ = opened()
+    with pytest.raises(JobError, match="got 63; the nearest is 64"):
+        studio.submit({**FORM, "seed": 1, "width": 63})
+    assert not studio.queue.entries
 
 
 def test_prompts_and_names_are_escaped(opened: Any) -> None:

@@ -166,15 +166,34 @@ def test_a_drawing_is_a_motion() -> None:
     camera = (1.0, 0.0, 1.02, 0.0, 0.0, 0.0, 0.0)
     both = drawing.read_motion(STUDIO, sketch, camera, None, 0.1, SIZE)
     assert both is not None and both["motion"]["camera"] == {"pan": [1.0, 0.0], "zoom": 1.02}
+    shown = drawing.flow_preview(both["motion"], SIZE, 8.0)
+    assert 'alt="the motion, frame by frame: 1 polygon, 1 keyframe, camera"' in shown
     assert drawing.camera_of(Job("x", motion=both["motion"])) == list(camera)
     assert drawing.read_motion(STUDIO, None, drawing.STILL, None, 0.1, SIZE) is None
 
 
 def test_a_preview_is_the_motion_made_small() -> None:
     motion = {"camera": {"pan": [4.0, 0.0]}, "drag": [{"polygon": BOX, "by": [8.0, 0.0]}]}
-    small = drawing._scaled(motion, 0.5)
+    small = drawing._scaled(motion, (0.5, 0.5))
     assert small["camera"]["pan"] == [2.0, 0.0] and small["drag"][0]["by"] == [4.0, 0.0]
     assert small["drag"][0]["polygon"][1] == [15.0, 5.0]
+
+
+def test_a_drawing_is_stretched_with_the_picture(tmp_path: Path) -> None:
+    studio: Any = SimpleNamespace(limits=Limits(), state=tmp_path)
+    brush = {"columns": 8, "rows": 4, "cells": [1.0] + [None] * 31}
+    sketch = {"layers": [LAYER], "brush": brush}
+    drawn = drawing.read_motion(studio, sketch, drawing.STILL, None, 0.25, SIZE)
+    assert drawn is not None and drawing.fitted(studio, drawn, SIZE) is drawn
+    wide = drawing.fitted(studio, drawn, (128, 48, 17))
+    (layer,) = wide["motion"]["drag"]
+    assert layer["polygon"][1] == [60.0, 10.0] and layer["keys"][0]["move"] == [32.0, 8.0]
+    gamma = np.load(wide["strength"]["map"])
+    assert gamma.shape == (1, 48, 128) and gamma[0, :12, :16].min() == 1
+    assert gamma[0, :, 16:].max() == 0.25 and wide["size"] == [128, 48, 17]
+    pan = {"motion": {"camera": {"pan": [1.0, 1.0]}}, "strength": 0.5, "size": [64, 64, 17]}
+    fitted = drawing.fitted(studio, pan, (32, 64, 17))
+    assert fitted["motion"] == {"camera": {"pan": [0.5, 1.0]}} and fitted["strength"] == 0.5
 
 
 def test_painted_strength_is_a_map(tmp_path: Path) -> None:
@@ -250,4 +269,6 @@ def test_heat_map_shows_what_ran() -> None:
     assert steps[1] == ["computed"] * 2 + ["reused"] * 3 + ["computed"] + ["reused"] * 4
     assert first[1] == ["int8"] * 2 + ["reused"] * 3 + ["int4"] + ["reused"] * 4
     assert "does not say" in charts.heat_map(charts.precision_rows({"sites": [{"name": "old"}]}))
-    assert "<polyline" in charts.psnr_plot([30.0]) and charts.memory_bars([]).startswith("<p")
+    assert charts.psnr_plot([30.0]).count("<circle") == 1
+    assert charts.psnr_plot([30.0, 31.0, 32.0]).count('class="curve"') == 2
+    assert charts.memory_bars([]).startswith("<p")

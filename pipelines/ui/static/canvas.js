@@ -1,12 +1,13 @@
 // Drawn layers: a polygon with keyframes {at, move, scale, rotate, easing}, posed as in
 // pipelines/motion/layers.py: p = pivot + move + scale R(rotate) (p0 - pivot), the pivot being the
-// mean of the corners. Whatever changes is sent as the event "draw".
+// mean of the corners. Whatever changes is sent as the event "draw". canvas-keys.js follows in one
+// script.
 const EASE = {linear: (t) => t, in: (t) => t * t, out: (t) => t * (2 - t), 'in-out': (t) => t * t * (3 - 2 * t)};
 const COLOURS = ['#f97316', '#22d3ee', '#a3e635', '#f472b6', '#facc15', '#818cf8'];
 const COLUMNS = 32;
 const $ = (query) => element.querySelector(query);
 let size = {width: 64, height: 64, frames: 17}, image = null, layers = [], chosen = -1;
-let tool = 'move', corners = [], hold = null, cells = null, rows = 1, timer = 0, running = 0;
+let tool = 'move', corners = [], cross = null, hold = null, cells = null, rows = 1, timer = 0, running = 0;
 
 const sub = (a, b) => [a[0] - b[0], a[1] - b[1]];
 const pivotOf = (polygon) => [0, 1].map((i) => polygon.reduce((s, p) => s + p[i], 0) / polygon.length);
@@ -29,7 +30,15 @@ function place(layer, t) {
   const c = pose.scale * Math.cos(r), s = pose.scale * Math.sin(r);
   const at = (p) => { const [x, y] = sub(p, pivot); return [pivot[0] + pose.move[0] + c * x - s * y, pivot[1] + pose.move[1] + s * x + c * y]; };
   const outline = layer.polygon.map(at), reach = Math.max(...layer.polygon.map((p) => Math.hypot(...sub(p, pivot))));
-  return {pose, outline, centre: at(pivot), handle: at([pivot[0] + reach + 0.06 * size.width, pivot[1]])};
+  const centre = at(pivot), handle = at([pivot[0] + reach + 0.06 * size.width, pivot[1]]);
+  return {pose, outline, centre, handle: within(centre, handle)};
+}
+// The point on the way from a to b that is still inside the picture, so that it can be grabbed.
+function within(a, b) {
+  const edge = 0.02 * size.width, way = sub(b, a);
+  const share = [size.width, size.height].map((most, i) => (way[i] > 0 ? (most - edge - a[i]) / way[i] : way[i] < 0 ? (edge - a[i]) / way[i] : 1));
+  const t = Math.min(1, Math.max(0.1, Math.min(...share)));
+  return [a[0] + t * way[0], a[1] + t * way[1]];
 }
 function setKey(layer, pose) {
   const at = now(), easing = $('.easing').value;
@@ -42,10 +51,16 @@ const now = () => Number($('.time').value) / Math.max(1, size.frames - 1);
 function send() {
   draw();
   clearTimeout(timer);
-  timer = setTimeout(() => trigger('draw', {drawing: {
+  timer = setTimeout(flush, 250);
+}
+function flush() {
+  if (!timer) return;
+  clearTimeout(timer);
+  timer = 0;
+  trigger('draw', {drawing: {
     layers: layers.map((l, z) => ({polygon: l.polygon, keys: l.keys, z})),
     brush: cells && cells.some((v) => v !== null) ? {columns: COLUMNS, rows, cells} : null,
-  }}), 250);
+  }});
 }
 
 function draw() {
@@ -93,11 +108,25 @@ function draw() {
     pen.stroke();
     corners.forEach((p) => dot(pen, p, 3 / k, '#fff'));
   }
+  if (cross && tool !== 'move') {
+    pen.strokeStyle = '#fff';
+    for (const [a, b] of [[-1, 0], [0, -1]]) {
+      pen.beginPath();
+      pen.moveTo(cross[0] + 8 * a / k, cross[1] + 8 * b / k);
+      pen.lineTo(cross[0] - 8 * a / k, cross[1] - 8 * b / k);
+      pen.stroke();
+    }
+  }
   $('.at').textContent = `frame ${$('.time').value} of ${size.frames - 1}`;
+  $('.what').textContent = told();
+}
+function told() {
   const layer = layers[chosen], pose = layer && poseAt(layer, now());
-  $('.what').textContent = pose
-    ? `polygon ${chosen + 1} of ${layers.length}: moved ${pose.move.map((v) => v.toFixed(1)).join(', ')} px, scale ${pose.scale.toFixed(2)}, turned ${pose.rotate.toFixed(0)}°; ${layer.keys.length} keyframe${layer.keys.length === 1 ? '' : 's'}`
-    : layers.length ? `${layers.length} polygons` : 'Draw a polygon or a box, choose a time, and drag it where it shall be then.';
+  if (cross && tool !== 'move') {
+    return `cross at ${cross.map((v) => v.toFixed(0)).join(', ')}` + (corners.length ? `, ${corners.length} corner${corners.length === 1 ? '' : 's'}` : '');
+  }
+  if (!pose) return layers.length ? `${layers.length} polygons` : 'Draw a polygon or a box, choose a time, and drag it where it shall be then.';
+  return `polygon ${chosen + 1} of ${layers.length}: moved ${pose.move.map((v) => v.toFixed(1)).join(', ')} px, scale ${pose.scale.toFixed(2)}, turned ${pose.rotate.toFixed(0)}°; ${layer.keys.length} keyframe${layer.keys.length === 1 ? '' : 's'}`;
 }
 function path(pen, points, colour, dash) {
   pen.setLineDash(dash);
@@ -133,6 +162,7 @@ function add(polygon) {
 function pick(name) {
   tool = name;
   corners = [];
+  cross = null;
   element.querySelectorAll('[data-tool]').forEach((b) => b.setAttribute('aria-pressed', String(b.dataset.tool === name)));
   draw();
 }
@@ -186,24 +216,17 @@ function up(e) {
   hold = null;
   if (!held) return;
   if (held.from && !held.layer) {
-    corners = [];
-    if (Math.abs(p[0] - held.from[0]) > 1 && Math.abs(p[1] - held.from[1]) > 1) add(box(held.from, p));
+    finish(held.from, p);
   } else send();
 }
-function keyboard(e) {
-  if (e.key === 'Enter' && corners.length) { add(corners.slice()); corners = []; draw(); return; }
-  if (e.key === 'Escape') { pick('move'); return; }
-  const layer = layers[chosen], far = e.shiftKey ? 5 : 1;
-  const by = {ArrowLeft: [-far, 0], ArrowRight: [far, 0], ArrowUp: [0, -far], ArrowDown: [0, far]}[e.key];
-  const change = {'+': {scale: 1.1}, '-': {scale: 1 / 1.1}, r: {rotate: 5}, l: {rotate: -5}}[e.key];
-  if (e.key === 'Delete' && layer) { act.remove(); e.preventDefault(); return; }
-  if (!layer || (!by && !change)) return;
-  e.preventDefault();
-  const pose = poseAt(layer, now());
-  if (by) pose.move = [pose.move[0] + by[0], pose.move[1] + by[1]];
-  if (change) { pose.scale *= change.scale || 1; pose.rotate += change.rotate || 0; }
-  setKey(layer, pose);
-  send();
+function close(points) {
+  if (points.length < 3) return;
+  add(points.slice());
+}
+function finish(a, b) {
+  corners = [];
+  if (Math.abs(b[0] - a[0]) > 1 && Math.abs(b[1] - a[1]) > 1) add(box(a, b));
+  draw();
 }
 const act = {
   add: () => { const {width: w, height: h} = size; add(box([w * 0.3, h * 0.3], [w * 0.7, h * 0.7])); $('canvas').focus(); },
@@ -221,25 +244,38 @@ const act = {
   },
 };
 function take() {
-  const value = props.value || {};
+  const value = props.value || {}, before = size;
   size = {width: value.width || 64, height: value.height || 64, frames: value.frames || 17};
   rows = Math.max(1, Math.min(64, Math.round(COLUMNS * size.height / size.width)));
+  const refitted = !value.layers && (before.width !== size.width || before.height !== size.height);
+  if (refitted) stretch(size.width / before.width, size.height / before.height);
   if (cells && cells.length !== COLUMNS * rows) cells = null;
   if (value.layers) { layers = value.layers; chosen = layers.length - 1; cells = null; }
+  corners = [];
+  cross = null;
   $('.time').max = size.frames - 1;
   $('.time').value = size.frames - 1;
-  image = null;
+  if (value.background !== null) image = null;
   if (value.background) {
     const picture = new Image();
     picture.onload = () => { image = picture; draw(); };
     picture.src = value.background;
   }
   draw();
+  if (refitted && layers.length) send();
+}
+// The drawing keeps its place in a picture of another size.
+function stretch(x, y) {
+  for (const layer of layers) {
+    layer.polygon = layer.polygon.map((p) => [p[0] * x, p[1] * y]);
+    for (const key of layer.keys) key.move = [key.move[0] * x, key.move[1] * y];
+  }
 }
 element.addEventListener('pointerdown', (e) => { if (e.target.matches('canvas')) down(e); });
 element.addEventListener('pointermove', drag);
 element.addEventListener('pointerup', up);
-element.addEventListener('dblclick', (e) => { if (corners.length > 2) { add(corners.slice(0, -1)); corners = []; draw(); } });
+element.addEventListener('dblclick', (e) => { close(corners.slice(0, -1)); });
+element.addEventListener('focusout', flush); // what comes next may want the drawing
 element.addEventListener('keydown', (e) => { if (e.target.matches('canvas')) keyboard(e); });
 element.addEventListener('input', (e) => { if (e.target.matches('.time')) draw(); });
 element.addEventListener('click', (e) => {

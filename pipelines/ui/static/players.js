@@ -21,7 +21,7 @@ function start() {
     seek.value = frame;
     shown.textContent = `${frame} of ${frames - 1}`;
     if (cursor) {
-      const x = Number(cursor.dataset.left) + frame * Number(cursor.dataset.step);
+      const x = `${frame * Number(cursor.dataset.step)}%`;
       cursor.setAttribute('x1', x);
       cursor.setAttribute('x2', x);
     }

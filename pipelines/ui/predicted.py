@@ -1,0 +1,249 @@
+"""What the form's job will need, said before it runs.
+
+Memory is simulated from the model's configurations (``accel.memory``), once for each model and
+size, in a process of its own. Decibels and seconds come from like runs of this page. The rule: of
+the accelerations that keep the decibels, the fastest; then the fewest slices that fit in the
+memory, as ``accel.plan`` picks them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+from accel.config import SlicingConfig
+from accel.pipelines.batch.identity import digest
+from accel.pipelines.batch.simulated import (
+    NOT_LOCAL,
+    Helper,
+    config_folder,
+    config_of,
+    denoiser_of,
+    other_weights,
+    usual_dtype,
+)
+from accel.pipelines.job import Job, JobError
+from accel.plan import Plan
+
+WHOLE, STRIPS = "whole", "strips"
+ACCELERATIONS = ("fast", "balanced", None)  # without a time, the first that will do
+
+
+# ----------------------------------------------------------------------------------------- memory
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Peak bytes with all weights loaded: of denoising by number of slices, of decoding ``whole``
+    and in as many strips as there are slices at most, of encoding the prompt, 0 if unknown.
+    ``at_least``: some weights are unknown.
+    """
+
+    denoise: Mapping[int, int]
+    decode: Mapping[str, int]
+    encode: int = 0
+    at_least: bool = False
+
+    @property
+    def slices(self) -> int:
+        """Most slices that were simulated."""
+        return max(self.denoise)
+
+    def peaks(self, slices: int) -> dict[str, int]:
+        """Bytes by phase."""
+        way = STRIPS if slices == self.slices else WHOLE
+        first = {"encode": self.encode} if self.encode else {}
+        return {**first, "denoise": self.denoise[slices], "decode": self.decode[way]}
+
+    def pick(self, budget: int) -> int:
+        """Fewest slices within ``budget`` bytes. Raises JobError saying what is needed."""
+        strips = self.decode[WHOLE] > budget
+        least = max(self.denoise) if strips else 1
+        for slices in sorted(n for n in self.denoise if n >= least):
+            if max(self.peaks(slices).values()) <= budget:
+                return slices
+        needed = min(max(self.peaks(n).values()) for n in self.denoise)
+        raise JobError(
+            f"no number of slices fits in {budget / 2**30:.3f} GiB; at least "
+            f"{needed / 2**30:.3f} GiB is needed: allow more memory, or choose a smaller size or "
+            "fewer frames"
+        )
+
+
+def simulate_ways(request: tuple[str, int, int, int, str]) -> Ways | str:
+    """Simulate (folder, width, height, frames, dtype), or say why that cannot be."""
+    import torch
+
+    from accel.memory import STRIPS as IN_STRIPS
+    from accel.memory import simulate
+    from accel.models import Video, find
+
+    folder, width, height, frames, dtype = request
+    try:
+        family, kind = find(folder), getattr(torch, dtype)
+        denoiser, vae = (replace(part, dtype=kind) for part in (family.denoiser, family.vae))
+        family = replace(family, denoiser=denoiser, vae=vae)
+        peaks = simulate(family, Video(width, height, frames))
+        others, whole = other_weights(folder, dtype)
+    except Exception as error:  # a prediction must not cost the page
+        return f"cannot be simulated: {error}"
+    loaded = peaks.denoiser_weights + peaks.vae_weights + others
+    decode = {WHOLE: peaks.decode[WHOLE], STRIPS: peaks.decode.get(IN_STRIPS, peaks.decode[WHOLE])}
+    encode = peaks.encode.values()  # of encoders that are known
+    return Ways(
+        {n: size + loaded for n, size in peaks.denoise.items()},
+        {way: size + loaded for way, size in decode.items()},
+        max(encode) + loaded if encode else 0,
+        not whole,
+    )
+
+
+class Simulations:
+    """Ways of jobs, each model and size once. ``close`` ends the process that simulates."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._helper: Helper | None = None
+        self._known: dict[str, Ways] = {}
+
+    def known(self, job: Job) -> Ways | None:
+        """What was simulated before."""
+        return self._known.get(shape(job))
+
+    def ways(self, job: Job) -> Ways:
+        """Simulate a resolved job, which may take a minute. Raises JobError if that cannot be."""
+        folder = config_folder(job.model)
+        if folder is None or not (job.width and job.height and job.frames):
+            why = NOT_LOCAL if folder is None else "it leaves its size to the pipeline"
+            raise JobError(f"the memory of {job.model} cannot be simulated: {why}")
+        key = shape(job)
+        with self._lock:
+            if key not in self._known:
+                self._helper = self._helper or Helper(simulate_ways)
+                request = (str(folder), job.width, job.height, job.frames, usual_dtype())
+                answer = self._helper.ask(request)
+                if isinstance(answer, str):
+                    self._end()
+                    raise JobError(f"the memory of {job.model} {answer}")
+                self._known[key] = answer
+        return self._known[key]
+
+    def _end(self) -> None:
+        helper, self._helper = self._helper, None
+        if helper is not None:
+            helper.close()
+
+    def close(self) -> None:
+        """End what is simulated now, too."""
+        self._end()
+
+
+def shape(job: Job) -> str:
+    """What decides the memory of an unsliced job."""
+    return digest([job.model, job.width, job.height, job.frames])
+
+
+def check_size(job: Job) -> None:
+    """Raise JobError for a size that the model cannot have, as far as its configurations say; the
+    rest is found when it is loaded.
+    """
+    from accel.models import INPUTS, scales
+
+    try:
+        folder = str(config_folder(job.model) or "")
+        config, vae = config_of(folder, denoiser_of(folder)), config_of(folder, "vae")
+        if config["_class_name"] not in INPUTS:
+            return
+        space, time = scales(cast(Any, SimpleNamespace(cls=vae["_class_name"], config=vae)))
+        patch = config.get("patch_size") or 1
+        multiple = int(space) * int(patch if isinstance(patch, int) else patch[-1])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in ("width", "height"):
+        _fits(name, getattr(job, name), multiple, 0)
+    _fits("frames", job.frames, time, 1)
+
+
+def _fits(name: str, value: int | None, multiple: int, more: int) -> None:
+    if value is None or value % multiple == more % multiple:
+        return
+    near = max(1 - more, (value - more + multiple // 2) // multiple) * multiple + more
+    what = f"a multiple of {multiple}" + (f" plus {more}" if more else "")
+    raise JobError(f"{name} must be {what} for this model, got {value}; the nearest is {near}")
+
+
+# ---------------------------------------------------------------------------- quality and seconds
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An acceleration by its preset, None for none. ``db`` that 9 of 10 further jobs should reach,
+    None if no like run was measured; ``runs`` measured; ``seconds`` None if unknown.
+    """
+
+    preset: str | None
+    db: float | None
+    runs: int
+    seconds: float | None
+
+    def keeps(self, quality: float) -> bool:
+        """Whether it should keep ``quality`` dB. What nobody measured keeps 0."""
+        return quality <= 0 or (self.db is not None and self.db >= quality)
+
+
+def expected(psnr: Iterable[float]) -> float | None:
+    """dB that 9 of 10 further jobs should reach after some measured ones, None without one."""
+    from accel.rehash.measurement import Point
+
+    values = tuple(psnr)
+    return Point((), values, "runs of the page").expected if values else None
+
+
+def best(choices: Iterable[Choice], quality: float) -> Choice:
+    """The fastest that keeps ``quality``; where no time is known, the first."""
+    fits = [choice for choice in choices if choice.keeps(quality)]
+    return min(fits, key=lambda c: math.inf if c.seconds is None else c.seconds)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The plan for a job: an acceleration in ``slices``, peaks by phase beside those of the job as
+    it comes.
+    """
+
+    choice: Choice
+    slices: int
+    peaks: Mapping[str, int]
+    plain: Mapping[str, int]
+    at_least: bool = False
+    choices: tuple[Choice, ...] = field(default=(), repr=False)
+
+    @property
+    def name(self) -> str:
+        """Such as "balanced, 16 slices"."""
+        return f"{self.choice.preset or 'none'}, {slices_text(self.slices)}"
+
+    def settings(self) -> dict[str, Any]:
+        """``preset`` and ``plan`` of a job."""
+        preset = self.choice.preset
+        if self.slices == 1:
+            return {"preset": preset, "plan": None}
+        plan = Plan("none", attention=None) if preset is None else Plan.preset(preset)
+        plan = replace(plan, name=self.name, slicing=SlicingConfig(self.slices, 1))
+        return {"preset": None, "plan": plan.to_dict()}
+
+
+def slices_text(slices: int) -> str:
+    """In words."""
+    return "not sliced" if slices == 1 else f"{slices} slices"
+
+
+def predict(ways: Ways, choices: tuple[Choice, ...], memory: float, quality: float) -> Predicted:
+    """The plan within ``memory`` GiB that keeps ``quality`` dB. Raises JobError if none fits."""
+    choice = best(choices, quality)
+    slices = ways.pick(round(memory * 2**30))
+    return Predicted(choice, slices, ways.peaks(slices), ways.peaks(1), ways.at_least, choices)
