@@ -7,11 +7,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from accel import encoders
 from accel.config import RehashConfig, SlicingConfig
-from accel.memory import MOST, STRIPS, Peaks, kept_bytes, parse_bytes, simulate
-from accel.models import BATCHED, INPUTS, Family, Part, Video, size_of
+from accel.memory import MOST, STREAMED, STRIPS, Peaks, kept_bytes, parse_bytes, simulate
+from accel.models import BATCHED, INPUTS, Family, Video
+from accel.parts import Part, size_of
 from accel.plan import Plan
 from accel.sites import denoisers
+from accel.slicing import returned
 
 if TYPE_CHECKING:
     from accel.rehash.measurement import Measurement
@@ -43,12 +46,12 @@ def plan(
     ``quality`` dB PSNR to the pipeline's own output in 9 of 10 jobs.
 
     Counted are live tensors: weights that stay loaded (those of one component where the pipeline
-    offloads), activations, and what step rehash keeps; no scratch memory of kernels. Text encoding
-    is not counted.
+    offloads), activations of text encoding, denoising and decoding, and what step rehash keeps; no
+    scratch memory of kernels, and no activations of encoders that ``accel.encoders`` lacks.
 
     Raises ValueError for no budget at all, a quality without a measurement, a job without a size, a
-    pipeline whose classes cannot be simulated, or denoising or decoding that does not fit, saying
-    what it needs and what would help.
+    pipeline whose classes cannot be simulated, or text encoding, denoising or decoding that does
+    not fit, saying what it needs and what would help.
     """
     if memory is None and quality is None:
         raise ValueError("give a budget: memory='8GiB', quality=36.0 (dB PSNR), or both")
@@ -82,17 +85,19 @@ def _slicing(
     loaded = _loaded(pipe)
     beside = peaks.vae_weights if loaded is None else loaded
     decoding = beside + _decode_peak(peaks, pipe.vae)
-    strips = beside + peaks.decode.get(STRIPS, decoding)
+    strips = beside + _strips_peak(peaks, pipe)
     if min(decoding, strips) > budget:
         raise ValueError(_too_much("decoding", min(decoding, strips), budget, _help(pipe, peaks)))
     weights = peaks.denoiser_weights if loaded is None else loaded
     weights += 0 if rehash is None else kept_bytes(peaks.rehash, rehash, classes)
     fits = [n for n, size in peaks.denoise.items() if size + weights <= budget]
+    help_ = "" if loaded is None else "; pipe.enable_model_cpu_offload() frees other weights"
     if not fits:
         least = weights + min(peaks.denoise.values())
-        help_ = "" if loaded is None else "; pipe.enable_model_cpu_offload() frees other weights"
         what = f"denoising in {max(peaks.denoise)} slices"
         raise ValueError(_too_much(what, least, budget, help_))
+    if (encoding := _encode_peak(peaks, loaded)) > budget:
+        raise ValueError(_too_much("text encoding", encoding, budget, help_, _ENCODED))
     slices = min(fits) if decoding <= budget else max(MOST, min(fits))
     return SlicingConfig(slices, 1) if slices > 1 else None
 
@@ -109,9 +114,8 @@ def family(pipe: Any) -> Family:
             f"must be one of {list(INPUTS)}"
         )
     first = Part(name, dict(denoiser.config), denoiser.dtype)
-    return Family(
-        first, Part(type(vae).__name__, dict(vae.config), vae.dtype), BATCHED.get(name, 1)
-    )
+    second = Part(type(vae).__name__, dict(vae.config), vae.dtype)
+    return Family(first, second, BATCHED.get(name, 1), *encoders.loaded(pipe, name))
 
 
 def _video(job: Size) -> Video:
@@ -141,6 +145,22 @@ def _decode_peak(peaks: Peaks, vae: Any) -> int:
     return peaks.decode["whole"]
 
 
+def _strips_peak(peaks: Peaks, pipe: Any) -> int:
+    """Of what a patch with strips does."""
+    device = getattr(pipe, "_execution_device", None)
+    streams = device is not None and device.type != "cpu" and returned(pipe)
+    whole = _decode_peak(peaks, pipe.vae)
+    strips = peaks.decode.get(STRIPS, whole)
+    return peaks.decode.get(STREAMED, strips) if streams else strips
+
+
+def _encode_peak(peaks: Peaks, loaded: int | None) -> int:
+    """Of encoding prompts and images, with weights."""
+    own = peaks.encoder_weights
+    sizes = [b + (own[name] if loaded is None else loaded) for name, b in peaks.encode.items()]
+    return max(sizes, default=0)
+
+
 def _help(pipe: Any, peaks: Peaks) -> str:
     ways = {"tiled": "enable_tiling", "frame by frame": "enable_slicing"}
     found = [
@@ -152,8 +172,12 @@ def _help(pipe: Any, peaks: Peaks) -> str:
     return "".join(f"; {text}" for text in found)
 
 
-def _too_much(what: str, needed: int, budget: int, help_: str) -> str:
+_SMALLER = "choose a smaller size or fewer frames"
+_ENCODED = "encode prompts elsewhere and pass prompt_embeds"
+
+
+def _too_much(what: str, needed: int, budget: int, help_: str, last: str = _SMALLER) -> str:
     return (
         f"{what} needs {needed / 2**30:.2f} GiB, weights included, of a budget of "
-        f"{budget / 2**30:.2f} GiB{help_}; or choose a smaller size or fewer frames"
+        f"{budget / 2**30:.2f} GiB{help_}; or {last}"
     )

@@ -99,10 +99,15 @@ class AttentionConfig:
 class SlicingConfig:
     """Exact feature slicing: each block runs in at most ``slices`` slices of at least
     ``min_tokens`` tokens.
+
+    ``stream_frames``: where a VAE on an accelerator decodes a video piece by piece, finished frames
+    go to the CPU at once, if the pipeline only returns them. Videos asked for as tensors
+    (``output_type="pt"``) are then on the CPU; frames as arrays or pictures are there anyway.
     """
 
     slices: int = 8
     min_tokens: int = 128
+    stream_frames: bool = True
 
     def __post_init__(self) -> None:
         for name in ("slices", "min_tokens"):

@@ -1,7 +1,8 @@
 """Peak memory of one plan at one size, from configurations alone; see ``memory.py`` for the means.
 
 What counts is what a loaded pipeline holds at its worst moment: weights, and live tensors of one
-denoiser call or of decoding. Scratch memory of kernels and text encoding are not counted.
+denoiser call or of decoding. Scratch memory of kernels and text encoding are not counted, and
+finished frames are counted wherever they go.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def forecast(
     vae, undo = family.vae.build(), list[Undo]()
     try:
         if slicing is not None:
-            apply_strips(vae, slicing, undo)
+            apply_strips(vae, slicing, undo, streamed=False)
         decode = decode_peak(vae, decoder_input(family, video))
     finally:
         unwind(undo)

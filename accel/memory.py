@@ -1,30 +1,23 @@
-"""Memory of a model's activations: measured by tensor lifetimes, or simulated without weights.
-
-``Tracker`` follows the storage of every tensor that an operation makes until it is freed, on any
-device. On the meta device nothing is computed and nothing allocated, so the same code run there
-gives the peak of a model nobody has downloaded. Counted are live tensor bytes: no weights, no
-scratch memory of kernels, no fragmentation of an allocator.
-"""
+"""Memory of a model's phases, simulated without weights; ``tracker.py`` counts."""
 
 from __future__ import annotations
 
 import inspect
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.config import RehashConfig, SlicingConfig
-from accel.models import FRAMEWISE, INPUTS, Family, Video, latent_shape, meta, size_of
+from accel.models import FRAMEWISE, INPUTS, Family, Video, latent_shape
+from accel.parts import meta, size_of
 from accel.seam import Undo, unwind
-from accel.slicing import Programs, apply, apply_strips
-from accel.slicing.record import leaves, tree_map
+from accel.slicing import Programs, Record, apply, apply_strips, stream
+from accel.slicing.record import tree_map
+from accel.tracker import Tracker as Tracker
+from accel.tracker import activation_peak
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
@@ -42,89 +35,11 @@ def parse_bytes(text: str | int) -> int:
         raise ValueError(f"memory must look like '8GiB' or '500MB', got {text!r}") from None
 
 
-class Tracker(TorchDispatchMode):
-    """Follows live tensors while active. ``peak``: most bytes alive at once, ``at``: the operation
-    that reached it, ``live``: bytes alive now. ``hold`` counts a tensor made before.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.at = ""
-        self._known: dict[int, int] = {}
-
-    def hold(self, tree: Any, at: str = "inputs") -> None:
-        """Count every tensor of ``tree`` until it is freed, each storage once."""
-        for tensor in leaves(tree):
-            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
-                self._count(tensor, at)
-
-    def _count(self, tensor: Tensor, at: str) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = self._known[key] = storage.nbytes()
-        self.live += size
-        if self.live > self.peak:
-            self.peak, self.at = self.live, at
-        weakref.finalize(storage, self._free, key)
-
-    def ignore(self, tree: Any) -> None:
-        """Never count these tensors: weights."""
-        for tensor in leaves(tree):
-            if isinstance(tensor, Tensor):
-                self._known[tensor.untyped_storage()._cdata] = 0
-
-    def _free(self, key: int) -> None:
-        self.live -= self._known.pop(key, 0)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.hold(out, func.__name__)
-        return out
-
-
-@contextmanager
-def fused() -> Iterator[None]:
-    """On the meta device attention and RMS norm make nothing but their result, as fused kernels do.
-
-    Attention lays its result out [B, T, H, D] in memory, like torch's flash kernels.
-    """
-    attention, rms_norm = F.scaled_dot_product_attention, F.rms_norm
-
-    def lean_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Tensor:
-        if query.device.type != "meta":
-            return attention(query, key, value, *args, **kw)
-        *batch, heads, tokens = query.shape[:-1]
-        return query.new_empty(*batch, tokens, heads, value.shape[-1]).transpose(-3, -2)
-
-    def lean_rms_norm(input: Tensor, *args: Any, **kw: Any) -> Tensor:
-        return torch.empty_like(input) if input.is_meta else rms_norm(input, *args, **kw)
-
-    F.scaled_dot_product_attention, F.rms_norm = lean_attention, lean_rms_norm
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention, F.rms_norm = attention, rms_norm
-
-
-def activation_peak(run: Callable[[], Any], inputs: Any, weights: Any) -> tuple[int, str]:
-    """Most bytes alive while ``run`` runs, ``inputs`` included and ``weights`` not, and the
-    operation that reached it.
-    """
-    tracker = Tracker()
-    tracker.ignore(weights)
-    tracker.hold(inputs)
-    with torch.no_grad(), fused(), tracker:
-        run()
-    return tracker.peak, tracker.at
-
-
 # --------------------------------------------------------------------------------------- simulate
 
 MOST = 16  # slices and strips that are tried
 STRIPS = f"{MOST} strips"
+STREAMED = f"{MOST} strips, frames to the CPU"  # of VAEs on an accelerator
 
 
 @dataclass(frozen=True)
@@ -133,6 +48,7 @@ class Peaks:
     as it comes), ``decode``: activations of the VAE's decoder, by ways of which some are
     approximate. Weights are those of the phase's own component. ``rehash``: what step
     rehash keeps at each level, beside the activations, per call of the denoiser in a step.
+    ``encode``: activations of each text or image encoder; ``not_counted``: encoders of other kinds.
     """
 
     denoise: dict[int, int]
@@ -140,6 +56,9 @@ class Peaks:
     denoiser_weights: int
     vae_weights: int
     rehash: dict[str, int]
+    encode: dict[str, int] = field(default_factory=dict)
+    encoder_weights: dict[str, int] = field(default_factory=dict)
+    not_counted: tuple[str, ...] = ()
 
     def smallest(self, budget: int) -> int | None:
         """Fewest slices whose denoising fits beside the denoiser's weights; None if none does."""
@@ -168,7 +87,12 @@ def simulate(
     vae = family.vae.build()
     decoded = _decoders(family.vae.cls, vae, decoder_input(family, video)) if decode else {}
     kept = rehash_bytes(denoiser, kwargs)
-    return Peaks(peaks, decoded, family.denoiser.weights(), size_of(vae), kept)
+    return Peaks(
+        peaks, decoded, family.denoiser.weights(), size_of(vae), kept,
+        {name: encoder.peak() for name, encoder in family.encoders.items()},
+        {name: encoder.weights() for name, encoder in family.encoders.items()},
+        family.unknown,
+    )  # fmt: skip
 
 
 def denoiser_call(family: Family, video: Video) -> tuple[Any, dict[str, Any]]:
@@ -241,14 +165,30 @@ def _decoders(cls: str, vae: Any, z: Tensor) -> dict[str, int]:
         temporal = cls == "AutoencoderKLTemporalDecoder"  # frames see each other: not exact
         name = "2 frames at a time (approximate)" if temporal else "frame by frame"
         found[name] = decode_peak(vae, z, 2 if temporal else 1)
-    undo: list[Undo] = []
-    if apply_strips(vae, SlicingConfig(MOST, 1), undo):
-        found[STRIPS] = decode_peak(vae, z)
-        unwind(undo)
+    if strips := strips_peak(vae, z, streamed=False):
+        found[STRIPS] = strips
+    if stream.replacement(vae.decoder, Record()) is not None:
+        found[STREAMED] = strips_peak(vae, z, streamed=True)
     if hasattr(vae, "use_tiling"):
         vae.enable_tiling()
         found["tiled (approximate)"] = decode_peak(vae, z)
     return found
+
+
+def strips_peak(vae: Any, z: Tensor, *, streamed: bool) -> int:
+    """Peak of decoding in the most strips, 0 if this VAE has none. Of a video whose frames go to
+    the CPU a few stand for all: no more than latents, which are counted, grows with the others.
+    """
+    undo: list[Undo] = []
+    try:
+        if not apply_strips(vae, SlicingConfig(MOST, 1), undo, streamed):
+            return 0
+        if not streamed:
+            return decode_peak(vae, z)
+        few = z[:, :, : 4 + z.shape[2] % 2].clone()  # CogVideoX decodes an odd number 3 + 2 + ...
+        return decode_peak(vae, few) + 2 * (z.nbytes - few.nbytes)  # z, and z after a convolution
+    finally:
+        unwind(undo)
 
 
 def decode_peak(vae: Any, z: Tensor, chunk: int = 0) -> int:
@@ -268,17 +208,18 @@ def decode_peak(vae: Any, z: Tensor, chunk: int = 0) -> int:
 
 def table(peaks: Peaks, budget: int | None = None) -> str:
     """The peaks as text, with a bar for each."""
-    rows = [(f"denoise, {n} slices" if n > 1 else "denoise", b) for n, b in peaks.denoise.items()]
+    rows = [(f"encode, {name}", b) for name, b in peaks.encode.items()]
+    rows += [(f"denoise, {n} slices" if n > 1 else "denoise", b) for n, b in peaks.denoise.items()]
     rows += [(f"decode, {name}", b) for name, b in peaks.decode.items()]
     most = max(b for _, b in rows)
-    lines = [
-        f"weights: denoiser {peaks.denoiser_weights / 1e9:.2f} GB, VAE "
-        f"{peaks.vae_weights / 1e9:.2f} GB; activations beside them:"
-    ]
+    sizes = {"denoiser": peaks.denoiser_weights, "VAE": peaks.vae_weights, **peaks.encoder_weights}
+    weights = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sizes.items())
+    lines = [f"weights: {weights}; activations beside them:"]
     for name, size in rows:
         lines.append(f"  {name:<40}{size / 1e9:8.3f} GB  {'█' * max(1, round(40 * size / most))}")
     levels = ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in peaks.rehash.items())
     lines.append(f"step rehash keeps, per denoiser call in a step, at level {levels}")
+    lines += [f"not counted: {', '.join(peaks.not_counted)}"] if peaks.not_counted else []
     if budget is not None:
         n = peaks.smallest(budget)
         chosen = f"{n} slices" if n else f"no number of slices up to {max(peaks.denoise)}"

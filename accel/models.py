@@ -6,67 +6,32 @@ width, height and number of frames looks like. Everything is on the meta device.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from accel import encoders
 from accel.config import did_you_mean
-
-
-def size_of(module: nn.Module) -> int:
-    """Bytes of parameters and buffers."""
-    return sum(t.numel() * t.itemsize for t in [*module.parameters(), *module.buffers()])
-
-
-@dataclass(frozen=True)
-class Part:
-    """A diffusers class and its configuration; ``dtype`` of its weights and activations."""
-
-    cls: str
-    config: Mapping[str, Any]
-    dtype: torch.dtype = torch.bfloat16
-
-    def build(self, **changes: Any) -> Any:
-        """On the meta device, without weights."""
-        import diffusers
-
-        with torch.device("meta"):
-            module = getattr(diffusers, self.cls).from_config({**self.config, **changes})
-        return nn.Module.to(module, "meta", self.dtype).eval()
-
-    def layers(self) -> dict[str, int]:
-        """Numbers of layers by the name of their setting."""
-        import diffusers
-
-        defaults = inspect.signature(getattr(diffusers, self.cls).__init__).parameters
-        return {
-            name: self.config.get(name, defaults[name].default)
-            for name in ("num_layers", "num_single_layers")
-            if name in defaults
-        }
-
-    def weights(self) -> int:
-        """Bytes, from one layer of each kind and from one more."""
-        counts = self.layers()
-        ones = dict.fromkeys(counts, 1)
-        base = total = size_of(self.build(**ones))
-        for name, count in counts.items():
-            total += (count - 1) * (size_of(self.build(**{**ones, name: 2})) - base)
-        return total
+from accel.parts import Encoder
+from accel.parts import Part as Part
+from accel.parts import meta as meta
+from accel.parts import size_of as size_of
 
 
 @dataclass(frozen=True)
 class Family:
-    """A denoiser and its VAE. ``batch``: 2 where both guidance branches run in one call."""
+    """A denoiser, its VAE and its encoders of prompts and images by component. ``batch``: 2 where
+    both guidance branches run in one call. ``unknown``: encoders that cannot be simulated.
+    """
 
     denoiser: Part
     vae: Part
     batch: int = 1
+    encoders: Mapping[str, Encoder] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,29 +64,43 @@ FRAMEWISE = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")  # frames are samp
 
 BUILT_IN = {
     "wan-14b": Family(
-        Part("WanTransformer3DModel", _WAN), Part("AutoencoderKLWan", {}, torch.float32)
+        Part("WanTransformer3DModel", _WAN),
+        Part("AutoencoderKLWan", {}, torch.float32),
+        encoders=encoders.WAN,
     ),
     "wan-1.3b": Family(
-        Part("WanTransformer3DModel", _WAN_SMALL), Part("AutoencoderKLWan", {}, torch.float32)
+        Part("WanTransformer3DModel", _WAN_SMALL),
+        Part("AutoencoderKLWan", {}, torch.float32),
+        encoders=encoders.WAN,
     ),
     "hunyuanvideo": Family(
         Part("HunyuanVideoTransformer3DModel", {}),
         Part("AutoencoderKLHunyuanVideo", {}, torch.float16),
+        encoders=encoders.HUNYUANVIDEO,
     ),
     "cogvideox-5b": Family(
-        Part("CogVideoXTransformer3DModel", _COG), Part("AutoencoderKLCogVideoX", {}), batch=2
+        Part("CogVideoXTransformer3DModel", _COG),
+        Part("AutoencoderKLCogVideoX", {}),
+        2,
+        encoders.COGVIDEOX,
     ),
     "animatediff": Family(
         Part("UNetMotionModel", {"cross_attention_dim": 768, "motion_max_seq_length": 32}, _HALF),
         Part("AutoencoderKL", _SD_VAE, _HALF),
-        batch=2,
+        2,
+        encoders.ANIMATEDIFF,
     ),
     "svd": Family(
         Part("UNetSpatioTemporalConditionModel", {"num_frames": 14}, _HALF),
         Part("AutoencoderKLTemporalDecoder", {k: v for k, v in _SD_VAE.items() if k != _UP}, _HALF),
-        batch=2,
+        2,
+        encoders.SVD,
     ),
-    "flux": Family(Part("FluxTransformer2DModel", _FLUX), Part("AutoencoderKL", _FLUX_VAE)),
+    "flux": Family(
+        Part("FluxTransformer2DModel", _FLUX),
+        Part("AutoencoderKL", _FLUX_VAE),
+        encoders=encoders.FLUX,
+    ),
 }
 
 
@@ -147,8 +126,9 @@ def find(model: str) -> Family:
             f"cannot simulate {model!r}: its denoiser must be one of {list(INPUTS)} and it needs "
             f"a VAE; it has {sorted(k for k in index if not k.startswith('_'))}"
         )
-    batch = BATCHED.get(index[names[0]][1], 1)
-    return Family(_stored(model, names[0], index), _stored(model, "vae", index), batch)
+    denoiser, vae = (_stored(model, name, index) for name in (names[0], "vae"))
+    known, unknown = encoders.stored(model, index, denoiser.cls)
+    return Family(denoiser, vae, BATCHED.get(denoiser.cls, 1), known, unknown)
 
 
 def _stored(model: str, name: str, index: Mapping[str, Any]) -> Part:
@@ -160,11 +140,6 @@ def _stored(model: str, name: str, index: Mapping[str, Any]) -> Part:
 
 
 # ------------------------------------------------------------------------------------------ inputs
-
-
-def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """A tensor of sizes only."""
-    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def scales(vae: Part) -> tuple[int, int]:

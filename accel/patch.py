@@ -47,8 +47,8 @@ class Handle:
         try:
             self._apply(modules)
             if plan.slicing is not None:
-                vae = getattr(pipe, "vae", None)
-                self.blocks.update(slicing.apply_strips(vae, plan.slicing, self._undo))
+                vae, streamed = getattr(pipe, "vae", None), slicing.returned(pipe)
+                self.blocks.update(slicing.apply_strips(vae, plan.slicing, self._undo, streamed))
         except BaseException:
             self.unpatch()
             raise

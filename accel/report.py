@@ -42,7 +42,7 @@ class SiteReport:
 class BlockReport:
     """One transformer block. ``sliced`` maps a number of slices to calls, ``whole`` the reason why
     a call was not sliced to calls; ``in_place``: calls that overwrote their input, ``note`` why
-    others did not and which functions needed all tokens at once.
+    others did not, which functions needed all tokens at once, and whatever else happened.
     """
 
     name: str
@@ -143,6 +143,7 @@ def block_report(name: str, record: Record) -> BlockReport:
     notes = [f"result in new memory: {record.copied}"] if record.copied else []
     if record.mixing:
         notes.append(f"on all tokens at once: {', '.join(sorted(set(record.mixing)))}")
+    notes += [record.note] if record.note else []
     sliced, whole = dict(record.sliced), dict(record.whole)
     return BlockReport(
         name or "(the block itself)", sliced, whole, record.in_place, "; ".join(notes)

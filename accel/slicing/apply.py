@@ -41,7 +41,7 @@ WEIGHT_HOOKS = ("group_offloading", "layerwise_casting", "layer_execution_tracke
 class Record:
     """What happened in one block. ``sliced`` counts calls by number of slices, ``whole`` calls that
     ran unsliced by reason; ``in_place`` calls that overwrote their input; ``mixing`` functions that
-    had to run on all tokens at once.
+    had to run on all tokens at once; ``note`` whatever else happened.
     """
 
     sliced: Counter[int] = field(default_factory=Counter)
@@ -49,6 +49,7 @@ class Record:
     in_place: int = 0
     copied: str = ""
     mixing: tuple[str, ...] = ()
+    note: str = ""
 
 
 # -------------------------------------------------------------------------------------------- Hook

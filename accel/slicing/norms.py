@@ -2,7 +2,8 @@
 
 GroupNorm's mean and variance run over a group's channels and all pixels and frames of a sample.
 ``group_statistics`` takes them from the whole tensor, one group at a time, with torch's own kernel
-in fp32; ``normalize`` then works on any slice: y = x·s + (b - m·s) with s = w / sqrt(v + eps).
+in fp32; ``normalize`` then works on any slice: y = x·s + (b - m·s) with s = w / sqrt(v + eps), each
+product and sum rounded once. On CPUs that is torch's own arithmetic, with the same bits in fp32.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor
     size = channels // groups
     mean = x.new_empty(samples, groups, dtype=torch.float32)
     scale = torch.empty_like(mean)
-    for n in range(samples):
-        for g in range(groups):
+    once = x.is_meta  # one group stands for all
+    for n in range(1 if once else samples):
+        for g in range(1 if once else groups):
             part = x[n : n + 1, g * size : (g + 1) * size].float().contiguous()
             _, m, r = torch.native_group_norm(
                 part, None, None, 1, size, part.numel() // size, 1, eps
@@ -37,8 +39,9 @@ def normalize(
     factor, shift = (t.repeat_interleave(size, 1) for t in (scale, mean))
     if weight is not None:
         factor = factor * weight.float()
-    shift = -factor * shift
-    if bias is not None:
-        shift = shift + bias.float()
+    start = torch.zeros_like(shift) if bias is None else bias.float()
+    shift = torch.addcmul(start, factor, shift, value=-1)  # rounds once, like torch's own kernels
     shape = (*factor.shape, *[1] * (x.dim() - 2))
-    return torch.addcmul(shift.view(shape), factor.view(shape), x.float()).to(x.dtype)
+    y = x.to(torch.float32, copy=True)
+    place = None if torch.is_grad_enabled() else y
+    return torch.addcmul(shift.view(shape), factor.view(shape), y, out=place).to(x.dtype)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from accel import seam
 from accel.kernels.shared_keys import shared_keys
 from accel.slicing.groups import Group, Operator, last_uses
-from accel.slicing.program import JOINS, Node, Program
+from accel.slicing.places import JOINS
+from accel.slicing.program import Node, Program
 from accel.slicing.record import Affine, Call, Ref, leaves, refs, tree_map
 from accel.slicing.rules import Axis
 

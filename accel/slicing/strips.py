@@ -3,9 +3,9 @@
 A convolution of width 3 sees one row above and below, so a strip is given ``halo`` rows more on
 each side (two for two convolutions), and these rows of the result are thrown away: what is kept
 was computed from the same numbers as without strips. That holds where norms look at one pixel only
-(Wan, Qwen-Image, HunyuanVideo 1.5, LTX); a GroupNorm sees the whole picture. Wan's and Qwen-Image's
-VAEs keep the last frames of each convolution's input for the next frames; these caches are cut and
-joined in the same way.
+(Wan, Qwen-Image, HunyuanVideo 1.5, LTX); for a GroupNorm see ``norm_strips.py``. Wan's and
+Qwen-Image's VAEs keep the last frames of each convolution's input for the next frames; these caches
+are cut and joined in the same way.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.config import SlicingConfig
-from accel.seam import Undo
-from accel.slicing.apply import Record, innermost, put_in_place
+from accel.slicing.apply import Record, innermost
 from accel.slicing.head import offloaded
 from accel.slicing.run import cuts
 
@@ -39,7 +38,6 @@ DECODERS = {
 }
 CACHED = ("Wan", "QwenImage")  # blocks that take caches
 Put = Callable[[nn.Module, Callable[[Callable[..., Any]], Any]], None]
-VAE = "vae.decoder"  # its name among the blocks
 
 
 def rows(height: int, strips: int, halo: int) -> list[tuple[int, int, int, int]]:
@@ -53,10 +51,15 @@ def rows(height: int, strips: int, halo: int) -> list[tuple[int, int, int, int]]
 
 
 def _keep(whole: Tensor | None, part: Tensor, first: int, height: int) -> Tensor:
-    """Put ``part`` [..., h, W] into rows first … first + h of ``whole`` [..., height, W]."""
+    """Put ``part`` [..., h, W] into rows first … first + h of ``whole`` [..., height, W], which is
+    made with the first part, in its order of dimensions in memory.
+    """
     if whole is None:
         *start, _, width = part.shape
-        whole = part.new_empty(*start, height, width)
+        order = sorted(range(part.dim()), key=part.stride, reverse=True)
+        whole = torch.empty_permuted(
+            (*start, height, width), order, dtype=part.dtype, device=part.device
+        )
     whole[..., first : first + part.shape[-2], :] = part
     return whole
 
@@ -95,8 +98,8 @@ class Block(_Strips):
     has no rows. ``halo``, ``scale``: see ``BLOCKS``.
     """
 
-    def __init__(self, *args: Any, halo: int, scale: int) -> None:
-        super().__init__(*args)
+    def __init__(self, *args: Any, halo: int, scale: int, **named: Any) -> None:
+        super().__init__(*args, **named)
         self._halo, self._scale = halo, scale
 
     def __call__(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
@@ -182,19 +185,8 @@ class Head(_Strips):
         return out  # type: ignore[return-value]
 
 
-def apply(vae: Any, config: SlicingConfig, undo: list[Undo]) -> dict[str, Record]:
-    """Run the decoder of ``vae`` in strips, if it is of a kind in ``BLOCKS``. What has to be undone
-    is appended to ``undo`` as it is done. Returns one record for all blocks, or none.
-    """
-    decoder: Any = getattr(vae, "decoder", None)
-    if type(decoder).__name__ not in DECODERS:
-        return {}
-    record = Record()
-
-    def put(module: nn.Module, make: Callable[[Callable[..., Any]], Any]) -> None:
-        holder, name = innermost(module)
-        undo.append(put_in_place(holder, name, make(getattr(holder, name))))
-
+def replace(decoder: Any, config: SlicingConfig, record: Record, put: Put) -> None:
+    """Put hooks on all blocks in ``BLOCKS`` and on the head of a decoder in ``DECODERS``."""
     for part in decoder.modules():
         if shape := _shape(part):
             if getattr(part, "per_channel_scale1", None) is not None:
@@ -203,7 +195,6 @@ def apply(vae: Any, config: SlicingConfig, undo: list[Undo]) -> dict[str, Record
             put(part, _block(type(part).__name__, config, record, shape))
     if getattr(decoder, "time_embedder", None) is None:  # else it modulates after the norm
         _put_head(decoder, DECODERS[type(decoder).__name__], put, config, record)
-    return {VAE: record}
 
 
 def _shape(part: nn.Module) -> tuple[int, int] | None:

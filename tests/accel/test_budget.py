@@ -36,12 +36,35 @@ def needs(pipe):
 def test_the_fewest_slices_that_fit(pipe, needs, monkeypatch):
     weights, peaks = needs
     monkeypatch.setattr("accel.budget._decode_peak", lambda peaks, vae: 0)
+    monkeypatch.setattr("accel.budget._encode_peak", lambda peaks, loaded: 0)
     assert accel.plan(pipe, JOB, memory=weights + peaks.denoise[1]).slicing is None
     plan = accel.plan(pipe, JOB, memory=weights + peaks.denoise[4])
     fewest = min(n for n, size in peaks.denoise.items() if size <= peaks.denoise[4])
     assert plan.slicing == accel.SlicingConfig(fewest, 1) and plan.attention is None
     with pytest.raises(ValueError, match=r"denoising in 16 slices needs .* GiB"):
         accel.plan(pipe, JOB, memory=weights)
+
+
+def test_text_encoding_that_does_not_fit_is_said(pipe, needs, monkeypatch):
+    weights, peaks = needs
+    monkeypatch.setattr("accel.budget._decode_peak", lambda peaks, vae: 0)
+    (encode,) = peaks.encode.values()
+    assert encode > peaks.denoise[16]  # of 512 tokens
+    assert accel.plan(pipe, JOB, memory=weights + max(encode, peaks.denoise[1]))
+    with pytest.raises(ValueError, match=r"text encoding needs .* GiB.*pass prompt_embeds"):
+        accel.plan(pipe, JOB, memory=weights + encode - 1)
+
+
+def test_on_an_accelerator_finished_frames_are_not_counted(pipe, needs):
+    from types import SimpleNamespace
+
+    from accel.budget import _strips_peak
+
+    _, peaks = needs
+    here = type("WanPipeline", (SimpleNamespace,), {})
+    for kind, way in (("cpu", "16 strips"), ("cuda", "16 strips, frames to the CPU")):
+        fake = here(vae=pipe.vae, _execution_device=torch.device(kind))
+        assert _strips_peak(peaks, fake) == peaks.decode[way]
 
 
 def test_the_plan_can_be_patched_with(pipe):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +13,9 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 import accel
 from accel.cli import main
 from accel.config import RehashConfig
-from accel.memory import Tracker, activation_peak, kept_bytes, parse_bytes, simulate
-from accel.models import BUILT_IN, Family, Part, Video, find
-from accel.pipelines.load import load
+from accel.memory import Tracker, activation_peak, kept_bytes, parse_bytes, simulate, table
+from accel.models import BUILT_IN, Family, Part, Video, find, size_of
+from accel.pipelines.load import load, tiny_folder
 
 KIB = 1024
 
@@ -36,6 +38,20 @@ def test_weights_are_not_counted():
     weight = torch.zeros(256, 256)
     peak, _ = activation_peak(lambda: weight.t() @ weight, (), [weight])
     assert peak == 256 * KIB
+
+
+def test_what_goes_to_the_cpu_is_not_counted_on_meta():
+    x = torch.zeros(256, device="meta")
+    with Tracker() as tracker:
+        tracker.hold(x)
+        y = (x + 1).to("cpu")  # KIB that is freed at once
+        video = torch.cat([y, y.clamp(0, 1)])
+        assert (tracker.live, tracker.peak) == (KIB, 2 * KIB) and video.shape == (512,)
+        z = torch.cat([video, x])  # something of the device in it
+        assert tracker.live == 4 * KIB and z.is_meta
+    with Tracker(torch.device("meta")) as tracker:
+        torch.zeros(256)
+        assert tracker.peak == 0
 
 
 @pytest.mark.parametrize("slices", [1, 4])
@@ -126,14 +142,51 @@ def test_the_fewest_slices_that_fit_are_chosen():
     assert peaks.smallest(weights) is None
 
 
+def test_text_encoding_is_simulated_from_a_stored_configuration():
+    pipe = load("tiny")
+    (encoder,) = find(str(tiny_folder())).encoders.values()
+    encoder = replace(encoder, dtype=torch.float32)
+    assert encoder.weights() == size_of(pipe.text_encoder)
+    tokens = torch.zeros(1, 512, dtype=torch.int64)
+    weights = [*pipe.text_encoder.parameters(), *pipe.text_encoder.buffers()]
+    measured, _ = activation_peak(lambda: pipe.text_encoder(input_ids=tokens), tokens, weights)
+    assert encoder.peak() == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "component", "gigabytes"),
+    [
+        ("wan-14b", "text_encoder", 11.36),
+        ("hunyuanvideo", "text_encoder", 15.01),
+        ("cogvideox-5b", "text_encoder", 9.52),
+        ("animatediff", "text_encoder", 0.246),
+        ("svd", "image_encoder", 1.264),
+        ("flux", "text_encoder_2", 9.52),
+    ],
+)
+def test_encoders_of_built_in_models_have_their_known_sizes(name, component, gigabytes):
+    encoder = BUILT_IN[name].encoders[component]
+    assert encoder.weights() / 1e9 == pytest.approx(gigabytes, rel=0.01)
+    assert 0 < encoder.peak() < 0.2 * encoder.weights()
+
+
+def test_hidden_states_are_counted_for_all_layers():
+    encoder = BUILT_IN["hunyuanvideo"].encoders["text_encoder"]
+    few = replace(encoder, config={**encoder.config, "num_hidden_layers": 8})
+    state = 351 * 4096 * 2  # bytes of a hidden state; keys and values beside it
+    assert encoder.peak() - few.peak() >= 24 * state
+
+
 def test_the_command_prints_json_and_a_table(capsys):
     command = ["memory", "tiny", "--size", "64x64", "--frames", "17", "--budget", "1GiB"]
     assert main([*command, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert set(data["denoise"]) == {"1", "2", "4", "8", "16"} and data["slices"] == 1
+    assert data["encode"]["text_encoder"] > 0 and data["encoder_weights"]["text_encoder"] > 10**5
+    assert data["decode"]["16 strips, frames to the CPU"] < data["decode"]["16 strips"]
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert "step rehash keeps" in out
+    assert "step rehash keeps" in out and "encode, text_encoder" in out
     assert "denoise, 8 slices" in out and "decode, tiled (approximate)" in out
 
 
@@ -154,6 +207,17 @@ def test_bad_arguments_are_one_clear_error(arguments, message, capsys):
 
 def test_sizes_in_bytes():
     assert [parse_bytes(x) for x in ("8GiB", "1.5 GB", "12", 7)] == [2**33, 1500000000, 12, 7]
+
+
+def test_an_encoder_of_another_kind_is_named(tmp_path):
+    folder = shutil.copytree(tiny_folder(), tmp_path / "m")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["text_encoder"] = ["transformers", "Qwen2Model"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    family = find(str(folder))
+    assert family.unknown == ("text_encoder",) and not family.encoders
+    peaks = simulate(family, Video(64, 64, 1), (1,), decode=False)
+    assert "not counted: text_encoder" in table(peaks)
 
 
 def test_a_model_with_an_unknown_denoiser_is_refused(tmp_path):

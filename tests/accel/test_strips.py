@@ -4,67 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKLHunyuanVideo15,
-    AutoencoderKLLTXVideo,
-    AutoencoderKLQwenImage,
-    AutoencoderKLWan,
-)
+from diffusers import AutoencoderTiny
+from vaes import VAES, Pipe, decode, ltx, plan
 
 import accel
-from accel import Plan, SlicingConfig
 from accel.pipelines.load import load
 from accel.slicing.strips import rows
-
-
-class Pipe:
-    """A pipeline of a denoiser, which is not called, and a VAE."""
-
-    def __init__(self, vae):
-        self.transformer, self.vae = torch.nn.ModuleList(), vae
-
-
-def small(cls, **more):
-    torch.manual_seed(0)
-    sizes = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1, **more}
-    return cls(**sizes, temperal_downsample=[True, True], latents_mean=[0.0] * 4,
-               latents_std=[1.0] * 4).eval()  # fmt: skip
-
-
-def ltx(**more):
-    torch.manual_seed(0)
-    sizes = {"latent_channels": 4, "block_out_channels": (8, 16), "layers_per_block": (1, 1, 1),
-             "decoder_block_out_channels": (8, 16), "decoder_layers_per_block": (1, 1, 1),
-             "spatio_temporal_scaling": (True, True), "patch_size": 2,
-             "decoder_spatio_temporal_scaling": (True, True), **more}  # fmt: skip
-    return AutoencoderKLLTXVideo(**sizes).eval()
-
-
-def hunyuan15():
-    torch.manual_seed(0)
-    return AutoencoderKLHunyuanVideo15(
-        latent_channels=4, block_out_channels=(8, 8, 16), layers_per_block=1,
-        spatial_compression_ratio=4, temporal_compression_ratio=4,
-    ).eval()  # fmt: skip
-
-
-VAES = {
-    "hunyuan15": hunyuan15,
-    "ltx": ltx,
-    "tiny": lambda: load("tiny").vae,
-    "wan22": lambda: small(AutoencoderKLWan, is_residual=True, patch_size=2, in_channels=12,
-                           out_channels=12, decoder_base_dim=12),
-    "qwen": lambda: small(AutoencoderKLQwenImage),
-}  # fmt: skip
-
-
-def plan(strips):
-    return Plan("t", None, SlicingConfig(strips, min_tokens=1))
-
-
-@torch.no_grad()
-def decode(vae, z):
-    return vae.decode(z, return_dict=False)[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -114,9 +59,7 @@ def test_strips_cover_the_picture_once():
 
 
 def test_other_decoders_and_gradients_are_left_alone():
-    from diffusers import AutoencoderKL
-
-    with accel.patched(Pipe(AutoencoderKL()), plan=plan(4)) as handle:
+    with accel.patched(Pipe(AutoencoderTiny()), plan=plan(4)) as handle:
         assert not [b for b in handle.report().blocks if b.name == "vae.decoder"]
     vae = load("tiny").vae
     z = torch.randn(1, vae.config.z_dim, 1, 4, 4)

@@ -1,0 +1,111 @@
+"""Finished frames go to the CPU while a VAE decodes the next ones.
+
+Some VAEs call their decoder for a few latent frames at a time and join what it returns. Where each
+piece leaves the device as it is done, joining, clamping and unpatching happen on the CPU, with the
+same bits, and memory on the device does not grow with the length of the video. Wan's and
+Qwen-Image's VAEs join after every piece, which copies the video again and again: there a ``Pieces``
+stands for what is joined until somebody looks at it.
+
+Decoders that return all frames at once have nothing to send ahead: their result is small beside
+what they hold when they make it (128 channels against 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accel.slicing.apply import Record
+from accel.slicing.record import tree_map
+
+# Decoders that are called for some frames at a time, and whether their pieces are joined in pairs
+# and clamped.
+DECODERS = {
+    "WanDecoder3d": True, "QwenImageDecoder3d": True, "QwenImage21Decoder3d": True,
+    "CogVideoXDecoder3D": False, "MochiDecoder3D": False,
+}  # fmt: skip
+# Pipelines that make frames for the caller of what they decode, and nothing else. Others may put it
+# beside tensors on the device, as Wan Animate does for its next segment.
+PIPELINES = frozenset((
+    "WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline",
+    "LucyEditPipeline", "ChronoEditPipeline", "AnyFlowPipeline", "SkyReelsV2Pipeline",
+    "SkyReelsV2ImageToVideoPipeline", "SkyReelsV2DiffusionForcingPipeline",
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline", "CogVideoXPipeline",
+    "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline",
+    "CogVideoXFunControlPipeline", "ConsisIDPipeline", "MochiPipeline",
+))  # fmt: skip
+
+
+class Pieces:
+    """Parts [B, C, T, H, W] of a video, to be joined along T. Joining with more pieces makes longer
+    ``Pieces``; whatever else is done to it is done to the whole video.
+    """
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        self._parts = parts
+
+    def whole(self) -> Tensor:
+        """The video, always the same tensor."""
+        if len(self._parts) > 1:
+            self._parts[:] = [torch.cat(self._parts, 2)]
+        return self._parts[0]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.whole(), name)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return self.whole()[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.whole()[key] = value
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.cat and (args[1:] or tuple(kwargs.values())) == (2,):
+            return cls([part for x in args[0] for part in (x._parts if type(x) is cls else [x])])
+
+        def leaf(x: Any) -> Any:
+            return x.whole() if isinstance(x, Pieces) else x
+
+        return func(*tree_map(leaf, args), **tree_map(leaf, kwargs))
+
+
+class Streamed:
+    """Stands in for a decoder's forward: what it returns goes to the CPU, its caches stay.
+    ``growing``: see ``DECODERS``.
+    """
+
+    def __init__(self, forward: Callable[..., Any], record: Record, growing: bool) -> None:
+        self.forward, self.alive = forward, True
+        self._record, self._growing = record, growing
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.forward(*args, **kwargs)
+        frames = out[0] if isinstance(out, tuple) else out
+        if not self._possible(frames) or not kwargs.keys() & {"feat_cache", "conv_cache"}:
+            return out  # without caches these are all frames there are
+        self._record.note = "finished frames went to the CPU"
+        if self._growing:
+            return Pieces([frames.to("cpu")])
+        return (frames.to("cpu"), *out[1:]) if isinstance(out, tuple) else frames.to("cpu")
+
+    def _possible(self, frames: Tensor) -> bool:
+        busy = not self.alive or torch.compiler.is_compiling() or torch.is_grad_enabled()
+        return not busy and frames.device.type != "cpu"
+
+
+def replacement(decoder: nn.Module, record: Record) -> Callable[[Callable[..., Any]], Any] | None:
+    """What makes the hook of a decoder; None for one that makes all frames at once."""
+    growing = DECODERS.get(type(decoder).__name__)
+    return None if growing is None else lambda forward: Streamed(forward, record, growing)
+
+
+def returned(pipe: Any) -> bool:
+    """Whether a pipeline only returns what it decodes."""
+    return any(cls.__name__ in PIPELINES for cls in type(pipe).__mro__)
