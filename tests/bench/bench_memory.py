@@ -4,8 +4,8 @@
 
 The table is simulated on the meta device (bf16, fused attention and RMS norm, GB = 1e9 bytes).
 ``--unets`` simulates whole UNet pipelines, beside diffusers' own tools: forward chunking of the
-UNet, chunks of frames for the VAE. ``--decoders`` simulates video VAEs that decode all frames at
-once. ``--time`` measures a Wan-1.3B-wide block in fp32 on this CPU:
+UNet, chunks of frames for the VAE. ``--decoders`` simulates VAEs as diffusers sets them up, in as
+many strips of rows. ``--time`` measures a Wan-1.3B-wide block in fp32 on this CPU:
 seconds with and without 8 slices in turn, and its measured peak against the simulated one.
 """
 
@@ -21,23 +21,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo15, AutoencoderKLLTXVideo
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from diffusers.models.transformers.transformer_hunyuan_video import (
     HunyuanVideoSingleTransformerBlock,
     HunyuanVideoTransformerBlock,
 )
+from diffusers.models.transformers.transformer_mochi import MochiTransformerBlock
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
+from torch.fx.experimental import _config as config
 
 from accel.config import SlicingConfig
 from accel.memory import activation_peak, simulate
-from accel.models import BUILT_IN, Video, meta
+from accel.models import BUILT_IN, Part, Video, meta
 from accel.slicing import apply_strips
 from accel.slicing.derive import derive
 from accel.slicing.run import run
 
-SLICES = (2, 4, 8, 16)
+SLICES = (2, 4, 8, 10, 16)
 F32 = torch.float32
 Case = tuple[nn.Module, dict[str, Any]]
 
@@ -78,6 +79,18 @@ def cogvideox(tokens: int) -> Case:
     }
 
 
+def mochi(tokens: int) -> Case:
+    """A Mochi block with 256 text tokens, both guidance branches in one batch."""
+    table = (meta(tokens, 24, 64, dtype=F32), meta(tokens, 24, 64, dtype=F32))
+    return MochiTransformerBlock(3072, 24, 128, 1536), {
+        "hidden_states": meta(2, tokens, 3072),
+        "encoder_hidden_states": meta(2, 256, 1536),
+        "temb": meta(2, 3072),
+        "encoder_attention_mask": meta(2, 256, dtype=torch.bool),
+        "image_rotary_emb": table,
+    }
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "Wan-14B 720p x 81": lambda: wan(5120, 13824, 75600),
     "Wan-1.3B 480p x 81": lambda: wan(1536, 8960, 32760),
@@ -88,6 +101,7 @@ CASES: dict[str, Callable[[], Case]] = {
         HunyuanVideoTransformerBlock, "freqs_cis", 118800
     ),
     "CogVideoX-5B 480p x 49": lambda: cogvideox(17550),
+    "Mochi 480p x 163": lambda: mochi(44520),
 }
 
 
@@ -97,7 +111,8 @@ def peaks(block: nn.Module, arguments: dict[str, Any], slices: tuple[int, ...]) 
     with torch.no_grad():
         program = derive(block, arguments)
     places = frozenset(program.overwrites.values())
-    found = {1: activation_peak(lambda: block(**arguments), arguments, weights)[0]}
+    with config.patch(meta_nonzero_assume_all_nonzero=True):  # Mochi asks which text is valid
+        found = {1: activation_peak(lambda: block(**arguments), arguments, weights)[0]}
     for n in slices:
         call = lambda n=n: run(program, block, arguments, n, places)  # noqa: E731
         found[n] = activation_peak(call, arguments, weights)[0]
@@ -174,8 +189,12 @@ def unets(videos: dict[str, Video]) -> dict[str, Any]:
 
 
 DECODERS = {
-    "HunyuanVideo-1.5 720p x 33": (AutoencoderKLHunyuanVideo15, (1, 32, 9, 45, 80)),
-    "LTX 704p x 97": (AutoencoderKLLTXVideo, (1, 128, 13, 22, 40)),
+    "HunyuanVideo-1.5 720p x 33": (Part("AutoencoderKLHunyuanVideo15", {}), (1, 32, 9, 45, 80)),
+    "LTX 704p x 97": (Part("AutoencoderKLLTXVideo", {}), (1, 128, 13, 22, 40)),
+    "Stable Diffusion 1024 x 576": (BUILT_IN["animatediff"].vae, (1, 4, 72, 128)),
+    "SVD 1024 x 576 x 14": (BUILT_IN["svd"].vae, (14, 4, 72, 128)),
+    "HunyuanVideo 480p x 33": (BUILT_IN["hunyuanvideo"].vae, (1, 16, 9, 60, 104)),
+    "HunyuanVideo 720p x 33": (BUILT_IN["hunyuanvideo"].vae, (1, 16, 9, 90, 160)),
 }
 
 
@@ -183,14 +202,15 @@ DECODERS = {
 def decoders() -> dict[str, Any]:
     """Activations of decoding in bytes by number of strips, 1 being the VAE as it comes."""
     results: dict[str, Any] = {}
-    for name, (cls, shape) in DECODERS.items():
+    for name, (part, shape) in DECODERS.items():
         found = results[name] = {}
         for n in (1, 8, 16):
-            with torch.device("meta"):
-                vae = cls().to(torch.bfloat16).eval()
+            vae = part.build()
             if n > 1:
                 apply_strips(vae, SlicingConfig(n), [])
-            decode = partial(vae.decode, z := meta(*shape), return_dict=False)
+            frames = {"num_frames": len(z := meta(*shape, dtype=part.dtype))}
+            more = frames if part.cls == "AutoencoderKLTemporalDecoder" else {}
+            decode = partial(vae.decode, z, return_dict=False, **more)
             found[n] = activation_peak(decode, [z], [*vae.parameters(), *vae.buffers()])[0]
         print(name, "  ".join(f"n={n} {b / 1e9:.2f}" for n, b in found.items()), "GB", flush=True)
     return results
