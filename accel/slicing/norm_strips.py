@@ -11,10 +11,10 @@ Strips of y go where strips of h were, except that the next strip's halo needs t
 before it is overwritten, so that row is copied. Alive are x, h and what one strip takes.
 
 Bits: each row is computed from the same numbers as without strips, and the normalization is torch's
-own arithmetic (``norms.py``). In fp32 on CPUs results were equal bit for bit, but that is not
-promised: where torch sums statistics in another order (inputs with channels last, fp16, bf16) or
-picks another convolution for a strip, values round to a neighbour, and a decoder's result differs
-from the plain one by as much as that differs from fp64.
+own arithmetic (``norms.py``). On CPUs results were equal bit for bit in fp32, fp16 and bf16, but
+that is not promised: where torch sums statistics in another order (channels last, GPUs) or picks
+another convolution for a strip, values round to a neighbour, and a decoder's result differs from
+the plain one by as much as that differs from fp64.
 
 HunyuanVideo's middle block gives attention a mask of all tokens by all tokens, by which a frame
 sees itself and earlier ones. Attention of one frame after the other, to the frames up to it, needs

@@ -3,7 +3,8 @@
 GroupNorm's mean and variance run over a group's channels and all pixels and frames of a sample.
 ``group_statistics`` takes them from the whole tensor, one group at a time, with torch's own kernel
 in fp32; ``normalize`` then works on any slice: y = x·s + (b - m·s) with s = w / sqrt(v + eps), each
-product and sum rounded once. On CPUs that is torch's own arithmetic, with the same bits in fp32.
+product and sum rounded once. On CPUs that is torch's own arithmetic, with the same bits, except where
+channels come last in memory: there torch sums statistics in another order.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor
     size = channels // groups
     mean = x.new_empty(samples, groups, dtype=torch.float32)
     scale = torch.empty_like(mean)
+    # On CPUs low precision goes in as it is, since the kernel sums it in another order than fp32;
+    # beside weights in fp32 its statistics are fp32.
+    low = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+    own = torch.ones(size, device=x.device) if low else None
     once = x.is_meta  # one group stands for all
     for n in range(1 if once else samples):
         for g in range(1 if once else groups):
-            part = x[n : n + 1, g * size : (g + 1) * size].float().contiguous()
-            _, m, r = torch.native_group_norm(
-                part, None, None, 1, size, part.numel() // size, 1, eps
-            )
+            part = x[n : n + 1, g * size : (g + 1) * size].contiguous()
+            if own is None:
+                part = part.float()
+            _, m, r = torch.native_group_norm(part, own, own, 1, size, part.numel() // size, 1, eps)
             mean[n, g], scale[n, g] = m[0, 0], r[0, 0]
     return mean, scale
 
