@@ -3,8 +3,8 @@
 GroupNorm's mean and variance run over a group's channels and all pixels and frames of a sample.
 ``group_statistics`` takes them from the whole tensor, one group at a time, with torch's own kernel
 in fp32; ``normalize`` then works on any slice: y = x·s + (b - m·s) with s = w / sqrt(v + eps), each
-product and sum rounded once. On CPUs that is torch's own arithmetic, with the same bits, except where
-channels come last in memory: there torch sums statistics in another order.
+product and sum rounded once. On CPUs that is torch's own arithmetic, with the same bits, except
+where channels come last in memory: there torch sums statistics in another order.
 """
 
 from __future__ import annotations
