@@ -18,6 +18,7 @@ KINDS = (
     "T5EncoderModel", "UMT5EncoderModel", "LlamaModel", "CLIPTextModel",
     "CLIPTextModelWithProjection", "CLIPVisionModel", "CLIPVisionModelWithProjection",
 )  # fmt: skip
+NAMES = ("text_encoder", "image_encoder")  # of components begin like this
 # Tokens a pipeline pads a prompt to, by denoiser; CLIP's own limit comes first.
 TOKENS = {
     "WanTransformer3DModel": 512,
@@ -79,7 +80,7 @@ def stored(
 
 
 def _encoders(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    found = {k: v for k, v in index.items() if k.startswith(("text_encoder", "image_encoder"))}
+    found = {k: v for k, v in index.items() if k.startswith(NAMES)}
     return {k: (v[0], v[1]) for k, v in found.items() if v[0] is not None}
 
 
@@ -87,7 +88,7 @@ def loaded(pipe: Any, denoiser: str) -> tuple[dict[str, Encoder], tuple[str, ...
     """The same of a loaded pipeline."""
     known, unknown = {}, []
     for name, part in getattr(pipe, "components", {}).items():
-        if part is None or not name.startswith(("text_encoder", "image_encoder")):
+        if part is None or not name.startswith(NAMES):
             continue
         cls = type(part).__name__
         if cls in KINDS:

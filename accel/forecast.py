@@ -18,7 +18,8 @@ from accel.memory import (
     kept_bytes,
     rehash_bytes,
 )
-from accel.models import Family, Video, size_of
+from accel.models import Family, Video
+from accel.parts import size_of
 from accel.seam import Undo, unwind
 from accel.slicing import Programs, apply_strips
 

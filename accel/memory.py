@@ -16,7 +16,6 @@ from accel.parts import meta, size_of
 from accel.seam import Undo, unwind
 from accel.slicing import Programs, Record, apply, apply_strips, stream
 from accel.slicing.record import tree_map
-from accel.tracker import Tracker as Tracker
 from accel.tracker import activation_peak
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,

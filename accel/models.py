@@ -15,10 +15,7 @@ import torch
 
 from accel import encoders
 from accel.config import did_you_mean
-from accel.parts import Encoder
-from accel.parts import Part as Part
-from accel.parts import meta as meta
-from accel.parts import size_of as size_of
+from accel.parts import Encoder, Part, meta
 
 
 @dataclass(frozen=True)

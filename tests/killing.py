@@ -37,7 +37,7 @@ def start(queue: Path, out: Path, *options: str) -> subprocess.Popen:
     command = [*COMMAND, str(queue), "--out", str(out), *options]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )  # fmt: skip
 
 

@@ -16,10 +16,10 @@ from diffusers import (
 )
 
 from accel import Plan, SlicingConfig
-from accel.memory import activation_peak
-from accel.models import meta
+from accel.parts import meta
 from accel.pipelines.load import load
 from accel.slicing import apply_strips
+from accel.tracker import activation_peak
 
 
 class Pipe:

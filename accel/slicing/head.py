@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.config import SlicingConfig
-from accel.slicing.record import tree_map
+from accel.slicing.lazy import Lazy
 from accel.slicing.run import cuts
 
 # Norms of [B, tokens, channels] that treat every token alone, conditioned by nothing or by [B, C].
@@ -26,7 +26,7 @@ Step = Callable[[Tensor, int, int], Tensor]  # of tokens start … stop
 
 
 @dataclass
-class Deferred:
+class Deferred(Lazy):
     """The norm of ``x`` [B, T, C], and what was done to it since."""
 
     x: Tensor
@@ -70,21 +70,6 @@ class Deferred:
     def to(self, *args: Any, **kwargs: Any) -> Deferred:
         """Like ``Tensor.to``."""
         return self._then(lambda y, start, stop: y.to(*args, **kwargs))
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.whole(), name)
-
-    def __getitem__(self, key: Any) -> Tensor:
-        return self.whole()[key]
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def leaf(x: Any) -> Any:
-            return x.whole() if isinstance(x, Deferred) else x
-
-        return func(*tree_map(leaf, args), **tree_map(leaf, kwargs or {}))
 
 
 def offloaded(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.slicing.apply import Record
-from accel.slicing.record import tree_map
+from accel.slicing.lazy import Lazy
 
 # Decoders that are called for some frames at a time, and whether their pieces are joined in pairs
 # and clamped.
@@ -39,7 +39,7 @@ PIPELINES = frozenset((
 ))  # fmt: skip
 
 
-class Pieces:
+class Pieces(Lazy):
     """Parts [B, C, T, H, W] of a video, to be joined along T. Joining with more pieces makes longer
     ``Pieces``; whatever else is done to it is done to the whole video.
     """
@@ -53,14 +53,6 @@ class Pieces:
             self._parts[:] = [torch.cat(self._parts, 2)]
         return self._parts[0]
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.whole(), name)
-
-    def __getitem__(self, key: Any) -> Tensor:
-        return self.whole()[key]
-
     def __setitem__(self, key: Any, value: Any) -> None:
         self.whole()[key] = value
 
@@ -69,11 +61,7 @@ class Pieces:
         kwargs = kwargs or {}
         if func is torch.cat and (args[1:] or tuple(kwargs.values())) == (2,):
             return cls([part for x in args[0] for part in (x._parts if type(x) is cls else [x])])
-
-        def leaf(x: Any) -> Any:
-            return x.whole() if isinstance(x, Pieces) else x
-
-        return func(*tree_map(leaf, args), **tree_map(leaf, kwargs))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class Streamed:

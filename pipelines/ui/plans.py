@@ -34,9 +34,9 @@ def predict(studio: Studio, job: Job, ways: Ways, memory: float, quality: float)
 def choices(studio: Studio, job: Job) -> tuple[Choice, ...]:
     """The accelerations with what like runs of this page say about them."""
     predictor = Predictor(measured_rows(studio.out), cast(Any, lambda job: UNKNOWN))
+    like = [v for v in measured(studio) if v.job.model == job.model]
     found = []
     for preset in predicted.ACCELERATIONS:
-        like = [v for v in measured(studio) if v.job.model == job.model]
         psnr = [_db(v) for v in like if preset and v.job.preset == preset]
         seconds = predictor.predict(_with(job, preset)).seconds
         if seconds is None and preset is None:

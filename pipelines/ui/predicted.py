@@ -12,8 +12,7 @@ import math
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from accel.config import SlicingConfig
 from accel.pipelines.batch.identity import digest
@@ -152,13 +151,14 @@ def check_size(job: Job) -> None:
     rest is found when it is loaded.
     """
     from accel.models import INPUTS, scales
+    from accel.parts import Part
 
     try:
         folder = str(config_folder(job.model) or "")
         config, vae = config_of(folder, denoiser_of(folder)), config_of(folder, "vae")
         if config["_class_name"] not in INPUTS:
             return
-        space, time = scales(cast(Any, SimpleNamespace(cls=vae["_class_name"], config=vae)))
+        space, time = scales(Part(vae["_class_name"], vae))
         patch = config.get("patch_size") or 1
         multiple = int(space) * int(patch if isinstance(patch, int) else patch[-1])
     except (OSError, ValueError, KeyError, TypeError):

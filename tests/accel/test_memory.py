@@ -13,9 +13,11 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 import accel
 from accel.cli import main
 from accel.config import RehashConfig
-from accel.memory import Tracker, activation_peak, kept_bytes, parse_bytes, simulate, table
-from accel.models import BUILT_IN, Family, Part, Video, find, size_of
+from accel.memory import kept_bytes, parse_bytes, simulate, table
+from accel.models import BUILT_IN, Family, Video, find
+from accel.parts import Part, size_of
 from accel.pipelines.load import load, tiny_folder
+from accel.tracker import Tracker, activation_peak
 
 KIB = 1024
 

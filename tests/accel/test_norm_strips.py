@@ -8,7 +8,7 @@ from vaes import ALL, GROUPED, Pipe, decode, grouped, peak, plan, relative
 
 import accel
 from accel import SlicingConfig
-from accel.models import Part
+from accel.parts import Part
 from accel.slicing import apply_strips
 from accel.slicing.norm_strips import Resnet
 

@@ -8,7 +8,7 @@ from vaes import STREAMED, Pipe, WanPipeline, decode, peak, plan
 
 import accel
 from accel import Plan, SlicingConfig
-from accel.models import Part
+from accel.parts import Part
 from accel.pipelines.load import load
 from accel.slicing.stream import Pieces, Streamed
 

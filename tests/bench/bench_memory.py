@@ -32,11 +32,13 @@ from torch import nn
 from torch.fx.experimental import _config as config
 
 from accel.config import SlicingConfig
-from accel.memory import activation_peak, simulate
-from accel.models import BUILT_IN, Part, Video, meta
+from accel.memory import simulate
+from accel.models import BUILT_IN, Video
+from accel.parts import Part, meta
 from accel.slicing import apply_strips
 from accel.slicing.derive import derive
 from accel.slicing.run import run
+from accel.tracker import activation_peak
 
 SLICES = (2, 4, 8, 10, 16)
 F32 = torch.float32
