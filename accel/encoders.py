@@ -24,6 +24,7 @@ TOKENS = {
     "WanTransformer3DModel": 512,
     "HunyuanVideoTransformer3DModel": 351,  # 256 behind a template of 95
     "CogVideoXTransformer3DModel": 226,
+    "MochiTransformer3DModel": 256,
     "FluxTransformer2DModel": 512,
 }
 
@@ -51,6 +52,7 @@ HUNYUANVIDEO = {
     "text_encoder_2": Encoder("CLIPTextModel", _CLIP, 77, _HALF),
 }
 COGVIDEOX = {"text_encoder": Encoder("T5EncoderModel", _T5, 226)}
+MOCHI = {"text_encoder": Encoder("T5EncoderModel", _T5, 256)}
 ANIMATEDIFF = {"text_encoder": Encoder("CLIPTextModel", _CLIP, 77, _HALF)}
 SVD = {"image_encoder": Encoder("CLIPVisionModelWithProjection", _VISION, dtype=_HALF)}
 FLUX = {

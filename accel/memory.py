@@ -16,7 +16,7 @@ from accel.parts import meta, size_of
 from accel.seam import Undo, unwind
 from accel.slicing import Programs, Record, apply, apply_strips, stream
 from accel.slicing.record import tree_map
-from accel.tracker import activation_peak
+from accel.tracker import activation_peak, all_true
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
@@ -114,10 +114,11 @@ def rehash_bytes(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
 
     undo: list[Undo] = []
     try:
-        with torch.no_grad(), find(denoiser, 1, undo).recording() as kept:
+        with torch.no_grad(), all_true(), find(denoiser, 1, undo).recording() as kept:
             outputs = denoiser(**kwargs, return_dict=False)
     except (Unsupported, ValueError):
-        kept, outputs = [], denoiser(**kwargs, return_dict=False)
+        with torch.no_grad(), all_true():
+            kept, outputs = [], denoiser(**kwargs, return_dict=False)
     finally:
         unwind(undo)
     size = sum(x.nbytes for x in outputs)

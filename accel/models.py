@@ -16,6 +16,7 @@ import torch
 from accel import encoders
 from accel.config import did_you_mean
 from accel.parts import Encoder, Part, meta
+from accel.slicing import mochi
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,11 @@ _FLUX_VAE = {
 _HALF = torch.float16
 # Denoisers whose pipelines run both guidance branches in one call.
 BATCHED = dict.fromkeys(
-    ("CogVideoXTransformer3DModel", "UNetMotionModel", "UNetSpatioTemporalConditionModel"), 2
-)
+    (
+        "CogVideoXTransformer3DModel", "MochiTransformer3DModel", "UNetMotionModel",
+        "UNetSpatioTemporalConditionModel",
+    ), 2,
+)  # fmt: skip
 FRAMEWISE = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")  # frames are samples of a batch
 
 BUILT_IN = {
@@ -80,6 +84,12 @@ BUILT_IN = {
         Part("AutoencoderKLCogVideoX", {}),
         2,
         encoders.COGVIDEOX,
+    ),
+    "mochi": Family(
+        Part("MochiTransformer3DModel", {}),
+        Part("AutoencoderKLMochi", {"latent_channels": 12}),
+        2,
+        encoders.MOCHI,
     ),
     "animatediff": Family(
         Part("UNetMotionModel", {"cross_attention_dim": 768, "motion_max_seq_length": 32}, _HALF),
@@ -145,6 +155,8 @@ def scales(vae: Part) -> tuple[int, int]:
         default = 8 if vae.config.get("patch_size") is None else 16
         space = vae.config.get("scale_factor_spatial", default)
         return int(space), int(vae.config.get("scale_factor_temporal", 4))
+    if vae.cls == "AutoencoderKLMochi":
+        return 8, 6
     return 8, 1 if vae.cls in FRAMEWISE else 4
 
 
@@ -199,6 +211,18 @@ def _cogvideox(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
+def _mochi(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
+    """Also gives ``denoiser`` rotary tables that meta can make."""
+    mochi.prepare_rotary(denoiser)
+    batch, config = latent[0], denoiser.config
+    return {
+        "hidden_states": meta(*latent),
+        "timestep": meta(batch, dtype=torch.int64),
+        "encoder_hidden_states": meta(batch, 256, config.text_embed_dim),
+        "encoder_attention_mask": meta(batch, 256, dtype=torch.bool),
+    }
+
+
 def _flux(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
     batch, config = latent[0], denoiser.config
     tokens = (latent[3] // 2) * (latent[4] // 2)
@@ -236,6 +260,7 @@ INPUTS: dict[str, Callable[[Any, tuple[int, ...]], dict[str, Any]]] = {
     "WanTransformer3DModel": _wan,
     "HunyuanVideoTransformer3DModel": _hunyuan,
     "CogVideoXTransformer3DModel": _cogvideox,
+    "MochiTransformer3DModel": _mochi,
     "FluxTransformer2DModel": _flux,
     "UNetMotionModel": _animatediff,
     "UNetSpatioTemporalConditionModel": _svd,

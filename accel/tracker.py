@@ -8,14 +8,16 @@ scratch memory of kernels, no fragmentation of an allocator.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental import _config as config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.slicing.record import leaves
@@ -37,6 +39,7 @@ class Tracker(TorchDispatchMode):
         self._device = device
         self._known: dict[int, int] = {}
         self._elsewhere: set[int] = set()
+        self._derived: dict[Any, tuple[tuple[Any, ...], ...]] = {}
 
     def hold(self, tree: Any, at: str = "inputs") -> None:
         """Count every tensor of ``tree`` until it is freed, each storage once."""
@@ -70,7 +73,7 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves_meta = func is torch.ops.aten._to_copy.default and _leaves_meta(args[0], kwargs)
-        out = func(*args, **({**kwargs, "device": args[0].device} if leaves_meta else kwargs))
+        out = self._made(func, args, {**kwargs, "device": "meta"} if leaves_meta else kwargs)
         if leaves_meta or (self._elsewhere and self._all_elsewhere((args, kwargs))):
             for tensor in _tensors(out):
                 self._count(tensor, func.__name__, elsewhere=True)
@@ -78,9 +81,53 @@ class Tracker(TorchDispatchMode):
             self.hold(out, func.__name__)
         return out
 
+    def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Result of an operation. On meta its sizes follow from those of its arguments, and torch
+        derives them in slow Python: they are derived once for equal arguments.
+        """
+        try:
+            key = (func, _sizes(args), _sizes(kwargs)) if _makes_new(func) else None
+            known = self._derived.get(key) if key else None
+        except (_Values, TypeError):  # the latter for arguments that cannot be hashed
+            key = known = None
+        if known is not None:
+            made = [torch.empty_strided(*size, dtype=d, device="meta") for *size, d in known]
+            return made[0] if len(made) == 1 else tuple(made)
+        out = func(*args, **kwargs)
+        outs = out if isinstance(out, tuple) else (out,)
+        if key and all(isinstance(x, Tensor) and x.is_meta for x in outs):
+            self._derived[key] = tuple((x.shape, x.stride(), x.dtype) for x in outs)
+        return out
+
     def _all_elsewhere(self, given: Any) -> bool:
         keys = [x.is_meta and x.untyped_storage()._cdata for x in _tensors(given)]
         return bool(keys) and self._elsewhere.issuperset(keys)
+
+
+class _Values(Exception):
+    """A tensor with contents is among the arguments."""
+
+
+def _sizes(tree: Any) -> Any:
+    """What the sizes of a result can depend on, to be hashed. Raises _Values for real tensors."""
+    if isinstance(tree, Tensor):
+        if not tree.is_meta:
+            raise _Values
+        return Tensor, tree.shape, tree.stride(), tree.dtype
+    if isinstance(tree, (tuple, list)):
+        return tuple(_sizes(leaf) for leaf in tree)
+    if isinstance(tree, dict):
+        return tuple((name, _sizes(leaf)) for name, leaf in tree.items())
+    return type(tree), tree
+
+
+@functools.cache
+def _makes_new(func: Any) -> bool:
+    """Whether all results are new tensors: no view of an argument, none written in place."""
+    schema = func._schema
+    return not any(x.alias_info for x in [*schema.arguments, *schema.returns]) and all(
+        isinstance(x.type, torch.TensorType) for x in schema.returns
+    )
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -90,6 +137,11 @@ def _tensors(tree: Any) -> list[Tensor]:
 def _leaves_meta(tensor: Tensor, kwargs: Any) -> bool:
     device = kwargs.get("device")
     return tensor.is_meta and device is not None and torch.device(device).type != "meta"
+
+
+def all_true() -> AbstractContextManager[Any]:
+    """On the meta device masks are all true. Mochi's attention asks its own which text it keeps."""
+    return config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -123,6 +175,6 @@ def activation_peak(run: Callable[[], Any], inputs: Any, weights: Any) -> tuple[
     tracker = Tracker(next((x.device for x in _tensors(inputs)), None))
     tracker.ignore(weights)
     tracker.hold(inputs)
-    with torch.no_grad(), fused(), tracker:
+    with torch.no_grad(), fused(), all_true(), tracker:
         run()
     return tracker.peak, tracker.at

@@ -111,12 +111,19 @@ def settled(block: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, ...]:
 
 def prepare(twin: nn.Module, valid: tuple[int, ...]) -> None:
     """Give every Mochi attention in a copy without weights the processor above, if it has
-    diffusers' own, and its rotary tables code that runs there: theirs asks for autocast.
+    diffusers' own.
     """
+    prepare_rotary(twin)
     part: Any
     for part in twin.modules():
         if type(getattr(part, "processor", None)).__name__ == PROCESSOR:
             part.processor = Processor(valid)
+
+
+def prepare_rotary(twin: nn.Module) -> None:
+    """Give a copy without weights rotary tables that run there: diffusers' ask for autocast."""
+    part: Any
+    for part in twin.modules():
         if type(part).__name__ == "MochiRoPE":
             part._create_rope = _tables
 

@@ -56,6 +56,25 @@ def test_what_goes_to_the_cpu_is_not_counted_on_meta():
         assert tracker.peak == 0
 
 
+def test_sizes_that_are_derived_once_are_those_that_torch_derives():
+    def results(device):
+        x = torch.randn(2, 3, 8, 6, device=device).to(memory_format=torch.channels_last)
+        outs = [
+            x * 2, x + x[:1], x.transpose(1, 3) * x.transpose(1, 3), torch.cat([x, x], 1),
+            x.sum(1, keepdim=True), x.half(), x.amax((2, 3)), x.contiguous(), x.view(2, 3, 48),
+            *x.topk(2), *x.split(2, 1), x.add_(1), torch.arange(4, device=device) * 2,
+        ]  # fmt: skip
+        return [(y.shape, y.stride(), y.dtype, y.storage_offset()) for y in outs], outs
+
+    with Tracker() as tracker:
+        first, kept = results("meta")
+        live = tracker.live
+        second, again = results("meta")
+        assert tracker.live == 2 * live
+        del kept, again
+    assert first == second == results("cpu")[0]
+
+
 @pytest.mark.parametrize("slices", [1, 4])
 def test_simulated_and_measured_peaks_agree_on_a_wide_block(slices):
     def peak(device):

@@ -29,7 +29,6 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
 from diffusers.models.transformers.transformer_mochi import MochiTransformerBlock
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
-from torch.fx.experimental import _config as config
 
 from accel.config import SlicingConfig
 from accel.memory import simulate
@@ -113,8 +112,7 @@ def peaks(block: nn.Module, arguments: dict[str, Any], slices: tuple[int, ...]) 
     with torch.no_grad():
         program = derive(block, arguments)
     places = frozenset(program.overwrites.values())
-    with config.patch(meta_nonzero_assume_all_nonzero=True):  # Mochi asks which text is valid
-        found = {1: activation_peak(lambda: block(**arguments), arguments, weights)[0]}
+    found = {1: activation_peak(lambda: block(**arguments), arguments, weights)[0]}
     for n in slices:
         call = lambda n=n: run(program, block, arguments, n, places)  # noqa: E731
         found[n] = activation_peak(call, arguments, weights)[0]
