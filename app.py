@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-
 from accel.pipelines.ui import compare, drawing, forms, plans, safety, view
 from accel.pipelines.ui.handlers import MORE, Handlers
 from accel.pipelines.ui.settings import PRESET_CHOICES, Models
 from accel.pipelines.ui.studio import Studio
+from accel.pipelines.ui.widgets import gr
 
 STATIC = Path(view.__file__).parent / "static"
 TOLD: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

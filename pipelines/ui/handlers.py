@@ -8,12 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.ui import compare, drawing, forms, plans, predicted, view
 from accel.pipelines.ui.settings import PLANNED, UNACCELERATED, settings_of
 from accel.pipelines.ui.studio import Finished, Studio
+from accel.pipelines.ui.widgets import gr
 from accel.plan import Plan
 
 MORE = 24  # cards that "more" adds to the gallery
