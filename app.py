@@ -13,7 +13,7 @@ from typing import Any
 
 from accel.pipelines.ui import compare, drawing, forms, plans, safety, view
 from accel.pipelines.ui.handlers import MORE, Handlers
-from accel.pipelines.ui.settings import PRESET_CHOICES, Models
+from accel.pipelines.ui.settings import Models
 from accel.pipelines.ui.studio import Studio
 from accel.pipelines.ui.widgets import gr
 
@@ -97,7 +97,8 @@ class Page:
         with gr.Row():
             models = list(self.studio.models.by_label)
             model = gr.Dropdown(models, value=models[0], label="Model", scale=2)
-            preset = gr.Dropdown(list(PRESET_CHOICES), value=first["preset"], label="Acceleration")
+            choices = self.studio.models.accelerations
+            preset = gr.Dropdown(choices, value=first["preset"], label="Acceleration")
         with gr.Row():
             sizes = [
                 gr.Number(first[key], label=key.capitalize(), precision=0, min_width=70)
@@ -267,7 +268,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C. Raises ValueError or OSError if that cannot be."""
     auth = safety.read_auth(args.auth_file)
     safety.check_access(args.host, auth)
-    studio = Studio(args.out, Models.of(args.model))
+    studio = Studio(args.out, Models.of(args.model, args.plan))
     try:
         safety.be_silent(studio.temporary)
         page = Page(studio)

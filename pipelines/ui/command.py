@@ -13,4 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="output folder (out)")
     text = "offer this folder or hub id beside the embedded model; may be repeated"
     parser.add_argument("--model", action="append", default=[], metavar="MODEL", help=text)
+    text = "offer the plan in this JSON file beside the presets; may be repeated"
+    parser.add_argument("--plan", action="append", default=[], type=Path, metavar="PLAN", help=text)
     parser.add_argument("--auth-file", type=Path, help="file with one line USER:PASSWORD")

@@ -13,7 +13,7 @@ from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import TINY, defaults
 from accel.pipelines.ui import drawing
 from accel.pipelines.ui.predicted import check_size
-from accel.pipelines.ui.settings import PLANNED, UNACCELERATED, Models, job_file, job_from_form
+from accel.pipelines.ui.settings import PLANNED, Models, job_file, job_from_form
 from accel.pipelines.ui.studio import Studio
 
 FIELDS = (
@@ -28,8 +28,7 @@ def to_form(job: Job, models: Models) -> list[Any]:
     """Values of the widgets for a job, in the order of ``FIELDS``."""
     job = job.resolved()
     label = models.label(job.model) or next(iter(models.by_label))
-    preset = PLANNED if job.plan is not None else job.preset or UNACCELERATED
-    values = {**job.to_dict(), "model": label, "preset": preset}
+    values = {**job.to_dict(), "model": label, "preset": models.acceleration(job)}
     return [values[key] for key in FIELDS]
 
 

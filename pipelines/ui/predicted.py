@@ -26,7 +26,7 @@ from accel.pipelines.batch.simulated import (
     usual_dtype,
 )
 from accel.pipelines.job import Job, JobError
-from accel.plan import Plan
+from accel.plan import PRESETS, Plan
 
 WHOLE, STRIPS = "whole", "strips"
 ACCELERATIONS = ("fast", "balanced", None)  # without a time, the first that will do
@@ -39,33 +39,36 @@ ACCELERATIONS = ("fast", "balanced", None)  # without a time, the first that wil
 class Ways:
     """Peak bytes with all weights loaded: of denoising by number of slices, of decoding ``whole``
     and in as many strips as there are slices at most, of encoding the prompt, 0 if unknown.
-    ``at_least``: some weights are unknown.
+    ``at_least``: some weights are unknown. ``kept``: bytes beside denoising that step rehash keeps,
+    by preset.
     """
 
     denoise: Mapping[int, int]
     decode: Mapping[str, int]
     encode: int = 0
     at_least: bool = False
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def slices(self) -> int:
         """Most slices that were simulated."""
         return max(self.denoise)
 
-    def peaks(self, slices: int) -> dict[str, int]:
+    def peaks(self, slices: int, preset: str | None = None) -> dict[str, int]:
         """Bytes by phase."""
         way = STRIPS if slices == self.slices else WHOLE
         first = {"encode": self.encode} if self.encode else {}
-        return {**first, "denoise": self.denoise[slices], "decode": self.decode[way]}
+        denoise = self.denoise[slices] + self.kept.get(preset or "", 0)
+        return {**first, "denoise": denoise, "decode": self.decode[way]}
 
-    def pick(self, budget: int) -> int:
+    def pick(self, budget: int, preset: str | None = None) -> int:
         """Fewest slices within ``budget`` bytes. Raises JobError saying what is needed."""
         strips = self.decode[WHOLE] > budget
         least = max(self.denoise) if strips else 1
         for slices in sorted(n for n in self.denoise if n >= least):
-            if max(self.peaks(slices).values()) <= budget:
+            if max(self.peaks(slices, preset).values()) <= budget:
                 return slices
-        needed = min(max(self.peaks(n).values()) for n in self.denoise)
+        needed = min(max(self.peaks(n, preset).values()) for n in self.denoise)
         raise JobError(
             f"no number of slices fits in {budget / 2**30:.3f} GiB; at least "
             f"{needed / 2**30:.3f} GiB is needed: allow more memory, or choose a smaller size or "
@@ -78,7 +81,7 @@ def simulate_ways(request: tuple[str, int, int, int, str]) -> Ways | str:
     import torch
 
     from accel.memory import STRIPS as IN_STRIPS
-    from accel.memory import simulate
+    from accel.memory import kept_bytes, simulate
     from accel.models import Video, find
 
     folder, width, height, frames, dtype = request
@@ -93,11 +96,13 @@ def simulate_ways(request: tuple[str, int, int, int, str]) -> Ways | str:
     loaded = peaks.denoiser_weights + peaks.vae_weights + others
     decode = {WHOLE: peaks.decode[WHOLE], STRIPS: peaks.decode.get(IN_STRIPS, peaks.decode[WHOLE])}
     encode = peaks.encode.values()  # of encoders that are known
+    reuse = {name: Plan.preset(name).rehash for name in PRESETS}
     return Ways(
         {n: size + loaded for n, size in peaks.denoise.items()},
         {way: size + loaded for way, size in decode.items()},
         max(encode) + loaded if encode else 0,
         not whole,
+        {name: kept_bytes(peaks.rehash, r, family) for name, r in reuse.items() if r},
     )
 
 
@@ -245,5 +250,6 @@ def slices_text(slices: int) -> str:
 def predict(ways: Ways, choices: tuple[Choice, ...], memory: float, quality: float) -> Predicted:
     """The plan within ``memory`` GiB that keeps ``quality`` dB. Raises JobError if none fits."""
     choice = best(choices, quality)
-    slices = ways.pick(round(memory * 2**30))
-    return Predicted(choice, slices, ways.peaks(slices), ways.peaks(1), ways.at_least, choices)
+    slices = ways.pick(round(memory * 2**30), choice.preset)
+    peaks = ways.peaks(slices, choice.preset)
+    return Predicted(choice, slices, peaks, ways.peaks(1), ways.at_least, choices)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import yaml
 from accel.pipelines.job import Job, JobError, job_from_settings, make_job
 from accel.pipelines.load import TINY, local_folder
 from accel.pipelines.video import SUFFIXES, read_comment
-from accel.plan import PRESETS
+from accel.plan import PRESETS, Plan
 
 UNACCELERATED, PLANNED = "none", "planned"  # planned: in the tab Plan
 PRESET_CHOICES = (*PRESETS[::-1], UNACCELERATED, PLANNED)
@@ -46,27 +46,48 @@ class Limits:
 
 @dataclass(frozen=True)
 class Models:
-    """Models that may be chosen, by label; the embedded one comes first."""
+    """What may be chosen: models by label, the embedded one first, and plans beside the presets."""
 
     by_label: Mapping[str, str] = field(default_factory=lambda: {"tiny (embedded)": TINY})
+    plans: Mapping[str, Plan] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, models: list[str]) -> Models:
-        """The embedded model and ``models``, folders or hub ids given on the command line. Raises
-        FileNotFoundError for one that cannot be.
+    def of(cls, models: Sequence[str], plans: Sequence[Path] = ()) -> Models:
+        """The embedded model and ``models``, folders or hub ids given on the command line, with
+        ``plans`` out of JSON files. Raises FileNotFoundError or ValueError for one that cannot be.
         """
-        found = dict(cls().by_label)
+        found, named = dict(cls().by_label), dict[str, Plan]()
+        for path in plans:
+            plan = Plan.load(path)
+            name = _unlike(plan.name, {*PRESET_CHOICES, *named})
+            named[name] = plan
         for model in models:
             folder = local_folder(model)
-            label = model if folder is None else folder.name
-            while label in found:
-                label += "'"
-            found[label] = model
-        return cls(found)
+            found[_unlike(model if folder is None else folder.name, found)] = model
+        return cls(found, named)
 
     def label(self, model: str) -> str | None:
         """Label of a model, None for one that is not on the list."""
         return next((label for label, m in self.by_label.items() if m == model), None)
+
+    @property
+    def accelerations(self) -> list[str]:
+        """Presets, none, the plan of the tab Plan, and the plans out of files."""
+        return [*PRESET_CHOICES, *self.plans]
+
+    def acceleration(self, job: Job) -> str:
+        """The one of a job."""
+        if job.plan is None:
+            return job.preset or UNACCELERATED
+        plan = job.accel_plan()
+        return next((name for name, known in self.plans.items() if known == plan), PLANNED)
+
+
+def _unlike(name: str, taken: Container[str]) -> str:
+    """The name, with as many primes as make it new."""
+    while name in taken:
+        name += "'"
+    return name
 
 
 def job_from_form(form: Mapping[str, Any], models: Models, limits: Limits) -> Job:
@@ -81,7 +102,10 @@ def job_from_form(form: Mapping[str, Any], models: Models, limits: Limits) -> Jo
         known = ", ".join(models.by_label)
         raise JobError(f"model {label!r} is not offered here; choose one of {known}")
     data["model"] = models.by_label[label]
-    if data.get("preset") in (UNACCELERATED, PLANNED):
+    preset = data.get("preset")
+    if preset in models.plans:
+        data |= {"preset": None, "plan": models.plans[str(preset)].to_dict()}
+    elif preset in (UNACCELERATED, PLANNED):
         data["preset"] = None
     for key in ("width", "height", "frames", "steps", "seed"):
         data[key] = _whole(key, data.get(key))

@@ -253,7 +253,7 @@ def test_jobs_are_call_arguments_too(pipe):
 
 def test_latent_error_grows_from_step_to_step(pipe):
     traces = []
-    for preset in (None, None, "fast"):
+    for preset in (None, None, "balanced"):
         job = Job("a blue star", seed=3, steps=8, preset=preset)
         with latents_by_step(pipe) as latents:
             generate(pipe, job)

@@ -16,7 +16,12 @@ from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
 
-JOB = Job("a red circle", steps=4, frames=5, preset="fast", motion={"camera": {"pan": [1, 0]}})
+# Precision changes with the step.
+EARLY = {"precision": "int4", "smooth_q": True, "rules": [{"precision": "int8", "end": 0.2}]}
+JOB = Job(
+    "a red circle", steps=4, frames=5, preset=None, plan={"attention": EARLY},
+    motion={"camera": {"pan": [1, 0]}},
+)  # fmt: skip
 
 
 class Halt(Exception):

@@ -73,6 +73,14 @@ def test_the_fastest_that_keeps_the_quality() -> None:
     assert predicted.best(unknown, 30.0).preset == "balanced"
 
 
+def test_what_step_rehash_keeps_counts_for_the_presets_that_use_it() -> None:
+    ways = replace(WAYS, kept={"fast": GIB // 2})
+    assert ways.peaks(1, "fast")["denoise"] == 5.5 * GIB and ways.peaks(1) == WAYS.peaks(1)
+    assert (ways.pick(5 * GIB), ways.pick(5 * GIB, "fast")) == (1, 2)
+    plan = predicted.predict(ways, (FAST,), 5.0, 0.0)
+    assert plan.slices == 2 and plan.peaks["denoise"] == 4.5 * GIB
+
+
 def test_decibels_are_those_of_nine_jobs_in_ten() -> None:
     assert predicted.expected([]) is None
     assert predicted.expected([44.0]) == 34.0
@@ -104,6 +112,7 @@ def test_simulated_in_a_process_of_its_own_and_once() -> None:
     try:
         ways = simulations.ways(job)
         assert min(ways.denoise.values()) > 10**7 and set(ways.decode) == {"whole", "strips"}
+        assert list(ways.kept) == ["fast"] and ways.kept["fast"] > 0
         assert simulations.known(job) is ways and simulations.known(replace(job, frames=5)) is None
         with pytest.raises(JobError, match="cannot be simulated: width must be a multiple of 8"):
             simulations.ways(replace(job, width=12))

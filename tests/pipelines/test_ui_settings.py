@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from accel.config import AttentionConfig
 from accel.pipelines.batch.jobfile import read_jobs
 from accel.pipelines.batch.reference import frame_psnr
 from accel.pipelines.job import Job, JobError, settings_text
@@ -28,6 +29,7 @@ from accel.pipelines.ui.settings import (
     settings_of,
 )
 from accel.pipelines.video import write_video
+from accel.plan import Plan
 from accel.quality import psnr
 
 FORM = {"prompt": "a red circle", "model": "tiny (embedded)", "preset": "balanced", "seed": 1}
@@ -75,6 +77,21 @@ def test_models_are_named_on_the_command_line(tmp_path: Path) -> None:
     assert list(models.by_label) == ["tiny (embedded)", "wan", "wan'", "owner/name"]
     with pytest.raises(FileNotFoundError, match="no model"):
         Models.of(["/nowhere"])
+
+
+def test_plans_are_named_on_the_command_line(tmp_path: Path) -> None:
+    plan = Plan("fast", AttentionConfig("int6"))
+    for name in ("a.json", "b.json"):
+        plan.save(tmp_path / name)
+    models = Models.of([], [tmp_path / "a.json", tmp_path / "b.json"])
+    assert models.accelerations[-2:] == ["fast'", "fast''"] and "fast" in models.accelerations
+    job = job_from_form({**FORM, "preset": "fast'"}, models, Limits())
+    assert job.preset is None and job.accel_plan() == plan
+    assert models.acceleration(job) == "fast'" and Models().acceleration(job) == "planned"
+    assert models.acceleration(Job("x", preset=None)) == "none"
+    (tmp_path / "a.json").write_text('{"attenton": {}}')
+    with pytest.raises(ValueError, match="did you mean 'attention'"):
+        Models.of([], [tmp_path / "a.json"])
 
 
 # ------------------------------------------------------------------------------ settings of a file
