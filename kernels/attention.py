@@ -226,7 +226,7 @@ def _gpu(
         # Packed keys are found again by this very tensor.
         valid = shared_keys.find("valid", (k,), masks, lambda: reference.valid_keys(*masks, k))
     out, lse = gpu.attention(
-        q, k, v, tile=gpu.choose(q, v.shape[-1], runs).tile, values=values, scale=scale,
+        q, k, v, tile=gpu.choose(q, k, v.shape[-1], runs).tile, values=values, scale=scale,
         mask=None if attn_mask is None else attn_mask.to(q.device),
         key_lengths=None if key_lengths is None else key_lengths.to(q.device),
         key_valid=valid, is_causal=is_causal, smooth_q=smooth_q, smooth_v=smooth_v,

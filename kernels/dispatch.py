@@ -64,8 +64,8 @@ FULL = (Impl("reference", "eager torch with log-sum-exp", _always),)
 # heads of 40 to 256 (tests/bench/bench_attention.py --crossover).
 CPU_MIN_KEYS = 128
 CPU_MIN_QUERIES = 96
-# Fewest keys from which packing can pay on a card. Not measured here: published kernels that pack
-# in a pass of their own win from about 2,000 keys on (SageAttention on an L40).
+# Fewest keys from which packing can pay on a card: published kernels that pack in a pass of their
+# own win from about 2,000 keys on (SageAttention on an L40). Above it the card is measured.
 GPU_MIN_KEYS = 2048
 
 
@@ -83,7 +83,7 @@ def why_not_worth(q: Tensor, k: Tensor, v: Tensor, precision: str) -> str:
             return f"{keys} keys, quantized attention pays from {GPU_MIN_KEYS} on"
         from accel.kernels.gpu.attention import choose
 
-        return choose(q, v.shape[-1], runs_as(precision, "gpu", q)[0]).why_not
+        return choose(q, k, v.shape[-1], runs_as(precision, "gpu", q)[0]).why_not
     if q.device.type != "cpu":
         return f"no quantized kernel for {q.device.type} in this version"
     if reason := ATTENTION[0].why_not(CPU):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "samples")]
 
-if importlib.util.find_spec("triton") is not None:
-    import interpreter  # noqa: F401  before anything else brings Triton in
+import card  # noqa: E402, F401  before anything else brings Triton in
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from accel.slicing import norms, places
+from accel.slicing import norms, places, steps
 from accel.slicing.groups import Group, Operator, group
 from accel.slicing.kinds import EXPENSIVE
 from accel.slicing.record import (
@@ -30,6 +30,7 @@ from accel.slicing.record import (
     tree_map,
 )
 from accel.slicing.rules import Axis, Rules
+from accel.slicing.steps import Stage
 
 TOKENS = "tokens"
 FRESH = ("empty_like", "zeros_like", "new_empty", "new_zeros")
@@ -196,6 +197,13 @@ class Program:
     mixing: tuple[str, ...]
     opened: tuple[str, ...]
     homes: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    _stages: dict[frozenset[str], list[Stage]] = field(default_factory=dict)
+
+    def stages(self, in_place: frozenset[str]) -> list[Stage]:
+        """The groups ready to run, where the arguments ``in_place`` may be overwritten."""
+        if in_place not in self._stages:
+            self._stages[in_place] = steps.stages(self, in_place)
+        return self._stages[in_place]
 
     @property
     def lengths(self) -> tuple[int, ...]:

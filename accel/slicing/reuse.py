@@ -2,7 +2,8 @@
 
 A denoiser's own forward runs once on a copy without weights. What a block was given is watched
 from the moment the block is done; a later operation that reads it, or the model returning it,
-forbids overwriting. The model's own inputs are never overwritten.
+forbids overwriting. The model's own inputs are never overwritten. Where code asks whether something
+is true of a tensor's values (HunyuanVideo 1.5: is there an image?), it runs once with each answer.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ def _storage(tensor: Tensor) -> int:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes reads of the watched storages outside of the running block."""
+    """Notes reads of the watched storages outside of the running block. ``answer`` is the truth of
+    every tensor that is asked for it; ``asked``: whether one was.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, answer: bool) -> None:
         super().__init__()
+        self.answer, self.asked = answer, False
         self.watched: dict[int, list[tuple[str, str]]] = {}
         self.read: set[tuple[str, str]] = set()
         self.alive: list[Tensor] = []  # a freed storage's address would come again
@@ -43,6 +47,9 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.reads((args, kwargs or {}))
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            self.asked = True
+            return self.answer
         return func(*args, **(kwargs or {}))
 
 
@@ -55,22 +62,26 @@ def overwritable(
     twin = weightless(denoiser)
     mochi.prepare(twin, ())
     try:
-        return _dry_run(twin, paths, args, kwargs)
+        found, asked = _dry_run(twin, paths, args, kwargs, True)
+        if asked:
+            other, _ = _dry_run(twin, paths, args, kwargs, False)
+            found = {path: names & other.get(path, frozenset()) for path, names in found.items()}
+        return found
     except Exception:  # whatever a model does on meta tensors: then nothing is overwritten
         return {}
 
 
 @torch.no_grad()
 def _dry_run(
-    twin: nn.Module, paths: Sequence[str], args: Any, kwargs: Any
-) -> dict[str, frozenset[str]]:
+    twin: nn.Module, paths: Sequence[str], args: Any, kwargs: Any, answer: bool
+) -> tuple[dict[str, frozenset[str]], bool]:
     from torch.fx.experimental import _config as values
 
     def leaf(x: Any) -> Any:
         return torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x
 
     args, kwargs = tree_map(leaf, tuple(args)), tree_map(leaf, dict(kwargs))
-    watch = _Watch()
+    watch = _Watch(answer)
     own = {_storage(x) for x in leaves((args, kwargs)) if isinstance(x, Tensor)}
     own |= {_storage(x) for x in [*twin.parameters(), *twin.buffers()]}
     given: dict[str, dict[str, Tensor]] = {}
@@ -82,10 +93,14 @@ def _dry_run(
                 block.register_forward_hook(_after(watch, given, path), with_kwargs=True)
             )
     # Where code asks for the places of valid tokens, all are.
-    with values.patch(meta_nonzero_assume_all_nonzero=True), watch:  # type: ignore[attr-defined]
-        result = twin(*args, **kwargs)
+    try:
+        with values.patch(meta_nonzero_assume_all_nonzero=True), watch:  # type: ignore[attr-defined]
+            result = twin(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
     watch.reads(result if isinstance(result, (tuple, list, dict)) else vars(result))
-    return {
+    found = {
         path: frozenset(
             name
             for name, tensor in tensors.items()
@@ -93,6 +108,7 @@ def _dry_run(
         )
         for path, tensors in given.items()
     }
+    return found, watch.asked
 
 
 def _after(watch: _Watch, given: dict[str, dict[str, Tensor]], path: str) -> Any:

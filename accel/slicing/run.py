@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from operator import attrgetter
 from typing import Any
 
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from accel import seam
 from accel.kernels.shared_keys import shared_keys
-from accel.slicing.groups import Group, Operator, last_uses
-from accel.slicing.places import JOINS
 from accel.slicing.program import Node, Program
-from accel.slicing.record import Affine, Call, Ref, leaves, refs, tree_map
+from accel.slicing.record import Call, Ref, leaves, refs, tree_map
 from accel.slicing.rules import Axis
+from accel.slicing.steps import Stage
 
 
 def run(
@@ -31,7 +30,7 @@ def run(
 
     ``in_place``: arguments (such as "hidden_states.0") whose memory may be overwritten.
     """
-    return _Run(program, block, arguments, slices, in_place).go()
+    return Run(program, block, arguments, slices, in_place).go()
 
 
 def cuts(length: int, slices: int) -> list[int]:
@@ -40,8 +39,10 @@ def cuts(length: int, slices: int) -> list[int]:
     return [size + (j < more) for j in range(slices)]
 
 
-class _Run:
-    """One execution."""
+class Run:
+    """One execution. ``whole``: values needed in full; ``now``: those of the current slice ``j``,
+    in which the streams have ``lengths`` tokens.
+    """
 
     def __init__(
         self,
@@ -60,67 +61,48 @@ class _Run:
         self.device = next(iter(self.whole.values())).device
         self.sizes = [cuts(n, slices) for n in program.lengths]
         self.slices = slices
+        self.stages = program.stages(in_place)
         inputs = program.trace.inputs
         self.target = {
             out: inputs[name] for out, name in program.overwrites.items() if name in in_place
         }
-        self.now: dict[Any, Tensor] = {}  # values of the current slice
+        self.now: dict[int, Tensor] = {}
         self.j = 0
         self.lengths: Sequence[int] = program.lengths
+        self._modules: dict[str, nn.Module] = {}
 
     def go(self) -> Any:
-        program = self.program
-        for i, g in enumerate(program.groups):
-            for op in g.once:
-                self._call(program.nodes[op.name], self.whole)
-            with self._shared(g):
-                self._loop(g)
-            self._drop(program.groups[i + 1 :])
+        """The block's result."""
+        for stage in self.stages:
+            for step in stage.once:
+                step.run(self, self.whole)
+            # Keys and values are quantized once for all slices.
+            with shared_keys() if stage.shared else nullcontext():
+                self._loop(stage)
+            for value in [v for v in self.whole if v not in stage.keep]:
+                del self.whole[value]
         for out, n in self.target.items():
             self.whole[out] = self.whole[n]
 
         def leaf(x: Any) -> Any:
             return self._tensor(x.index) if isinstance(x, Ref) else x
 
-        return tree_map(leaf, program.result)
+        return tree_map(leaf, self.program.result)
 
-    def _shared(self, g: Group) -> AbstractContextManager[Any]:
-        """Quantizes keys and values once for all slices, where these attend to the same ones."""
-
-        def same(op: Operator) -> bool:
-            call = self.program.nodes[op.name].call
-            if call.name != "scaled_dot_product_attention":
-                return False
-            key = call.args[1] if len(call.args) > 1 else call.kwargs["key"]
-            return key.index in op.whole or key.index not in self.program.axes
-
-        return shared_keys() if any(map(same, g.loop)) else nullcontext()
-
-    def _loop(self, g: Group) -> None:
-        placed = [v for v in g.stores if v in self.target]
-        steps = list(zip(g.loop, last_uses(g.loop, placed), strict=True))
+    def _loop(self, stage: Stage) -> None:
+        now = self.now
         for j in range(self.slices):
             self.j, self.lengths = j, [sizes[j] for sizes in self.sizes]
-            for op, gone in steps:
-                self._call(self.program.nodes[op.name], self.now)
-                for value in op.makes:
-                    if value in g.stores and value not in self.target:
-                        self._store(value)
-                for value in gone:
-                    self.now.pop(value, None)
-            for value in placed:
-                self._write(self.whole[self.target[value]], value, self.now[value])
-            self.now.clear()
+            for step in stage.loop:
+                step.run(self, now)
+                for value in step.stores:
+                    self._store(value)
+                for value in step.gone:
+                    now.pop(value, None)
+            for value in stage.placed:
+                self._write(self.whole[self.target[value]], value, now[value])
+            now.clear()
         self.lengths = self.program.lengths
-
-    def _drop(self, later: Sequence[Group]) -> None:
-        """Forget whole values that no later group and no result needs."""
-        needed = set(refs(self.program.result)) | set(self.target.values())
-        for g in later:
-            for op in (*g.once, *g.loop):
-                needed.update(op.reads, op.whole)
-        for value in [v for v in self.whole if v not in needed]:
-            del self.whole[value]
 
     def _pieces(self, number: int, tensor: Tensor) -> list[Tensor]:
         """Slice j of each stream in a whole value."""
@@ -156,7 +138,7 @@ class _Run:
         whole = like.new_empty([sizes[d] for d in order])
         return whole.permute(sorted(range(like.dim()), key=order.__getitem__))
 
-    def _join(self, call: Call, joined: Tensor) -> None:
+    def join(self, call: Call, joined: Tensor) -> None:
         """Put what is not there yet into a joined value that others were stored in."""
         homes, parts, at = self.program.homes, refs(call.args[:1]), 0
         dim = next(homes[n][1] for n in parts if n in homes)
@@ -168,52 +150,25 @@ class _Run:
 
     def _tensor(self, number: int) -> Tensor:
         """A value needed whole."""
-        if number not in self.whole:
-            return self._parameter(number)
-        return self.whole[number]
-
-    def _parameter(self, number: int) -> Tensor:
+        if number in self.whole:
+            return self.whole[number]
         return attrgetter(self.program.trace.values[number].parameter)(self.block)
 
-    def _slice(self, number: int) -> Tensor:
-        """This slice of a value that has the axis."""
-        if number not in self.now:
-            pieces = self._pieces(number, self.whole[number])
-            self.now[number] = pieces[0] if len(pieces) == 1 else torch.cat(
-                pieces, self.program.axes[number].dim
-            )  # fmt: skip
+    def slice(self, number: int) -> Tensor:
+        """This slice of a whole value that has the axis."""
+        pieces = self._pieces(number, self.whole[number])
+        dim = self.program.axes[number].dim
+        self.now[number] = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
         return self.now[number]
 
-    def _call(self, node: Node, into: dict[int, Tensor]) -> None:
-        op, call = node.operator, node.call
-        looping = into is self.now
-        if not looping and op.makes[0] in self.whole and call.name in JOINS:
-            return self._join(call, self.whole[op.makes[0]])
+    def module(self, path: str) -> nn.Module:
+        """The live block's submodule."""
+        found = self._modules.get(path)
+        if found is None:
+            found = self._modules[path] = self.block.get_submodule(path)
+        return found
 
-        def leaf(x: Any) -> Any:
-            if isinstance(x, Ref):
-                sliced = looping and x.index in self.program.axes and x.index not in op.whole
-                return self._slice(x.index) if sliced else self._tensor(x.index)
-            if isinstance(x, Affine):
-                return x.at(self.lengths)
-            if isinstance(x, torch.device) and x.type == "meta":
-                return self.device
-            return x
-
-        args, kwargs = tree_map(leaf, call.args), tree_map(leaf, call.kwargs)
-        if call.name == "scaled_dot_product_attention":
-            out = self._attend(node, args, kwargs, looping)
-        elif call.function is None:
-            out = self.block.get_submodule(call.path)(*args, **kwargs)
-        else:
-            if call.copies:
-                args = (args[0].clone(), *args[1:])
-            out = call.function(*args, **kwargs)
-            out = args[0] if call.name == "__setitem__" else out
-        made = [x for x in leaves(out) if isinstance(x, Tensor)]
-        into.update(zip(refs(call.result), made, strict=True))
-
-    def _attend(
+    def attend(
         self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], looping: bool
     ) -> Tensor:
         """Attention of this slice's queries, at the site of the module that calls it."""
@@ -226,7 +181,7 @@ class _Run:
             if rows.dim == len(self.program.trace.values[query.index].dims) - 2:
                 given["attn_mask"] = self._rows(mask, rows)
         rest = args[4:]
-        with seam.calling(self.block.get_submodule(node.owner)):
+        with seam.calling(self.module(node.owner)):
             query, key, value = (given.pop(k) for k in ("query", "key", "value"))
             return F.scaled_dot_product_attention(
                 query, key, value, given.pop("attn_mask", None), *rest, **given

@@ -42,6 +42,8 @@ from accel.kernels.gpu.tuning import choose as choose_tile
 LOG2_448 = tl.constexpr(8.807354922057604)
 LOG2_2688 = tl.constexpr(11.392317422778762)
 LN2 = tl.constexpr(0.6931471805599453)
+# Numbers that vary from call to call and align nothing: no kernel of their own for 1 and 16 n.
+COUNTS = ["heads", "group", "queries", "keys", "first_row", "tiles", "blocks"]
 BIAS_BYTES = 256 << 20  # most that the logit rows of smoothed queries take at a time
 
 
@@ -108,7 +110,10 @@ def _tiles(
             v = tl.load(v_ptr + n[:, None] + dv[None, :] * padded)
             gain = tl.exp2(peak - safe)
             total = total * keep + tl.sum(p, 1) * gain
-            fresh = tl.dot(p.to(tl.float8e4nv), v)
+            # As accumulators lie in registers, in the order of V: nothing moves between threads.
+            codes = tl.reshape(p.to(tl.float8e4nv), [p.shape[0], BLOCK_N // 16, 2, 4, 2])
+            codes = tl.reshape(tl.permute(codes, [0, 1, 3, 2, 4]), [p.shape[0], BLOCK_N])
+            fresh = tl.dot(codes, v)
             acc = acc * keep[:, None] + fresh * gain[:, None]
         elif VALUES == "e2m1":
             half = start // 2 + tl.arange(0, BLOCK_N // 2)
@@ -128,7 +133,7 @@ def _tiles(
     return acc, top, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def attend(
     q_codes_ptr, q_scale_ptr, shift_ptr, k_codes_ptr, k_scale_ptr, v_codes_ptr, v_scale_ptr,
     v_mean_ptr, q_groups_ptr, k_groups_ptr, v_groups_ptr, bias_ptr, mask_ptr, lengths_ptr, out_ptr,
@@ -282,15 +287,16 @@ def attention(
     return out, lse
 
 
-def choose(q: Tensor, value_dim: int, precision: str) -> Choice:
+def choose(q: Tensor, k: Tensor, value_dim: int, precision: str) -> Choice:
     """Tile for a call, and whether the kernel beats torch's attention on this card."""
+    tokens = k.shape[2] if shared_keys.shares((k,)) else min(k.shape[2], q.shape[2])
     values = value_format(capability(q.device), precision)
 
     def run(q: Tensor, k: Tensor, v: Tensor, tile: Tile) -> Tensor:
         with shared_keys.apart():
             return attention(q, k, v, tile=tile, values=values, scale=q.shape[-1] ** -0.5)[0]
 
-    return choose_tile(q, value_dim, values, run)
+    return choose_tile(q, value_dim, tokens, values, run)
 
 
 def _launch(

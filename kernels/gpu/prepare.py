@@ -3,12 +3,14 @@
 
 Method (SageAttention2, arXiv 2411.10958, sections 3.1-3.3; exact definitions in
 ``kernels/reference.py``). ``_statistics`` reads K and V once and leaves, per chunk of tokens, the
-sums of K and of V and the least and largest V of each channel. ``_pack`` folds those, reads K and V
-a second time and writes
+sums of K and of V and the least and largest V of each channel; ``_fold`` makes means and scales of
+those. ``_pack`` reads K and V a second time and writes
 
     K codes  int8  [B, Hk, N, Dk]    K - mean; one scale per token, thread or block
     K scale  fp32  [B, Hk, N]        written out per token, so the attention kernel knows one layout
-    V codes  E4M3  [B, Hk, Dv', N]   tokens innermost: 8-bit tensor cores read V that way only
+    V codes  E4M3  [B, Hk, Dv', N]   tokens innermost: 8-bit tensor cores read V that way only; of
+                                     16 tokens the order is 0 1 8 9 2 3 10 11 ... 6 7 14 15, in
+                                     which a thread holds P after Q K and needs it for P V
           or fp16  [B, Hk, N, Dv']
     V scale, V mean, K mean  fp32 [B, Hk, Dv' or Dk]
 
@@ -37,8 +39,8 @@ from torch import Tensor
 from accel.kernels.gpu.fp4 import to_fp4
 from accel.kernels.gpu.layout import TOKENS, Packed, Queries, padded_dim, padded_tokens
 
-CHUNK = 64  # tokens a program handles at a time
-MAX_CHUNKS = 32  # partial sums per head that ``_pack`` folds
+GROUP = tl.constexpr(64)  # keys that share a scale at granularity "block"
+MAX_CHUNKS = 64  # partial sums per head
 FLOOR = tl.constexpr(1e-12)  # as SCALE_FLOOR of the reference
 E4M3, FP4_PEAK = torch.float8_e4m3fn, 2688.0  # 448 * 6, see ``gpu/fp4.py``
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds half to even
@@ -49,12 +51,14 @@ def row_scales(x, qmax, ROWS: tl.constexpr, GRANULARITY: tl.constexpr, IS_KEY: t
     """Scale [ROWS] of each row of x [ROWS, D]; not finite where x is not.
 
     GRANULARITY "token"; "thread": rows {i, i+8, i+16, i+24} of 32 queries, {2j, 2j+1} of each 8 in
-    64 keys; "block": all ROWS.
+    64 keys; "block": 64 keys, or all ROWS queries.
     """
     # A maximum drops NaN; the sum times zero brings it back.
     peak = tl.max(tl.abs(x), 1) + tl.sum(x, 1) * 0.0
     if GRANULARITY == "block":
-        peak = tl.max(peak, 0) + tl.sum(peak, 0) * 0.0 + tl.zeros([ROWS], tl.float32)
+        grid = tl.reshape(peak, [ROWS // GROUP, GROUP] if IS_KEY else [1, ROWS])
+        top = tl.max(grid, 1) + tl.sum(grid, 1) * 0.0
+        peak = tl.reshape(tl.broadcast_to(top[:, None], grid.shape), [ROWS])
     elif GRANULARITY == "thread":
         if IS_KEY:
             grid = tl.reshape(peak, [ROWS // 64, 8, 4, 2])
@@ -91,7 +95,7 @@ def _store_codes(
         tl.store(codes_ptr + rows[:, None] * DIM + d[None, :], to_codes(x, scale))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "tokens", "chunks", "rounds"])
 def _statistics(
     k_ptr, v_ptr, valid_ptr, partial_ptr,
     heads, tokens, dim, value_dim, chunks, rounds,
@@ -102,55 +106,50 @@ def _statistics(
     head, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = head // heads, head % heads
     d, dv = tl.arange(0, DIM), tl.arange(0, VALUE_DIM)
-    k_sum = tl.zeros([DIM], tl.float32)
-    v_sum = tl.zeros([VALUE_DIM], tl.float32)
-    v_low = tl.full([VALUE_DIM], float("inf"), tl.float32)
-    v_high = tl.full([VALUE_DIM], float("-inf"), tl.float32)
+    k_ptr += b * k_sb + h * k_sh
+    v_ptr += b * v_sb + h * v_sh
+    # Row by row of a tile, folded once in the end: a reduction over rows crosses warps.
+    k_sum = tl.zeros([ROWS, DIM], tl.float32)
+    v_sum = tl.zeros([ROWS, VALUE_DIM], tl.float32)
+    v_low = tl.full([ROWS, VALUE_DIM], float("inf"), tl.float32)
+    v_high = tl.full([ROWS, VALUE_DIM], float("-inf"), tl.float32)
     for i in range(rounds):
         t = (chunk * rounds + i) * ROWS + tl.arange(0, ROWS)
         seen = t < tokens
         if HAS_VALID:
             seen = seen & (tl.load(valid_ptr + b * tokens + t, mask=seen, other=0) != 0)
         t = t.to(tl.int64)[:, None]
-        k = tl.load(
-            k_ptr + b * k_sb + h * k_sh + t * k_st + d[None, :] * k_sd,
-            mask=seen[:, None] & (d < dim)[None, :], other=0.0,
+        seen = seen[:, None]
+        k_sum += tl.load(
+            k_ptr + t * k_st + d[None, :] * k_sd, mask=seen & (d < dim)[None, :], other=0.0
         ).to(tl.float32)  # fmt: skip
         v = tl.load(
-            v_ptr + b * v_sb + h * v_sh + t * v_st + dv[None, :] * v_sd,
-            mask=seen[:, None] & (dv < value_dim)[None, :], other=0.0,
+            v_ptr + t * v_st + dv[None, :] * v_sd, mask=seen & (dv < value_dim)[None, :], other=0.0
         ).to(tl.float32)  # fmt: skip
-        k_sum += tl.sum(k, 0)
-        v_sum += tl.sum(v, 0)
-        v_low = tl.minimum(v_low, tl.min(tl.where(seen[:, None], v, float("inf")), 0))
-        v_high = tl.maximum(v_high, tl.max(tl.where(seen[:, None], v, float("-inf")), 0))
+        v_sum += v
+        v_low = tl.minimum(v_low, tl.where(seen, v, float("inf")))
+        v_high = tl.maximum(v_high, tl.where(seen, v, float("-inf")))
     WIDE: tl.constexpr = max(DIM, VALUE_DIM)
     base = partial_ptr + (head * chunks + chunk) * 4 * WIDE
-    tl.store(base + d, k_sum)
-    tl.store(base + WIDE + dv, v_sum)
-    tl.store(base + 2 * WIDE + dv, v_low)
-    tl.store(base + 3 * WIDE + dv, v_high)
+    tl.store(base + d, tl.sum(k_sum, 0))
+    tl.store(base + WIDE + dv, tl.sum(v_sum, 0))
+    tl.store(base + 2 * WIDE + dv, tl.min(v_low, 0))
+    tl.store(base + 3 * WIDE + dv, tl.max(v_high, 0))
 
 
-@triton.jit
-def _pack(
-    k_ptr, v_ptr, valid_ptr, count_ptr, partial_ptr,
-    k_codes_ptr, k_scale_ptr, v_codes_ptr, v_scale_ptr, v_mean_ptr, k_mean_ptr,
-    k_groups_ptr, v_groups_ptr,
-    heads, tokens, padded, dim, value_dim, chunks, qmax,
-    k_sb, k_sh, k_st, k_sd, v_sb, v_sh, v_st, v_sd,
-    DIM: tl.constexpr, VALUE_DIM: tl.constexpr, ROWS: tl.constexpr, HAS_VALID: tl.constexpr,
-    CHUNKS: tl.constexpr, GRANULARITY: tl.constexpr, VALUES: tl.constexpr,
-    SMOOTH_V: tl.constexpr, NATIVE: tl.constexpr,
+@triton.jit(do_not_specialize=["heads", "tokens", "chunks"])
+def _fold(
+    count_ptr, partial_ptr, k_mean_ptr, v_mean_ptr, v_scale_ptr, heads, tokens, chunks,
+    DIM: tl.constexpr, VALUE_DIM: tl.constexpr, CHUNKS: tl.constexpr, HAS_VALID: tl.constexpr,
+    VALUES: tl.constexpr, SMOOTH_V: tl.constexpr,
 ):  # fmt: skip
-    """Codes of ROWS tokens of one head; the head's first program also writes its statistics."""
-    head, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    b, h = head // heads, head % heads
+    """Means of K and V and scales of V of one head, from its partial statistics."""
+    head = tl.program_id(0).to(tl.int64)
     d, dv, c = tl.arange(0, DIM), tl.arange(0, VALUE_DIM), tl.arange(0, CHUNKS)
     WIDE: tl.constexpr = max(DIM, VALUE_DIM)
     base = partial_ptr + head * chunks * 4 * WIDE + (c * 4 * WIDE)[:, None]
     real = (c < chunks)[:, None]
-    count = tl.load(count_ptr + b)
+    count = tl.load(count_ptr + head // heads) if HAS_VALID else tokens.to(tl.float32)
     k_mean = tl.sum(tl.load(base + d[None, :], mask=real, other=0.0), 0) / count
     v_mean = tl.sum(tl.load(base + WIDE + dv[None, :], mask=real, other=0.0), 0) / count
     low = tl.load(base + 2 * WIDE + dv[None, :], mask=real, other=float("inf"))
@@ -167,10 +166,27 @@ def _pack(
     else:  # a power of two: fp16 values keep their bits, bf16 values beyond 65504 fit
         bits = (peak.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
         v_scale = bits.to(tl.float32, bitcast=True) + poison
-    if block == 0:
-        tl.store(v_scale_ptr + head * VALUE_DIM + dv, v_scale)
-        tl.store(v_mean_ptr + head * VALUE_DIM + dv, v_mean)
+    tl.store(k_mean_ptr + head * DIM + d, k_mean)
+    tl.store(v_mean_ptr + head * VALUE_DIM + dv, v_mean)
+    tl.store(v_scale_ptr + head * VALUE_DIM + dv, v_scale)
 
+
+@triton.jit(do_not_specialize=["heads", "tokens"])
+def _pack(
+    k_ptr, v_ptr, valid_ptr, k_mean_ptr, v_mean_ptr, v_scale_ptr,
+    k_codes_ptr, k_scale_ptr, v_codes_ptr, k_groups_ptr, v_groups_ptr,
+    heads, tokens, padded, dim, value_dim, qmax,
+    k_sb, k_sh, k_st, k_sd, v_sb, v_sh, v_st, v_sd,
+    DIM: tl.constexpr, VALUE_DIM: tl.constexpr, ROWS: tl.constexpr, HAS_VALID: tl.constexpr,
+    GRANULARITY: tl.constexpr, VALUES: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    """Codes of ROWS tokens of one head."""
+    head, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    b, h = head // heads, head % heads
+    d, dv = tl.arange(0, DIM), tl.arange(0, VALUE_DIM)
+    k_mean = tl.load(k_mean_ptr + head * DIM + d)
+    v_mean = tl.load(v_mean_ptr + head * VALUE_DIM + dv)
+    v_scale = tl.load(v_scale_ptr + head * VALUE_DIM + dv)
     t = block * ROWS + tl.arange(0, ROWS)
     seen = t < tokens
     if HAS_VALID:
@@ -180,8 +196,6 @@ def _pack(
         k_ptr + b * k_sb + h * k_sh + far * k_st + d[None, :] * k_sd,
         mask=seen[:, None] & (d < dim)[None, :], other=0.0,
     )  # fmt: skip
-    if block == 0:
-        tl.store(k_mean_ptr + head * DIM + d, k_mean)
     k = tl.where(seen[:, None], k.to(tl.float32) - k_mean[None, :], 0.0)
     k_scale = row_scales(k, qmax, ROWS, GRANULARITY, True)
     out = head * padded + t.to(tl.int64)
@@ -195,8 +209,10 @@ def _pack(
     v = tl.where(seen[:, None] & (dv < value_dim)[None, :], v - v_mean[None, :], 0.0)
     v = v / v_scale[None, :]
     if VALUES == "e4m3":
-        place = head * VALUE_DIM * padded + dv.to(tl.int64)[None, :] * padded + t[:, None]
-        tl.store(v_codes_ptr + place, v.to(tl.float8e4nv))
+        codes = tl.reshape(tl.trans(v.to(tl.float8e4nv)), [VALUE_DIM, ROWS // 16, 2, 4, 2])
+        codes = tl.reshape(tl.permute(codes, [0, 1, 3, 2, 4]), [VALUE_DIM, ROWS])
+        place = (head * VALUE_DIM + dv.to(tl.int64))[:, None] * padded + t[None, :]
+        tl.store(v_codes_ptr + place, codes)
     elif VALUES == "e2m1":
         codes, groups = to_fp4(tl.trans(v), VALUE_DIM, ROWS, NATIVE)
         row = (head * VALUE_DIM + dv.to(tl.int64))[:, None]
@@ -208,7 +224,7 @@ def _pack(
         tl.store(v_codes_ptr + out[:, None] * VALUE_DIM + dv[None, :], v.to(tl.float16))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "group", "tokens"])
 def _pack_queries(
     q_ptr, k_mean_ptr, codes_ptr, scale_ptr, mean_ptr, shift_ptr, groups_ptr,
     heads, group, tokens, padded, dim, scale, qmax,
@@ -299,13 +315,14 @@ def pack(
     fp4, e4m3 = values == "e2m1", values == "e4m3"
     least = 64 if fp4 else 32
     wide, value_wide, padded = padded_dim(dim, least), padded_dim(value_dim), padded_tokens(tokens)
-    rounds = triton.cdiv(triton.cdiv(tokens, CHUNK), MAX_CHUNKS)
-    chunks = triton.cdiv(tokens, CHUNK * rounds)
+    widest = max(wide, value_wide)
+    rows = 2048 // widest
+    rounds = triton.cdiv(triton.cdiv(tokens, rows), MAX_CHUNKS)
+    chunks = triton.cdiv(tokens, rows * rounds)
     new = k.new_empty
-    partial = new(batch * heads, chunks, 4, max(wide, value_wide), dtype=torch.float32)
-    if valid is None:
-        count = torch.full((batch,), float(tokens), device=k.device)
-    else:
+    partial = new(batch * heads, chunks, 4, widest, dtype=torch.float32)
+    count = partial  # not read
+    if valid is not None:
         valid, count = valid.contiguous(), valid.sum(-1).float()
     packed = Packed(
         k_codes=_codes(k, padded, wide, fp4),
@@ -328,15 +345,19 @@ def pack(
     seen = k if valid is None else valid.view(torch.uint8)
     _statistics[(batch * heads, chunks)](
         k, v, seen, partial, heads, tokens, dim, value_dim, chunks, rounds, *strides,
-        ROWS=CHUNK, num_warps=8, **shape,
+        ROWS=rows, num_warps=4, **shape,
     )  # fmt: skip
-    _pack[(batch * heads, padded // CHUNK)](
-        k, v, seen, count, partial,
-        packed.k_codes, packed.k_scale, packed.v_codes, packed.v_scale, packed.v_mean,
-        packed.k_mean, k if packed.k_groups is None else packed.k_groups,
+    _fold[(batch * heads,)](
+        count, partial, packed.k_mean, packed.v_mean, packed.v_scale, heads, tokens, chunks,
+        CHUNKS=MAX_CHUNKS, VALUES=values, SMOOTH_V=smooth_v, num_warps=8, **shape,
+    )  # fmt: skip
+    rows = TOKENS if widest <= 128 else TOKENS // 2
+    _pack[(batch * heads, padded // rows)](
+        k, v, seen, packed.k_mean, packed.v_mean, packed.v_scale,
+        packed.k_codes, packed.k_scale, packed.v_codes,
+        k if packed.k_groups is None else packed.k_groups,
         k if packed.v_groups is None else packed.v_groups, heads, tokens, padded, dim, value_dim,
-        chunks, FP4_PEAK if fp4 else float(qmax), *strides, NATIVE=k.device.type == "cuda",
-        ROWS=CHUNK, CHUNKS=MAX_CHUNKS, GRANULARITY=granularity, VALUES=values, SMOOTH_V=smooth_v,
-        num_warps=8, **shape,
+        FP4_PEAK if fp4 else float(qmax), *strides, NATIVE=k.device.type == "cuda",
+        ROWS=rows, GRANULARITY=granularity, VALUES=values, num_warps=8, **shape,
     )  # fmt: skip
     return packed

@@ -1,14 +1,16 @@
 """Which tile a card runs fastest, and whether that beats torch: measured once, kept as JSON.
 
-The first call of a kind (dtype, head sizes) times every candidate tile on synthetic inputs, and
-torch's own attention beside them, alternating, median of ``REPEATS``. What came out decides for
-every later process too, so "auto" never runs a kernel that lost on this very card. A tile whose
-result is not near torch's is never used. Without a card to measure, or while a CUDA graph is being
-captured, the first candidate runs and no gain is claimed.
+The first call of a kind (dtype, head sizes, tokens to a factor of two) times every candidate tile
+on synthetic inputs, and torch's own attention beside them, alternating, median of ``REPEATS``.
+Packing grows with the tokens and attention with their square, so more tokens gain more. What came
+out decides for every later process too, so "auto" never runs a kernel that lost on this very card.
+A tile whose result is not near torch's is never used. Without a card to measure, or where the
+first call is captured in a CUDA graph, the first candidate runs and no gain is claimed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -23,8 +25,11 @@ from torch import Tensor
 
 from accel.kernels.gpu.layout import Tile, candidates, padded_dim
 
-PROBE = (1, 16, 4096)  # batch, heads, tokens of the synthetic call
+# Tokens of the synthetic calls; a real one counts as the next smaller of them.
+TOKENS = (2048, 4096, 8192, 16384, 32768, 65536)
+MOST_HEADS, ROWS = 12, 131072  # of a synthetic call: enough to fill a card
 REPEATS = 7
+BURST = 3  # calls in a row that are timed together: a pipeline's next call does not wait either
 MIN_GAIN = 1.05  # time of torch's attention over ours; packing included
 TOLERANCE = {"e4m3": 0.08, "fp16": 0.03, "e2m1": 0.4}  # relative L1 to torch on N(0, 1)
 
@@ -51,34 +56,39 @@ Run = Callable[[Tensor, Tensor, Tensor, Tile], Tensor]
 _memory: dict[str, Choice] = {}
 
 
-def choose(q: Tensor, value_dim: int, values: str, run: Run) -> Choice:
+def choose(q: Tensor, value_dim: int, tokens: int, values: str, run: Run) -> Choice:
     """The tile for calls like this one; measures on the first call of its kind on a card.
 
-    q [B, H, Tq, D]; ``values`` as in ``layout.candidates``; ``run(q, k, v, tile)`` is the kernel.
+    q [B, H, Tq, D]; ``tokens``: keys, or queries where they are fewer and the keys are packed for
+    them alone; ``values`` as in ``layout.candidates``; ``run(q, k, v, tile)`` is the kernel.
     """
+    tokens = max(n for n in TOKENS if n <= max(tokens, TOKENS[0]))
     device, wide = q.device, max(padded_dim(q.shape[-1]), padded_dim(value_dim))
     tiles = candidates(values, wide)
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda":
         return Choice(tiles[0])
-    kind = f"{str(q.dtype).removeprefix('torch.')} {q.shape[-1]} {value_dim} {values}"
+    kind = f"{str(q.dtype).removeprefix('torch.')} {q.shape[-1]} {value_dim} {values} {tokens}"
     key = f"{device.index} {kind}"
     if key not in _memory:
+        if torch.cuda.is_current_stream_capturing():
+            return Choice(tiles[0])
         store = cache_file(device)
         known = _read(store)
         if kind not in known:
-            known[kind] = measure(q, value_dim, tiles, run, TOLERANCE[values])
+            known[kind] = measure(q, value_dim, tokens, tiles, run, TOLERANCE[values])
             _write(store, known)
         _memory[key] = known[kind]
     return _memory[key]
 
 
 def measure(
-    q: Tensor, value_dim: int, tiles: tuple[Tile, ...], run: Run, tolerance: float
+    q: Tensor, value_dim: int, tokens: int, tiles: tuple[Tile, ...], run: Run, tolerance: float
 ) -> Choice:
-    """Time ``tiles`` and torch's attention on ``PROBE`` with the dtype and head sizes of ``q``."""
+    """Time ``tiles`` and torch's attention with the dtype and head sizes of ``q``."""
+    heads = min(MOST_HEADS, max(1, ROWS // tokens))
     generator = torch.Generator(q.device).manual_seed(0)
     a, b, v = (
-        torch.randn(*PROBE, dim, generator=generator, device=q.device).to(q.dtype)
+        torch.randn(1, heads, tokens, dim, generator=generator, device=q.device).to(q.dtype)
         for dim in (q.shape[-1], q.shape[-1], value_dim)
     )
     exact = torch.nn.functional.scaled_dot_product_attention(a, b, v).float()
@@ -103,7 +113,7 @@ def measure(
 
 
 def alternate(jobs: list[Callable[[], object]], device: torch.device) -> list[float]:
-    """Median milliseconds of each job over ``REPEATS`` rounds in which every job runs once."""
+    """Median milliseconds of each job over ``REPEATS`` rounds in which every job has its turn."""
     times: list[list[float]] = [[] for _ in jobs]
     with torch.cuda.device(device):
         for job in jobs:
@@ -112,20 +122,25 @@ def alternate(jobs: list[Callable[[], object]], device: torch.device) -> list[fl
             for job, out in zip(jobs, times, strict=True):
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 start.record()
-                job()
+                for _ in range(BURST):
+                    job()
                 end.record()
                 end.synchronize()
-                out.append(start.elapsed_time(end))
+                out.append(start.elapsed_time(end) / BURST)
     return [statistics.median(t) for t in times]
 
 
 @cache
 def cache_file(device: torch.device) -> Path:
-    """``$XDG_CACHE_HOME/accel-diffusion/gpu-<card>-<versions>.json``."""
+    """``$XDG_CACHE_HOME/accel-diffusion/gpu-<card>-<versions>.json``; the last version is that of
+    the kernels themselves: changed ones are measured again.
+    """
     import triton
 
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    own = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
     name = f"{torch.cuda.get_device_name(device)} triton {triton.__version__} {torch.__version__}"
+    name = f"{name} {hashlib.sha256(own).hexdigest()[:8]}"
     return Path(base) / "accel-diffusion" / f"gpu-{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
 
 

@@ -19,6 +19,8 @@ from accel.kernels.flow import find_edges, inverse_flow
 
 BLOCK = 128
 EXACT = {"num_warps": 4, "enable_fp_fusion": False}
+# Triton makes a constant of an integer that is 1, and compiles anew for multiples of 16.
+NUMBERS = ["forward", "channels", "pixels", "frame", "seed_low", "seed_high"]
 FRESH, FORWARD, BACKWARD = (tl.constexpr(n) for n in range(3))  # streams of random numbers
 LEAST, MOST = tl.constexpr(1e-6), tl.constexpr(1e6)  # density
 # Polynomials for log (Cephes), sine and cosine, each rounded to fp32 when it meets fp32.
@@ -109,7 +111,7 @@ def _load4(ptr, group, channels, pixels, pixel, mask):
     return n0, n1, n2, n3
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def _fresh(out_ptr, channels, pixels, frame, seed_low, seed_high, BLOCK: tl.constexpr):
     """Fresh noise of a frame, [C, N]."""
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -129,7 +131,7 @@ def _edges_of_block(start_ptr, count_ptr, pixels, BLOCK: tl.constexpr):
     return pixel, inside, start, tl.load(count_ptr + pixel, mask=inside, other=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def _totals(
     out_ptr, target_ptr, order_ptr, start_ptr, degree_ptr, forward, channels, pixels, frame,
     seed_low, seed_high, BLOCK: tl.constexpr,
@@ -158,7 +160,7 @@ def _split(q, z, total, count, root):
     return tl.where(count > 1.0, tl.div_rn(q, root) + (z - tl.div_rn(total, count)), q)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def _merge(
     out_ptr, density_out_ptr, q_ptr, rho_ptr, total_ptr, source_ptr, order_ptr, start_ptr,
     arrivals_ptr, degree_ptr, forward, channels, pixels, frame, seed_low, seed_high,

@@ -15,6 +15,7 @@ from accel import AttentionConfig, Plan, SlicingConfig
 from accel.slicing.derive import derive, predicted_peak
 from accel.slicing.groups import Operator, group, peak
 from accel.slicing.record import Underivable
+from accel.slicing.reuse import overwritable
 from accel.slicing.run import run
 
 NAMES = ("wan", "flux", "ltx", "cogvideox", "sd3", "hunyuanvideo", "mochi")
@@ -101,8 +102,7 @@ def test_sliced_families_are_bitwise_equal_in_bf16(family):
             assert torch.equal(forward(module, inputs), plain), f"{n} slices"
             blocks = handle.report().blocks
         assert blocks and all(b.sliced and not b.whole for b in blocks), str(blocks)
-        # HunyuanVideo 1.5 reads the values of its masks, so nobody can follow its inputs dry.
-        assert all(bool(b.in_place) == (family != "hunyuanvideo15") for b in blocks[:-1])
+        assert all(b.in_place for b in blocks[:-1])
     assert torch.equal(forward(module, inputs), plain)
 
 
@@ -174,6 +174,25 @@ class Mean(torch.nn.Module):
 class Peeks(torch.nn.Module):
     def forward(self, hidden_states):
         return hidden_states * (2 if hidden_states.sum() > 0 else 1)
+
+
+class Asks(torch.nn.Module):
+    """Depending on ``flags``, and only if ``late``, it reads its block's input once more."""
+
+    def __init__(self, late):
+        super().__init__()
+        self.blocks, self.late = torch.nn.ModuleList([torch.nn.Linear(8, 8)]), late
+
+    def forward(self, x, flags):
+        h = x * 2
+        out = self.blocks[0](h)
+        return out if torch.all(flags) or not self.late else out + h
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_model_that_asks_about_values_is_followed_both_ways(late):
+    x = torch.randn(1, 40, 8), torch.ones(4, dtype=torch.bool)
+    assert ("input.0" in overwritable(Asks(late), ["blocks.0"], x, {})["blocks.0"]) != late
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ algorithm written with bincount, scatter_add_, grid_sample and torch.randn. "pub
 released code's algorithm in our words: backward flow taken as -f, groups found by equal values in
 the first channel (a sort), linear weights. "released" is that code itself, which its package ``rp``
 fetches from GitHub at run time: ``--released`` names its file ``noise_warp.py`` (repository
-RyannDaGreat/CommonSource) on a machine that has ``rp``. Contenders take turns; medians. Also: a
+RyannDaGreat/CommonSource) on a machine that has ``rp``. Where there is a card, "GPU" is our
+Triton warp with flow and noise on it. Contenders take turns; medians. Also: a
 whole clip of 49 frames, and short clips of growing size: four times the pixels should cost four
 times the time, and cost more where they outgrow a cache.
 """
@@ -168,6 +169,10 @@ def measure(
         variance = float(step(state, flow)[3:].var())
         assert abs(variance - 1) < 0.01, variance
         tasks["released"] = lambda: step(state, flow)
+    if torch.cuda.is_available():
+        card = torch.device("cuda", 0)
+        moved, on_card = flow.to(card), NoiseWarper(channels, height, width, seed=0, device=card)
+        tasks["GPU"] = lambda: (on_card.step(moved), torch.cuda.synchronize())
     seconds = median_seconds(tasks, repeats)
     ratios = {f"{n} / native": seconds[n] / seconds["native"] for n in list(tasks)[1:]}
     return {**{f"{n} (s per frame)": v for n, v in seconds.items()}, **ratios}

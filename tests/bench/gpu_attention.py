@@ -1,11 +1,13 @@
 """Attention on this machine's GPU: checked, then timed against what users have; README table.
 
-    python tests/bench/gpu_attention.py [--repeats 7] [--json FILE]
+    python tests/bench/gpu_attention.py [--repeats 7] [--tiles] [--json FILE]
 
 Shapes are those of real models (research table). Quantization is included in our time and in
-SageAttention's. Baselines: torch's attention (its best backend), FlashAttention (``flash_attn``)
-and SageAttention (``sageattention``) where they are installed; what is not is named. Median of
-alternating repeats. A kernel whose result is not near fp32 attention is not timed.
+SageAttention's. Baselines: torch's attention as it chooses its backend and with cuDNN's,
+FlashAttention (``flash_attn``) and SageAttention (``sageattention``) where they are installed; what
+is not is named. Median of alternating repeats. A kernel whose result is not near fp32 attention is
+not timed. ``--tiles``: instead, what each way to cut the kernel takes, and packing alone; it is for
+choosing the candidates of a new card.
 """
 
 from __future__ import annotations
@@ -20,12 +22,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from accel.kernels import dispatch
 from accel.kernels.attention import attention
-from accel.kernels.gpu import tuning
-from accel.kernels.gpu.support import capability, describe, why_not_gpu, why_not_precision
+from accel.kernels.gpu import attention as fused
+from accel.kernels.gpu import prepare, tuning
+from accel.kernels.gpu.layout import Tile
+from accel.kernels.gpu.support import (
+    capability,
+    describe,
+    value_format,
+    why_not_gpu,
+    why_not_precision,
+)
 
 SHAPES = {
     "SDXL 1024²": (2, 10, 4096, 64),
@@ -42,6 +53,7 @@ def contenders() -> tuple[dict[str, Callable[..., Tensor]], list[str]]:
     """Kernels by name, [B, H, T, D] in and out, and the reasons for those that are missing."""
     found: dict[str, Callable[..., Tensor]] = {
         "torch": sdpa,
+        "torch, cuDNN": _cudnn,
         "accel int8": partial(attention, precision="int8", impl="gpu"),
     }
     missing = []
@@ -58,6 +70,11 @@ def contenders() -> tuple[dict[str, Callable[..., Tensor]], list[str]]:
             continue
         found[name] = partial(_flash, module) if package == "flash_attn" else module.sageattn
     return found, missing
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return sdpa(q, k, v)
 
 
 def _flash(module: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -102,6 +119,43 @@ def measure(device: torch.device, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
+TILES = tuple(
+    Tile(rows, keys, warps, stages)
+    for rows, keys, warps, depths in (
+        (64, 64, 4, (3, 4)), (64, 128, 4, (2, 3)), (128, 64, 4, (3,)), (128, 64, 8, (2, 3, 4)),
+        (128, 128, 8, (2, 3)), (128, 256, 8, (2,)),
+    )
+    for stages in depths
+)  # fmt: skip
+
+
+def tiles(device: torch.device, repeats: int) -> None:
+    """Print, for a shape of each head size, milliseconds and TFLOP/s of every tile."""
+    tuning.REPEATS = repeats
+    values = value_format(capability(device), "int8")
+    for shape in ((2, 30, 8192, 64), (1, 24, 8192, 128)):
+        q, k, v = (torch.randn(shape, device=device).bfloat16() for _ in range(3))
+        scale = shape[-1] ** -0.5
+        packed = prepare.pack(k, v, values=values)
+        jobs: dict[str, Callable[[], object]] = {
+            "torch": partial(sdpa, q, k, v),
+            "torch, cuDNN": partial(_cudnn, q, k, v),
+            "packing K and V": partial(prepare.pack, k, v, values=values),
+            "packing Q": partial(prepare.pack_queries, q, packed, scale=scale),
+        }
+        for tile in TILES:
+            job = partial(fused.attention, q, k, v, tile=tile, values=values, scale=scale)
+            try:
+                worst = error(job()[0], q, k, v)
+            except Exception as failure:
+                print(f"{tile}: {type(failure).__name__}: {failure}"[:160])
+                continue
+            jobs[f"{tile}, L1 {worst:.4f}"] = job
+        work = 4.0 * shape[0] * shape[1] * shape[2] ** 2 * shape[3]
+        for name, ms in zip(jobs, tuning.alternate(list(jobs.values()), device), strict=True):
+            print(f"{shape} {name}: {ms:.3f} ms, {work / ms * 1e-9:.0f} TFLOP/s", flush=True)
+
+
 def markdown(rows: list[dict[str, Any]]) -> list[str]:
     """README table: milliseconds, gain over torch, relative L1."""
     labels = list(dict.fromkeys(label for row in rows for label in row["error"]))
@@ -122,6 +176,7 @@ def main() -> None:
     """Measure and print, or say why there is nothing to measure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--tiles", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = torch.device("cuda", 0)
@@ -132,6 +187,9 @@ def main() -> None:
         print(f"the kernels cannot run on this GPU: {reason}")
         return
     print(f"{torch.cuda.get_device_name(device)}: {describe(capability(device))}")
+    if args.tiles:
+        tiles(device, args.repeats)
+        return
     for reason in contenders()[1]:
         print(f"not installed, so not compared: {reason}")
     rows = measure(device, args.repeats)

@@ -89,14 +89,17 @@ def compile_attention(
 def compile_prepare(cc: int, dim: int, precision: str = "int8") -> list[Compiled]:
     """The packing kernels with every option on."""
     values = value_format(divmod(cc, 10), precision)
-    stats = {"DIM": dim, "VALUE_DIM": dim, "ROWS": prepare.CHUNK, "HAS_VALID": True}
-    pack = {**stats, "CHUNKS": prepare.MAX_CHUNKS, "GRANULARITY": "thread", "VALUES": values,
-            "SMOOTH_V": True, "NATIVE": True}  # fmt: skip
+    shape = {"DIM": dim, "VALUE_DIM": dim, "HAS_VALID": True}
+    stats = {**shape, "ROWS": 2048 // dim}
+    fold = {**shape, "CHUNKS": prepare.MAX_CHUNKS, "VALUES": values, "SMOOTH_V": True}
+    pack = {**shape, "ROWS": 128 if dim <= 128 else 64, "GRANULARITY": "thread", "VALUES": values,
+            "NATIVE": True}  # fmt: skip
     queries = {"DIM": dim, "ROWS": 128, "GRANULARITY": "thread", "SMOOTH": True, "SHIFT": True,
                "FP4": values == "e2m1", "NATIVE": True}  # fmt: skip
     unit = {"k_sd": 1, "v_sd": 1}
     return [
-        _compile(prepare._statistics, cc, dim, "all", None, {**stats, **unit}, {}, precision),
+        _compile(prepare._statistics, cc, dim, "all", None, {**stats, **unit}, {}, precision, 4),
+        _compile(prepare._fold, cc, dim, "all", None, fold, {}, precision),
         _compile(prepare._pack, cc, dim, "all", None, {**pack, **unit}, {}, precision),
         _compile(
             prepare._pack_queries, cc, dim, "all", None, {**queries, "q_sd": 1}, {}, precision
@@ -126,6 +129,7 @@ def _compile(
     constants: dict[str, Any],
     types: dict[str, str],
     precision: str,
+    warps: int = 8,
 ) -> Compiled:
     values = value_format(divmod(cc, 10), precision)
     codes = dict.fromkeys(_CODES, "*u8" if values == "e2m1" else "*i8")
@@ -148,7 +152,7 @@ def _compile(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned if n not in constants},
     )  # fmt: skip
-    warps = tile.warps if tile else 8
+    warps = tile.warps if tile else warps
     built = triton.compile(
         source,
         target=GPUTarget("cuda", cc, 32),

@@ -33,8 +33,13 @@ kernels += [
 kernels += [k for cc, p in ((80, "int8"), (120, "int4")) for k in g.compile_prepare(cc, 128, p)]
 rows = [{"kernel": k.kernel, "cc": k.cc, "spilled": k.spilled, "cores": list(k.tensor_cores),
          "bits": k.precision, "blocks": k.blocks, "registers": k.registers} for k in kernels]
+numbers = [
+    p.name for f in (g.warp._fresh, g.warp._totals, g.warp._merge) for p in f.params
+    if not p.name.endswith("_ptr") and not p.is_constexpr and not p.do_not_specialize
+]
 warps = {cc: g.warp_code(cc) for cc in (80, 120)}
-print(json.dumps({"rows": rows, "problems": r.problems(kernels), "warps": warps}))
+found = {"rows": rows, "problems": r.problems(kernels), "warps": warps, "numbers": numbers}
+print(json.dumps(found))
 """
 
 
@@ -50,7 +55,7 @@ def report(tmp_path_factory):
 
 
 def test_no_kernel_spills_or_misses_its_tensor_cores(report):
-    assert len(report["rows"]) == 32
+    assert len(report["rows"]) == 34
     assert not report["problems"]
     attention = [row for row in report["rows"] if row["kernel"] == "attend"]
     assert all(row["spilled"] <= 64 and row["blocks"] >= 1 for row in attention)
@@ -92,3 +97,8 @@ def test_the_warp_rounds_every_step_as_the_reference(report, cc):
         assert "mul.rn.f32" in ptx or "mul.f32" in ptx
         assert not re.findall(r"\b(fma|mad)\.[\w.]*f32|approx|\.ftz", ptx)
     assert "div.rn.f32" in code["_merge"] and "sqrt.rn.f32" in code["_merge"]
+
+
+def test_no_number_of_the_warp_becomes_a_constant(report):
+    """Triton would make a Python integer of a seed, frame or pixel count that is 1."""
+    assert report["numbers"] == []

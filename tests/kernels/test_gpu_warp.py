@@ -1,9 +1,10 @@
-"""The Triton warp, interpreted, gives the bytes of the eager definition."""
+"""The Triton warp gives the bytes of the eager definition: on a card, else interpreted."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from card import DEVICE, let_interpret
 from warp_checks import constant, turbulence, zoom
 
 from accel.kernels.warp import NoiseWarper, warp_noise
@@ -19,14 +20,13 @@ FLOWS = {
 
 
 @pytest.fixture
-def interpreted(monkeypatch):
-    """Lets the kernels that were imported for the interpreter take CPU tensors."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+def runs(monkeypatch):
+    let_interpret(monkeypatch)
 
 
 @pytest.mark.parametrize("name", FLOWS)
 @pytest.mark.parametrize(("mode", "backward"), [("dither", None), ("round", -0.8)])
-def test_the_reference_bit_for_bit(interpreted, name, mode, backward):
+def test_the_reference_bit_for_bit(runs, name, mode, backward):
     flow = FLOWS[name]
     options = {
         "channels": 5,
@@ -35,14 +35,16 @@ def test_the_reference_bit_for_bit(interpreted, name, mode, backward):
         "backward": None if backward is None else flow * backward,
     }
     expected = warp_noise(flow, impl="reference", **options)
-    assert torch.equal(warp_noise(flow, impl="gpu", **options), expected)
+    if backward is not None:
+        options["backward"] = options["backward"].to(DEVICE)
+    assert torch.equal(warp_noise(flow.to(DEVICE), impl="gpu", **options).cpu(), expected)
 
 
-def test_streaming_equals_batch(interpreted):
+def test_streaming_equals_batch(runs):
     flow = turbulence(2, 10)
-    warper = NoiseWarper(3, 10, 10, seed=1, impl="gpu")
-    frames = [warper.noise, warper.step(flow[0]), warper.step(flow[1])]
-    assert torch.equal(torch.stack(frames), warp_noise(flow, channels=3, seed=1))
+    warper = NoiseWarper(3, 10, 10, seed=1, impl="gpu", device=DEVICE)
+    frames = [warper.noise, *(warper.step(f.to(DEVICE)) for f in flow)]
+    assert torch.equal(torch.stack(frames).cpu(), warp_noise(flow, channels=3, seed=1))
 
 
 def test_without_a_card_it_says_why():

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from card import CAPABILITY, DEVICE, let_interpret
 
 from accel.kernels import shared_keys as module
 from accel.kernels.attention import attention
@@ -226,11 +227,15 @@ def test_a_packing_is_used_on_the_instruction_set_that_made_it():
 
 @pytest.fixture
 def packings(monkeypatch):
-    """The Triton kernels interpreted; how often they packed K and V, by ``len``."""
+    """The Triton kernels; how often they packed K and V, by ``len``."""
     pytest.importorskip("triton", reason="triton is not installed")
     from accel.kernels.gpu import attention as gpu
+    from accel.kernels.gpu.layout import Tile
+    from accel.kernels.gpu.tuning import Choice
 
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    let_interpret(monkeypatch)
+    first = Tile(128, 64, 8, 2)  # measuring which is fastest would pack too
+    monkeypatch.setattr(gpu, "choose_tile", lambda *a: Choice(first))
     calls, pack = [], gpu.pack
     monkeypatch.setattr(gpu, "pack", lambda *a, **k: calls.append(1) or pack(*a, **k))
     return calls
@@ -241,7 +246,7 @@ def packings(monkeypatch):
     (torch.float32, {"smooth_q": True, "smooth_v": True, "hadamard": True}),
 ], ids=str)  # fmt: skip
 def test_triton(dtype, options, packings):
-    tensors = qkv(150, 133, heads=4, key_heads=2, dtype=dtype)
+    tensors = [x.to(DEVICE) for x in qkv(150, 133, heads=4, key_heads=2, dtype=dtype)]
     alone = sliced(*tensors, impl="gpu", **options)
     assert len(packings) == SLICES
     with shared_keys():
@@ -256,7 +261,8 @@ def test_triton(dtype, options, packings):
     ({"attn_mask": torch.ones(100, 133, dtype=torch.bool).tril(33)}, SLICES),
 ], ids=["keys", "lengths", "rows hide other keys"])  # fmt: skip
 def test_triton_masks(options, made, packings):
-    tensors = qkv(100, 133)
+    tensors = [x.to(DEVICE) for x in qkv(100, 133)]
+    options = {name: x.to(DEVICE) for name, x in options.items()}
     alone = sliced(*tensors, impl="gpu", **options)
     with shared_keys():
         together = sliced(*tensors, impl="gpu", **options)
@@ -267,13 +273,17 @@ def test_triton_masks(options, made, packings):
 def test_triton_changed_keys_and_formats(packings):
     from accel.kernels.gpu.attention import attention as triton
     from accel.kernels.gpu.layout import Tile
+    from accel.kernels.gpu.support import FP4_CAPABILITY
 
-    q, k, v = qkv(60, 70)
+    q, k, v = (x.to(DEVICE) for x in qkv(60, 70))
+    formats = ["e4m3", "fp16"]
+    if CAPABILITY is None or CAPABILITY >= FP4_CAPABILITY:
+        formats.append("e2m1")
     with shared_keys():
-        for values in ("e4m3", "fp16", "e2m1"):
+        for values in formats:
             for _ in range(2):
                 triton(q, k, v, tile=Tile(128, 64, 4, 2), values=values, scale=0.125)
-        assert len(packings) == 3
+        assert len(packings) == len(formats)
         k += 1.0
         triton(q, k, v, tile=Tile(128, 64, 4, 2), values="e4m3", scale=0.125)
-    assert len(packings) == 4
+    assert len(packings) == len(formats) + 1
