@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 Precision = Literal["int8", "int6", "int4", "full"]
 Impl = Literal["auto", "reference", "cpu", "gpu"]
 Level = Literal["output", "features"]
-Storage = Literal["native", "fp8", "cpu"]
+Storage = Literal["native", "int8", "cpu"]
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -158,7 +158,7 @@ class RehashConfig:
 
     ``quality``: dB PSNR that 9 of 10 jobs should keep. It takes a measured schedule.
 
-    ``store``: what is kept as it is, in 8-bit floating point, or in the CPU's memory.
+    ``store``: what is kept as it is, in 8 bits, or in the CPU's memory.
     """
 
     speedup: float = 1.9

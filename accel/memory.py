@@ -131,7 +131,7 @@ def kept_bytes(levels: dict[str, int], rehash: RehashConfig, family: Family) -> 
     each or both in one. ``levels``: see ``rehash_bytes``.
     """
     calls = 2 // family.batch
-    share = {"native": 1.0, "fp8": 1 / family.denoiser.dtype.itemsize, "cpu": 0.0}
+    share = {"native": 1.0, "int8": 1 / family.denoiser.dtype.itemsize, "cpu": 0.0}
     level = "output, measured" if rehash.multistep else rehash.level
     return int(calls * levels.get(level, 0) * share[rehash.store])
 

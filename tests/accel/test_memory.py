@@ -145,7 +145,7 @@ def test_every_built_in_model_takes_less_when_sliced(name):
     [
         ("wan-1.3b", {}, 2 * 20),
         ("wan-1.3b", {"level": "features"}, 2 * 70),
-        ("wan-1.3b", {"store": "fp8"}, 2 * 10),  # of bf16
+        ("wan-1.3b", {"store": "int8"}, 2 * 10),  # of bf16
         ("wan-1.3b", {"store": "cpu"}, 0),
         ("cogvideox-5b", {}, 20),  # both branches of guidance in one call
     ],

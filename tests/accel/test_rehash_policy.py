@@ -178,7 +178,7 @@ def test_more_computed_steps_have_smaller_errors():
 
 
 def test_config_and_plan_round_trip(tmp_path):
-    plan = Plan("p", None, rehash=RehashConfig(1.5, keys=(0, 3, 9), steps=10, store="fp8"))
+    plan = Plan("p", None, rehash=RehashConfig(1.5, keys=(0, 3, 9), steps=10, store="int8"))
     plan.save(tmp_path / "p.json")
     assert Plan.load(tmp_path / "p.json") == plan
     assert Plan.from_dict({"rehash": {"speedup": 2}}).rehash == RehashConfig(2)
@@ -190,7 +190,7 @@ def test_config_and_plan_round_trip(tmp_path):
         ({"speedup": 0.5}, "0.5"),
         ({"speedup": 9}, "from 1 to 5"),
         ({"level": "outputs"}, "did you mean 'output'"),
-        ({"store": "fp4"}, "fp8"),
+        ({"store": "fp4"}, "int8"),
         ({"order": 2}, "order"),
         ({"order": 1, "level": "features"}, "features"),
         ({"tail": -1}, "tail"),

@@ -113,7 +113,7 @@ def ours(measured: Measurement, features: Measurement) -> list[Contender]:
         config = measured.at_speedup(measured.steps / len(point.keys) - 1e-6)
         name = f"{len(point.keys)} keys"
         found.append(of("rehash, measured", name, config))
-        found.append(of("rehash, measured, fp8", name, replace(config, store="fp8")))
+        found.append(of("rehash, measured, 8 bits", name, replace(config, store="int8")))
     for speedup in (1.5, 1.9, 2.4, 3.0):
         found.append(of("rehash, no map", f"{speedup:g}×", RehashConfig(speedup=speedup)))
     keys = measured.at_speedup(1.9).keys

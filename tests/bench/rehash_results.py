@@ -21,7 +21,13 @@ from torch import nn
 
 LIMIT = 1.85
 ASKED_FOR = "asked for"
-ALL_JOBS = ("rehash, measured", "rehash, measured, fp8", "rehash, no map", "fewer steps", ASKED_FOR)
+ALL_JOBS = (
+    "rehash, measured",
+    "rehash, measured, 8 bits",
+    "rehash, no map",
+    "fewer steps",
+    ASKED_FOR,
+)
 
 
 @dataclass

@@ -67,7 +67,7 @@ def test_resumed_run_is_byte_identical(scheduler, at, pipe, tmp_path, monkeypatc
     assert "forward" not in vars(pipe.transformer)
 
 
-@pytest.mark.parametrize("settings", [{}, {"level": "features", "store": "fp8"}])
+@pytest.mark.parametrize("settings", [{}, {"level": "features", "store": "int8"}])
 def test_a_resumed_run_reuses_what_the_first_had_kept(settings, pipe, tmp_path):
     job = replace(JOB, steps=12, preset=None, plan={"attention": None, "rehash": settings})
     whole = generate(pipe, job)
