@@ -115,7 +115,7 @@ def encode_text(
     encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], length: int
 ) -> torch.Tensor:
     """Prompt embeddings [B, length, 128] as WanPipeline makes them: zeros after the last token."""
-    tokens = tokenizer(prompts, padding=True, return_tensors="pt")
+    tokens = tokenizer(prompts, padding=True, return_tensors="pt").to(encoder.device)
     mask = tokens.attention_mask
     hidden = encoder(tokens.input_ids, mask).last_hidden_state * mask[..., None]
     return torch.nn.functional.pad(hidden, (0, 0, 0, length - hidden.shape[1]))

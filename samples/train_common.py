@@ -13,6 +13,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent
 WORK = ROOT.parent / "build" / "tiny"
 FRAMES, SIZE = 17, 64
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # of the second stage
 
 
 @dataclass(frozen=True)

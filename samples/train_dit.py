@@ -29,7 +29,7 @@ from tiny_model import (
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
-from train_common import WORK, Settings, cosine, descend, save_state, to_video
+from train_common import DEVICE, WORK, Settings, cosine, descend, save_state, to_video
 
 from accel.kernels.warp import warp_noise
 
@@ -73,7 +73,7 @@ def make_data(s: Settings) -> dict[str, Any]:
 def rotate_channels(noise: Tensor) -> Tensor:
     """``noise [B, C, ...]`` with channels mixed by a random orthogonal matrix per sample."""
     batch, channels = noise.shape[:2]
-    q, r = torch.linalg.qr(torch.randn(batch, channels, channels))
+    q, r = torch.linalg.qr(torch.randn(batch, channels, channels, device=noise.device))
     q = q * torch.diagonal(r, dim1=-2, dim2=-1).sign()[:, None, :]
     return torch.einsum("bij,bj...->bi...", q, noise)
 
@@ -101,7 +101,10 @@ def build_nets() -> torch.nn.ModuleDict:
 def sample_batch(
     s: Settings, step: int, latents: Tensor, data: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-    """Clean latents and noise [B, 12, 5, 16, 16], times [B] and prompts; the step is the seed."""
+    """Clean latents and noise [B, 12, 5, 16, 16], times [B] and prompts; the step is the seed.
+
+    ``latents``, and ``data["noise"]`` fp16, all on one device.
+    """
     rng = np.random.default_rng((s.seed, step, 1))
     torch.manual_seed(s.seed * 100_003 + step)
     picks = rng.integers(0, len(latents), s.dit_batch)
@@ -109,8 +112,9 @@ def sample_batch(
     # Motion is learned from undegraded noise, so half of the clips keep all of it.
     draw, gamma = rng.random(s.dit_batch), rng.random(s.dit_batch)
     gamma = torch.from_numpy(np.where(draw < 0.5, 0.0, np.where(draw < 0.9, gamma, 1.0))).float()
-    noise = mix_noise(rotate_channels(data["noise"][picks].float()), gamma)
-    u = torch.rand(s.dit_batch)
+    device = latents.device
+    noise = mix_noise(rotate_channels(data["noise"][picks].float()), gamma.to(device))
+    u = torch.rand(s.dit_batch, device=device)
     return latents[picks], noise, 2 * u / (1 + u), prompts  # more of the noisy end
 
 
@@ -123,7 +127,8 @@ def flow_loss(
     weight.
     """
     t = times.view(-1, 1, 1, 1, 1)
-    with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+    fast = x.is_cuda or torch.cpu._is_avx512_bf16_supported()
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
         guess = nets["transformer"](
             (1 - t) * x + t * noise, timestep=times * 1000, encoder_hidden_states=text
         ).sample
@@ -149,15 +154,15 @@ def train_dit(s: Settings) -> None:
     """
     torch.manual_seed(s.seed)
     data, tokenizer = make_data(s), build_tokenizer()
-    latents = data["latents"].float()
+    latents, data["noise"] = data["latents"].to(DEVICE).float(), data["noise"].to(DEVICE)
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
     latents = (latents - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
     path, start, smooth = WORK / "dit.pt", 0, 0.0
-    nets = build_nets()
+    nets = build_nets().to(DEVICE)
     average = copy.deepcopy(nets)
     optimisers = build_optimisers(nets, s.dit_lr)
     if path.exists():
-        state = torch.load(path)
+        state = torch.load(path, map_location=DEVICE)
         nets.load_state_dict(state["nets"])
         average.load_state_dict(state["average"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
@@ -177,10 +182,11 @@ def train_dit(s: Settings) -> None:
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), nets.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
-        smooth = float(loss) if smooth == 0 else 0.98 * smooth + 0.02 * float(loss)
-        bar.set_postfix(loss=f"{smooth:.4f}")
+        if DEVICE.type == "cpu" or step % 50 == 0:  # reading it waits for a card
+            smooth = float(loss) if smooth == 0 else 0.98 * smooth + 0.02 * float(loss)
+            bar.set_postfix(loss=f"{smooth:.4f}")
         if (step + 1) % 250 == 0 or step + 1 == s.dit_steps:
             save_state(
                 path, nets=nets.state_dict(), average=average.state_dict(), step=step + 1,
-                optimisers=[o.state_dict() for o in optimisers], mean=mean, std=std,
+                optimisers=[o.state_dict() for o in optimisers], mean=mean.cpu(), std=std.cpu(),
             )  # fmt: skip

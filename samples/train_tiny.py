@@ -7,7 +7,8 @@ First the VAE, then text encoder and transformer together, one stage at a time o
     python samples/train_tiny.py dit      WanTransformer3DModel and UMT5EncoderModel, 5 hours
     python samples/train_tiny.py export   samples/tiny-wan as fp16 safetensors
 
-(Times on two cores.) Every stage is seeded, shows a progress bar, saves a checkpoint each 250
+(Times on two cores; the third runs on a CUDA card where there is one, and a larger ``--dit-batch``
+fills it.) Every stage is seeded, shows a progress bar, saves a checkpoint each 250
 steps below ``build/tiny`` and goes on from it when started again.
 """
 
@@ -106,7 +107,7 @@ def trained_vae() -> AutoencoderKLWan:
 
 def export(s: Settings) -> None:
     """Write the averaged weights as a WanPipeline folder."""
-    state, vae = torch.load(WORK / "dit.pt"), trained_vae()
+    state, vae = torch.load(WORK / "dit.pt", map_location="cpu"), trained_vae()
     vae.register_to_config(latents_mean=state["mean"].tolist(), latents_std=state["std"].tolist())
     nets = build_nets()
     nets.load_state_dict(state["average"])
@@ -122,8 +123,9 @@ def main() -> None:
     """Run the stages named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("stage", choices=[*STAGES, "all"])
-    for name in ("clips", "vae-steps", "dit-steps"):
+    for name in ("clips", "vae-steps", "dit-steps", "dit-batch"):
         parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--dit-lr", type=float)
     chosen = vars(parser.parse_args())
     stage = chosen.pop("stage")
     settings = replace(Settings(), **{k: v for k, v in chosen.items() if v is not None})
