@@ -33,7 +33,7 @@ from torch.nn.functional import pad
 
 from accel.kernels import shared_keys
 from accel.kernels.gpu.fp4 import to_fp4
-from accel.kernels.gpu.layout import TOKENS, Packed, Queries, Tile
+from accel.kernels.gpu.layout import TOKENS, Packed, Queries, Tile, with_mask
 from accel.kernels.gpu.prepare import pack, pack_queries
 from accel.kernels.gpu.support import capability, value_format
 from accel.kernels.gpu.tuning import Choice
@@ -323,6 +323,8 @@ def _launch(
     left = min(blocks * TOKENS, out.shape[2] - first_block * TOKENS)
     tiles = triton.cdiv(left, tile.rows)
     absent = queries.scale
+    mask_rows = mask is not None and mask.stride(2) != 0 and mask.shape[2] > 1
+    tile = with_mask(tile, mask_rows)
     attend[(tiles * batch * heads,)](
         queries.codes, queries.scale, absent if queries.shift is None else queries.shift,
         packed.k_codes, packed.k_scale, packed.v_codes, packed.v_scale, packed.v_mean,
@@ -336,7 +338,7 @@ def _launch(
         *(mask.stride() if mask is not None else (0, 0, 0, 0)),
         BLOCK_M=tile.rows, BLOCK_N=tile.keys, DIM=packed.k_mean.shape[-1],
         VALUE_DIM=packed.v_scale.shape[-1], VALUES=packed.values, CAUSAL=is_causal, MASK=mask_kind,
-        MASK_ROWS=mask is not None and mask.stride(2) != 0 and mask.shape[2] > 1,
+        MASK_ROWS=mask_rows,
         HAS_LENGTHS=key_lengths is not None, SMOOTH_Q=bias is not None, LSE=lse is not None,
         NATIVE=out.device.type == "cuda", num_warps=tile.warps,
         num_stages=tile.stages, enable_fp_fusion=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -53,6 +53,13 @@ class Tile:
     keys: int
     warps: int
     stages: int
+
+
+def with_mask(tile: Tile, rows: bool) -> Tile:
+    """The tile that runs for ``tile`` where a mask has ``rows`` of its own: a row of it takes as
+    many registers as one of the logits, and 128 keys of both do not fit.
+    """
+    return replace(tile, keys=64) if rows and tile.keys > 64 else tile
 
 
 def candidates(values: str, dim: int) -> tuple[Tile, ...]:

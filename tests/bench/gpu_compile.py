@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from accel.kernels.gpu import attention, prepare, warp
-from accel.kernels.gpu.layout import Tile, candidates
+from accel.kernels.gpu.layout import Tile, candidates, with_mask
 from accel.kernels.gpu.support import value_format, why_not_precision
 
 CARDS = (80, 86, 89, 90, 100, 120)
@@ -109,8 +109,8 @@ def compile_prepare(cc: int, dim: int, precision: str = "int8") -> list[Compiled
 
 def variants() -> list[tuple[int, int, Tile, str, str]]:
     """Every (cc, head size, tile, options, precision) the launcher can ask for."""
-    return [
-        (cc, dim, tile, options, precision)
+    found = [
+        (cc, dim, with_mask(tile, "MASK_ROWS" in OPTIONS[options]), options, precision)
         for cc in CARDS
         for precision in ("int8", "int4")
         for dim in DIMS
@@ -118,6 +118,7 @@ def variants() -> list[tuple[int, int, Tile, str, str]]:
         for tile in candidates(value_format(divmod(cc, 10), precision), dim)
         for options in OPTIONS
     ]
+    return list(dict.fromkeys(found))
 
 
 def _compile(

@@ -158,6 +158,17 @@ def test_masks(kind, values):
     agree(out, expected)
 
 
+def test_a_mask_with_rows_runs_in_narrow_tiles():
+    """Beside such a mask a wide tile's logits do not fit in registers."""
+    q, k, v = inputs(2, 2, 130, 190, 64)
+    mask = MASKS["additive"](torch.Generator().manual_seed(1))
+    wide, narrow = (
+        on_card(q, k, v, tile=Tile(64, keys, 4, 3), values="e4m3", scale=0.125, mask=mask)[0]
+        for keys in (128, 64)
+    )
+    assert torch.equal(wide, narrow)
+
+
 def test_a_masked_row_gives_zeros_and_padding_may_hold_anything():
     q, k, v = inputs(1, 2, 130, 190, 64)
     mask = torch.ones(1, 1, 130, 190, dtype=torch.bool)

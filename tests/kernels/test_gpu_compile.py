@@ -22,7 +22,9 @@ import json, sys
 sys.path.insert(0, sys.argv[1])
 import gpu_compile as g, gpu_report as r
 kernels = [
-    g.compile_attention(cc, dim, g.candidates("e4m3", dim)[0], options)
+    g.compile_attention(
+        cc, dim, g.with_mask(g.candidates("e4m3", dim)[0], options == "additive mask"), options
+    )
     for cc in g.CARDS
     for dim, options in ((64, "causal, lse"), (128, "plain"), (128, "additive mask"),
                          (256, "smooth q, lengths"))
