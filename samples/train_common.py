@@ -30,6 +30,7 @@ class Settings:
     dit_batch: int = 16
     dit_lr: float = 1e-3
     ema: float = 0.996
+    warm: bool = False
 
 
 def save_state(path: Path, **state: object) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from clips import sample_clip
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from pooled import CHANNELS, SPATIAL, TEMPORAL, pooled_latents
 from tiny_model import (
     PROMPT_TOKENS,
@@ -29,7 +30,8 @@ from tiny_model import (
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
-from train_common import DEVICE, WORK, Settings, cosine, descend, save_state, to_video
+from train_common import DEVICE, ROOT, WORK, Settings, cosine, descend, save_state, to_video
+from transformers import UMT5EncoderModel
 
 from accel.kernels.warp import warp_noise
 
@@ -98,6 +100,20 @@ def build_nets() -> torch.nn.ModuleDict:
     return torch.nn.ModuleDict({"transformer": transformer, "text": text})
 
 
+def exported_nets() -> tuple[torch.nn.ModuleDict, Tensor, Tensor]:
+    """Transformer and text encoder of ``samples/tiny-wan``, and its latents' mean and deviation."""
+    folder, nets = ROOT / "tiny-wan", build_nets()
+    stored = {
+        "transformer": WanTransformer3DModel.from_pretrained(folder / "transformer"),
+        "text": UMT5EncoderModel.from_pretrained(folder / "text_encoder"),
+    }
+    for name, module in stored.items():
+        nets[name].load_state_dict(module.float().state_dict())
+    config = AutoencoderKLWan.load_config(folder / "vae")
+    mean, std = (torch.tensor(config[f"latents_{name}"]) for name in ("mean", "std"))
+    return nets, mean, std
+
+
 def sample_batch(
     s: Settings, step: int, latents: Tensor, data: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor, list[str]]:
@@ -150,15 +166,19 @@ def build_optimisers(nets: torch.nn.ModuleDict, rate: float) -> list[torch.optim
 def train_dit(s: Settings) -> None:
     """Rectified flow on the latents, with warped noise; transformer and text encoder together.
 
-    Goes on from the checkpoint where there is one.
+    Goes on from the checkpoint where there is one; else ``warm`` begins with the exported weights.
     """
     torch.manual_seed(s.seed)
     data, tokenizer = make_data(s), build_tokenizer()
     latents, data["noise"] = data["latents"].to(DEVICE).float(), data["noise"].to(DEVICE)
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-    latents = (latents - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
     path, start, smooth = WORK / "dit.pt", 0, 0.0
-    nets = build_nets().to(DEVICE)
+    nets = build_nets()
+    if s.warm:
+        nets, *moments = exported_nets()
+        mean, std = (x.to(DEVICE) for x in moments)
+    nets = nets.to(DEVICE)
+    latents = (latents - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
     average = copy.deepcopy(nets)
     optimisers = build_optimisers(nets, s.dit_lr)
     if path.exists():
@@ -178,7 +198,7 @@ def train_dit(s: Settings) -> None:
         )
         rate = cosine(step, s.dit_steps, s.dit_lr, flat=s.dit_steps * 4 // 5)
         descend(optimisers, loss, rate)
-        decay = min(s.ema, (1 + step) / (10 + step))
+        decay = s.ema if s.warm else min(s.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), nets.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)

@@ -8,8 +8,8 @@ First the VAE, then text encoder and transformer together, one stage at a time o
     python samples/train_tiny.py export   samples/tiny-wan as fp16 safetensors
 
 (Times on two cores; the third runs on a CUDA card where there is one, and a larger ``--dit-batch``
-fills it.) Every stage is seeded, shows a progress bar, saves a checkpoint each 250
-steps below ``build/tiny`` and goes on from it when started again.
+fills it; ``--warm`` begins it with the exported weights.) Every stage is seeded, shows a progress
+bar, saves a checkpoint each 250 steps below ``build/tiny`` and goes on from it when started again.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def main() -> None:
     for name in ("clips", "vae-steps", "dit-steps", "dit-batch"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--dit-lr", type=float)
+    parser.add_argument("--warm", action="store_true", help="begin with the exported weights")
     chosen = vars(parser.parse_args())
     stage = chosen.pop("stage")
     settings = replace(Settings(), **{k: v for k, v in chosen.items() if v is not None})

@@ -11,11 +11,17 @@ import pytest
 import torch
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-CAPABILITY = torch.cuda.get_device_capability() if DEVICE.type == "cuda" else None
 INTERPRETED = DEVICE.type == "cpu"
+WHY_NO_FP4 = ""  # products in NVFP4
 
-if INTERPRETED and importlib.util.find_spec("triton") is not None:
-    import interpreter  # noqa: F401
+if not INTERPRETED:
+    if torch.cuda.get_device_capability() < (10, 0):
+        WHY_NO_FP4 = "this card has no FP4 tensor cores"
+elif importlib.util.find_spec("triton") is not None:
+    import interpreter
+
+    if not interpreter.SCALED:
+        WHY_NO_FP4 = "this Triton's interpreter knows no products with scales"
 
 
 def let_interpret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ and ours. The variable is set only that long, so other tests see a machine witho
 interpreter of Triton 3.x (checked: 3.9.0) drops the carry when rounding to E4M3 makes the mantissa
 overflow, so 1 value in 170 comes out at about half, multiplies the bit patterns of bf16 operands as
 integers, and reads the E4M3 scales of NVFP4 as powers of two. Tensor cores round to nearest even
-and saturate, as torch's cast does; here all three go through torch.
+and saturate, as torch's cast does; here all three go through torch. Older interpreters (3.7.1) know
+no products with scales at all: ``SCALED``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 _convert, _dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
-_scale = interpreter._dot_scaled_scale_to_f32
+SCALED = hasattr(interpreter, "_dot_scaled_scale_to_f32")
+_scale = interpreter._dot_scaled_scale_to_f32 if SCALED else None
 
 
 def convert(data: Any, source: Any, target: Any, rounding: Any) -> Any:
@@ -52,7 +54,8 @@ def scale_to_f32(handle: Any, compute_type: Any) -> Any:
     return _scale(handle, compute_type)
 
 
-interpreter._dot_scaled_scale_to_f32 = scale_to_f32
+if SCALED:
+    interpreter._dot_scaled_scale_to_f32 = scale_to_f32
 interpreter._convert_float = convert
 interpreter.InterpreterBuilder.create_dot = create_dot
 

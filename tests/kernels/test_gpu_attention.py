@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from card import CAPABILITY, DEVICE, INTERPRETED, let_interpret
+from card import DEVICE, INTERPRETED, WHY_NO_FP4, let_interpret
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -25,10 +25,7 @@ LENGTHS = (1, 63, 64, 65, 127, 129, 257)
 CPU = torch.device("cpu")
 
 
-needs_fp4 = pytest.mark.skipif(
-    CAPABILITY is not None and CAPABILITY < support.FP4_CAPABILITY,
-    reason="this card has no FP4 tensor cores",
-)
+needs_fp4 = pytest.mark.skipif(bool(WHY_NO_FP4), reason=WHY_NO_FP4)
 FORMATS = ["e4m3", "fp16", pytest.param("e2m1", marks=needs_fp4)]
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from card import CAPABILITY, DEVICE, let_interpret
+from card import DEVICE, WHY_NO_FP4, let_interpret
 
 from accel.kernels import shared_keys as module
 from accel.kernels.attention import attention
@@ -273,12 +273,9 @@ def test_triton_masks(options, made, packings):
 def test_triton_changed_keys_and_formats(packings):
     from accel.kernels.gpu.attention import attention as triton
     from accel.kernels.gpu.layout import Tile
-    from accel.kernels.gpu.support import FP4_CAPABILITY
 
     q, k, v = (x.to(DEVICE) for x in qkv(60, 70))
-    formats = ["e4m3", "fp16"]
-    if CAPABILITY is None or CAPABILITY >= FP4_CAPABILITY:
-        formats.append("e2m1")
+    formats = ["e4m3", "fp16", *(() if WHY_NO_FP4 else ("e2m1",))]
     with shared_keys():
         for values in formats:
             for _ in range(2):
