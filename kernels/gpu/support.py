@@ -7,6 +7,7 @@ tools can be made to use them in a way that could be checked without such a card
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from functools import cache
@@ -16,6 +17,7 @@ import torch
 
 MIN_CAPABILITY = (8, 0)
 FP4_CAPABILITY = (10, 0)
+FP4_TRITON = (3, 9)  # compiles FP4 for 10.x too; 3.7.1, which torch 2.13 brings, does not
 INTERPRETED = (8, 9)  # stands in for a card when Triton's interpreter runs the kernels
 
 
@@ -25,6 +27,15 @@ ValueFormat = Literal["e4m3", "e2m1", "fp16"]
 @cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def triton_version() -> tuple[int, int]:
+    """Of the installed Triton; (0, 0) without one."""
+    if not _has_triton():
+        return 0, 0
+    major, minor = importlib.metadata.version("triton").split(".")[:2]
+    return int(major), int(minor)
 
 
 def interpreting() -> bool:
@@ -70,6 +81,9 @@ def why_not_precision(precision: str, cc: tuple[int, int], dim: int = 128) -> st
     if precision != "int4":
         return ""
     if cc >= FP4_CAPABILITY:
+        if cc[0] == 10 and triton_version() < FP4_TRITON:
+            have, need = (".".join(map(str, v)) for v in (triton_version(), FP4_TRITON))
+            return f"Triton {have} cannot compile FP4 for this card, {need} can"
         return "" if dim <= 128 else f"heads of {dim} leave FP4 too few registers"
     if cc >= (9, 0):
         return "this card has no four-bit tensor cores"

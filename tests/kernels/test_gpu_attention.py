@@ -307,6 +307,10 @@ def test_auto_stays_on_the_cpu_for_cpu_tensors():
 
 
 def test_what_a_card_runs(monkeypatch):
+    monkeypatch.setattr(support, "triton_version", lambda: (3, 7))
+    assert "Triton 3.7 cannot" in support.why_not_precision("int4", (10, 0))
+    assert not support.why_not_precision("int4", (12, 0))
+    monkeypatch.setattr(support, "triton_version", lambda: support.FP4_TRITON)
     cards = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
     assert [support.value_format(c) for c in cards] == ["fp16"] * 2 + ["e4m3"] * 4
     assert [support.value_format(c, "int4") for c in cards[3:]] == ["e4m3", "e2m1", "e2m1"]
