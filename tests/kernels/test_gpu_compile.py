@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from accel.kernels.gpu.support import why_not_precision
+from accel.kernels.gpu.support import triton_version, why_not_precision
 
 pytest.importorskip("triton", reason="triton is not installed")
 FP4_CARDS = [cc for cc in (100, 120) if not why_not_precision("int4", divmod(cc, 10))]
@@ -60,6 +60,13 @@ def report(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+newer = pytest.mark.skipif(
+    triton_version() < (3, 9),
+    reason="Triton 3.9 is missing: older compilers spill more and use older instructions",
+)
+
+
+@newer
 def test_no_kernel_spills_or_misses_its_tensor_cores(report):
     assert len(report["rows"]) == 32 + len(FP4_CARDS)
     assert not report["problems"]
@@ -67,6 +74,7 @@ def test_no_kernel_spills_or_misses_its_tensor_cores(report):
     assert all(row["spilled"] <= 64 and row["blocks"] >= 1 for row in attention)
 
 
+@newer
 @pytest.mark.parametrize(("cc", "integer", "values"), [
     (80, "m16n8k32.row.col.satfinite.s32.s8.s8.s32", "m16n8k16.row.col.f32.f16.f16.f32"),
     (86, "m16n8k32.row.col.satfinite.s32.s8.s8.s32", "m16n8k16.row.col.f32.f16.f16.f32"),
