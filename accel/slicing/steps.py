@@ -28,11 +28,10 @@ Reader = Callable[["Run"], Any]
 
 @dataclass(frozen=True)
 class Step:
-    """One call. ``arguments`` gives its args and kwargs, ``stores`` what it makes that is kept
-    whole and has no place yet, ``gone`` what nobody reads any more afterwards.
+    """One call. ``run`` makes it and puts its results into the values it is given. ``stores``: what
+    of them is kept whole and has no place yet; ``gone``: what nobody reads any more afterwards.
     """
 
-    node: Node
     run: Callable[[Run, dict[int, Tensor]], None]
     stores: tuple[int, ...] = ()
     gone: tuple[int, ...] = ()
@@ -87,8 +86,7 @@ def _step(
     program: Program, op: Operator, looping: bool, stores: tuple[int, ...] = (),
     gone: tuple[int, ...] = (),
 ) -> Step:  # fmt: skip
-    node = program.nodes[op.name]
-    return Step(node, _caller(program, node, looping), stores, gone)
+    return Step(_caller(program, program.nodes[op.name], looping), stores, gone)
 
 
 def _caller(
