@@ -218,6 +218,7 @@ def test_motion_with_the_keyboard_alone(page: Any, page_out: Path) -> None:
 
     page.get_by_role("tab", name="Motion", exact=True).focus()
     press("Enter")
+    page.get_by_text("frame 4 of 4").wait_for()  # a keyframe's time is in frames of the form
     page.get_by_label("range slider for Pan right, pixels").focus()
     press("ArrowRight")
     enter("[data-tool=brush]")
@@ -247,6 +248,21 @@ def test_motion_with_the_keyboard_alone(page: Any, page_out: Path) -> None:
     assert second["polygon"] == [[32, 32], [27, 32], [27, 27], [32, 27]]
     assert [(k["at"], k["move"]) for k in second["keys"]] == [(1, [0, -1])]
     assert job["motion"]["camera"] == {"pan": [0.25, 0]} and "map" in job["strength"]
+
+
+@browsing
+def test_a_size_that_comes_late_keeps_what_is_being_drawn(page: Any) -> None:
+    tab(page, "Motion")
+    page.locator("[data-tool=polygon]").click()
+    page.locator("#canvas canvas").focus()
+    for key in ("Space", "Shift+ArrowRight", "Space"):
+        page.keyboard.press(key)
+    tab(page, "Generate")
+    fill(page, frames=9)
+    page.keyboard.press("Tab")
+    tab(page, "Motion")
+    page.get_by_text("frame 8 of 8").wait_for()
+    assert "2 corners" in page.locator("#canvas .what").inner_text()
 
 
 @browsing

@@ -245,16 +245,18 @@ const act = {
 };
 function take() {
   const value = props.value || {}, before = size;
+  const at = value.layers || size.frames < 2 ? 1 : now();
   size = {width: value.width || 64, height: value.height || 64, frames: value.frames || 17};
   rows = Math.max(1, Math.min(64, Math.round(COLUMNS * size.height / size.width)));
   const refitted = !value.layers && (before.width !== size.width || before.height !== size.height);
   if (refitted) stretch(size.width / before.width, size.height / before.height);
   if (cells && cells.length !== COLUMNS * rows) cells = null;
-  if (value.layers) { layers = value.layers; chosen = layers.length - 1; cells = null; }
-  corners = [];
-  cross = null;
+  if (value.layers) {
+    [layers, chosen, cells] = [value.layers, value.layers.length - 1, null];
+    [corners, cross] = [[], null];
+  }
   $('.time').max = size.frames - 1;
-  $('.time').value = size.frames - 1;
+  $('.time').value = Math.round(at * (size.frames - 1));
   if (value.background !== null) image = null;
   if (value.background) {
     const picture = new Image();
@@ -264,8 +266,10 @@ function take() {
   draw();
   if (refitted && layers.length) send();
 }
-// The drawing keeps its place in a picture of another size.
+// The drawing keeps its place in a picture of another size, also what is being drawn.
 function stretch(x, y) {
+  corners = corners.map((p) => [p[0] * x, p[1] * y]);
+  if (cross) cross = [cross[0] * x, cross[1] * y];
   for (const layer of layers) {
     layer.polygon = layer.polygon.map((p) => [p[0] * x, p[1] * y]);
     for (const key of layer.keys) key.move = [key.move[0] * x, key.move[1] * y];
