@@ -15,6 +15,7 @@ motion can only be learnt from the noise.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -135,18 +136,53 @@ def _distance(shape: str, size: float, u: np.ndarray) -> np.ndarray:
     return (radius - size * (0.80 + 0.22 * np.cos(5 * angle))) * 0.6
 
 
+def _cover(layer: Layer, u: np.ndarray, k: int) -> np.ndarray:
+    """Coverage 0..1 of a layer at frame ``k`` where its canonical points are ``u``."""
+    if layer.shape is None:
+        return np.ones(u.shape[:-1])
+    scale = math.exp(layer.path.zoom * layer.path.progress(k))
+    d = _distance(layer.shape, layer.size, u) * scale
+    return 1.0 / (1.0 + np.exp(np.clip(3.0 * d, -30, 30)))
+
+
 def _draw(layer: Layer, points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Colour ``[H, W, 3]`` and coverage ``[H, W]`` of a layer at frame ``k``."""
     u = layer.path.inverse(points, k)
     base = np.asarray(COLOURS[layer.colour])
     light = _texture(layer, u)[..., None]
+    cover = _cover(layer, u, k)
     if layer.shape is None:
-        return base * (0.30 + 0.45 * light), np.ones(points.shape[:-1])
+        return base * (0.30 + 0.45 * light), cover
     scale = math.exp(layer.path.zoom * layer.path.progress(k))
     d = _distance(layer.shape, layer.size, u) * scale
-    cover = 1.0 / (1.0 + np.exp(np.clip(3.0 * d, -30, 30)))
     edge = 1.0 / (1.0 + np.exp(np.clip(-3.0 * (d + 2.0), -30, 30)))[..., None]
     return base * (0.80 + 0.25 * light) * (1.0 - 0.75 * edge), cover
+
+
+def whereabouts(layers: list[Layer], points: np.ndarray, frames: Sequence[int]) -> np.ndarray:
+    """Where what is at ``points`` [N, 2] in one of ``frames`` is in each other, [F, F, N, 2].
+
+    Entry ``[i, j]`` is in frame ``frames[j]``; NaN where something else covers it by then.
+    """
+    found = np.full((len(frames), len(frames), *points.shape), np.nan)
+    for i, start in enumerate(frames):
+        top = _top(layers, points, start)
+        for n, layer in enumerate(layers):
+            here = top == n
+            u = layer.path.inverse(points[here], start)
+            for j, end in enumerate(frames):
+                there = layer.path.forward(u, end)
+                there[_top(layers, there, end) != n] = np.nan
+                found[i, j, here] = there
+    return found
+
+
+def _top(layers: list[Layer], points: np.ndarray, k: int) -> np.ndarray:
+    """Index of the layer that is seen at each point in frame ``k``."""
+    top = np.zeros(points.shape[:-1], int)
+    for n, layer in enumerate(layers):
+        top[_cover(layer, layer.path.inverse(points, k), k) > 0.5] = n
+    return top
 
 
 def render(

@@ -29,8 +29,15 @@ class Settings:
     dit_steps: int = 25000
     dit_batch: int = 16
     dit_lr: float = 1e-3
+    follow: float = 0.3
     ema: float = 0.996
     warm: bool = False
+    plain: bool = False
+
+    @property
+    def checkpoint(self) -> Path:
+        """Of the second stage."""
+        return WORK / ("dit-plain.pt" if self.plain else "dit.pt")
 
 
 def save_state(path: Path, **state: object) -> None:

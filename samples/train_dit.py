@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from clips import sample_clip
+from clips import render, sample_layers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from following import GRID, FollowingHeads, follow_targets, token_paths
 from pooled import CHANNELS, SPATIAL, TEMPORAL, pooled_latents
 from tiny_model import (
     PROMPT_TOKENS,
@@ -30,19 +32,31 @@ from tiny_model import (
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
-from train_common import DEVICE, ROOT, WORK, Settings, cosine, descend, save_state, to_video
+from train_common import (
+    DEVICE,
+    ROOT,
+    WORK,
+    Settings,
+    cosine,
+    descend,
+    save_state,
+    to_video,
+)
 from transformers import UMT5EncoderModel
 
 from accel.kernels.warp import warp_noise
 
+# Of a channel in the loss: by coefficient of the cosine transform, slowest first; 1 on average.
+WEIGHTS = torch.tensor([1.82, 1.27, 0.64, 0.27]).repeat_interleave(3)
 LONG_PROMPT = 512  # WanPipeline's default padding; some batches train with it so that both work
 
 
-def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray, np.ndarray, str]:
-    """Latents and warped noise [12, 5, 16, 16] fp16 and caption of one clip."""
+def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Of one clip: latents and noise [12, 5, 16, 16], paths [5, 5, 64, 2], all fp16; caption."""
     index, s = task
     torch.set_num_threads(1)
-    clip = sample_clip(1_000_000 * s.seed + index)
+    layers, caption = sample_layers(np.random.default_rng(1_000_000 * s.seed + index))
+    clip = render(layers, caption)
     latents = pooled_latents(to_video(clip.frames * 255)[None])[0]
     noise = warp_noise(
         torch.from_numpy(clip.forward),
@@ -52,23 +66,20 @@ def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray, np.ndarray, str]:
     )
     # One frame per latent frame; the mean over n x n times n keeps unit variance.
     pooled = avg_pool2d(noise[::TEMPORAL], SPATIAL) * SPATIAL
-    return latents.half().numpy(), pooled.transpose(0, 1).half().numpy(), clip.caption
+    noise = pooled.transpose(0, 1).half().numpy()
+    return latents.half().numpy(), noise, token_paths(layers), caption
 
 
 def make_data(s: Settings) -> dict[str, Any]:
-    """Latents, warped noise and captions of all training clips; cached on disk."""
+    """Latents, warped noise, paths and captions of all training clips; cached on disk."""
     path = WORK / f"data-{s.seed}-{s.clips}.pt"
     if not path.exists():
         tasks = [(i, s) for i in range(s.clips)]
         with multiprocessing.get_context("spawn").Pool() as pool:
             made = list(tqdm(pool.imap(make_clip, tasks, 16), "encoding clips", s.clips))
-        latents, noise, captions = zip(*made, strict=True)
-        save_state(
-            path,
-            latents=torch.from_numpy(np.stack(latents)),
-            noise=torch.from_numpy(np.stack(noise)),
-            captions=list(captions),
-        )
+        *arrays, captions = zip(*made, strict=True)
+        latents, noise, paths = (torch.from_numpy(np.stack(a)) for a in arrays)
+        save_state(path, latents=latents, noise=noise, paths=paths, captions=list(captions))
     return torch.load(path)
 
 
@@ -114,41 +125,64 @@ def exported_nets() -> tuple[torch.nn.ModuleDict, Tensor, Tensor]:
     return nets, mean, std
 
 
-def sample_batch(
-    s: Settings, step: int, latents: Tensor, data: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor, list[str]]:
-    """Clean latents and noise [B, 12, 5, 16, 16], times [B] and prompts; the step is the seed.
+class Batch(NamedTuple):
+    """Latents and noise [B, 12, 5, 16, 16], times [B], targets of attention [B, 320, 320]."""
 
-    ``latents``, and ``data["noise"]`` fp16, all on one device.
-    """
+    latents: Tensor
+    noise: Tensor
+    times: Tensor
+    follow: Tensor
+    prompts: list[str]
+
+    def mixed(self) -> Tensor:
+        """What the transformer is given: latents with noise, by time."""
+        t = self.times.view(-1, 1, 1, 1, 1)
+        return (1 - t) * self.latents + t * self.noise
+
+
+def mirror(latents: Tensor, noise: Tensor, paths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same clips seen in a mirror, left for right; captions name neither."""
+    paths = paths.unflatten(3, (GRID, GRID)).flip(4).flatten(3, 4).clone()
+    paths[..., 0] = GRID - 1 - paths[..., 0]
+    return latents.flip(-1), noise.flip(-1), paths
+
+
+def sample_batch(s: Settings, step: int, latents: Tensor, data: dict[str, Any]) -> Batch:
+    """One batch; the step is the seed. ``latents`` and the tensors of ``data``: on one device."""
     rng = np.random.default_rng((s.seed, step, 1))
     torch.manual_seed(s.seed * 100_003 + step)
     picks = rng.integers(0, len(latents), s.dit_batch)
     prompts = [data["captions"][i] if rng.random() > 0.1 else "" for i in picks]
     # Motion is learned from undegraded noise, so half of the clips keep all of it.
     draw, gamma = rng.random(s.dit_batch), rng.random(s.dit_batch)
-    gamma = torch.from_numpy(np.where(draw < 0.5, 0.0, np.where(draw < 0.9, gamma, 1.0))).float()
+    gamma = np.where(draw < 0.5, 0.0, np.where(draw < 0.9, gamma, 1.0))
+    gamma = torch.from_numpy(np.where(s.plain, 1.0, gamma)).float()
     device = latents.device
-    noise = mix_noise(rotate_channels(data["noise"][picks].float()), gamma.to(device))
+    x, noise, paths = latents[picks], data["noise"][picks].float(), data["paths"][picks]
+    if step % 2:
+        x, noise, paths = mirror(x, noise, paths)
+    noise = mix_noise(rotate_channels(noise), gamma.to(device))
+    # From noise that is mostly fresh there is nothing to learn of where to look.
+    follow = follow_targets(paths) * (gamma <= 0.5).to(device).view(-1, 1, 1)
     u = torch.rand(s.dit_batch, device=device)
-    return latents[picks], noise, 2 * u / (1 + u), prompts  # more of the noisy end
+    return Batch(x, noise, 2 * u / (1 + u), follow, prompts)  # more of the noisy end
 
 
-def flow_loss(
-    nets: torch.nn.ModuleDict, x: Tensor, noise: Tensor, times: Tensor, text: Tensor
-) -> Tensor:
+def flow_loss(nets: torch.nn.ModuleDict, batch: Batch, text: Tensor) -> Tensor:
     """Mean squared error of the predicted velocity ``noise - x``, and of its change over frames.
 
     Both have the same minimiser; the second gives motion, which is a small part of the first, more
-    weight.
+    weight. Fast changes within a latent frame, which are hard to predict and hardly seen, count
+    less (``WEIGHTS``).
     """
-    t = times.view(-1, 1, 1, 1, 1)
+    x = batch.mixed()
     fast = x.is_cuda or torch.cpu._is_avx512_bf16_supported()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
         guess = nets["transformer"](
-            (1 - t) * x + t * noise, timestep=times * 1000, encoder_hidden_states=text
+            x, timestep=batch.times * 1000, encoder_hidden_states=text
         ).sample
-    error = guess.float() - (noise - x)
+    error = guess.float() - (batch.noise - batch.latents)
+    error *= WEIGHTS.to(error.device).sqrt().view(-1, 1, 1, 1)
     return error.square().mean() + error.diff(dim=2).square().mean()
 
 
@@ -172,7 +206,8 @@ def train_dit(s: Settings) -> None:
     data, tokenizer = make_data(s), build_tokenizer()
     latents, data["noise"] = data["latents"].to(DEVICE).float(), data["noise"].to(DEVICE)
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-    path, start, smooth = WORK / "dit.pt", 0, 0.0
+    data["paths"] = data["paths"].to(DEVICE)
+    path, start, smooth = s.checkpoint, 0, np.zeros(2)
     nets = build_nets()
     if s.warm:
         nets, *moments = exported_nets()
@@ -188,23 +223,29 @@ def train_dit(s: Settings) -> None:
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         start = int(state["step"])
+    heads = FollowingHeads(nets["transformer"])
+    if not (path.exists() or s.warm):
+        batch = sample_batch(replace(s, dit_batch=128), 0, latents, data)
+        text = encode_text(nets["text"], tokenizer, batch.prompts, PROMPT_TOKENS)
+        heads.begin(batch.mixed(), batch.times, text)
+        average.load_state_dict(nets.state_dict())
     nets["transformer"].compile(dynamic=False)  # one graph per prompt length
     bar = tqdm(range(start, s.dit_steps), "dit", initial=start, total=s.dit_steps)
     for step in bar:
-        x, noise, times, prompts = sample_batch(s, step, latents, data)
+        batch = sample_batch(s, step, latents, data)
         length = LONG_PROMPT if step % 16 == 15 else PROMPT_TOKENS
-        loss = flow_loss(
-            nets, x, noise, times, encode_text(nets["text"], tokenizer, prompts, length)
-        )
+        text = encode_text(nets["text"], tokenizer, batch.prompts, length)
+        losses = flow_loss(nets, batch, text), heads.loss(batch.latents, batch.follow)
         rate = cosine(step, s.dit_steps, s.dit_lr, flat=s.dit_steps * 4 // 5)
-        descend(optimisers, loss, rate)
+        descend(optimisers, losses[0] + s.follow * losses[1], rate)
         decay = s.ema if s.warm else min(s.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), nets.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
         if DEVICE.type == "cpu" or step % 50 == 0:  # reading it waits for a card
-            smooth = float(loss) if smooth == 0 else 0.98 * smooth + 0.02 * float(loss)
-            bar.set_postfix(loss=f"{smooth:.4f}")
+            now = np.array([float(loss.detach()) for loss in losses])
+            smooth = 0.98 * smooth + 0.02 * now if smooth.any() else now
+            bar.set_postfix(loss=f"{smooth[0]:.4f}", follow=f"{smooth[1]:.4f}")
         if (step + 1) % 250 == 0 or step + 1 == s.dit_steps:
             save_state(
                 path, nets=nets.state_dict(), average=average.state_dict(), step=step + 1,

@@ -8,7 +8,8 @@ First the VAE, then text encoder and transformer together, one stage at a time o
     python samples/train_tiny.py export   samples/tiny-wan as fp16 safetensors
 
 (Times on two cores; the third runs on a CUDA card where there is one, and a larger ``--dit-batch``
-fills it; ``--warm`` begins it with the exported weights.) Every stage is seeded, shows a progress
+fills it; ``--warm`` begins it with the exported weights, ``--plain`` makes the ablation that never
+saw warped noise, in ``build/tiny/plain-wan``.) Every stage is seeded, shows a progress
 bar, saves a checkpoint each 250 steps below ``build/tiny`` and goes on from it when started again.
 """
 
@@ -106,14 +107,15 @@ def trained_vae() -> AutoencoderKLWan:
 
 
 def export(s: Settings) -> None:
-    """Write the averaged weights as a WanPipeline folder."""
-    state, vae = torch.load(WORK / "dit.pt", map_location="cpu"), trained_vae()
+    """Write the averaged weights as a WanPipeline folder; those of ``plain`` below build."""
+    state, vae = torch.load(s.checkpoint, map_location="cpu"), trained_vae()
     vae.register_to_config(latents_mean=state["mean"].tolist(), latents_std=state["std"].tolist())
     nets = build_nets()
     nets.load_state_dict(state["average"])
-    save_pipeline(ROOT / "tiny-wan", vae, nets["text"], nets["transformer"])
-    size = sum(f.stat().st_size for f in (ROOT / "tiny-wan").rglob("*") if f.is_file())
-    print(f"samples/tiny-wan: {size / 2**20:.1f} MiB after {state['step']} steps")
+    folder = WORK / "plain-wan" if s.plain else ROOT / "tiny-wan"
+    save_pipeline(folder, vae, nets["text"], nets["transformer"])
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    print(f"{folder}: {size / 2**20:.1f} MiB after {state['step']} steps")
 
 
 STAGES = {"vae": train_vae, "data": make_data, "dit": train_dit, "export": export}
@@ -127,6 +129,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--dit-lr", type=float)
     parser.add_argument("--warm", action="store_true", help="begin with the exported weights")
+    parser.add_argument("--plain", action="store_true", help="ablation: only unwarped noise")
     chosen = vars(parser.parse_args())
     stage = chosen.pop("stage")
     settings = replace(Settings(), **{k: v for k, v in chosen.items() if v is not None})

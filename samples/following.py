@@ -1,0 +1,182 @@
+"""Attention heads that look along the motion: where they should look, how they begin, their loss.
+
+What moves with the noise is for the transformer to find in the noise alone, token by token. Six of
+its heads are given that task: each looks in the frame before its own, or the one after, for the
+token with the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import cos, sin
+
+import numpy as np
+import torch
+from clips import Layer, whereabouts
+from diffusers import WanTransformer3DModel
+from pooled import SPATIAL, TEMPORAL
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import conv2d, pad
+from train_common import FRAMES, SIZE
+
+TOKEN = 2 * SPATIAL  # pixels a side
+GRID = SIZE // TOKEN
+# Block, head, and the frame (before or after its own) in which this head looks for its token.
+FOLLOWING = ((0, 0, -1), (0, 1, 1), (1, 2, -1), (2, 1, 1), (3, 1, -1), (4, 0, 1))
+
+
+def token_paths(layers: list[Layer]) -> np.ndarray:
+    """Where each token's centre goes: fp16 [5, 5, 64, 2], (x, y) in tokens, NaN where covered."""
+    y, x = np.mgrid[0:SIZE:TOKEN, 0:SIZE:TOKEN] + (TOKEN - 1) / 2
+    centres = np.stack([x.ravel(), y.ravel()], -1)
+    paths = whereabouts(layers, centres, range(0, FRAMES, TEMPORAL))
+    return ((paths - (TOKEN - 1) / 2) / TOKEN).astype(np.float16)
+
+
+def follow_targets(paths: Tensor) -> Tensor:
+    """Which tokens of other frames show what a token shows: weights [B, 320, 320], rows sum to 1.
+
+    ``paths`` [B, 5, 5, 64, 2] as of ``token_paths``; between tokens the weights are bilinear. Rows
+    of tokens that are seen in no other frame are 0.
+    """
+    grid = torch.arange(GRID, device=paths.device)
+    x, y = (1 - (paths.float()[..., None] - grid).abs()).clamp_min(0).nan_to_num(0).unbind(-2)
+    weights = (y[..., :, None] * x[..., None, :]).flatten(-2)  # [B, 5, 5, 64, 64]
+    weights = weights * ~torch.eye(paths.shape[1], dtype=torch.bool)[..., None, None].to(x.device)
+    weights = weights.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    total = weights.sum(-1, keepdim=True)
+    return torch.where(total > 0.5, weights / total.clamp_min(1e-6), 0.0)
+
+
+def towards(follow: Tensor, step: int) -> Tensor:
+    """Targets ``follow`` that lie ``step`` frames on, scaled to sum to 1 again."""
+    frames = follow.unflatten(2, (-1, GRID**2)).unflatten(1, (-1, GRID**2))  # [B, 5, 64, 5, 64]
+    at = torch.arange(frames.shape[1], device=follow.device)
+    chosen = (at[None] - at[:, None] == step).view(1, len(at), 1, len(at), 1)
+    kept = (frames * chosen).flatten(3).flatten(1, 2)
+    total = kept.sum(-1, keepdim=True)
+    return torch.where(total > 0.05, kept / total.clamp_min(1e-6), 0.0)
+
+
+def smooth_tokens(latents: Tensor) -> Tensor:
+    """Latents [B, 12, 5, 16, 16] smoothed by a Gaussian of one latent pixel: tokens [B, 320, 48].
+
+    Its variance is 1. Of all widths and other features that were tried this one tells tokens of
+    warped noise apart best.
+    """
+    batch, channels, frames = latents.shape[:3]
+    tap = torch.exp(-(torch.arange(-3, 4, device=latents.device) ** 2) / 2)
+    tap /= tap.sum()
+    x = pad(latents.transpose(1, 2).reshape(-1, 1, *latents.shape[3:]), (3,) * 4, "replicate")
+    x = conv2d(conv2d(x, tap.view(1, 1, 1, -1)), tap.view(1, 1, -1, 1))
+    x = x.view(batch, frames, channels, GRID, 2, GRID, 2).permute(0, 1, 3, 5, 4, 6, 2)
+    return (x / x.std()).reshape(batch, frames * GRID**2, -1)
+
+
+def start_of_head(features: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Queries and keys [64, N] of a head from ``features`` [48, N] (bias last), before rotation.
+
+    Logits: 10 times the mean product of the features, and by constants 8 cos(d) and less of slower
+    cosines for a distance of d frames from the wanted one, a quarter of the squared distance in
+    tokens.
+    """
+    width = 64
+    axes = (width - 4 * (width // 6), 2 * (width // 6), 2 * (width // 6))  # time, height, width
+    constants = ((8.0, 6.0, 4.0), (0.4, 1.5), (0.4, 1.5))  # logits, of the fastest pairs
+    query, key = (features.new_zeros(width, features.shape[1]) for _ in range(2))
+    first, free = 0, []
+    for axis, (size, logits) in enumerate(zip(axes, constants, strict=True)):
+        for pair in range(size // 2):
+            place = first + 2 * pair
+            if pair >= len(logits):
+                free += [place, place + 1]
+                continue
+            angle = step * 10_000.0 ** (-2 * pair / size) if axis == 0 else 0.0
+            size_of = (logits[pair] * width**0.5) ** 0.5
+            query[place, -1] = size_of
+            key[place, -1], key[place + 1, -1] = size_of * cos(angle), -size_of * sin(angle)
+        first += size
+    content = features * (10.0 * width**0.5 / len(features)) ** 0.5
+    query[free[: len(features)]] = content
+    key[free[: len(features)]] = content
+    return query, key
+
+
+class FollowingHeads:
+    """Heads that are taught to attend along the motion, to the frame before or the one after.
+
+    Such a head hands on what a token's pixels look like there, wherever they are. Left to itself
+    training finds heads that look at the same place instead, and stays with them: a token must be
+    recognised by noise that is smoothed beyond its edges, and softmax shows no way there from
+    nothing. So these heads ``begin`` with queries and keys that do this roughly, and a loss keeps
+    them at it.
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel) -> None:
+        self.transformer, self.kept = transformer, {}
+        for block in {block for block, _, _ in FOLLOWING}:
+            attention = transformer.blocks[block].attn1
+            attention.register_forward_pre_hook(self._keep(block, "input"))
+            for name in ("norm_q", "norm_k"):
+                attention.get_submodule(name).register_forward_hook(self._keep(block, name))
+
+    def _keep(self, block: int, name: str) -> Callable[..., None]:
+        def hook(module: Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+            self.kept[block, name] = args[0] if output is None else output
+
+        return hook
+
+    def logits(self, latents: Tensor, block: int, head: int) -> Tensor:
+        """Of the head's attention in the last call, [B, 320, 320]."""
+        real, imaginary = (x.float() for x in self.transformer.rope(latents))
+        turn = torch.complex(real[..., 0::2], imaginary[..., 1::2])[:, :, 0]
+        pairs = turn.shape[-1]
+        q, k = (
+            torch.view_as_real(
+                turn * torch.view_as_complex(
+                    self.kept[block, name].float().unflatten(2, (-1, pairs, 2))[:, :, head]
+                )
+            ).flatten(2)
+            for name in ("norm_q", "norm_k")
+        )  # fmt: skip
+        return q @ k.transpose(1, 2) * (2 * pairs) ** -0.5
+
+    def loss(self, latents: Tensor, follow: Tensor) -> Tensor:
+        """Mean over heads of the cross entropy of their attention in the last call."""
+        losses = []
+        for block, head, step in FOLLOWING:
+            target = towards(follow, step)
+            taken = self.logits(latents, block, head).log_softmax(-1)
+            losses.append(-(target * taken).sum() / target.sum().clamp_min(1))
+        return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def begin(self, noisy: Tensor, times: Tensor, text: Tensor) -> None:
+        """Set the queries and keys of these heads, from what their inputs are for ``noisy``.
+
+        ``noisy`` [B, 12, 5, 16, 16] at ``times`` [B], with prompt embeddings ``text``.
+
+        Pairs of slow rotary frequencies take the smoothed latents, the others a constant: those of
+        time so that the wanted frame stands out, those of place so that near tokens do.
+        """
+        wanted = smooth_tokens(noisy)
+        for block, head, step in FOLLOWING:
+            self.transformer(noisy, timestep=times * 1000, encoder_hidden_states=text)
+            attention = self.transformer.blocks[block].attn1
+            x = self.kept[block, "input"].float().flatten(0, 1)
+            x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+            ridge = 1e-3 * len(x) * torch.eye(x.shape[1], device=x.device)
+            solved = torch.linalg.solve(x.T @ x + ridge, x.T @ wanted.flatten(0, 1)).T
+            query, key = start_of_head(solved, step)
+            rows = slice(head * len(query), (head + 1) * len(query))
+            for linear, norm, start in (
+                (attention.to_q, attention.norm_q, query),
+                (attention.to_k, attention.norm_k, key),
+            ):
+                # The norm is over all heads: keep this one's part of it, and undo the norm's.
+                before = linear(x[:, :-1])
+                made = x @ start.T
+                size = (before[:, rows].square().mean() / made.square().mean()).sqrt()
+                linear.weight[rows], linear.bias[rows] = start[:, :-1] * size, start[:, -1] * size
+                norm.weight[rows] = before.square().mean(1).sqrt().mean() / size

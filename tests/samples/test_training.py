@@ -1,0 +1,98 @@
+"""Training of the embedded model: targets of attention, heads that follow, and coming back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import following
+import numpy as np
+import pytest
+import torch
+import train_dit as script
+from clips import Layer, Path, render, sample_layers, whereabouts
+from train_common import Settings
+
+SETTINGS = Settings(clips=8, dit_steps=2, dit_batch=2)
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, object]:
+    latents, noise, paths, captions = zip(
+        *(script.make_clip((i, SETTINGS)) for i in range(24)), strict=True
+    )
+    stack = [torch.from_numpy(np.stack(x)) for x in (latents, noise, paths)]
+    return {"latents": stack[0].float(), "noise": stack[1], "paths": stack[2], "captions": captions}
+
+
+def panning(speed: float) -> list[Layer]:
+    path = Path((32.0, 32.0), (speed, 0.0), 0.0, 0.0)
+    return [Layer(path, "red", "cloudy", None, 0.0, (0.1, 0.2, 0.3))]
+
+
+def test_whereabouts_agree_with_the_flow():
+    for seed in range(5):
+        layers, caption = sample_layers(np.random.default_rng(seed))
+        clip = render(layers, caption)
+        y, x = np.mgrid[0:64, 0:64].astype(float)
+        points = np.stack([x.ravel(), y.ravel()], -1)
+        found = whereabouts(layers, points, (3, 4))[0, 1]
+        moved = points + clip.forward[3].reshape(2, -1).T
+        seen = ~np.isnan(found[:, 0])
+        assert 0.8 < seen.mean() <= 1
+        np.testing.assert_allclose(found[seen], moved[seen], atol=1e-3)
+
+
+def test_a_pan_of_one_token_a_latent_frame_is_followed_exactly():
+    paths = torch.from_numpy(following.token_paths(panning(2.0)))[None]  # 8 pixels in four frames
+    follow = following.towards(following.follow_targets(paths), 1).view(5, 8, 8, 5, 8, 8)
+    for x in range(7):
+        assert follow[1, 4, x, 2, 4, x + 1] == 1
+    assert not follow[1, 4, 7].any() and not follow[4].any()  # out of the picture, last frame
+    _, _, mirrored = script.mirror(torch.zeros(1), torch.zeros(1), paths)
+    back = following.towards(following.follow_targets(mirrored), 1).view(5, 8, 8, 5, 8, 8)
+    torch.testing.assert_close(back, follow.flip(2, 5))
+
+
+def test_rows_of_targets_sum_to_one_or_nothing(data):
+    follow = following.follow_targets(data["paths"])
+    for step in (-1, 1):
+        total = following.towards(follow, step).sum(-1)
+        assert (((total - 1).abs() < 1e-5) | (total == 0)).all() and total.mean() > 0.6
+
+
+def test_heads_begin_by_following_the_noise(data):
+    nets, text = script.build_nets(), torch.zeros(24, 32, 128)
+    heads = following.FollowingHeads(nets["transformer"])
+    follow = following.follow_targets(data["paths"])
+    noise = script.rotate_channels(data["noise"].float())
+    batch = script.Batch(torch.zeros_like(noise), noise, torch.ones(24), follow, [""] * 24)
+
+    def cross_entropy(x: script.Batch) -> float:
+        with torch.no_grad():
+            nets["transformer"](x.mixed(), timestep=x.times * 1000, encoder_hidden_states=text)
+            return float(heads.loss(x.latents, follow))
+
+    before = cross_entropy(batch)
+    heads.begin(batch.mixed(), batch.times, text)
+    after = cross_entropy(batch)
+    fresh = cross_entropy(batch._replace(noise=torch.randn_like(noise)))  # nothing to follow
+    assert after < before - 2 and after < fresh - 0.3, (before, after, fresh)
+
+
+def test_training_goes_on_where_it_was(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("train_common.WORK", tmp_path)
+    monkeypatch.setattr(script, "make_data", lambda settings: dict(data))
+    monkeypatch.setattr(script, "cosine", lambda *args, **options: 1e-3)
+    monkeypatch.setattr(script.WanTransformer3DModel, "compile", lambda *args, **options: None)
+    longer = replace(SETTINGS, dit_steps=3)
+    script.train_dit(longer)
+    whole = torch.load(longer.checkpoint)
+    longer.checkpoint.unlink()
+    script.train_dit(SETTINGS)
+    assert torch.load(SETTINGS.checkpoint)["step"] == 2
+    script.train_dit(longer)
+    resumed = torch.load(longer.checkpoint)
+    assert resumed["step"] == whole["step"] == 3
+    for part in ("nets", "average"):
+        for name, value in whole[part].items():
+            torch.testing.assert_close(resumed[part][name], value, msg=name)
