@@ -225,7 +225,7 @@ def train_dit(s: Settings) -> None:
         start = int(state["step"])
     heads = FollowingHeads(nets["transformer"])
     if not (path.exists() or s.warm):
-        batch = sample_batch(replace(s, dit_batch=128), 0, latents, data)
+        batch = sample_batch(replace(s, dit_batch=8 * s.dit_batch), 0, latents, data)
         text = encode_text(nets["text"], tokenizer, batch.prompts, PROMPT_TOKENS)
         heads.begin(batch.mixed(), batch.times, text)
         average.load_state_dict(nets.state_dict())
