@@ -136,12 +136,14 @@ def _distance(shape: str, size: float, u: np.ndarray) -> np.ndarray:
     return (radius - size * (0.80 + 0.22 * np.cos(5 * angle))) * 0.6
 
 
-def _cover(layer: Layer, u: np.ndarray, k: int) -> np.ndarray:
-    """Coverage 0..1 of a layer at frame ``k`` where its canonical points are ``u``."""
-    if layer.shape is None:
-        return np.ones(u.shape[:-1])
+def _outline(layer: Layer, u: np.ndarray, k: int) -> np.ndarray:
+    """Signed distance of canonical points from a shape's outline, in screen pixels at frame k."""
     scale = math.exp(layer.path.zoom * layer.path.progress(k))
-    d = _distance(layer.shape, layer.size, u) * scale
+    return _distance(layer.shape, layer.size, u) * scale
+
+
+def _inside(d: np.ndarray) -> np.ndarray:
+    """1 well inside an outline (``d`` negative) to 0 well outside, over about two pixels."""
     return 1.0 / (1.0 + np.exp(np.clip(3.0 * d, -30, 30)))
 
 
@@ -150,13 +152,11 @@ def _draw(layer: Layer, points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndar
     u = layer.path.inverse(points, k)
     base = np.asarray(COLOURS[layer.colour])
     light = _texture(layer, u)[..., None]
-    cover = _cover(layer, u, k)
     if layer.shape is None:
-        return base * (0.30 + 0.45 * light), cover
-    scale = math.exp(layer.path.zoom * layer.path.progress(k))
-    d = _distance(layer.shape, layer.size, u) * scale
-    edge = 1.0 / (1.0 + np.exp(np.clip(-3.0 * (d + 2.0), -30, 30)))[..., None]
-    return base * (0.80 + 0.25 * light) * (1.0 - 0.75 * edge), cover
+        return base * (0.30 + 0.45 * light), np.ones(points.shape[:-1])
+    d = _outline(layer, u, k)
+    edge = _inside(-(d + 2.0))[..., None]
+    return base * (0.80 + 0.25 * light) * (1.0 - 0.75 * edge), _inside(d)
 
 
 def whereabouts(layers: list[Layer], points: np.ndarray, frames: Sequence[int]) -> np.ndarray:
@@ -181,7 +181,10 @@ def _top(layers: list[Layer], points: np.ndarray, k: int) -> np.ndarray:
     """Index of the layer that is seen at each point in frame ``k``."""
     top = np.zeros(points.shape[:-1], int)
     for n, layer in enumerate(layers):
-        top[_cover(layer, layer.path.inverse(points, k), k) > 0.5] = n
+        if layer.shape is None:
+            top[:] = n
+        else:
+            top[_inside(_outline(layer, layer.path.inverse(points, k), k)) > 0.5] = n
     return top
 
 

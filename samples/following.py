@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import cos, sin
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ def follow_targets(paths: Tensor) -> Tensor:
     grid = torch.arange(GRID, device=paths.device)
     x, y = (1 - (paths.float()[..., None] - grid).abs()).clamp_min(0).nan_to_num(0).unbind(-2)
     weights = (y[..., :, None] * x[..., None, :]).flatten(-2)  # [B, 5, 5, 64, 64]
-    weights = weights * ~torch.eye(paths.shape[1], dtype=torch.bool)[..., None, None].to(x.device)
+    own = torch.eye(paths.shape[1], dtype=torch.bool, device=paths.device)
+    weights = weights * ~own[..., None, None]
     weights = weights.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     total = weights.sum(-1, keepdim=True)
     return torch.where(total > 0.5, weights / total.clamp_min(1e-6), 0.0)
@@ -93,9 +95,9 @@ def start_of_head(features: Tensor, step: int) -> tuple[Tensor, Tensor]:
                 free += [place, place + 1]
                 continue
             angle = step * 10_000.0 ** (-2 * pair / size) if axis == 0 else 0.0
-            size_of = (logits[pair] * width**0.5) ** 0.5
-            query[place, -1] = size_of
-            key[place, -1], key[place + 1, -1] = size_of * cos(angle), -size_of * sin(angle)
+            radius = (logits[pair] * width**0.5) ** 0.5
+            query[place, -1] = radius
+            key[place, -1], key[place + 1, -1] = radius * cos(angle), -radius * sin(angle)
         first += size
     content = features * (10.0 * width**0.5 / len(features)) ** 0.5
     query[free[: len(features)]] = content
@@ -117,20 +119,17 @@ class FollowingHeads:
         self.transformer, self.kept = transformer, {}
         for block in {block for block, _, _ in FOLLOWING}:
             attention = transformer.blocks[block].attn1
-            attention.register_forward_pre_hook(self._keep(block, "input"))
             for name in ("norm_q", "norm_k"):
                 attention.get_submodule(name).register_forward_hook(self._keep(block, name))
 
-    def _keep(self, block: int, name: str) -> Callable[..., None]:
-        def hook(module: Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
-            self.kept[block, name] = args[0] if output is None else output
+    def _keep(self, block: int, name: str) -> Callable[[Module, Any, Tensor], None]:
+        def hook(module: Module, args: Any, output: Tensor) -> None:
+            self.kept[block, name] = output
 
         return hook
 
-    def logits(self, latents: Tensor, block: int, head: int) -> Tensor:
-        """Of the head's attention in the last call, [B, 320, 320]."""
-        real, imaginary = (x.float() for x in self.transformer.rope(latents))
-        turn = torch.complex(real[..., 0::2], imaginary[..., 1::2])[:, :, 0]
+    def _logits(self, turn: Tensor, block: int, head: int) -> Tensor:
+        """Of the head's attention in the last call, [B, 320, 320]; ``turn`` rotates its pairs."""
         pairs = turn.shape[-1]
         q, k = (
             torch.view_as_real(
@@ -144,12 +143,22 @@ class FollowingHeads:
 
     def loss(self, latents: Tensor, follow: Tensor) -> Tensor:
         """Mean over heads of the cross entropy of their attention in the last call."""
-        losses = []
+        real, imaginary = (x.float() for x in self.transformer.rope(latents))
+        turn = torch.complex(real[..., 0::2], imaginary[..., 1::2])[:, :, 0]
+        targets, losses = {step: towards(follow, step) for step in (-1, 1)}, []
         for block, head, step in FOLLOWING:
-            target = towards(follow, step)
-            taken = self.logits(latents, block, head).log_softmax(-1)
+            target = targets[step]
+            taken = self._logits(turn, block, head).log_softmax(-1)
             losses.append(-(target * taken).sum() / target.sum().clamp_min(1))
         return torch.stack(losses).mean()
+
+    def _input(self, attention: Module, noisy: Tensor, times: Tensor, text: Tensor) -> Tensor:
+        """What ``attention`` is given, [B, 320, 192], in a call of the transformer."""
+        seen: list[Tensor] = []
+        hook = attention.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        self.transformer(noisy, timestep=times * 1000, encoder_hidden_states=text)
+        hook.remove()
+        return seen[0]
 
     @torch.no_grad()
     def begin(self, noisy: Tensor, times: Tensor, text: Tensor) -> None:
@@ -162,9 +171,8 @@ class FollowingHeads:
         """
         wanted = smooth_tokens(noisy)
         for block, head, step in FOLLOWING:
-            self.transformer(noisy, timestep=times * 1000, encoder_hidden_states=text)
             attention = self.transformer.blocks[block].attn1
-            x = self.kept[block, "input"].float().flatten(0, 1)
+            x = self._input(attention, noisy, times, text).float().flatten(0, 1)
             x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
             ridge = 1e-3 * len(x) * torch.eye(x.shape[1], device=x.device)
             solved = torch.linalg.solve(x.T @ x + ridge, x.T @ wanted.flatten(0, 1)).T

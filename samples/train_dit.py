@@ -32,16 +32,7 @@ from tiny_model import (
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
-from train_common import (
-    DEVICE,
-    ROOT,
-    WORK,
-    Settings,
-    cosine,
-    descend,
-    save_state,
-    to_video,
-)
+from train_common import DEVICE, ROOT, WORK, Settings, cosine, descend, save_state, to_video
 from transformers import UMT5EncoderModel
 
 from accel.kernels.warp import warp_noise
@@ -142,7 +133,7 @@ class Batch(NamedTuple):
 
 def mirror(latents: Tensor, noise: Tensor, paths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same clips seen in a mirror, left for right; captions name neither."""
-    paths = paths.unflatten(3, (GRID, GRID)).flip(4).flatten(3, 4).clone()
+    paths = paths.unflatten(3, (GRID, GRID)).flip(4).flatten(3, 4)  # a copy
     paths[..., 0] = GRID - 1 - paths[..., 0]
     return latents.flip(-1), noise.flip(-1), paths
 

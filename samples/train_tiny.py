@@ -8,9 +8,10 @@ First the VAE, then text encoder and transformer together, one stage at a time o
     python samples/train_tiny.py export   samples/tiny-wan as fp16 safetensors
 
 (Times on two cores; the third runs on a CUDA card where there is one, and a larger ``--dit-batch``
-fills it; ``--warm`` begins it with the exported weights, ``--plain`` makes the ablation that never
-saw warped noise, in ``build/tiny/plain-wan``.) Every stage is seeded, shows a progress
-bar, saves a checkpoint each 250 steps below ``build/tiny`` and goes on from it when started again.
+fills it; ``--warm`` begins it with the exported weights; ``--plain``, for the ablation, gives it
+ordinary noise alone and exports to ``build/tiny/plain-wan``.) Every stage is seeded, shows a
+progress bar, saves a checkpoint each 250 steps below ``build/tiny`` and goes on from it when
+started again.
 """
 
 from __future__ import annotations
