@@ -65,6 +65,7 @@ bench-batch: $(READY)
 bench-motion: $(READY)
 	$(BIN)/python tests/bench/bench_motion.py
 	$(BIN)/python tests/bench/bench_motion_groups.py --json build/bench-motion-groups.json
+	$(BIN)/python tests/bench/bench_plain_noise.py
 	$(BIN)/python tests/bench/bench_drawn_motion.py
 
 bench-warp: $(READY)

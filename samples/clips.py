@@ -240,18 +240,20 @@ def _start(
             return centre, path
 
 
-def sample_layers(rng: np.random.Generator, size: int = 64) -> tuple[list[Layer], str]:
-    """Draw a random clip's layers (bottom first) and its caption."""
+def sample_layers(
+    rng: np.random.Generator, size: int = 64, *, speed: float = 2.5
+) -> tuple[list[Layer], str]:
+    """Draw a random clip's layers (bottom first), up to ``speed`` px a frame, and its caption."""
     colours = list(rng.permutation(list(COLOURS)))
     ground, pattern = colours.pop(), str(rng.choice(PATTERNS))
     still = rng.random() < 0.15
-    path = _path(rng, (size / 2, size / 2), 0.0 if still else 2.5)
+    path = _path(rng, (size / 2, size / 2), 0.0 if still else speed)
     if still:
         path = Path(path.centre, (0.0, 0.0), 0.0, 0.0)
     layers = [Layer(path, ground, pattern, None, 0.0, tuple(rng.random(3)))]
     names = []
     for _ in range(1 if rng.random() < 0.6 else 2):
-        _, path = _start(rng, 2.5, size)
+        _, path = _start(rng, speed, size)
         shape, colour = str(rng.choice(SHAPES)), colours.pop()
         layers.append(
             Layer(path, colour, "cloudy", shape, float(rng.uniform(10, 15)), tuple(rng.random(3)))

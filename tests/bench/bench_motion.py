@@ -4,7 +4,7 @@
 
 For each of 20 flows the model never saw, a clip is generated from warped noise (strength 0) and
 from ordinary noise of the same seed. Motion is measured with OpenCV's DIS optical flow between
-neighbouring frames (enlarged four times), averaged over 8 x 8 pixels and 4 frames, and correlated
+neighbouring frames (enlarged three times), averaged over 8 x 8 pixels and 4 frames, and correlated
 (Pearson, both components, all cells, windows and clips together) with the commanded flow averaged
 the same way. The same measurement on the true clips gives the ceiling of the estimator.
 Guidance is off (1) unless asked for: it sharpens what the caption names and loosens what only the
@@ -32,18 +32,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "samples"))
 from clips import sample_clip
 
 UNSEEN = 900_000_000  # training used seeds from 7 000 000 to 7 018 000
-SCALE, CELL, WINDOW = 4, 8, 4
+SCALE, CELL, WINDOW = 3, 8, 4
 
 
 def measured_flow(frames: np.ndarray) -> np.ndarray:
-    """DIS flow of uint8 frames [F, H, W, 3], in pixels, [F - 1, 2, H, W]."""
+    """DIS flow of uint8 frames [F, H, W, 3], in pixels, [F - 1, 2, H, W].
+
+    The mean of both directions, and smoother than the preset: stripes show no motion along
+    themselves, and a flow that is free there is noise. Chosen on 40 true clips with exact flow
+    that no figure is measured on, where it correlates by 0.945 (the preset one way by 0.867).
+    """
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis.setVariationalRefinementIterations(20)
+    dis.setVariationalRefinementAlpha(40.0)
     size = (frames.shape[2] * SCALE, frames.shape[1] * SCALE)
     grey = [
         cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_CUBIC)
         for f in frames
     ]
-    flows = [dis.calc(a, b, None) for a, b in pairwise(grey)]
+    flows = [(dis.calc(a, b, None) - dis.calc(b, a, None)) / 2 for a, b in pairwise(grey)]
     small = [cv2.resize(f, frames.shape[2:0:-1], interpolation=cv2.INTER_AREA) for f in flows]
     return np.stack(small).transpose(0, 3, 1, 2) / SCALE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import following
+import muon
 import numpy as np
 import pytest
 import torch
@@ -96,3 +97,43 @@ def test_training_goes_on_where_it_was(data, tmp_path, monkeypatch):
     for part in ("nets", "average"):
         for name, value in whole[part].items():
             torch.testing.assert_close(resumed[part][name], value, msg=name)
+
+
+def test_training_goes_on_from_the_exported_weights(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("train_common.WORK", tmp_path)
+    monkeypatch.setattr(script, "make_data", lambda settings: dict(data))
+    monkeypatch.setattr(script.WanTransformer3DModel, "compile", lambda *args, **options: None)
+    warm = replace(SETTINGS, warm=True)
+    script.train_dit(warm)
+    exported, trained = script.exported_nets()[0].state_dict(), torch.load(warm.checkpoint)
+    assert trained["step"] == 2
+    name = "transformer.blocks.0.attn1.to_q.weight"
+    change = (trained["nets"][name] - exported[name]).norm() / exported[name].norm()
+    assert 0 < change < 0.01
+
+
+def test_muon_steps_as_torch_does():
+    torch.manual_seed(0)
+    shapes = [(24, 24), (24, 24), (64, 24), (24, 64)]
+    start, gradients = ([torch.randn(s) for s in shapes] for _ in range(2))
+    ends = []
+    for build in (
+        lambda p: muon.Muon(p, lr=0.1),
+        lambda p: torch.optim.Muon(p, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+    ):
+        matrices = [torch.nn.Parameter(m.clone()) for m in start]
+        optimiser = build(matrices)
+        for _ in range(3):
+            for m, gradient in zip(matrices, gradients, strict=True):
+                m.grad = gradient + 0.1 * m.detach()
+            optimiser.step()
+        ends.append(matrices)
+    for begun, ours, theirs in zip(start, *ends, strict=True):
+        moved = (theirs - begun).norm()
+        assert moved > 0.5 and (ours - theirs).norm() < 0.02 * moved  # theirs is in bfloat16
+
+
+def test_orthogonal_matrices_have_singular_values_near_one():
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(muon.orthogonal(torch.randn(3, 16, 40)))
+    assert values.min() > 0.6 and values.max() < 1.3
