@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from accel.frames import to_uint8
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
@@ -83,7 +84,7 @@ def measure(flows: int, steps: int, guidance: float, *, progress: bool = True) -
             videos = {
                 "warped": generate(pipe, moved).frames,
                 "unwarped": generate(pipe, job).frames,
-                "ceiling": (clip.frames * 255).round().astype(np.uint8),
+                "ceiling": to_uint8(clip.frames),
             }
             commanded.append(pooled(clip.forward))
             for name, video in videos.items():

@@ -24,6 +24,7 @@ import torch
 from bench_motion import UNSEEN, correlation, measured_flow, pooled
 from tqdm import tqdm
 
+from accel.frames import to_uint8
 from accel.pipelines.generate import generate, motion_latents
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
@@ -85,7 +86,7 @@ def sweep(pipe: object, flows: int, steps: int, guidance: float) -> dict[str, fl
             clip, path = clip_of(kind, i), Path(folder) / f"{kind}{i}.npy"
             np.save(path, clip.forward)
             commanded[kind].append(pooled(clip.forward))
-            videos = {"true clips": (clip.frames * 255).round().astype(np.uint8)}
+            videos = {"true clips": to_uint8(clip.frames)}
             for strength in STRENGTHS:
                 job = Job(
                     clip.caption, seed=i, steps=steps, guidance=guidance, preset=None,

@@ -2,11 +2,12 @@
 
     python tests/bench/bench_plain_noise.py [--clips 1000] [--flows 10]
 
-An ablation that needs no training: a Gaussian model with the mean and covariance of the training
-clips' latents (stationary over the picture, full over frames and channels). What rectified flow
-trained on ordinary noise would make of it is known exactly, since the probability-flow ODE of a
-Gaussian takes noise ``e`` to ``mean + covariance^(1/2) e``. Warped noise goes through the same
-filter, then through the VAE, and motion is measured as for the embedded model.
+An ablation that needs no training: a Gaussian model with the mean and covariance of the latents of
+clips like those of training, at their full range of speeds (stationary over the picture, full over
+frames and channels). What rectified flow trained on ordinary noise would make of it is known
+exactly, since the probability-flow ODE of a Gaussian takes noise ``e`` to ``mean + covariance^(1/2)
+e``. Warped noise goes through the same filter, then through the VAE, and motion is measured as for
+the embedded model.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from bench_motion_groups import KINDS, STRENGTHS, clip_of, slope
 from torch import Tensor
 from tqdm import tqdm
 
+from accel.frames import to_uint8
 from accel.pipelines.generate import motion_latents
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
@@ -54,7 +56,7 @@ def video(pipe: object, noise: Tensor, mean: Tensor, root: Tensor) -> np.ndarray
     waves = torch.einsum("hwij,bjhw->bihw", root, waves).unflatten(1, noise.shape[1:3])
     with torch.no_grad():
         frames = pipe.vae.decode(torch.fft.ifft2(waves, norm="ortho").real + mean).sample[0]
-    return ((frames.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy()
+    return to_uint8(frames.movedim(0, -1) / 2 + 0.5)
 
 
 def main() -> None:
