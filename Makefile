@@ -35,8 +35,9 @@ screenshots: $(READY)
 bench-ui: $(READY)
 	$(BIN)/python tests/bench/bench_ui.py
 
+# Two processes with one thread each: most tests are too small for two threads to pay.
 test: $(READY) browser
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
