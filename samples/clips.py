@@ -136,10 +136,15 @@ def _distance(shape: str, size: float, u: np.ndarray) -> np.ndarray:
     return (radius - size * (0.80 + 0.22 * np.cos(5 * angle))) * 0.6
 
 
-def _outline(layer: Layer, u: np.ndarray, k: int) -> np.ndarray:
+def _outline(layer: Layer, u: np.ndarray, k: float) -> np.ndarray:
     """Signed distance of canonical points from a shape's outline, in screen pixels at frame k."""
     scale = math.exp(layer.path.zoom * layer.path.progress(k))
     return _distance(layer.shape, layer.size, u) * scale
+
+
+def shape_distance(layer: Layer, points: np.ndarray, k: float) -> np.ndarray:
+    """Signed distance in pixels of screen points ``[..., 2]`` from a shape's outline at frame k."""
+    return _outline(layer, layer.path.inverse(points, k), k)
 
 
 def _inside(d: np.ndarray) -> np.ndarray:
@@ -184,7 +189,7 @@ def _top(layers: list[Layer], points: np.ndarray, k: int) -> np.ndarray:
         if layer.shape is None:
             top[:] = n
         else:
-            top[_inside(_outline(layer, layer.path.inverse(points, k), k)) > 0.5] = n
+            top[_inside(shape_distance(layer, points, k)) > 0.5] = n
     return top
 
 

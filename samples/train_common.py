@@ -30,6 +30,7 @@ class Settings:
     dit_batch: int = 16
     dit_lr: float = 1e-3
     follow: float = 0.3
+    scene: float = 0.5
     ema: float = 0.996
     warm: bool = False
     plain: bool = False

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from clips import render, sample_layers
+from clips import Layer, render, sample_layers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from following import GRID, FollowingHeads, follow_targets, token_paths
 from muon import Muon
 from pooled import CHANNELS, SPATIAL, TEMPORAL, pooled_latents
+from scenes import SceneHead, mirror_scenes, near_outline, scene_targets
 from tiny_model import (
     PROMPT_TOKENS,
     build_text_encoder,
@@ -40,16 +41,22 @@ from accel.kernels.warp import warp_noise
 
 # Of a channel in the loss: by coefficient of the cosine transform, slowest first; 1 on average.
 WEIGHTS = torch.tensor([1.82, 1.27, 0.64, 0.27]).repeat_interleave(3)
+NEAR = 3.0  # how much more latent pixels near a shape count once the noise is gone
 LONG_PROMPT = 512  # WanPipeline's default padding; some batches train with it so that both work
+
+
+def clip_layers(index: int, s: Settings) -> tuple[list[Layer], str]:
+    """Layers and caption of one clip of the training data."""
+    rng = np.random.default_rng(1_000_000 * s.seed + index)
+    # Slow motion is the harder to learn: what moves by less than a latent pixel sticks to the grid.
+    return sample_layers(rng, speed=rng.uniform(0.5, 2.5))
 
 
 def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """Of one clip: latents and noise [12, 5, 16, 16], paths [5, 5, 64, 2], all fp16; caption."""
     index, s = task
     torch.set_num_threads(1)
-    rng = np.random.default_rng(1_000_000 * s.seed + index)
-    # Slow motion is the harder to learn: what moves by less than a latent pixel sticks to the grid.
-    layers, caption = sample_layers(rng, speed=rng.uniform(0.5, 2.5))
+    layers, caption = clip_layers(index, s)
     clip = render(layers, caption)
     latents = pooled_latents(to_video(clip.frames * 255)[None])[0]
     noise = warp_noise(
@@ -65,7 +72,7 @@ def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def make_data(s: Settings) -> dict[str, Any]:
-    """Latents, warped noise, paths and captions of all training clips; cached on disk."""
+    """Latents, warped noise, paths, captions and scenes of all training clips; cached on disk."""
     path = WORK / f"data-{s.seed}-{s.clips}.pt"
     if not path.exists():
         tasks = [(i, s) for i in range(s.clips)]
@@ -74,7 +81,12 @@ def make_data(s: Settings) -> dict[str, Any]:
         *arrays, captions = zip(*made, strict=True)
         latents, noise, paths = (torch.from_numpy(np.stack(a)) for a in arrays)
         save_state(path, latents=latents, noise=noise, paths=paths, captions=list(captions))
-    return torch.load(path)
+    data = torch.load(path)
+    tasks = tqdm(range(s.clips), "what tokens show")
+    data["scenes"] = torch.from_numpy(
+        np.stack([scene_targets(clip_layers(i, s)[0]) for i in tasks])
+    )
+    return data
 
 
 def rotate_channels(noise: Tensor) -> Tensor:
@@ -120,11 +132,15 @@ def exported_nets() -> tuple[torch.nn.ModuleDict, Tensor, Tensor]:
 
 
 class Batch(NamedTuple):
-    """Latents and noise [B, 12, 5, 16, 16], times [B], targets of attention [B, 320, 320]."""
+    """Latents and noise [B, 12, 5, 16, 16], times [B], what tokens show [B, 5, 8, 8, WIDTH].
+
+    ``follow`` are targets of attention [B, 320, 320].
+    """
 
     latents: Tensor
     noise: Tensor
     times: Tensor
+    scenes: Tensor
     follow: Tensor
     prompts: list[str]
 
@@ -155,13 +171,15 @@ def sample_batch(s: Settings, step: int, latents: Tensor, data: dict[str, Any]) 
     gamma = torch.from_numpy(np.where(s.plain, 1.0, gamma)).float()
     device = latents.device
     x, noise, paths = latents[picks], data["noise"][picks].float(), data["paths"][picks]
+    scenes = data["scenes"][picks].float()
     if step % 2:
         x, noise, paths = mirror(x, noise, paths)
+        scenes = mirror_scenes(scenes)
     noise = mix_noise(rotate_channels(noise), gamma.to(device))
     # From noise that is mostly fresh there is nothing to learn of where to look.
     follow = follow_targets(paths) * (gamma <= 0.5).to(device).view(-1, 1, 1)
     u = torch.rand(s.dit_batch, device=device)
-    return Batch(x, noise, 2 * u / (1 + u), follow, prompts)  # more of the noisy end
+    return Batch(x, noise, 2 * u / (1 + u), scenes, follow, prompts)  # more of the noisy end
 
 
 def flow_loss(nets: torch.nn.ModuleDict, batch: Batch, text: Tensor) -> Tensor:
@@ -169,7 +187,8 @@ def flow_loss(nets: torch.nn.ModuleDict, batch: Batch, text: Tensor) -> Tensor:
 
     Both have the same minimiser; the second gives motion, which is a small part of the first, more
     weight. Fast changes within a latent frame, which are hard to predict and hardly seen, count
-    less (``WEIGHTS``).
+    less (``WEIGHTS``). Shapes are a small part of a clip, and count more (``NEAR``) the less noise
+    there is: where it hides whether there is a shape, to weigh by that would have too many drawn.
     """
     x = batch.mixed()
     fast = x.is_cuda or torch.cpu._is_avx512_bf16_supported()
@@ -179,14 +198,18 @@ def flow_loss(nets: torch.nn.ModuleDict, batch: Batch, text: Tensor) -> Tensor:
         ).sample
     error = guess.float() - (batch.noise - batch.latents)
     error *= WEIGHTS.to(error.device).sqrt().view(-1, 1, 1, 1)
+    calm = (1 - batch.times).view(-1, 1, 1, 1, 1)
+    error *= (1 + NEAR * calm * near_outline(batch.scenes)).sqrt()
     return error.square().mean() + error.diff(dim=2).square().mean()
 
 
-def build_optimisers(nets: torch.nn.ModuleDict, rate: float) -> list[torch.optim.Optimizer]:
+def build_optimisers(
+    nets: torch.nn.ModuleDict, scene: SceneHead, rate: float
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the transformer's blocks, AdamW for everything else."""
     matrices = [p for p in nets["transformer"].blocks.parameters() if p.dim() == 2]
     taken = {id(p) for p in matrices}
-    others = [p for p in nets.parameters() if id(p) not in taken]
+    others = [p for p in (*nets.parameters(), *scene.parameters()) if id(p) not in taken]
     return [
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), fused=True),
         Muon(matrices, lr=rate),
@@ -197,13 +220,14 @@ def train_dit(s: Settings) -> None:
     """Rectified flow on the latents, with warped noise; transformer and text encoder together.
 
     Goes on from the checkpoint where there is one; else ``warm`` begins with the exported weights,
-    and leaves their heads alone: to ``begin`` them costs more than a short run wins back.
+    and leaves their heads alone: to ``begin`` them costs more than a short run wins back. Such a
+    run needs no long prompts, and lowers its rate earlier.
     """
     torch.manual_seed(s.seed)
     data, tokenizer = make_data(s), build_tokenizer()
-    latents, data["noise"] = data["latents"].to(DEVICE).float(), data["noise"].to(DEVICE)
+    latents = data["latents"].to(DEVICE).float()
     mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-    data["paths"] = data["paths"].to(DEVICE)
+    data |= {name: data[name].to(DEVICE) for name in ("noise", "paths", "scenes")}
     path, start, smooth = s.checkpoint, 0, dict[str, float]()
     nets = build_nets()
     if s.warm:
@@ -212,11 +236,13 @@ def train_dit(s: Settings) -> None:
     nets = nets.to(DEVICE)
     latents = (latents - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
     average = copy.deepcopy(nets)
-    optimisers = build_optimisers(nets, s.dit_lr)
+    scene = SceneHead(nets["transformer"], data["scenes"]).to(DEVICE)
+    optimisers = build_optimisers(nets, scene, s.dit_lr)
     if path.exists():
         state = torch.load(path, map_location=DEVICE)
         nets.load_state_dict(state["nets"])
         average.load_state_dict(state["average"])
+        scene.load_state_dict(state["scene"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         start = int(state["step"])
@@ -230,12 +256,14 @@ def train_dit(s: Settings) -> None:
     bar = tqdm(range(start, s.dit_steps), "dit", initial=start, total=s.dit_steps)
     for step in bar:
         batch = sample_batch(s, step, latents, data)
-        length = LONG_PROMPT if step % 16 == 15 else PROMPT_TOKENS
+        length = LONG_PROMPT if step % 16 == 15 and not s.warm else PROMPT_TOKENS
         text = encode_text(nets["text"], tokenizer, batch.prompts, length)
         losses = {"loss": flow_loss(nets, batch, text)}
+        losses["scene"] = scene.loss(batch.scenes) * s.scene
         if heads is not None:
             losses["follow"] = heads.loss(batch.latents, batch.follow) * s.follow
-        rate = cosine(step, s.dit_steps, s.dit_lr, flat=s.dit_steps * 4 // 5)
+        flat = s.dit_steps // 2 if s.warm else s.dit_steps * 4 // 5
+        rate = cosine(step, s.dit_steps, s.dit_lr, flat=flat)
         descend(optimisers, sum(losses.values()), rate)
         decay = s.ema if s.warm else min(s.ema, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -248,5 +276,6 @@ def train_dit(s: Settings) -> None:
         if (step + 1) % 250 == 0 or step + 1 == s.dit_steps:
             save_state(
                 path, nets=nets.state_dict(), average=average.state_dict(), step=step + 1,
+                scene=scene.state_dict(),
                 optimisers=[o.state_dict() for o in optimisers], mean=mean.cpu(), std=std.cpu(),
             )  # fmt: skip

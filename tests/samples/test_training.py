@@ -8,6 +8,7 @@ import following
 import muon
 import numpy as np
 import pytest
+import scenes
 import torch
 import train_dit as script
 from clips import Layer, Path, render, sample_layers, whereabouts
@@ -21,8 +22,10 @@ def data() -> dict[str, object]:
     latents, noise, paths, captions = zip(
         *(script.make_clip((i, SETTINGS)) for i in range(24)), strict=True
     )
-    stack = [torch.from_numpy(np.stack(x)) for x in (latents, noise, paths)]
-    return {"latents": stack[0].float(), "noise": stack[1], "paths": stack[2], "captions": captions}
+    seen = [scenes.scene_targets(script.clip_layers(i, SETTINGS)[0]) for i in range(24)]
+    stack = [torch.from_numpy(np.stack(x)) for x in (latents, noise, paths, seen)]
+    made = dict(zip(("latents", "noise", "paths", "scenes"), stack, strict=True))
+    return {**made, "latents": stack[0].float(), "captions": captions}
 
 
 def panning(speed: float) -> list[Layer]:
@@ -66,7 +69,9 @@ def test_heads_begin_by_following_the_noise(data):
     heads = following.FollowingHeads(nets["transformer"])
     follow = following.follow_targets(data["paths"])
     noise = script.rotate_channels(data["noise"].float())
-    batch = script.Batch(torch.zeros_like(noise), noise, torch.ones(24), follow, [""] * 24)
+    batch = script.Batch(
+        torch.zeros_like(noise), noise, torch.ones(24), data["scenes"], follow, [""] * 24
+    )
 
     def cross_entropy(x: script.Batch) -> float:
         with torch.no_grad():
