@@ -68,6 +68,7 @@ bench-motion: $(READY)
 	$(BIN)/python tests/bench/bench_motion_groups.py --json build/bench-motion-groups.json
 	$(BIN)/python tests/bench/bench_plain_noise.py
 	$(BIN)/python tests/bench/bench_drawn_motion.py
+	$(BIN)/python tests/bench/bench_shapes.py
 
 bench-warp: $(READY)
 	$(BIN)/python tests/bench/bench_warp.py --json build/bench-warp.json

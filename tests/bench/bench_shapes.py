@@ -1,7 +1,7 @@
 """Does the embedded model draw the shapes it is asked for? A judge without a network.
 
-    python tests/bench/bench_shapes.py [--clips 20] [--steps 20] [--strength 0] [--model tiny]
-        [--json FILE]
+    python tests/bench/bench_shapes.py [--clips 20] [--steps 20] [--strength 0] [--guidance G]
+        [--model tiny] [--json FILE]
 
 Clips of one shape on a textured background, captions and motion as in training but unseen; 20 of
 each of the four shapes. In the first, the middle and the last frame the shape is cut out by its
@@ -137,7 +137,9 @@ def through_vae(pipe: object, frames: np.ndarray) -> np.ndarray:
     return to_uint8(((y.float() + 1) / 2).clamp(0, 1).movedim(0, -1).numpy())
 
 
-def measure(pipe: object, clips: int, steps: int, strength: float) -> dict[str, dict[str, float]]:
+def measure(
+    pipe: object, clips: int, steps: int, strength: float, guidance: float | None
+) -> dict[str, dict[str, float]]:
     """Columns by kind of clip, averaged; of generated ones also by shape."""
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -145,8 +147,8 @@ def measure(pipe: object, clips: int, steps: int, strength: float) -> dict[str, 
             clip, path = render(layers, caption), Path(folder) / f"{i}.npy"
             np.save(path, clip.forward)
             job = Job(
-                caption, seed=i, steps=steps, preset=None, strength=strength,
-                motion={"flow": str(path)},
+                caption, seed=i, steps=steps, guidance=guidance, preset=None,
+                strength=strength, motion={"flow": str(path)},
             )  # fmt: skip
             true = to_uint8(clip.frames)
             videos = {"true": true, "through the VAE": through_vae(pipe, true)}
@@ -169,10 +171,11 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--strength", type=float, default=0.0)
+    parser.add_argument("--guidance", type=float, help="default: the model's own")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    result = measure(load(args.model), args.clips, args.steps, args.strength)
+    result = measure(load(args.model), args.clips, args.steps, args.strength, args.guidance)
     print(f"{'':22s}" + "".join(f"{name:>9s}" for name in result["true"]))
     for name, row in result.items():
         print(f"{name:22s}" + "".join(f"{value:9.2f}" for value in row.values()))
