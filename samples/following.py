@@ -27,11 +27,15 @@ GRID = SIZE // TOKEN
 FOLLOWING = ((0, 0, -1), (0, 1, 1), (1, 2, -1), (2, 1, 1), (3, 1, -1), (4, 0, 1))
 
 
+def token_centres() -> np.ndarray:
+    """Pixel coordinates (x, y) of the middle of each token, [8, 8, 2]."""
+    y, x = np.mgrid[0:SIZE:TOKEN, 0:SIZE:TOKEN] + (TOKEN - 1) / 2
+    return np.stack([x, y], -1)
+
+
 def token_paths(layers: list[Layer]) -> np.ndarray:
     """Where each token's centre goes: fp16 [5, 5, 64, 2], (x, y) in tokens, NaN where covered."""
-    y, x = np.mgrid[0:SIZE:TOKEN, 0:SIZE:TOKEN] + (TOKEN - 1) / 2
-    centres = np.stack([x.ravel(), y.ravel()], -1)
-    paths = whereabouts(layers, centres, range(0, FRAMES, TEMPORAL))
+    paths = whereabouts(layers, token_centres().reshape(-1, 2), range(0, FRAMES, TEMPORAL))
     return ((paths - (TOKEN - 1) / 2) / TOKEN).astype(np.float16)
 
 

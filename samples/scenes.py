@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from clips import COLOURS, SHAPES, Layer, shape_distance
 from diffusers import WanTransformer3DModel
-from following import GRID, TOKEN
+from following import GRID, TOKEN, token_centres
 from pooled import TEMPORAL
 from torch import Tensor
 from torch.nn import LayerNorm, Linear, Module, Sequential, SiLU
-from train_common import FRAMES, SIZE
+from train_common import FRAMES
 
 BLOCK = 2  # of six: the last block that is asked
 POINTS = 4  # a side, of each token
@@ -45,7 +45,7 @@ def _scene(layers: list[Layer], time: float) -> np.ndarray:
     far = np.stack([shape_distance(s, np.stack([x, y], -1), time) for s in shapes])
     fine = np.clip(far.min(0) / REACH, -1, 1)
     fine = fine.reshape(GRID, POINTS, GRID, POINTS).transpose(0, 2, 1, 3).reshape(GRID, GRID, -1)
-    centre = np.stack(np.mgrid[0:SIZE:TOKEN, 0:SIZE:TOKEN][::-1], -1) + (TOKEN - 1) / 2
+    centre = token_centres()
     away = np.stack([shape_distance(s, centre, time) for s in shapes])
     nearest, motion = away.argmin(0), _moved(ground, centre, time)
     for shape, distance in zip(shapes, away, strict=True):  # the last one is on top

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from clips import Layer, render, sample_layers
+from clips import render, sample_layers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from following import GRID, FollowingHeads, follow_targets, token_paths
 from muon import Muon
@@ -45,18 +45,15 @@ NEAR = 3.0  # how much more latent pixels near a shape count once the noise is g
 LONG_PROMPT = 512  # WanPipeline's default padding; some batches train with it so that both work
 
 
-def clip_layers(index: int, s: Settings) -> tuple[list[Layer], str]:
-    """Layers and caption of one clip of the training data."""
-    rng = np.random.default_rng(1_000_000 * s.seed + index)
-    # Slow motion is the harder to learn: what moves by less than a latent pixel sticks to the grid.
-    return sample_layers(rng, speed=rng.uniform(0.5, 2.5))
-
-
-def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """Of one clip: latents and noise [12, 5, 16, 16], paths [5, 5, 64, 2], all fp16; caption."""
+def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray | str, ...]:
+    """Of one clip: latents and noise [12, 5, 16, 16], paths [5, 5, 64, 2], what tokens show
+    [5, 8, 8, WIDTH], all fp16; caption.
+    """
     index, s = task
     torch.set_num_threads(1)
-    layers, caption = clip_layers(index, s)
+    rng = np.random.default_rng(1_000_000 * s.seed + index)
+    # Slow motion is the harder to learn: what moves by less than a latent pixel sticks to the grid.
+    layers, caption = sample_layers(rng, speed=rng.uniform(0.5, 2.5))
     clip = render(layers, caption)
     latents = pooled_latents(to_video(clip.frames * 255)[None])[0]
     noise = warp_noise(
@@ -68,7 +65,7 @@ def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray, np.ndarray, np.nd
     # One frame per latent frame; the mean over n x n times n keeps unit variance.
     pooled = avg_pool2d(noise[::TEMPORAL], SPATIAL) * SPATIAL
     noise = pooled.transpose(0, 1).half().numpy()
-    return latents.half().numpy(), noise, token_paths(layers), caption
+    return latents.half().numpy(), noise, token_paths(layers), scene_targets(layers), caption
 
 
 def make_data(s: Settings) -> dict[str, Any]:
@@ -79,14 +76,10 @@ def make_data(s: Settings) -> dict[str, Any]:
         with multiprocessing.get_context("spawn").Pool() as pool:
             made = list(tqdm(pool.imap(make_clip, tasks, 16), "encoding clips", s.clips))
         *arrays, captions = zip(*made, strict=True)
-        latents, noise, paths = (torch.from_numpy(np.stack(a)) for a in arrays)
-        save_state(path, latents=latents, noise=noise, paths=paths, captions=list(captions))
-    data = torch.load(path)
-    tasks = tqdm(range(s.clips), "what tokens show")
-    data["scenes"] = torch.from_numpy(
-        np.stack([scene_targets(clip_layers(i, s)[0]) for i in tasks])
-    )
-    return data
+        tensors = [torch.from_numpy(np.stack(a)) for a in arrays]
+        named = dict(zip(("latents", "noise", "paths", "scenes"), tensors, strict=True))
+        save_state(path, **named, captions=list(captions))
+    return torch.load(path)
 
 
 def rotate_channels(noise: Tensor) -> Tensor:

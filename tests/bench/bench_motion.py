@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from accel.pipelines.job import Job
 from accel.pipelines.load import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "samples"))
-from clips import sample_clip
+from clips import Clip, sample_clip
 
 UNSEEN = 900_000_000  # training used seeds from 7 000 000 to 7 018 000
 SCALE, CELL, WINDOW = 3, 8, 4
@@ -68,6 +69,13 @@ def correlation(commanded: list[np.ndarray], measured: list[np.ndarray]) -> floa
     return float(np.corrcoef(np.concatenate(commanded), np.concatenate(measured))[0, 1])
 
 
+def following(clip: Clip, folder: str, **settings: object) -> Job:
+    """A job for the clip's caption whose noise follows its flow, which is saved in ``folder``."""
+    path = Path(folder) / "flow.npy"
+    np.save(path, clip.forward)
+    return Job(clip.caption, motion={"flow": str(path)}, **settings)
+
+
 def measure(flows: int, steps: int, guidance: float, *, progress: bool = True) -> dict[str, float]:
     """Correlation of commanded with measured motion: warped noise, ordinary noise, true clips."""
     pipe = load("tiny")
@@ -75,15 +83,12 @@ def measure(flows: int, steps: int, guidance: float, *, progress: bool = True) -
     with tempfile.TemporaryDirectory() as folder:
         for i in tqdm(range(flows), "clips", disable=not progress):
             clip = sample_clip(UNSEEN + i)
-            path = Path(folder) / f"{i}.npy"
-            np.save(path, clip.forward)
-            job = Job(
-                clip.caption, seed=i, steps=steps, guidance=guidance, preset=None, strength=0.0
+            job = following(
+                clip, folder, seed=i, steps=steps, guidance=guidance, preset=None, strength=0.0
             )
-            moved = Job(**{**job.to_dict(), "motion": {"flow": str(path)}})
             videos = {
-                "warped": generate(pipe, moved).frames,
-                "unwarped": generate(pipe, job).frames,
+                "warped": generate(pipe, job).frames,
+                "unwarped": generate(pipe, replace(job, motion=None)).frames,
                 "ceiling": to_uint8(clip.frames),
             }
             commanded.append(pooled(clip.forward))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_motion import UNSEEN, correlation, measured_flow, pooled
+from bench_motion import UNSEEN, correlation, following, measured_flow, pooled
 from tqdm import tqdm
 
 from accel.frames import to_uint8
@@ -83,14 +83,13 @@ def sweep(pipe: object, flows: int, steps: int, guidance: float) -> dict[str, fl
     tasks = [(kind, i) for kind in KINDS for i in range(flows)]
     with tempfile.TemporaryDirectory() as folder:
         for kind, i in tqdm(tasks, "clips"):
-            clip, path = clip_of(kind, i), Path(folder) / f"{kind}{i}.npy"
-            np.save(path, clip.forward)
+            clip = clip_of(kind, i)
             commanded[kind].append(pooled(clip.forward))
             videos = {"true clips": to_uint8(clip.frames)}
             for strength in STRENGTHS:
-                job = Job(
-                    clip.caption, seed=i, steps=steps, guidance=guidance, preset=None,
-                    strength=strength, motion={"flow": str(path)},
+                job = following(
+                    clip, folder, seed=i, steps=steps, guidance=guidance, preset=None,
+                    strength=strength,
                 )  # fmt: skip
                 videos[f"strength {strength}"] = generate(pipe, job).frames
             for name, video in videos.items():

@@ -19,14 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_motion import UNSEEN, correlation, measured_flow, pooled
+from bench_motion import UNSEEN, correlation, following, measured_flow, pooled
 from bench_motion_groups import KINDS, STRENGTHS, clip_of, slope
 from torch import Tensor
 from tqdm import tqdm
 
 from accel.frames import to_uint8
 from accel.pipelines.generate import motion_latents
-from accel.pipelines.job import Job
 from accel.pipelines.load import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "samples"))
@@ -50,13 +49,17 @@ def gaussian(clips: int) -> tuple[Tensor, Tensor]:
     return mean, vectors @ spread @ vectors.mH
 
 
+@torch.no_grad()
+def decoded(pipe: object, latents: Tensor) -> np.ndarray:
+    """Frames uint8 [F, H, W, 3] of the VAE's own ``latents`` [1, 12, T, H / 4, W / 4]."""
+    return to_uint8(pipe.vae.decode(latents).sample[0].movedim(0, -1) / 2 + 0.5)
+
+
 def video(pipe: object, noise: Tensor, mean: Tensor, root: Tensor) -> np.ndarray:
     """Frames uint8 [F, H, W, 3] that the Gaussian model makes of ``noise`` [1, 12, 5, 16, 16]."""
     waves = torch.fft.fft2(noise.float(), norm="ortho").flatten(1, 2)
     waves = torch.einsum("hwij,bjhw->bihw", root, waves).unflatten(1, noise.shape[1:3])
-    with torch.no_grad():
-        frames = pipe.vae.decode(torch.fft.ifft2(waves, norm="ortho").real + mean).sample[0]
-    return to_uint8(frames.movedim(0, -1) / 2 + 0.5)
+    return decoded(pipe, torch.fft.ifft2(waves, norm="ortho").real + mean)
 
 
 def main() -> None:
@@ -71,11 +74,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
             for i in tqdm(range(args.flows), kind):
-                clip, path = clip_of(kind, i), Path(folder) / f"{kind}{i}.npy"
-                np.save(path, clip.forward)
+                clip = clip_of(kind, i)
                 commanded.append(pooled(clip.forward))
                 for strength in STRENGTHS:
-                    job = Job(clip.caption, seed=i, strength=strength, motion={"flow": str(path)})
+                    job = following(clip, folder, seed=i, strength=strength)
                     noise = motion_latents(pipe, job.resolved())
                     found[strength].append(pooled(measured_flow(video(pipe, noise, mean, root))))
     for strength, flows in found.items():

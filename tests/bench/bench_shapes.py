@@ -13,7 +13,7 @@ generated clips, for the true ones, and for these through the VAE:
     asked      how often the asked shape fits best of the four (by chance 25 %)
     swapped    the same if the next shape had been asked for: the control
     IoU        with the asked shape, on average; nothing of the colour drawn counts 0
-    drawn      how often there is at least a quarter of the shape's area in the asked colour
+    drawn      how often there is at least a quarter of a triangle of its size in the asked colour
     kept       how often it is drawn in all three frames
 """
 
@@ -29,17 +29,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from bench_motion import UNSEEN
+from bench_motion import UNSEEN, following
+from bench_plain_noise import decoded
 from tqdm import tqdm
 
 from accel.frames import to_uint8
 from accel.pipelines.generate import generate
-from accel.pipelines.job import Job
 from accel.pipelines.load import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "samples"))
 from clips import COLOURS, SHAPES, Layer, render, sample_layers, shape_distance
 from clips import Path as Route
+from train_common import to_video
 
 FRAMES = (0, 8, 16)
 TURNS = 72
@@ -132,9 +133,7 @@ def judge(video: np.ndarray, layers: list[Layer]) -> dict[str, float]:
 @torch.no_grad()
 def through_vae(pipe: object, frames: np.ndarray) -> np.ndarray:
     """A uint8 video encoded and decoded."""
-    x = torch.from_numpy(frames).to(pipe.vae.dtype).movedim(-1, 0)[None] / 127.5 - 1
-    y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample[0]
-    return to_uint8(((y.float() + 1) / 2).clamp(0, 1).movedim(0, -1).numpy())
+    return decoded(pipe, pipe.vae.encode(to_video(frames)[None]).latent_dist.mean)
 
 
 def measure(
@@ -144,11 +143,10 @@ def measure(
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for i, (layers, caption) in enumerate(tqdm(scenes(clips), "clips")):
-            clip, path = render(layers, caption), Path(folder) / f"{i}.npy"
-            np.save(path, clip.forward)
-            job = Job(
-                caption, seed=i, steps=steps, guidance=guidance, preset=None,
-                strength=strength, motion={"flow": str(path)},
+            clip = render(layers, caption)
+            job = following(
+                clip, folder, seed=i, steps=steps, guidance=guidance, preset=None,
+                strength=strength,
             )  # fmt: skip
             true = to_uint8(clip.frames)
             videos = {"true": true, "through the VAE": through_vae(pipe, true)}

@@ -8,7 +8,6 @@ import following
 import muon
 import numpy as np
 import pytest
-import scenes
 import torch
 import train_dit as script
 from clips import Layer, Path, render, sample_layers, whereabouts
@@ -19,11 +18,8 @@ SETTINGS = Settings(clips=8, dit_steps=2, dit_batch=2)
 
 @pytest.fixture(scope="module")
 def data() -> dict[str, object]:
-    latents, noise, paths, captions = zip(
-        *(script.make_clip((i, SETTINGS)) for i in range(24)), strict=True
-    )
-    seen = [scenes.scene_targets(script.clip_layers(i, SETTINGS)[0]) for i in range(24)]
-    stack = [torch.from_numpy(np.stack(x)) for x in (latents, noise, paths, seen)]
+    *arrays, captions = zip(*(script.make_clip((i, SETTINGS)) for i in range(24)), strict=True)
+    stack = [torch.from_numpy(np.stack(x)) for x in arrays]
     made = dict(zip(("latents", "noise", "paths", "scenes"), stack, strict=True))
     return {**made, "latents": stack[0].float(), "captions": captions}
 
