@@ -41,6 +41,8 @@ FIELDS = {
 }
 PATTERNS = tuple(FIELDS)
 WAVES = 16  # of one field
+# Pixels, of one shape and of each of two: a star must be several latent pixels wide to be told.
+RADIUS = {1: (14.0, 20.0), 2: (11.0, 15.0)}
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,13 @@ def _distance(shape: str, size: float, u: np.ndarray) -> np.ndarray:
         return np.maximum(np.abs(x), np.abs(y)) - 0.88 * size
     if shape == "triangle":
         return np.maximum(np.abs(x) * 0.866 - 0.5 * y, y) - 0.62 * size
-    radius, angle = np.hypot(x, y), np.arctan2(x, -y)
-    return (radius - size * (0.80 + 0.22 * np.cos(5 * angle))) * 0.6
+    # A star of ten straight edges, folded onto one of them: from a point out to a notch.
+    fifth = 2 * math.pi / 5
+    angle = np.abs((np.arctan2(x, -y) + fifth / 2) % fifth - fifth / 2)
+    radius, out, notch = np.hypot(x, y), 1.2 * size, 0.55 * size
+    edge = np.array([notch * math.cos(fifth / 2) - out, notch * math.sin(fifth / 2)])
+    along, across = radius * np.cos(angle) - out, radius * np.sin(angle)
+    return (along * edge[1] - across * edge[0]) / np.hypot(*edge)
 
 
 def _outline(layer: Layer, u: np.ndarray, k: float) -> np.ndarray:
@@ -152,7 +159,7 @@ def _inside(d: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(np.clip(3.0 * d, -30, 30)))
 
 
-def _draw(layer: Layer, points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw(layer: Layer, points: np.ndarray, k: float) -> tuple[np.ndarray, np.ndarray]:
     """Colour ``[H, W, 3]`` and coverage ``[H, W]`` of a layer at frame ``k``."""
     u = layer.path.inverse(points, k)
     base = np.asarray(COLOURS[layer.colour])
@@ -182,7 +189,7 @@ def whereabouts(layers: list[Layer], points: np.ndarray, frames: Sequence[int]) 
     return found
 
 
-def _top(layers: list[Layer], points: np.ndarray, k: int) -> np.ndarray:
+def _top(layers: list[Layer], points: np.ndarray, k: float) -> np.ndarray:
     """Index of the layer that is seen at each point in frame ``k``."""
     top = np.zeros(points.shape[:-1], int)
     for n, layer in enumerate(layers):
@@ -191,6 +198,15 @@ def _top(layers: list[Layer], points: np.ndarray, k: int) -> np.ndarray:
         else:
             top[_inside(shape_distance(layer, points, k)) > 0.5] = n
     return top
+
+
+def picture(layers: list[Layer], points: np.ndarray, k: float) -> np.ndarray:
+    """What is seen at ``points`` [H, W, 2] in frame ``k``, [H, W, 3] in 0..1."""
+    image = np.zeros((*points.shape[:-1], 3))
+    for layer in layers:
+        colour, cover = _draw(layer, points, k)
+        image += cover[..., None] * (colour - image)
+    return np.clip(image, 0, 1)
 
 
 def render(
@@ -203,16 +219,14 @@ def render(
     forward = np.empty((frames - 1, 2, height, width), np.float32)
     backward = np.empty_like(forward)
     for k in range(frames):
-        image = np.zeros((height, width, 3))
+        images[k] = picture(layers, points, k)
         ahead, behind = np.zeros_like(points), np.zeros_like(points)
-        for layer in layers:
-            colour, cover = _draw(layer, points, k)
-            image += cover[..., None] * (colour - image)
-            on_top = cover > 0.5
-            u = layer.path.inverse(points, k)
-            ahead[on_top] = (layer.path.forward(u, k + 1) - points)[on_top]
-            behind[on_top] = (layer.path.forward(u, k - 1) - points)[on_top]
-        images[k] = np.clip(image, 0, 1)
+        top = _top(layers, points, k)
+        for n, layer in enumerate(layers):
+            here = top == n
+            u = layer.path.inverse(points[here], k)
+            ahead[here] = layer.path.forward(u, k + 1) - points[here]
+            behind[here] = layer.path.forward(u, k - 1) - points[here]
         if k < frames - 1:
             forward[k] = ahead.transpose(2, 0, 1)
         if k > 0:
@@ -233,16 +247,18 @@ def _path(rng: np.random.Generator, centre: tuple[float, float], speed: float) -
     )
 
 
-def _start(
-    rng: np.random.Generator, path_speed: float, size: int
-) -> tuple[tuple[float, float], Path]:
-    """A shape's path that keeps its centre in the picture from the first to the last frame."""
+def _shape(rng: np.random.Generator, colour: str, radius: float, speed: float, size: int) -> Layer:
+    """A random shape that stays in the picture; ``radius`` pixels is its size halfway."""
+    edge, margin = 0.9 * radius, 0.6 * radius
     while True:
-        centre = (float(rng.uniform(12, size - 12)), float(rng.uniform(12, size - 12)))
-        path = _path(rng, centre, path_speed)
-        stops = [path.forward(np.zeros(2), k) for k in (8, 16)]
-        if all(8 <= s[0] <= size - 8 and 8 <= s[1] <= size - 8 for s in stops):
-            return centre, path
+        centre = tuple(float(c) for c in rng.uniform(edge, size - edge, 2))
+        path = _path(rng, centre, speed)
+        stops = np.stack([path.forward(np.zeros(2), k) for k in (8, 16)])
+        if stops.min() >= margin and stops.max() <= size - margin:
+            break
+    shape = str(rng.choice(SHAPES))
+    first = radius * math.exp(-path.zoom * path.progress(8))
+    return Layer(path, colour, "cloudy", shape, first, tuple(rng.random(3)))
 
 
 def sample_layers(
@@ -256,14 +272,11 @@ def sample_layers(
     if still:
         path = Path(path.centre, (0.0, 0.0), 0.0, 0.0)
     layers = [Layer(path, ground, pattern, None, 0.0, tuple(rng.random(3)))]
-    names = []
-    for _ in range(1 if rng.random() < 0.6 else 2):
-        _, path = _start(rng, speed, size)
-        shape, colour = str(rng.choice(SHAPES)), colours.pop()
-        layers.append(
-            Layer(path, colour, "cloudy", shape, float(rng.uniform(10, 15)), tuple(rng.random(3)))
-        )
-        names.append(f"a {colour} {shape}")
+    count = 1 if rng.random() < 0.6 else 2
+    for _ in range(count):
+        radius = rng.uniform(*RADIUS[count])
+        layers.append(_shape(rng, colours.pop(), float(radius), speed, size))
+    names = [f"a {layer.colour} {layer.shape}" for layer in layers[1:]]
     return layers, f"{' and '.join(names)} on a {pattern} {ground} background"
 
 

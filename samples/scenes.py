@@ -38,8 +38,8 @@ def _moved(layer: Layer, points: np.ndarray, time: float) -> np.ndarray:
     return layer.path.forward(u, time + 0.5) - layer.path.forward(u, time - 0.5)
 
 
-def _scene(layers: list[Layer], time: float) -> np.ndarray:
-    """What tokens show at one time, [8, 8, WIDTH]."""
+def scene_of(layers: list[Layer], time: float) -> np.ndarray:
+    """What tokens show at one time, [8, 8, WIDTH], in the order of ``PARTS``."""
     ground, *shapes = layers
     y, x = (np.mgrid[0 : GRID * POINTS, 0 : GRID * POINTS] + 0.5) * (TOKEN / POINTS) - 0.5
     far = np.stack([shape_distance(s, np.stack([x, y], -1), time) for s in shapes])
@@ -59,20 +59,20 @@ def _scene(layers: list[Layer], time: float) -> np.ndarray:
 
 def scene_targets(layers: list[Layer]) -> np.ndarray:
     """What each token of a clip shows, fp16 [5, 8, 8, WIDTH], in the order of ``PARTS``."""
-    return np.stack([_scene(layers, time) for time in latent_times()]).astype(np.float16)
+    return np.stack([scene_of(layers, time) for time in latent_times()]).astype(np.float16)
 
 
 def mirror_scenes(scenes: Tensor) -> Tensor:
-    """Targets [B, 5, 8, 8, WIDTH] of the same clips seen in a mirror, left for right."""
+    """Targets [B, T, 8, 8, WIDTH] of the same clips seen in a mirror, left for right."""
     fine, *rest, motion = scenes.flip(3).split(PARTS, -1)
     fine = fine.unflatten(-1, (POINTS, POINTS)).flip(-1).flatten(-2)
     return torch.cat([fine, *rest, motion * motion.new_tensor([-1.0, 1.0])], -1)
 
 
 def near_outline(scenes: Tensor) -> Tensor:
-    """1 in latent pixels within or close to a shape, else 0: [B, 1, 5, 16, 16]."""
+    """1 in latent pixels within or close to a shape, else 0: [B, 1, T, 16, 16]."""
     fine = scenes[..., : POINTS**2].unflatten(-1, (2, POINTS // 2, 2, POINTS // 2))
-    least = fine.amin((-3, -1))  # [B, 5, 8, 8, 2, 2]
+    least = fine.amin((-3, -1))  # [B, T, 8, 8, 2, 2]
     plane = least.permute(0, 1, 2, 4, 3, 5).reshape(*least.shape[:2], 2 * GRID, 2 * GRID)
     return (plane < 3.0 / REACH).float()[:, None]
 
@@ -94,6 +94,10 @@ class SceneHead(Module):
         self.kept[:] = [output]
 
     def loss(self, scenes: Tensor) -> Tensor:
-        """Mean squared error for targets [B, 5, 8, 8, WIDTH], each in units of its deviation."""
+        """Mean squared error for targets [B, T, 8, 8, WIDTH], each in units of its deviation.
+
+        Single frames (T = 1) show no motion, so of these it is not asked.
+        """
         guess = self.net(self.kept.pop().float()).view_as(scenes)
-        return (guess - (scenes - self.mean) / self.spread).square().mean()
+        error = guess - (scenes - self.mean) / self.spread
+        return error[..., : -PARTS[-1] if scenes.shape[1] == 1 else None].square().mean()

@@ -21,7 +21,8 @@ class Settings:
     """What is trained and for how long; ``seed`` fixes data, weights and batches."""
 
     seed: int = 7
-    clips: int = 18000
+    clips: int = 12000
+    stills: int = 60000
     vae_clips: int = 2000
     vae_steps: int = 4500
     vae_lr: float = 2e-3

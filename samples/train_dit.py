@@ -7,23 +7,27 @@ fresh noise at strength gamma ~ U(0, 0.4) for three and U(0, 1) for three, pure 
 Since the captions never name the motion, noise is the only place to learn it from. A random
 rotation of the noise channels, fresh at each use, gives each stored warp endless variants: the
 channels are independent and share one graph, so the law stays exactly the same.
+
+Every other step is on single frames: what shapes look like is learned from five times as many of
+them for the same work, and carries over to clips.
 """
 
 from __future__ import annotations
 
 import copy
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from clips import render, sample_layers
+from clips import picture, render, sample_layers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from following import GRID, FollowingHeads, follow_targets, token_paths
 from muon import Muon
 from pooled import CHANNELS, SPATIAL, TEMPORAL, pooled_latents
-from scenes import SceneHead, mirror_scenes, near_outline, scene_targets
+from scenes import SceneHead, mirror_scenes, near_outline, scene_of, scene_targets
 from tiny_model import (
     PROMPT_TOKENS,
     build_text_encoder,
@@ -34,7 +38,18 @@ from tiny_model import (
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
-from train_common import DEVICE, ROOT, WORK, Settings, cosine, descend, save_state, to_video
+from train_common import (
+    DEVICE,
+    FRAMES,
+    ROOT,
+    SIZE,
+    WORK,
+    Settings,
+    cosine,
+    descend,
+    save_state,
+    to_video,
+)
 from transformers import UMT5EncoderModel
 
 from accel.kernels.warp import warp_noise
@@ -68,17 +83,43 @@ def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray | str, ...]:
     return latents.half().numpy(), noise, token_paths(layers), scene_targets(layers), caption
 
 
+def make_still(task: tuple[int, Settings]) -> tuple[np.ndarray | str, ...]:
+    """Of one frame of a clip: latents [12, 1, 16, 16], what tokens show [1, 8, 8, WIDTH]; caption.
+
+    Its seeds follow those of the clips.
+    """
+    index, s = task
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(1_000_000 * s.seed + s.clips + index)
+    layers, caption = sample_layers(rng)
+    time = float(rng.uniform(0, FRAMES - 1))
+    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
+    frame = picture(layers, np.stack([x, y], -1), time)
+    latents = pooled_latents(to_video(frame[None] * 255)[None])[0]
+    return latents.half().numpy(), scene_of(layers, time)[None].astype(np.float16), caption
+
+
+def make_all(pool: Any, make: Callable[..., Any], count: int, s: Settings) -> list[list[Any]]:
+    """What ``make`` gives of each of ``count`` seeds, by kind."""
+    tasks = [(i, s) for i in range(count)]
+    made = list(tqdm(pool.imap(make, tasks, 16), make.__name__, count))
+    *arrays, captions = zip(*made, strict=True)
+    return [*(torch.from_numpy(np.stack(a)) for a in arrays), list(captions)]
+
+
 def make_data(s: Settings) -> dict[str, Any]:
-    """Latents, warped noise, paths, captions and scenes of all training clips; cached on disk."""
-    path = WORK / f"data-{s.seed}-{s.clips}.pt"
+    """Latents, warped noise, paths, scenes and captions of all training clips; cached on disk.
+
+    ``stills`` are latents, scenes and captions of single frames.
+    """
+    path = WORK / f"data-{s.seed}-{s.clips}-{s.stills}.pt"
     if not path.exists():
-        tasks = [(i, s) for i in range(s.clips)]
         with multiprocessing.get_context("spawn").Pool() as pool:
-            made = list(tqdm(pool.imap(make_clip, tasks, 16), "encoding clips", s.clips))
-        *arrays, captions = zip(*made, strict=True)
-        tensors = [torch.from_numpy(np.stack(a)) for a in arrays]
-        named = dict(zip(("latents", "noise", "paths", "scenes"), tensors, strict=True))
-        save_state(path, **named, captions=list(captions))
+            clips = make_all(pool, make_clip, s.clips, s)
+            stills = make_all(pool, make_still, s.stills, s)
+        data = dict(zip(("latents", "noise", "paths", "scenes", "captions"), clips, strict=True))
+        data["stills"] = dict(zip(("latents", "scenes", "captions"), stills, strict=True))
+        save_state(path, **data)
     return torch.load(path)
 
 
@@ -125,17 +166,17 @@ def exported_nets() -> tuple[torch.nn.ModuleDict, Tensor, Tensor]:
 
 
 class Batch(NamedTuple):
-    """Latents and noise [B, 12, 5, 16, 16], times [B], what tokens show [B, 5, 8, 8, WIDTH].
+    """Latents and noise [B, 12, T, 16, 16], times [B], what tokens show [B, T, 8, 8, WIDTH].
 
-    ``follow`` are targets of attention [B, 320, 320].
+    ``follow`` are targets of attention [B, 320, 320], of clips; single frames (T = 1) have none.
     """
 
     latents: Tensor
     noise: Tensor
     times: Tensor
     scenes: Tensor
-    follow: Tensor
     prompts: list[str]
+    follow: Tensor | None = None
 
     def mixed(self) -> Tensor:
         """What the transformer is given: latents with noise, by time."""
@@ -150,29 +191,51 @@ def mirror(latents: Tensor, noise: Tensor, paths: Tensor) -> tuple[Tensor, Tenso
     return latents.flip(-1), noise.flip(-1), paths
 
 
-def sample_batch(s: Settings, step: int, latents: Tensor, data: dict[str, Any]) -> Batch:
-    """One batch; the step is the seed. ``latents`` and the tensors of ``data``: on one device."""
+def some(captions: list[str], picks: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """The captions picked; one in ten left empty, for guidance."""
+    return [captions[i] if rng.random() > 0.1 else "" for i in picks]
+
+
+def some_times(count: int, device: torch.device) -> Tensor:
+    """Random times [count] in 0..1, more of the noisy end."""
+    u = torch.rand(count, device=device)
+    return 2 * u / (1 + u)
+
+
+def sample_clips(s: Settings, step: int, data: dict[str, Any]) -> Batch:
+    """One batch of clips; the step is the seed. The tensors of ``data`` are on one device."""
     rng = np.random.default_rng((s.seed, step, 1))
     torch.manual_seed(s.seed * 100_003 + step)
-    picks = rng.integers(0, len(latents), s.dit_batch)
-    prompts = [data["captions"][i] if rng.random() > 0.1 else "" for i in picks]
+    picks = rng.integers(0, len(data["latents"]), s.dit_batch)
+    prompts = some(data["captions"], picks, rng)
     # Motion is learned from noise that is hardly degraded, so most of the clips have such.
     draw, gamma = rng.random(s.dit_batch), rng.random(s.dit_batch)
     gamma[draw < 0.6] *= 0.4
     gamma[draw < 0.3] = 0.0
     gamma[draw > 0.9] = 1.0
     gamma = torch.from_numpy(np.where(s.plain, 1.0, gamma)).float()
-    device = latents.device
-    x, noise, paths = latents[picks], data["noise"][picks].float(), data["paths"][picks]
-    scenes = data["scenes"][picks].float()
-    if step % 2:
+    x, noise, paths = data["latents"][picks], data["noise"][picks].float(), data["paths"][picks]
+    scenes, device = data["scenes"][picks].float(), x.device
+    if rng.random() < 0.5:
         x, noise, paths = mirror(x, noise, paths)
         scenes = mirror_scenes(scenes)
     noise = mix_noise(rotate_channels(noise), gamma.to(device))
     # From noise that is mostly fresh there is nothing to learn of where to look.
     follow = follow_targets(paths) * (gamma <= 0.5).to(device).view(-1, 1, 1)
-    u = torch.rand(s.dit_batch, device=device)
-    return Batch(x, noise, 2 * u / (1 + u), scenes, follow, prompts)  # more of the noisy end
+    return Batch(x, noise, some_times(s.dit_batch, device), scenes, prompts, follow)
+
+
+def sample_stills(s: Settings, step: int, data: dict[str, Any]) -> Batch:
+    """One batch of single frames, as many as a batch of clips has; the step is the seed."""
+    rng = np.random.default_rng((s.seed, step, 2))
+    torch.manual_seed(s.seed * 100_003 + step)
+    count = s.dit_batch * ((FRAMES - 1) // TEMPORAL + 1)
+    picks = rng.integers(0, len(data["latents"]), count)
+    prompts = some(data["captions"], picks, rng)
+    x, scenes = data["latents"][picks], data["scenes"][picks].float()
+    if rng.random() < 0.5:
+        x, scenes = x.flip(-1), mirror_scenes(scenes)
+    return Batch(x, torch.randn_like(x), some_times(count, x.device), scenes, prompts)
 
 
 def flow_loss(nets: torch.nn.ModuleDict, batch: Batch, text: Tensor) -> Tensor:
@@ -193,7 +256,8 @@ def flow_loss(nets: torch.nn.ModuleDict, batch: Batch, text: Tensor) -> Tensor:
     error *= WEIGHTS.to(error.device).sqrt().view(-1, 1, 1, 1)
     calm = (1 - batch.times).view(-1, 1, 1, 1, 1)
     error *= (1 + NEAR * calm * near_outline(batch.scenes)).sqrt()
-    return error.square().mean() + error.diff(dim=2).square().mean()
+    loss = error.square().mean()
+    return loss if error.shape[2] == 1 else loss + error.diff(dim=2).square().mean()
 
 
 def build_optimisers(
@@ -209,6 +273,15 @@ def build_optimisers(
     ]
 
 
+def load_data(s: Settings) -> dict[str, Any]:
+    """``make_data`` with its tensors on the device of the training, latents in float."""
+    data = make_data(s)
+    for part in (data, data["stills"]):
+        part |= {name: x.to(DEVICE) for name, x in part.items() if isinstance(x, Tensor)}
+        part["latents"] = part["latents"].float()
+    return data
+
+
 def train_dit(s: Settings) -> None:
     """Rectified flow on the latents, with warped noise; transformer and text encoder together.
 
@@ -217,17 +290,16 @@ def train_dit(s: Settings) -> None:
     run needs no long prompts, and lowers its rate earlier.
     """
     torch.manual_seed(s.seed)
-    data, tokenizer = make_data(s), build_tokenizer()
-    latents = data["latents"].to(DEVICE).float()
-    mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-    data |= {name: data[name].to(DEVICE) for name in ("noise", "paths", "scenes")}
+    data, tokenizer = load_data(s), build_tokenizer()
+    mean, std = (f(data["latents"], (0, 2, 3, 4)) for f in (torch.mean, torch.std))
     path, start, smooth = s.checkpoint, 0, dict[str, float]()
     nets = build_nets()
     if s.warm:
         nets, *moments = exported_nets()
         mean, std = (x.to(DEVICE) for x in moments)
     nets = nets.to(DEVICE)
-    latents = (latents - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
+    for part in (data, data["stills"]):
+        part["latents"] = (part["latents"] - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
     average = copy.deepcopy(nets)
     scene = SceneHead(nets["transformer"], data["scenes"]).to(DEVICE)
     optimisers = build_optimisers(nets, scene, s.dit_lr)
@@ -241,19 +313,20 @@ def train_dit(s: Settings) -> None:
         start = int(state["step"])
     heads = None if s.warm else FollowingHeads(nets["transformer"])
     if heads is not None and not path.exists():
-        batch = sample_batch(replace(s, dit_batch=8 * s.dit_batch), 0, latents, data)
+        batch = sample_clips(replace(s, dit_batch=8 * s.dit_batch), 0, data)
         text = encode_text(nets["text"], tokenizer, batch.prompts, PROMPT_TOKENS)
         heads.begin(batch.mixed(), batch.times, text)
         average.load_state_dict(nets.state_dict())
-    nets["transformer"].compile(dynamic=False)  # one graph per prompt length
+    nets["transformer"].compile(dynamic=False)  # one graph per kind and prompt length
     bar = tqdm(range(start, s.dit_steps), "dit", initial=start, total=s.dit_steps)
     for step in bar:
-        batch = sample_batch(s, step, latents, data)
-        length = LONG_PROMPT if step % 16 == 15 and not s.warm else PROMPT_TOKENS
+        still = step % 2 == 1
+        batch = sample_stills(s, step, data["stills"]) if still else sample_clips(s, step, data)
+        length = LONG_PROMPT if step % 16 == 14 and not s.warm else PROMPT_TOKENS
         text = encode_text(nets["text"], tokenizer, batch.prompts, length)
-        losses = {"loss": flow_loss(nets, batch, text)}
+        losses = {"stills" if still else "clips": flow_loss(nets, batch, text)}
         losses["scene"] = scene.loss(batch.scenes) * s.scene
-        if heads is not None:
+        if heads is not None and batch.follow is not None:
             losses["follow"] = heads.loss(batch.latents, batch.follow) * s.follow
         flat = s.dit_steps // 2 if s.warm else s.dit_steps * 4 // 5
         rate = cosine(step, s.dit_steps, s.dit_lr, flat=flat)
@@ -262,9 +335,9 @@ def train_dit(s: Settings) -> None:
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), nets.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
-        if DEVICE.type == "cpu" or step % 50 == 0:  # reading it waits for a card
+        if DEVICE.type == "cpu" or step % 50 < 2:  # reading it waits for a card
             now = {name: float(loss.detach()) for name, loss in losses.items()}
-            smooth = {name: 0.98 * smooth.get(name, x) + 0.02 * x for name, x in now.items()}
+            smooth |= {name: 0.98 * smooth.get(name, x) + 0.02 * x for name, x in now.items()}
             bar.set_postfix({name: f"{x:.4f}" for name, x in smooth.items()})
         if (step + 1) % 250 == 0 or step + 1 == s.dit_steps:
             save_state(

@@ -3,7 +3,7 @@
 First the VAE, then text encoder and transformer together, one stage at a time or ``all``:
 
     python samples/train_tiny.py vae      AutoencoderKLWan on short clips, 50 minutes
-    python samples/train_tiny.py data     latents, captions and warped noise, 20 minutes
+    python samples/train_tiny.py data     latents, captions, warped noise; single frames; 15 minutes
     python samples/train_tiny.py dit      WanTransformer3DModel and UMT5EncoderModel, 5 hours
     python samples/train_tiny.py export   samples/tiny-wan as fp16 safetensors
 
@@ -126,7 +126,7 @@ def main() -> None:
     """Run the stages named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("stage", choices=[*STAGES, "all"])
-    for name in ("clips", "vae-steps", "dit-steps", "dit-batch"):
+    for name in ("clips", "stills", "vae-steps", "dit-steps", "dit-batch"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--dit-lr", type=float)
     parser.add_argument("--warm", action="store_true", help="begin with the exported weights")

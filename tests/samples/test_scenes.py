@@ -85,3 +85,23 @@ def test_the_head_asks_one_block_and_those_before_it():
     head.loss(made).backward()
     touched = [block.ffn.net[2].weight.grad is not None for block in transformer.blocks]
     assert touched == [True] * (scenes.BLOCK + 1) + [False] * (5 - scenes.BLOCK)
+
+
+def test_single_frames_are_not_asked_for_motion():
+    made = torch.cat(parts(pictured(24.0, (1.0, 0.0))), -1)[None]
+    transformer = build_transformer()
+    head = scenes.SceneHead(transformer, torch.randn(3, 5, 8, 8, scenes.WIDTH))
+    first = made[:, :1]
+    moving = first.clone()
+    moving[..., -2:] += 5.0
+    coloured = first.clone()
+    coloured[..., -5:-2] += 5.0
+    losses = []
+    for wanted in (first, moving, coloured):
+        transformer(
+            torch.zeros(1, 12, 1, 16, 16),
+            timestep=torch.full((1,), 500.0),
+            encoder_hidden_states=torch.zeros(1, 4, 128),
+        )
+        losses.append(float(head.loss(wanted).detach()))
+    assert losses[0] == losses[1] < losses[2] - 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import following
 import muon
@@ -10,23 +12,72 @@ import numpy as np
 import pytest
 import torch
 import train_dit as script
-from clips import Layer, Path, render, sample_layers, whereabouts
+from clips import COLOURS, Layer, Path, render, sample_layers, whereabouts
 from train_common import Settings
 
-SETTINGS = Settings(clips=8, dit_steps=2, dit_batch=2)
+SETTINGS = Settings(clips=24, stills=12, dit_steps=2, dit_batch=2)
+
+
+class Inline:
+    """A pool of no processes."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+    def imap(self, function: Callable[..., object], tasks: list[object], chunk: int) -> object:
+        return map(function, tasks)
 
 
 @pytest.fixture(scope="module")
-def data() -> dict[str, object]:
-    *arrays, captions = zip(*(script.make_clip((i, SETTINGS)) for i in range(24)), strict=True)
-    stack = [torch.from_numpy(np.stack(x)) for x in arrays]
-    made = dict(zip(("latents", "noise", "paths", "scenes"), stack, strict=True))
-    return {**made, "latents": stack[0].float(), "captions": captions}
+def data(tmp_path_factory) -> dict[str, object]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "WORK", tmp_path_factory.mktemp("data"))
+        patch.setattr(
+            script.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=Inline)
+        )
+        made = script.make_data(SETTINGS)
+        assert script.make_data(SETTINGS)["captions"] == made["captions"]  # from the file
+    return made
+
+
+def copied(data: dict[str, object]) -> dict[str, object]:
+    return {**data, "stills": dict(data["stills"])}
 
 
 def panning(speed: float) -> list[Layer]:
     path = Path((32.0, 32.0), (speed, 0.0), 0.0, 0.0)
     return [Layer(path, "red", "cloudy", None, 0.0, (0.1, 0.2, 0.3))]
+
+
+def test_single_frames_are_frames_of_clips(data):
+    stills = data["stills"]
+    assert stills["latents"].shape == (12, 12, 1, 16, 16) and len(stills["captions"]) == 12
+    assert stills["scenes"].shape == (12, 1, *data["scenes"].shape[2:])
+    rest = stills["latents"][:, 3:]
+    assert rest.abs().max() < 1e-4  # nothing moves
+    for i in range(12):
+        layers, caption = sample_layers(np.random.default_rng(1_000_000 * SETTINGS.seed + 24 + i))
+        assert stills["captions"][i] == caption
+        colour = torch.tensor(COLOURS[layers[0].colour])
+        torch.testing.assert_close(
+            stills["scenes"][i, 0, 0, 0, -5:-2].float(), colour, atol=1e-3, rtol=0
+        )
+
+
+def test_batches_of_both_kinds_are_as_much_work(data):
+    clips = script.sample_clips(SETTINGS, 3, {**data, "latents": data["latents"].float()})
+    stills = script.sample_stills(SETTINGS, 3, data["stills"])
+    assert clips.latents.numel() == stills.latents.numel()
+    assert clips.follow is not None and stills.follow is None
+    again = script.sample_stills(SETTINGS, 3, data["stills"])
+    torch.testing.assert_close(again.noise, stills.noise, rtol=0, atol=0)
+    assert again.prompts == stills.prompts
 
 
 def test_whereabouts_agree_with_the_flow():
@@ -66,7 +117,7 @@ def test_heads_begin_by_following_the_noise(data):
     follow = following.follow_targets(data["paths"])
     noise = script.rotate_channels(data["noise"].float())
     batch = script.Batch(
-        torch.zeros_like(noise), noise, torch.ones(24), data["scenes"], follow, [""] * 24
+        torch.zeros_like(noise), noise, torch.ones(24), data["scenes"], [""] * 24, follow
     )
 
     def cross_entropy(x: script.Batch) -> float:
@@ -83,7 +134,7 @@ def test_heads_begin_by_following_the_noise(data):
 
 def test_training_goes_on_where_it_was(data, tmp_path, monkeypatch):
     monkeypatch.setattr("train_common.WORK", tmp_path)
-    monkeypatch.setattr(script, "make_data", lambda settings: dict(data))
+    monkeypatch.setattr(script, "make_data", lambda settings: copied(data))
     monkeypatch.setattr(script, "cosine", lambda *args, **options: 1e-3)
     monkeypatch.setattr(script.WanTransformer3DModel, "compile", lambda *args, **options: None)
     longer = replace(SETTINGS, dit_steps=3)
@@ -102,7 +153,7 @@ def test_training_goes_on_where_it_was(data, tmp_path, monkeypatch):
 
 def test_training_goes_on_from_the_exported_weights(data, tmp_path, monkeypatch):
     monkeypatch.setattr("train_common.WORK", tmp_path)
-    monkeypatch.setattr(script, "make_data", lambda settings: dict(data))
+    monkeypatch.setattr(script, "make_data", lambda settings: copied(data))
     monkeypatch.setattr(script.WanTransformer3DModel, "compile", lambda *args, **options: None)
     warm = replace(SETTINGS, warm=True)
     script.train_dit(warm)
