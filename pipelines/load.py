@@ -27,7 +27,7 @@ class Defaults:
 
 def defaults(model: str) -> Defaults:
     """Default settings for a model; the embedded one was trained at 64 x 64, 17 frames."""
-    return Defaults(64, 64, 17, 20, 1.5, 8.0) if model == TINY else Defaults()
+    return Defaults(64, 64, 17, 20, 2.0, 8.0) if model == TINY else Defaults()
 
 
 def tiny_folder() -> Path:
