@@ -189,7 +189,7 @@ def whereabouts(layers: list[Layer], points: np.ndarray, frames: Sequence[int]) 
     return found
 
 
-def _top(layers: list[Layer], points: np.ndarray, k: float) -> np.ndarray:
+def _top(layers: list[Layer], points: np.ndarray, k: int) -> np.ndarray:
     """Index of the layer that is seen at each point in frame ``k``."""
     top = np.zeros(points.shape[:-1], int)
     for n, layer in enumerate(layers):
@@ -200,28 +200,36 @@ def _top(layers: list[Layer], points: np.ndarray, k: float) -> np.ndarray:
     return top
 
 
-def picture(layers: list[Layer], points: np.ndarray, k: float) -> np.ndarray:
-    """What is seen at ``points`` [H, W, 2] in frame ``k``, [H, W, 3] in 0..1."""
-    image = np.zeros((*points.shape[:-1], 3))
-    for layer in layers:
+def pixels(height: int, width: int) -> np.ndarray:
+    """Coordinates (x, y) of the pixels of a frame, [H, W, 2]."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    return np.stack([x, y], -1)
+
+
+def picture(layers: list[Layer], points: np.ndarray, k: float) -> tuple[np.ndarray, np.ndarray]:
+    """What is seen at ``points`` [H, W, 2] in frame ``k``, [H, W, 3] in 0..1, and of which layer.
+
+    The second is an index into ``layers``, [H, W].
+    """
+    image, top = np.zeros((*points.shape[:-1], 3)), np.zeros(points.shape[:-1], int)
+    for n, layer in enumerate(layers):
         colour, cover = _draw(layer, points, k)
         image += cover[..., None] * (colour - image)
-    return np.clip(image, 0, 1)
+        top[cover > 0.5] = n
+    return np.clip(image, 0, 1), top
 
 
 def render(
     layers: list[Layer], caption: str, *, frames: int = 17, height: int = 64, width: int = 64
 ) -> Clip:
     """Draw ``layers`` (bottom first) with the exact flow of the top layer at every pixel."""
-    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
-    points = np.stack([x, y], -1)
+    points = pixels(height, width)
     images = np.empty((frames, height, width, 3), np.float32)
     forward = np.empty((frames - 1, 2, height, width), np.float32)
     backward = np.empty_like(forward)
     for k in range(frames):
-        images[k] = picture(layers, points, k)
+        images[k], top = picture(layers, points, k)
         ahead, behind = np.zeros_like(points), np.zeros_like(points)
-        top = _top(layers, points, k)
         for n, layer in enumerate(layers):
             here = top == n
             u = layer.path.inverse(points[here], k)

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from clips import picture, render, sample_layers
+from clips import picture, pixels, render, sample_layers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from following import GRID, FollowingHeads, follow_targets, token_paths
 from muon import Muon
 from pooled import CHANNELS, SPATIAL, TEMPORAL, pooled_latents
-from scenes import SceneHead, mirror_scenes, near_outline, scene_of, scene_targets
+from scenes import SceneHead, latent_times, mirror_scenes, near_outline, scene_of, scene_targets
 from tiny_model import (
     PROMPT_TOKENS,
     build_text_encoder,
@@ -93,8 +93,7 @@ def make_still(task: tuple[int, Settings]) -> tuple[np.ndarray | str, ...]:
     rng = np.random.default_rng(1_000_000 * s.seed + s.clips + index)
     layers, caption = sample_layers(rng)
     time = float(rng.uniform(0, FRAMES - 1))
-    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
-    frame = picture(layers, np.stack([x, y], -1), time)
+    frame, _ = picture(layers, pixels(SIZE, SIZE), time)
     latents = pooled_latents(to_video(frame[None] * 255)[None])[0]
     return latents.half().numpy(), scene_of(layers, time)[None].astype(np.float16), caption
 
@@ -229,7 +228,7 @@ def sample_stills(s: Settings, step: int, data: dict[str, Any]) -> Batch:
     """One batch of single frames, as many as a batch of clips has; the step is the seed."""
     rng = np.random.default_rng((s.seed, step, 2))
     torch.manual_seed(s.seed * 100_003 + step)
-    count = s.dit_batch * ((FRAMES - 1) // TEMPORAL + 1)
+    count = s.dit_batch * len(latent_times())
     picks = rng.integers(0, len(data["latents"]), count)
     prompts = some(data["captions"], picks, rng)
     x, scenes = data["latents"][picks], data["scenes"][picks].float()

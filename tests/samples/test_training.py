@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
 
 import following
@@ -18,28 +18,12 @@ from train_common import Settings
 SETTINGS = Settings(clips=24, stills=12, dit_steps=2, dit_batch=2)
 
 
-class Inline:
-    """A pool of no processes."""
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __enter__(self) -> Inline:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        pass
-
-    def imap(self, function: Callable[..., object], tasks: list[object], chunk: int) -> object:
-        return map(function, tasks)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, object]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "WORK", tmp_path_factory.mktemp("data"))
         patch.setattr(
-            script.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=Inline)
+            script.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=ThreadPool)
         )
         made = script.make_data(SETTINGS)
         assert script.make_data(SETTINGS)["captions"] == made["captions"]  # from the file
