@@ -8,7 +8,7 @@ Since the captions never name the motion, noise is the only place to learn it fr
 rotation of the noise channels, fresh at each use, gives each stored warp endless variants: the
 channels are independent and share one graph, so the law stays exactly the same.
 
-Every other step is on single frames: what shapes look like is learned from five times as many of
+One step in three is on single frames: what shapes look like is learned from five times as many of
 them for the same work, and carries over to clips.
 """
 
@@ -285,8 +285,8 @@ def train_dit(s: Settings) -> None:
     """Rectified flow on the latents, with warped noise; transformer and text encoder together.
 
     Goes on from the checkpoint where there is one; else ``warm`` begins with the exported weights,
-    and leaves their heads alone: to ``begin`` them costs more than a short run wins back. Such a
-    run needs no long prompts, and lowers its rate earlier.
+    and its heads learn to follow from where they are: to ``begin`` them costs more than a short run
+    wins back. Such a run needs no long prompts, and lowers its rate earlier.
     """
     torch.manual_seed(s.seed)
     data, tokenizer = load_data(s), build_tokenizer()
@@ -310,8 +310,8 @@ def train_dit(s: Settings) -> None:
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         start = int(state["step"])
-    heads = None if s.warm else FollowingHeads(nets["transformer"])
-    if heads is not None and not path.exists():
+    heads = FollowingHeads(nets["transformer"])
+    if not (s.warm or path.exists()):
         batch = sample_clips(replace(s, dit_batch=8 * s.dit_batch), 0, data)
         text = encode_text(nets["text"], tokenizer, batch.prompts, PROMPT_TOKENS)
         heads.begin(batch.mixed(), batch.times, text)
@@ -319,13 +319,13 @@ def train_dit(s: Settings) -> None:
     nets["transformer"].compile(dynamic=False)  # one graph per kind and prompt length
     bar = tqdm(range(start, s.dit_steps), "dit", initial=start, total=s.dit_steps)
     for step in bar:
-        still = step % 2 == 1
+        still = step % 3 == 2
         batch = sample_stills(s, step, data["stills"]) if still else sample_clips(s, step, data)
         length = LONG_PROMPT if step % 16 == 14 and not s.warm else PROMPT_TOKENS
         text = encode_text(nets["text"], tokenizer, batch.prompts, length)
         losses = {"stills" if still else "clips": flow_loss(nets, batch, text)}
         losses["scene"] = scene.loss(batch.scenes) * s.scene
-        if heads is not None and batch.follow is not None:
+        if batch.follow is not None:
             losses["follow"] = heads.loss(batch.latents, batch.follow) * s.follow
         flat = s.dit_steps // 2 if s.warm else s.dit_steps * 4 // 5
         rate = cosine(step, s.dit_steps, s.dit_lr, flat=flat)
