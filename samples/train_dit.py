@@ -319,7 +319,7 @@ def train_dit(s: Settings) -> None:
     nets["transformer"].compile(dynamic=False)  # one graph per kind and prompt length
     bar = tqdm(range(start, s.dit_steps), "dit", initial=start, total=s.dit_steps)
     for step in bar:
-        still = step % 3 == 2
+        still = step % 3 == 1
         batch = sample_stills(s, step, data["stills"]) if still else sample_clips(s, step, data)
         length = LONG_PROMPT if step % 16 == 14 and not s.warm else PROMPT_TOKENS
         text = encode_text(nets["text"], tokenizer, batch.prompts, length)
@@ -334,7 +334,7 @@ def train_dit(s: Settings) -> None:
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), nets.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
-        if DEVICE.type == "cpu" or step % 50 < 2:  # reading it waits for a card
+        if DEVICE.type == "cpu" or step % 50 < 3:  # reading it waits for a card
             now = {name: float(loss.detach()) for name, loss in losses.items()}
             smooth |= {name: 0.98 * smooth.get(name, x) + 0.02 * x for name, x in now.items()}
             bar.set_postfix({name: f"{x:.4f}" for name, x in smooth.items()})
