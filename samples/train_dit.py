@@ -286,7 +286,7 @@ def train_dit(s: Settings) -> None:
 
     Goes on from the checkpoint where there is one; else ``warm`` begins with the exported weights,
     and its heads learn to follow from where they are: to ``begin`` them costs more than a short run
-    wins back. Such a run needs no long prompts, and lowers its rate earlier.
+    wins back. Such a run lowers its rate earlier.
     """
     torch.manual_seed(s.seed)
     data, tokenizer = load_data(s), build_tokenizer()
