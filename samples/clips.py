@@ -31,7 +31,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (0.95, 0.95, 0.95),
     "grey": (0.50, 0.50, 0.50),
 }
-SHAPES = ("circle", "square", "triangle", "star")
+SHAPES = ("circle", "square", "triangle", "crescent")
 # Textures: shortest and longest period (pixels), spread of the waves' directions (half turns).
 FIELDS = {
     "striped": (15.0, 21.0, 0.2),
@@ -41,7 +41,7 @@ FIELDS = {
 }
 PATTERNS = tuple(FIELDS)
 WAVES = 16  # of one field
-# Pixels, of one shape and of each of two: a star must be several latent pixels wide to be told.
+# Pixels, of one shape and of each of two: a crescent must be several latent pixels wide to be told.
 RADIUS = {1: (14.0, 20.0), 2: (11.0, 15.0)}
 
 
@@ -134,13 +134,9 @@ def _distance(shape: str, size: float, u: np.ndarray) -> np.ndarray:
         return np.maximum(np.abs(x), np.abs(y)) - 0.88 * size
     if shape == "triangle":
         return np.maximum(np.abs(x) * 0.866 - 0.5 * y, y) - 0.62 * size
-    # A star of ten straight edges, folded onto one of them: from a point out to a notch.
-    fifth = 2 * math.pi / 5
-    angle = np.abs((np.arctan2(x, -y) + fifth / 2) % fifth - fifth / 2)
-    radius, out, notch = np.hypot(x, y), 1.2 * size, 0.55 * size
-    edge = np.array([notch * math.cos(fifth / 2) - out, notch * math.sin(fifth / 2)])
-    along, across = radius * np.cos(angle) - out, radius * np.sin(angle)
-    return (along * edge[1] - across * edge[0]) / np.hypot(*edge)
+    # A crescent: a disc less a smaller one above it, with its centre of mass in the middle.
+    y = y + 0.39 * size
+    return np.maximum(np.hypot(x, y) - 1.2 * size, 0.9 * size - np.hypot(x, y + 0.7 * size))
 
 
 def _outline(layer: Layer, u: np.ndarray, k: float) -> np.ndarray:

@@ -26,15 +26,15 @@ from accel.pipelines.motion.preview import colour_wheel
 ROWS = [
     ("a red circle on a striped blue background", {"camera": {"pan": [2.0, 0.0]}}),
     ("a red circle on a striped blue background", {"camera": {"pan": [-2.0, 0.0]}}),
-    ("a yellow star on a dotted purple background", {"camera": {"zoom": 1.025}}),
-    ("a yellow star on a dotted purple background", {"camera": {"zoom": 0.975}}),
+    ("a yellow crescent on a dotted purple background", {"camera": {"zoom": 1.025}}),
+    ("a yellow crescent on a dotted purple background", {"camera": {"zoom": 0.975}}),
     ("a white square on a mottled green background", {"camera": {"roll": 3.0}}),
     ("an orange triangle on a cloudy grey background", {"camera": {"pan": [0.0, 2.0]}}),
     (
         "a blue square on a dotted orange background",
         {"drag": [{"polygon": [[8, 20], [30, 20], [30, 42], [8, 42]], "by": [24, 0]}]},
     ),
-    ("a green circle and a purple star on a striped white background", None),
+    ("a green circle and a purple crescent on a striped white background", None),
 ]
 SHOWN, ZOOM, MARGIN = (0, 4, 8, 12, 16), 2, 300
 

@@ -32,6 +32,7 @@ class Settings:
     dit_lr: float = 1e-3
     follow: float = 0.3
     scene: float = 0.5
+    lengths: float = 30.0
     ema: float = 0.996
     warm: bool = False
     plain: bool = False

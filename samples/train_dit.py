@@ -8,6 +8,9 @@ Since the captions never name the motion, noise is the only place to learn it fr
 rotation of the noise channels, fresh at each use, gives each stored warp endless variants: the
 channels are independent and share one graph, so the law stays exactly the same.
 
+One step in four has prompts padded to 512 tokens and is also to predict what it does for the short
+padding of all others, so that a video does not depend on it: there is no mask on padding.
+
 One step in three is on single frames: what shapes look like is learned from five times as many of
 them for the same work, and carries over to clips.
 """
@@ -57,7 +60,7 @@ from accel.kernels.warp import warp_noise
 # Of a channel in the loss: by coefficient of the cosine transform, slowest first; 1 on average.
 WEIGHTS = torch.tensor([1.82, 1.27, 0.64, 0.27]).repeat_interleave(3)
 NEAR = 3.0  # how much more latent pixels near a shape count once the noise is gone
-LONG_PROMPT = 512  # WanPipeline's default padding; one step in four has it, so that both work
+LONG_PROMPT = 512  # WanPipeline's default padding
 
 
 def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray | str, ...]:
@@ -237,21 +240,26 @@ def sample_stills(s: Settings, step: int, data: dict[str, Any]) -> Batch:
     return Batch(x, torch.randn_like(x), some_times(count, x.device), scenes, prompts)
 
 
-def flow_loss(nets: torch.nn.ModuleDict, batch: Batch, text: Tensor) -> Tensor:
-    """Mean squared error of the predicted velocity ``noise - x``, and of its change over frames.
-
-    Both have the same minimiser; the second gives motion, which is a small part of the first, more
-    weight. Fast changes within a latent frame, which are hard to predict and hardly seen, count
-    less (``WEIGHTS``). Shapes are a small part of a clip, and count more (``NEAR``) the less noise
-    there is: where it hides whether there is a shape, to weigh by that would have too many drawn.
-    """
+def velocity(nets: torch.nn.ModuleDict, batch: Batch, text: Tensor) -> Tensor:
+    """What the transformer predicts for a batch: the velocity ``noise - x``, shaped as latents."""
     x = batch.mixed()
     fast = x.is_cuda or torch.cpu._is_avx512_bf16_supported()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
         guess = nets["transformer"](
             x, timestep=batch.times * 1000, encoder_hidden_states=text
         ).sample
-    error = guess.float() - (batch.noise - batch.latents)
+    return guess.float()
+
+
+def flow_loss(guess: Tensor, batch: Batch) -> Tensor:
+    """Mean squared error of the predicted velocity, and of its change over frames.
+
+    Both have the same minimiser; the second gives motion, which is a small part of the first, more
+    weight. Fast changes within a latent frame, which are hard to predict and hardly seen, count
+    less (``WEIGHTS``). Shapes are a small part of a clip, and count more (``NEAR``) the less noise
+    there is: where it hides whether there is a shape, to weigh by that would have too many drawn.
+    """
+    error = guess - (batch.noise - batch.latents)
     error *= WEIGHTS.to(error.device).sqrt().view(-1, 1, 1, 1)
     calm = (1 - batch.times).view(-1, 1, 1, 1, 1)
     error *= (1 + NEAR * calm * near_outline(batch.scenes)).sqrt()
@@ -321,9 +329,15 @@ def train_dit(s: Settings) -> None:
     for step in bar:
         still = step % 3 == 1
         batch = sample_stills(s, step, data["stills"]) if still else sample_clips(s, step, data)
-        length = LONG_PROMPT if step % 4 == 2 else PROMPT_TOKENS
-        text = encode_text(nets["text"], tokenizer, batch.prompts, length)
-        losses = {"stills" if still else "clips": flow_loss(nets, batch, text)}
+        text = encode_text(nets["text"], tokenizer, batch.prompts, PROMPT_TOKENS)
+        guess = velocity(nets, batch, text)
+        losses = {}
+        if step % 4 == 2:
+            short = guess.detach()
+            text = encode_text(nets["text"], tokenizer, batch.prompts, LONG_PROMPT)
+            guess = velocity(nets, batch, text)
+            losses["lengths"] = (guess - short).square().mean() * s.lengths
+        losses["stills" if still else "clips"] = flow_loss(guess, batch)
         losses["scene"] = scene.loss(batch.scenes) * s.scene
         if batch.follow is not None:
             losses["follow"] = heads.loss(batch.latents, batch.follow) * s.follow

@@ -68,7 +68,7 @@ def test_generate_with_the_keyboard_reload_and_play(page: Any, page_out: Path) -
     fill(page, frames=33, steps=100)  # long enough to be still running after a reload
     page.locator("#prompt textarea").focus()
     page.keyboard.press("Control+A")
-    page.keyboard.type("a green star")
+    page.keyboard.type("a green crescent")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.tagName") != "BODY"
     page.locator("#go").focus()
@@ -79,8 +79,8 @@ def test_generate_with_the_keyboard_reload_and_play(page: Any, page_out: Path) -
     assert page.locator("#now img.preview").count() == 1
     playing = "document.querySelector('#latest video')?.currentTime > 0"
     until(lambda: page.evaluate(playing))
-    job = Job(**read_sidecar(next(page_out.glob("a-green-star*.json")))["job"])
-    assert (job.prompt, job.frames, job.steps) == ("a green star", 33, 100)
+    job = Job(**read_sidecar(next(page_out.glob("a-green-crescent*.json")))["job"])
+    assert (job.prompt, job.frames, job.steps) == ("a green crescent", 33, 100)
 
 
 @browsing

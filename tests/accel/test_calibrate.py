@@ -245,7 +245,7 @@ def test_a_patched_pipeline_is_not_calibrated(pipe):
 
 
 def test_jobs_are_call_arguments_too(pipe):
-    job = {"prompt": "a blue star", "height": 64, "width": 64, "num_frames": 5,
+    job = {"prompt": "a blue crescent", "height": 64, "width": 64, "num_frames": 5,
            "num_inference_steps": 2, "max_sequence_length": 32}  # fmt: skip
     table = calibrate(pipe, [job, job], impl="reference", probe_runs=0, progress=False)
     assert (table.counts == 2).all() and table.counts.shape == (12, 2, 2)
@@ -254,7 +254,7 @@ def test_jobs_are_call_arguments_too(pipe):
 def test_latent_error_grows_from_step_to_step(pipe):
     traces = []
     for preset in (None, None, "balanced"):
-        job = Job("a blue star", seed=3, steps=8, preset=preset)
+        job = Job("a blue crescent", seed=3, steps=8, preset=preset)
         with latents_by_step(pipe) as latents:
             generate(pipe, job)
         traces.append(latents)

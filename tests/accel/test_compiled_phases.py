@@ -18,7 +18,7 @@ PHASES = (  # which sites run low changes twice in the run
     Rule("int6", "blocks.[135].attn1", start=2 / 3),
 )
 JOB = {
-    "prompt": "a red star", "height": 64, "width": 64, "num_frames": 5, "max_sequence_length": 32,
+    "prompt": "a crescent", "height": 64, "width": 64, "num_frames": 5, "max_sequence_length": 32,
     "num_inference_steps": STEPS, "guidance_scale": 3.0, "output_type": "latent",
 }  # fmt: skip
 

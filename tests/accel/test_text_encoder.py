@@ -23,7 +23,7 @@ SHORT = "a white square and a green triangle on a mottled grey background"
 LONG = " and ".join(
     f"a {colour} {shape} on a {texture} {ground} background"
     for colour, ground in (("red", "blue"), ("yellow", "purple"), ("white", "green"))
-    for shape in ("circle", "star", "triangle")
+    for shape in ("circle", "crescent", "triangle")
     for texture in ("striped", "dotted", "cloudy")
 )
 LENGTH = 256  # tokens; the short prompt is padded to it, as pipelines pad prompts

@@ -46,7 +46,7 @@ from accel.quality import psnr
 
 PROMPTS = (
     "a red circle on a striped blue background",
-    "a yellow star on a dotted purple background",
+    "a yellow crescent on a dotted purple background",
     "a white square and a green triangle on a mottled grey background",
     "an orange triangle on a cloudy green background",
     "a blue square on a dotted orange background",

@@ -55,7 +55,7 @@ from accel.rehash.measure import measure
 from accel.rehash.measurement import Measurement
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
-SHAPES = ("circle", "square", "triangle", "star")
+SHAPES = ("circle", "square", "triangle", "crescent")
 PATTERNS = ("striped", "mottled", "dotted", "cloudy")
 MEASURED_ON, ASKED = 8, (24.0, 28.0, 32.0, 36.0, 40.0)
 

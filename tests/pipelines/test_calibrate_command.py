@@ -19,7 +19,7 @@ from accel.plan import Plan
 @pytest.fixture
 def jobs(tmp_path):
     path = tmp_path / "jobs.yaml"
-    path.write_text("defaults: {steps: 3, frames: 5}\njobs: [{prompt: a red star, seed: 1}]\n")
+    path.write_text("defaults: {steps: 3, frames: 5}\njobs: [{prompt: a red crescent, seed: 1}]\n")
     return path
 
 

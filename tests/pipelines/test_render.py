@@ -23,6 +23,11 @@ from accel.pipelines.video import read_video
 from accel.quality import psnr
 
 QUICK = {"steps": 2, "frames": 5, "width": 64, "height": 64}
+FOUR = [
+    "a red circle on a striped blue background", "a white square on a mottled green background",
+    "an orange triangle on a cloudy grey background",
+    "a yellow crescent on a dotted purple background",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +106,21 @@ def test_both_prompt_lengths_give_nearly_the_same_video(pipe, prompt_tokens):
     short = generate(pipe, Job("a red circle on a striped blue background", preset=None,
                                guidance=5.0, **{**QUICK, "steps": 4})).frames  # fmt: skip
     assert psnr((frames * 255).round().astype(np.uint8), short) > 20
+
+
+def test_prompt_lengths_agree_at_the_guidance_of_jobs(pipe):
+    found = []
+    for seed, prompt in enumerate(FOUR):
+        short, long = (
+            pipe(
+                prompt, height=64, width=64, num_frames=5, num_inference_steps=4,
+                guidance_scale=2.0, generator=torch.Generator().manual_seed(seed),
+                output_type="np", max_sequence_length=tokens,
+            ).frames[0]
+            for tokens in (32, 512)
+        )  # fmt: skip
+        found.append(psnr(*((x * 255).round().astype(np.uint8) for x in (short, long))))
+    assert np.median(found) > 20, found
 
 
 @pytest.mark.parametrize(
