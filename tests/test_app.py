@@ -131,9 +131,16 @@ def test_compare_in_step(page: Any, page_out: Path) -> None:
     name = "a-red-circle-on-a-striped-blue-background-4"
     until(lambda: read_sidecar(page_out / f"{name}.json"))
     tab(page, "Queue and gallery")
+    late: list[Any] = []
+    page.route(lambda url: ".mp4" in url, lambda route: late.append(route))
     page.locator(f"[data-act=compare][data-name='{name}']").click()
     page.locator(".compare [data-do=play]").click()
-    times = "[...document.querySelectorAll('.compare video')].map((v) => v.currentTime)"
+    players = "[...document.querySelectorAll('.compare video')]"
+    assert page.evaluate(f"{players}.map((v) => v.readyState)") == [0, 0, 0]
+    for request in late:
+        request.continue_()
+    page.unroute_all()
+    times = f"{players}.map((v) => v.currentTime)"
     until(lambda: page.evaluate(times)[0] > 0.2)
     for _ in range(20):  # 8 frames a second, 17 frames: this sees it wrap around as well
         seen = page.evaluate(times)

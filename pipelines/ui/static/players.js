@@ -43,14 +43,17 @@ function start() {
     play.textContent = 'Pause';
     together(lead.currentTime > (frames - 0.6) / fps ? 0 : lead.currentTime);
   }
-  // Nobody starts before everybody stands at the same place.
+  const once = (video, event) => new Promise((done) => video.addEventListener(event, done, {once: true}));
+  // Nobody starts before everybody stands at the same place. One that is not loaded yet cannot seek.
   async function together(time) {
     const mine = ++turn;
     for (const video of all) video.pause();
-    await Promise.all(all.map((video) => new Promise((done) => {
-      video.addEventListener('seeked', done, {once: true});
+    await Promise.all(all.map(async (video) => {
+      if (video.readyState === 0) await once(video, 'loadedmetadata');
+      const there = once(video, 'seeked');
       video.currentTime = time;
-    })));
+      await there;
+    }));
     if (mine !== turn || !playing) return;
     await Promise.allSettled(all.map((video) => video.play()));
     if (mine === turn) steady = true;
