@@ -244,11 +244,13 @@ class Page:
             event(shown, self.limits, self.table, **QUIET)
         inputs = [self.asked, *self.limits, *self.form]
         outputs = [self.asked, self.limits[0], self.picked, self.predicted]
-        # A simulation may take a minute, so only few wait for one at a time.
-        few = {"concurrency_id": "plan", "concurrency_limit": 2, "trigger_mode": "always_last"}
-        for event in (self.plan_tab.select, *(limit.input for limit in self.limits)):
-            event(self.on.predict, inputs, outputs, **few, **TOLD)
-            event(shown, self.limits, self.table, **QUIET)
+        # A simulation may take a minute, so only few wait for one at a time. One event for all
+        # causes: a page has at most one under way, and the newest limits have the last word.
+        few = {"concurrency_id": "plan", "concurrency_limit": 2}
+        asking = [self.plan_tab.select, *(limit.input for limit in self.limits)]
+        last = {"triggers": asking, "trigger_mode": "always_last"}
+        gr.on(fn=self.on.predict, inputs=inputs, outputs=outputs, **last, **few, **TOLD)
+        gr.on(fn=shown, inputs=self.limits, outputs=self.table, **last, **QUIET)
         into = [self.tabs, self.planned, self.form[-2]]
         self.use_plan.click(self.on.use_plan, self.picked, into, **TOLD)
 
