@@ -15,7 +15,7 @@ from accel.pipelines.ui import compare, drawing, forms, plans, safety, view
 from accel.pipelines.ui.handlers import MORE, Handlers
 from accel.pipelines.ui.settings import Models
 from accel.pipelines.ui.studio import Studio
-from accel.pipelines.ui.widgets import gr
+from accel.pipelines.ui.widgets import Limit, gr
 
 STATIC = Path(view.__file__).parent / "static"
 TOLD: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -97,6 +97,7 @@ class Page:
         with gr.Row():
             models = list(self.studio.models.by_label)
             model = gr.Dropdown(models, value=models[0], label="Model", scale=2)
+            self.suited = gr.State(models[0])
             choices = self.studio.models.accelerations
             preset = gr.Dropdown(choices, value=first["preset"], label="Acceleration")
         with gr.Row():
@@ -114,8 +115,8 @@ class Page:
             name = gr.Textbox("", label="Name of the file (else words of the prompt)")
         dice.click(forms.random_seed, None, seed, **QUIET)
         sizes = [*sizes, guidance]
-        suit = partial(forms.default_sizes, models=self.studio.models)
-        self.resized = model.input(suit, model, sizes, **QUIET)
+        into = [self.suited, *sizes]
+        self.resized = model.input(self.on.suit, [model, self.suited], into, **QUIET)
         return [prompt, negative, model, *sizes, seed, preset, name]
 
     def motion(self) -> None:
@@ -173,15 +174,15 @@ class Page:
         """What is predicted for the form's job, then runs that were measured."""
         with gr.Row():
             self.limits = [
-                gr.Slider(0, 16, 16, step=0.001, label="Memory, at most GiB", buttons=[],
-                          min_width=250),
-                gr.Slider(0, 100, plans.least(self.studio), step=0.5, min_width=250,
-                          label="Quality, at least dB PSNR", buttons=[]),
+                Limit(0, 16, 16, step=0.001, label="Memory, at most GiB", buttons=[],
+                      min_width=250),
+                Limit(0, 100, plans.least(self.studio), step=0.5, min_width=250,
+                      label="Quality, at least dB PSNR", buttons=[]),
             ]  # fmt: skip
         self.predicted = custom(plans.WAIT, elem_id="predicted")
         self.use_plan = gr.Button("Use this plan", elem_id="use-plan")
         self.table = custom("", elem_id="runs")
-        self.asked, self.picked = gr.State(""), gr.State(None)
+        self.asked, self.picked = gr.State(None), gr.State(None)
 
     # --------------------------------------------------------------------------------- wiring
 
@@ -189,7 +190,7 @@ class Page:
         """What leads to what."""
         on, job = self.on, [self.moved, self.drawn, self.planned, *self.form]
         into = [self.tabs, self.moved, self.drawn, self.planned, self.sketch, self.shape]
-        into += [self.canvas, self.strength, *self.camera, *self.form]
+        into += [self.canvas, self.strength, *self.camera, self.suited, *self.form]
         for event, compared in (
             (self.go.click, False), (self.form[0].submit, False), (self.both.click, True),
         ):  # fmt: skip
@@ -211,6 +212,7 @@ class Page:
         self.show.click(on.show_pair, pair[:2], pair[2:], **TOLD)
         for menu, more in ((self.first, []), (self.second, [compare.OWN]), (self.behind, [])):
             menu.focus(partial(on.names, more), None, menu, **QUIET)
+        self.preset.focus(on.presets, None, self.preset, **QUIET)
         self.wire_motion()
         self.wire_state()
 

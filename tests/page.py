@@ -9,8 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,11 @@ def chromium() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, address: str, width: int = 1100, **options: Any) -> Iterator[Any]:
-    """A tab on the page. Fails if the page asks anybody else for anything, or reports an error."""
+    """A tab on the page. Fails if the page asks anybody else for anything, or reports an error.
+    What it shows at the end is printed, which pytest shows for a test that fails.
+    """
+    from playwright.sync_api import Error
+
     context = browser.new_context(viewport={"width": width, "height": 900}, **options)
     page, wrong = context.new_page(), []
     page.set_default_timeout(120_000)
@@ -139,8 +144,25 @@ def opened(browser: Any, address: str, width: int = 1100, **options: Any) -> Ite
         page.locator("#go").wait_for()
         yield page
     finally:
+        with suppress(Error):  # the page may be gone
+            print(page.locator("body").inner_text(timeout=5000), *wrong, sep="\n")
         context.close()
     assert not wrong, wrong
+
+
+def until(condition: Callable[[], Any], looks: int = 1200) -> Any:
+    """What the condition gives once it is true; looks are counted, as a machine may stand still."""
+    for _ in range(looks):
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it did not happen")
+
+
+def fill(page: Any, **values: Any) -> None:
+    """Type values into the fields of the form that have these labels."""
+    for name, value in values.items():
+        page.get_by_label(name.capitalize(), exact=True).first.fill(str(value))
 
 
 def tab(page: Any, name: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from page import CUT_OFF, NAMELESS, POOR_CONTRAST, SCRIPT, chromium, missing, opened, tab
+from page import CUT_OFF, NAMELESS, POOR_CONTRAST, SCRIPT, fill, missing, opened, tab, until
 
 from accel.cli import main
 from accel.pipelines.batch.jobfile import read_jobs
@@ -30,30 +30,10 @@ UNDER_ARROW = """[...document.querySelectorAll('input[role=combobox]')].filter((
 }).map((e) => e.ariaLabel)"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
-
-
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
     with opened(browser, address) as found:
         yield found
-
-
-def until(condition: Callable[[], Any], looks: int = 1200) -> Any:
-    """What the condition gives once it is true; looks are counted, as a machine may stand still."""
-    for _ in range(looks):
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it did not happen")
-
-
-def fill(page: Any, **values: Any) -> None:
-    for name, value in values.items():
-        page.get_by_label(name.capitalize(), exact=True).first.fill(str(value))
 
 
 def give_name(page: Any, name: str) -> None:
@@ -74,6 +54,8 @@ def test_generate_with_the_keyboard_reload_and_play(page: Any, page_out: Path) -
     page.locator("#go").focus()
     page.keyboard.press("Enter")
     until(lambda: " of 100" in page.locator("#now").inner_text())
+    for size, kept in (("Frames", "33"), ("Steps", "100")):  # Tab went past the menu of models
+        assert page.get_by_label(size, exact=True).first.input_value() == kept
     page.reload()  # the render goes on without us, and is there when we come back
     until(lambda: " of 100" in page.locator("#now").inner_text())
     assert page.locator("#now img.preview").count() == 1
@@ -297,6 +279,7 @@ def test_a_plan_is_predicted_and_used(page: Any, page_out: Path) -> None:
     assert "Predicted for 64×64, 5 frames" in shown.inner_text()
     (whole,) = re.findall(r"as it comes, decode\s*([\d.]+) GiB", shown.inner_text())
     memory = page.get_by_label("number input for Memory, at most GiB")
+    memory.fill("16")  # more than can be needed is no error
     memory.fill(f"{float(whole) - 0.001}")
     until(lambda: "planned, decode" in shown.inner_text())
     assert "16 slices" in shown.inner_text()

@@ -12,11 +12,11 @@ from accel.pipelines.job import Job, JobError
 from accel.pipelines.ui import compare, drawing, forms, plans, predicted, view
 from accel.pipelines.ui.settings import PLANNED, UNACCELERATED, settings_of
 from accel.pipelines.ui.studio import Finished, Studio
-from accel.pipelines.ui.widgets import gr
+from accel.pipelines.ui.widgets import Limit, gr
 from accel.plan import Plan
 
 MORE = 24  # cards that "more" adds to the gallery
-REUSED = 8 + len(drawing.CAMERA) + len(forms.FIELDS)  # values that ``into_form`` returns
+REUSED = 9 + len(drawing.CAMERA) + len(forms.FIELDS)  # values that ``into_form`` returns
 
 
 def told(fn: Callable) -> Callable:
@@ -50,6 +50,14 @@ class Handlers:
         name = self.studio.submit(values, compare=compared)
         gr.Info(f"{escape(name)} is in the queue.", duration=3)
 
+    def suit(self, label: str, suited: str) -> list[Any]:
+        """The chosen model and the sizes that suit it. ``suited``: the model of the sizes so far.
+        A menu tells its value also when it is only left; what was typed since then stays.
+        """
+        if label == suited:
+            return [gr.skip()] * (1 + len(forms.SIZES))
+        return [label, *forms.default_sizes(label, self.studio.models)]
+
     def act(self, event: gr.EventData) -> None:
         """A button inside server-made HTML."""
         message = self.studio.act(str(event.act), str(event.name))
@@ -59,6 +67,10 @@ class Handlers:
     def preset_names(self) -> list[str]:
         """For the menu of presets."""
         return list(self.studio.presets.all())
+
+    def presets(self) -> Any:
+        """The menu of presets with those that are saved by now."""
+        return gr.Dropdown(choices=self.preset_names())
 
     @told
     def save_preset(self, name: str, moved: bool, drawn: Any, plan: Any, *form: Any) -> Any:
@@ -89,7 +101,7 @@ class Handlers:
 
     def into_form(self, job: Job, video: Finished | None = None) -> list[Any]:
         """The form and the drawing, over the first frame of ``video``, filled with a job, and
-        shown: tab, moved, drawn, plan, sketch, shape, canvas, strength, camera, form.
+        shown: tab, moved, drawn, plan, sketch, shape, canvas, strength, camera, model, form.
         """
         job = forms.unnamed(job.resolved())
         size = (job.width or 64, job.height or 64, job.frames or 17)
@@ -101,8 +113,8 @@ class Handlers:
         strength = job.strength if isinstance(job.strength, float) else 0.1
         plan = None if job.plan is None else (job.accel_plan() or Plan()).to_dict()
         shown = [gr.Tabs(selected="generate"), drawn is not None, drawn, plan, sketch, size]
-        camera = drawing.camera_of(job)
-        return [*shown, canvas, strength, *camera, *forms.to_form(job, self.studio.models)]
+        camera, form = drawing.camera_of(job), forms.to_form(job, self.studio.models)
+        return [*shown, canvas, strength, *camera, form[forms.FIELDS.index("model")], *form]
 
     # ---------------------------------------------------------------------------------- motion
 
@@ -188,22 +200,31 @@ class Handlers:
 
     # ------------------------------------------------------------------------------------ plan
 
-    def predict(self, asked: str, memory: float, quality: float, *form: Any) -> Iterator[list[Any]]:
-        """The plan for the form's job: what it was asked for, memory slider, picked, HTML. While a
-        new size is simulated, that is said.
+    def predict(
+        self, asked: tuple[str, float] | None, memory: float, quality: float, *form: Any
+    ) -> Iterator[list[Any]]:
+        """The plan for the form's job: what it was asked for, memory slider, picked, HTML.
+
+        ``asked``: shape of the job and top of the slider so far. For a new size a limit stays, and
+        a slider at its top goes to the new one. While a size is simulated, that is said, and the
+        slider rests, as its top is not known yet.
         """
+        slider = gr.skip()
         try:
             job = forms.job_of(form, self.studio)
             if self.studio.simulations.known(job) is None:
-                yield [gr.skip(), gr.skip(), None, plans.WAIT]
+                yield [gr.skip(), Limit(interactive=False), None, plans.WAIT]
+                slider = Limit(interactive=True)
             ways = self.studio.simulations.ways(job)
-            top, slider = plans.top(self.studio, ways), gr.skip()
-            if asked != predicted.shape(job):
-                asked, memory, slider = predicted.shape(job), top, gr.Slider(maximum=top, value=top)
+            shape, top = predicted.shape(job), plans.top(self.studio, ways)
+            if asked is None or asked[0] != shape:
+                limited = asked is not None and memory < asked[1]
+                memory, asked = min(memory, top) if limited else top, (shape, top)
+                slider = Limit(maximum=top, value=memory, interactive=True)
             plan = plans.predict(self.studio, job, ways, memory, quality)
             yield [asked, slider, plan.settings(), plans.shown(plan, job, memory)]
         except JobError as error:
-            yield [gr.skip(), gr.skip(), None, view.problem(str(error))]
+            yield [gr.skip(), slider, None, view.problem(str(error))]
 
     @told
     def use_plan(self, picked: Any) -> list[Any]:

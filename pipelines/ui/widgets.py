@@ -2,7 +2,7 @@
 
 Each import of gradio reads, parses and compares a ``.pyi`` file for each of its components, which
 is more than half of its time. It leaves out classes whose source is not in a file; while it is
-imported here, its own classes say so.
+imported here, its own classes and ours say so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def _without_stubs() -> Iterator[None]:
     original = inspect.getfile
 
     def getfile(thing: Any) -> str:
-        if isinstance(thing, type) and thing.__module__.startswith("gradio."):
+        if isinstance(thing, type) and thing.__module__.startswith(("gradio.", __name__)):
             raise OSError("no source asked for")
         return original(thing)
 
@@ -32,4 +32,16 @@ def _without_stubs() -> Iterator[None]:
 with _without_stubs():
     import gradio as gr
 
-__all__ = ["gr"]
+    class Limit(gr.Slider):
+        """A slider that takes a number typed beyond an end as that end, where gr.Slider reports an
+        error: who allows more than can be needed allows what is needed.
+        """
+
+        is_template = True  # the browser draws it as a gr.Slider
+
+        def preprocess(self, payload: float) -> float:
+            """The value a handler gets."""
+            return super().preprocess(min(max(payload, self.minimum), self.maximum))
+
+
+__all__ = ["Limit", "gr"]
