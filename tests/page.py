@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -106,6 +108,9 @@ def missing() -> str:
     except ImportError:
         return "playwright is not installed (make)"
     return "" if shutil.which("chromium") else "chromium is not installed (make browser)"
+
+
+browsing = pytest.mark.skipif(bool(missing()), reason=missing())
 
 
 @contextmanager

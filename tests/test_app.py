@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from page import CUT_OFF, NAMELESS, POOR_CONTRAST, SCRIPT, fill, missing, opened, tab, until
+from page import CUT_OFF, NAMELESS, POOR_CONTRAST, SCRIPT, browsing, fill, opened, tab, until
 
 from accel.cli import main
 from accel.pipelines.batch.jobfile import read_jobs
@@ -19,7 +19,6 @@ from accel.pipelines.job import Job, settings_text
 from accel.pipelines.video import write_video
 
 pytest.importorskip("gradio", reason="gradio is not installed (pip install 'accel-diffusion[ui]')")
-browsing = pytest.mark.skipif(bool(missing()), reason=missing())
 
 # Menus whose text reaches under their arrow.
 UNDER_ARROW = """[...document.querySelectorAll('input[role=combobox]')].filter((e) => {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page import fill, free_port, missing, opened, tab, until
+from page import browsing, fill, free_port, opened, tab, until
 
 from accel.pipelines.job import Job
 from accel.pipelines.load import TINY
@@ -18,7 +18,6 @@ from accel.pipelines.ui.settings import Models
 from accel.pipelines.ui.studio import Studio
 
 pytest.importorskip("gradio", reason="gradio is not installed (pip install 'accel-diffusion[ui]')")
-browsing = pytest.mark.skipif(bool(missing()), reason=missing())
 
 OTHER = "other"  # a model that is not on the disk: all its sizes are its own
 # Keeps every text that a part of the page has shown.

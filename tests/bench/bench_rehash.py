@@ -23,6 +23,7 @@ import argparse
 import gc
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,9 +55,10 @@ from accel.quality import psnr, ssim
 from accel.rehash.measure import measure
 from accel.rehash.measurement import Measurement
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "samples"))
+from clips import PATTERNS, SHAPES
+
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
-SHAPES = ("circle", "square", "triangle", "crescent")
-PATTERNS = ("striped", "mottled", "dotted", "cloudy")
 MEASURED_ON, ASKED = 8, (24.0, 28.0, 32.0, 36.0, 40.0)
 
 
