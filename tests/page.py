@@ -170,6 +170,16 @@ def fill(page: Any, **values: Any) -> None:
         page.get_by_label(name.capitalize(), exact=True).first.fill(str(value))
 
 
+def unfold(page: Any, name: str) -> None:
+    """Open a part of the page. Gradio makes its fields only then, and what is typed into one in
+    that very moment may be lost; after two answers to what the page asks by itself they stand.
+    """
+    page.get_by_role("button", name=name).first.click()
+    for _ in range(2):
+        with page.expect_response(lambda response: "/run/" in response.url):
+            pass
+
+
 def tab(page: Any, name: str) -> None:
     """Show a tab; on a narrow screen it may be in the menu of those that do not fit."""
     button = page.get_by_role("tab", name=name, exact=True)

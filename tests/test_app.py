@@ -10,7 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from page import CUT_OFF, NAMELESS, POOR_CONTRAST, SCRIPT, browsing, fill, opened, tab, until
+from page import (
+    CUT_OFF,
+    NAMELESS,
+    POOR_CONTRAST,
+    SCRIPT,
+    browsing,
+    fill,
+    opened,
+    tab,
+    unfold,
+    until,
+)  # fmt: skip
 
 from accel.cli import main
 from accel.pipelines.batch.jobfile import read_jobs
@@ -38,7 +49,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
 def give_name(page: Any, name: str) -> None:
     box = page.get_by_label("Name of the file")
     if not box.is_visible():
-        page.get_by_role("button", name="More", exact=False).first.click()
+        unfold(page, "More")
     box.fill(name)
 
 
@@ -175,7 +186,7 @@ def test_scripts_in_prompt_and_name_are_text(page: Any, page_out: Path) -> None:
 @browsing
 def test_presets_and_job_file(page: Any, tmp_path: Path) -> None:
     fill(page, seed=123)
-    page.get_by_text("Presets and job file").click()
+    unfold(page, "Presets and job file")
     page.locator("#preset input").fill("mine")
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Save", exact=True).click()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page import browsing, fill, free_port, opened, tab, until
+from page import browsing, fill, free_port, opened, tab, unfold, until
 
 from accel.pipelines.job import Job
 from accel.pipelines.load import TINY
@@ -155,7 +155,7 @@ def test_the_menu_of_models_changes_sizes_only_for_another_model(page: Any, stud
     menu.click()
     page.get_by_role("option", name="tiny (embedded)").click()
     until(lambda: sizes() == ["64", "64", "17", "20"])
-    page.get_by_text("Presets and job file").click()
+    unfold(page, "Presets and job file")
     page.locator("#preset input").click()
     page.get_by_role("option", name="theirs").click()
     page.get_by_role("button", name="Use", exact=True).click()
