@@ -1,22 +1,81 @@
-"""Acceleration add-on for Hugging Face diffusers: ``accel.patch(pipe)`` and what it decides."""
+"""Acceleration add-on for Hugging Face diffusers.
 
-from pathlib import Path as _Path
+    import accel
+    accel.patch(pipe)            # the preset "balanced"
+    print(accel.report(pipe))    # exactly what ran
+    accel.unpatch(pipe)          # exactly what was there before
 
-# A checkout keeps kernels/ and pipelines/ beside this folder; a wheel carries them inside it.
-_root = _Path(__file__).resolve().parents[1]
-if (_root / "kernels" / "csrc").is_dir() and str(_root) not in __path__:
-    __path__.append(str(_root))
+Public names are loaded when they are first used, so ``import accel`` costs next to nothing.
+"""
 
-from accel import choose  # noqa: E402
-from accel.budget import plan as plan  # noqa: E402
-from accel.calibrate import calibrate  # noqa: E402
-from accel.calibration import ErrorTable  # noqa: E402
-from accel.config import AttentionConfig, Rule, SlicingConfig  # noqa: E402
-from accel.patch import Handle, patch, patched, report, unpatch  # noqa: E402
-from accel.plan import Plan  # noqa: E402
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = [
-    "AttentionConfig", "ErrorTable", "Handle", "Plan", "Rule", "SlicingConfig", "calibrate",
-    "choose", "patch", "patched", "report", "unpatch",
-]  # fmt: skip
+
+if TYPE_CHECKING:
+    from accel.calibration import choose as choose
+    from accel.calibration.precision import calibrate as calibrate
+    from accel.calibration.step_measurement import Measurement as Measurement
+    from accel.calibration.steps import measure_steps as measure_steps
+    from accel.calibration.table import ErrorTable as ErrorTable
+    from accel.config import AttentionConfig as AttentionConfig
+    from accel.config import Multistep as Multistep
+    from accel.config import RehashConfig as RehashConfig
+    from accel.config import Rule as Rule
+    from accel.config import SlicingConfig as SlicingConfig
+    from accel.patching import Handle as Handle
+    from accel.patching import is_patched as is_patched
+    from accel.patching import patch as patch
+    from accel.patching import patched as patched
+    from accel.patching import report as report
+    from accel.patching import unpatch as unpatch
+    from accel.planning import plan as plan
+    from accel.plans import Plan as Plan
+    from accel.reporting import Report as Report
+
+# Public name: the module that has it, or that it is.
+_PUBLIC = {
+    "AttentionConfig": "accel.config",
+    "ErrorTable": "accel.calibration.table",
+    "Handle": "accel.patching",
+    "Measurement": "accel.calibration.step_measurement",
+    "Multistep": "accel.config",
+    "Plan": "accel.plans",
+    "RehashConfig": "accel.config",
+    "Report": "accel.reporting",
+    "Rule": "accel.config",
+    "SlicingConfig": "accel.config",
+    "calibrate": "accel.calibration.precision",
+    "choose": "accel.calibration.choose",
+    "is_patched": "accel.patching",
+    "measure_steps": "accel.calibration.steps",
+    "patch": "accel.patching",
+    "patched": "accel.patching",
+    "plan": "accel.planning",
+    "report": "accel.patching",
+    "unpatch": "accel.patching",
+}
+_WINGS = (
+    "attention", "calibration", "cli", "config", "core", "families", "kernels", "memory",
+    "patching", "pipelines", "planning", "plans", "rehash", "reporting", "slicing",
+)  # fmt: skip
+
+__all__ = [*_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WINGS:
+        return import_module(f"accel.{name}")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'accel' has no attribute {name!r}")
+    module = import_module(_PUBLIC[name])
+    found = module if _PUBLIC[name].endswith(f".{name}") else getattr(module, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC, *_WINGS])

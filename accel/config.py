@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from accel.core.validate import from_dict, one_of
 
 Precision = Literal["int8", "int6", "int4", "full"]
 Impl = Literal["auto", "reference", "cpu", "gpu"]
 Level = Literal["output", "features"]
 Storage = Literal["native", "int8", "cpu"]
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """ " (did you mean 'x'?)" for a misspelt word, or "" if nothing is near."""
-    import difflib
-
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def choose(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        hint = did_you_mean(str(value), list(allowed))
-        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}{hint}")
-
-
-def from_dict(cls: type, data: Any, where: str) -> Any:
-    """Build the dataclass ``cls`` from a mapping; anything else raises ValueError."""
-    if not isinstance(data, dict):
-        raise ValueError(f"{where} must be a mapping, got {data!r}")
-    known = [f.name for f in fields(cls)]
-    for key in data:
-        if key not in known:
-            hint = did_you_mean(str(key), known)
-            raise ValueError(f"{where} has an unknown key {key!r}{hint}; known: {known}")
-    return cls(**data)
 
 
 @dataclass(frozen=True)
@@ -53,7 +28,7 @@ class Rule:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        choose("rule precision", self.precision, get_args(Precision))
+        one_of("rule precision", self.precision, get_args(Precision))
         if not isinstance(self.sites, str):
             object.__setattr__(self, "sites", tuple(self.sites))
         if not 0.0 <= self.start < self.end <= 1.0:
@@ -83,8 +58,8 @@ class AttentionConfig:
     max_error: float = 0.5
 
     def __post_init__(self) -> None:
-        choose("attention precision", self.precision, get_args(Precision))
-        choose("attention impl", self.impl, get_args(Impl))
+        one_of("attention precision", self.precision, get_args(Precision))
+        one_of("attention impl", self.impl, get_args(Impl))
         rules = tuple(
             r if isinstance(r, Rule) else from_dict(Rule, r, "attention rule") for r in self.rules
         )
@@ -117,9 +92,9 @@ class SlicingConfig:
 
 @dataclass(frozen=True)
 class Multistep:
-    """Weights fitted to a schedule, as ``accel.rehash.multistep`` has them: per step, of its own
-    output if it is computed, then of the kept ones, newest first. They hold for the timesteps
-    ``times`` of the scheduler class ``sampler``.
+    """Weights fitted to a schedule, as ``accel.calibration.step_weights`` has them: per step, of
+    its own output if it is computed, then of the kept ones, newest first. They hold for the
+    timesteps ``times`` of the scheduler class ``sampler``.
     """
 
     weights: tuple[tuple[float, ...], ...]
@@ -144,9 +119,9 @@ class RehashConfig:
 
     ``speedup``: denoising steps of a run per computed one. Without ``keys`` a rule picks the
     computed steps while the run goes on. ``keys``: 0-based computed steps of a run of ``steps``
-    steps, as ``accel.rehash.measure`` finds them; they are stretched to runs of another length. The
-    first fifth of the steps and the last one are always computed, and runs of 8 steps or fewer are
-    left alone.
+    steps, as ``accel.calibration.steps`` finds them; they are stretched to runs of another length.
+    The first fifth of the steps and the last one are always computed, and runs of 8 steps or fewer
+    are left alone.
 
     ``level`` "output" predicts the denoiser's output from its last ones; "features" keeps, in a
     transformer, what its blocks added to the token stream, in a UNet the temporal feature of its
@@ -172,8 +147,8 @@ class RehashConfig:
     quality: float | None = None
 
     def __post_init__(self) -> None:
-        choose("rehash level", self.level, get_args(Level))
-        choose("rehash store", self.store, get_args(Storage))
+        one_of("rehash level", self.level, get_args(Level))
+        one_of("rehash store", self.store, get_args(Storage))
         object.__setattr__(self, "keys", tuple(self.keys))
         if not 1.0 <= self.speedup <= 5.0:
             raise ValueError(
@@ -195,7 +170,7 @@ class RehashConfig:
         if self.quality is not None and not self.keys:
             raise ValueError(
                 f"rehash quality {self.quality:g} dB needs a measured schedule: "
-                f"accel.rehash.measure.measure(pipe, jobs).at_quality({self.quality:g}) makes this "
+                f"accel.measure_steps(pipe, jobs).at_quality({self.quality:g}) makes this "
                 "config from a few jobs; without a measurement give a speedup instead"
             )
         self._check_multistep()

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accel.patch import Handle
-from accel.sites import denoisers
+from accel.core.diffusers_bridge import CONFIG_ATTRIBUTE
+from accel.core.structure import denoisers
+from accel.patching import Handle
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -181,7 +182,7 @@ def _scheduler_state(scheduler: Any) -> dict[str, Any]:
     """All plain state of a scheduler; numpy arrays are constants of its noise schedule."""
     state = {}
     for name, value in vars(scheduler).items():
-        if name == "_internal_dict" or type(value).__module__ == "numpy":
+        if name == CONFIG_ATTRIBUTE or type(value).__module__ == "numpy":
             continue
         state[name] = _plain(value, name)
     return state

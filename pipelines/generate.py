@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from accel.frames import shown, to_uint8
+from accel.core.run_pipeline import shown, to_uint8
+from accel.core.structure import denoisers
+from accel.families.family import Geometry
 from accel.kernels.warp import check_flow
-from accel.patch import Handle, patched
+from accel.patching import Handle, patched
 from accel.pipelines.checkpoint import StepCheckpoint
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.flows import make_flow
-from accel.pipelines.motion.latents import Geometry, arrange, latent_geometry, warped_latents
+from accel.pipelines.motion.latents import arrange, latent_geometry, warped_latents
 from accel.pipelines.motion.strength import make_strength
-from accel.report import Report
-from accel.sites import denoisers
+from accel.reporting import Report
 
 OnStep = Callable[[int, int], None]
 OnLatents = Callable[[Any, torch.Tensor], None]

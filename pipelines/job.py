@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
 
-from accel.config import choose, from_dict
+from accel.core.validate import from_dict, one_of
 from accel.pipelines.load import TINY, defaults
-from accel.plan import PRESETS, Plan
+from accel.plans import PRESETS, Plan
 
 FORMATS = ("mp4", "webm", "gif", "png", "lossless")
 SETTINGS_VERSION = 1
@@ -75,9 +75,9 @@ class Job:
                 or not low <= value <= high
             ):
                 raise JobError(f"{number} must be a number from {low} to {high}, got {value!r}")
-        choose("format", self.format, FORMATS)
+        one_of("format", self.format, FORMATS)
         if self.preset is not None:
-            choose("preset", self.preset, PRESETS)
+            one_of("preset", self.preset, PRESETS)
         if self.motion is not None and not isinstance(self.motion, Mapping):
             raise JobError(f"motion must be a mapping, got {self.motion!r}")
 

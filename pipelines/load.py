@@ -33,19 +33,13 @@ def defaults(model: str) -> Defaults:
 def tiny_folder() -> Path:
     """Folder of the embedded model, in a checkout or inside the installed package."""
     here = Path(__file__).resolve().parent
-    for folder in (here.parent / "samples" / "tiny-wan", *_installed()):
+    for folder in (here.parent / "samples" / "tiny-wan", here / "tiny-wan"):
         if (folder / "model_index.json").is_file():
             return folder
     raise FileNotFoundError(
         "the embedded model samples/tiny-wan is missing; reinstall accel-diffusion or run "
         "python samples/train_tiny.py all"
     )
-
-
-def _installed() -> list[Path]:
-    import accel
-
-    return [Path(folder) / "samples" / "tiny-wan" for folder in accel.__path__]
 
 
 def load(model: str = TINY, *, dtype: torch.dtype | None = None, device: str | None = None) -> Any:

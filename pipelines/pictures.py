@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from accel.calibration import ErrorTable
-from accel.choose import Choice
+from accel.calibration.choose import Choice
+from accel.calibration.table import ErrorTable
 
 GAIN = 8  # of differences, which are small
 CELL, LINE, LABEL = 14, 16, 190

@@ -165,6 +165,13 @@ def _encode_gif(path: Path, frames: np.ndarray, fps: float, comment: str) -> Non
 # ----------------------------------------------------------------------------------------- reading
 
 
+def existing(path: str | Path) -> Path:
+    """Return ``path`` as a Path. Raises ValueError if nothing is there."""
+    if not Path(path).exists():
+        raise ValueError(f"no file {path}")
+    return Path(path)
+
+
 def _reading(path: str | Path, read: Callable[[], T]) -> T:
     try:
         return read()

@@ -20,8 +20,8 @@ from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
 from accel.pipelines.motion.driving import estimate
+from accel.pipelines.motion.flow_pictures import colour_wheel
 from accel.pipelines.motion.flows import make_flow
-from accel.pipelines.motion.preview import colour_wheel
 
 ROWS = [
     ("a red circle on a striped blue background", {"camera": {"pan": [2.0, 0.0]}}),

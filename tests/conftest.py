@@ -13,7 +13,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "samples")]
 
-import card  # noqa: E402, F401  before anything else brings Triton in
+from helpers import card  # noqa: E402, F401  before anything else brings Triton in
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def page_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A browser for the tests of one file; it has an event loop of its own while it runs."""
-    from page import chromium
+    from helpers.page import chromium
 
     with chromium() as found:
         yield found
@@ -42,7 +42,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def address(page_out: Path) -> Iterator[str]:
     """Where that page is served."""
-    from page import served
+    from helpers.page import served
 
     with served(page_out) as url:
         yield url

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from page import (
+from helpers.page import (
     CUT_OFF,
     NAMELESS,
     POOR_CONTRAST,

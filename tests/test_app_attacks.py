@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from page import SCRIPT, served
+from helpers.page import SCRIPT, served
 
 from accel.cli import main
 

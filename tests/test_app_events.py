@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page import browsing, fill, free_port, opened, tab, unfold, until
+from helpers.page import browsing, fill, free_port, opened, tab, unfold, until
 
+from accel.memory.fit import Needs
 from accel.pipelines.job import Job
 from accel.pipelines.load import TINY
-from accel.pipelines.ui.predicted import Ways
 from accel.pipelines.ui.settings import Models
 from accel.pipelines.ui.studio import Studio
 
@@ -55,14 +55,14 @@ def page(browser: Any, studio: Studio) -> Iterator[Any]:
 
 @dataclass
 class Held:
-    """``Simulations.ways`` that lets the next answer wait once it is told to."""
+    """``Simulations.needs`` that lets the next answer wait once it is told to."""
 
     simulate: Any
     hold: bool = False
     waits: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, job: Job) -> Ways:
+    def __call__(self, job: Job) -> Needs:
         found = self.simulate(job)
         if self.hold:
             self.hold = False
@@ -73,7 +73,7 @@ class Held:
 
 @browsing
 def test_the_newest_limits_have_the_last_word(page: Any, studio: Studio) -> None:
-    held = studio.simulations.ways = Held(studio.simulations.ways)  # type: ignore[method-assign]
+    held = studio.simulations.needs = Held(studio.simulations.needs)  # type: ignore[method-assign]
     tab(page, "Plan")
     page.locator("#predicted svg").wait_for()
     tab(page, "Generate")
@@ -98,7 +98,7 @@ def test_the_newest_limits_have_the_last_word(page: Any, studio: Studio) -> None
 
 @browsing
 def test_a_limit_stays_for_another_size(page: Any, studio: Studio) -> None:
-    held = studio.simulations.ways = Held(studio.simulations.ways)  # type: ignore[method-assign]
+    held = studio.simulations.needs = Held(studio.simulations.needs)  # type: ignore[method-assign]
     memory = page.get_by_label("number input for Memory, at most GiB")
 
     def plan_for(frames: int) -> None:

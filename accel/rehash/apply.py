@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
 
 from accel.config import AttentionConfig, RehashConfig
+from accel.core.run_state import RunState
 from accel.rehash.state import RehashState
-from accel.seam import Undo
-from accel.state import RunState
 
 NAME = "accel_rehash"
 # Beside these a line through two outputs is worse than repeating one: 27.6 against 28.6 dB in INT4.
@@ -49,14 +50,14 @@ def new_state(
     return state
 
 
-def apply(denoiser: nn.Module, name: str, state: RehashState, undo: list[Undo]) -> None:
-    """Hook one denoiser. What has to be undone is appended to ``undo`` as it is done.
+def apply_rehash(denoiser: nn.Module, name: str, state: RehashState, undo: ExitStack) -> None:
+    """Hook one denoiser. What has to be undone is put on ``undo`` as it is done.
 
     Raises ValueError for a tail that the denoiser does not have.
     """
+    from accel.core.diffusers_bridge import register
     from accel.rehash.features import Unsupported, find
     from accel.rehash.hook import RehashHook
-    from accel.rehash.register import register
 
     features = None
     if state.config.level == "features":
@@ -65,12 +66,12 @@ def apply(denoiser: nn.Module, name: str, state: RehashState, undo: list[Undo]) 
         except Unsupported as error:
             state.record.note(f"reuses outputs instead of features: {error}")
     hook = RehashHook(state, name, features)
-    undo.append(register(denoiser, hook, NAME))
+    undo.callback(register(denoiser, hook, NAME))
     if getattr(denoiser, "_compiled_call_impl", None) is not None:
-        undo.append(_around_compiled(denoiser, hook))
+        undo.callback(_around_compiled(denoiser, hook))
 
 
-def _around_compiled(denoiser: Any, hook: Any) -> Undo:
+def _around_compiled(denoiser: Any, hook: Any) -> Callable[[], None]:
     """Stand outside the graph of a denoiser that was compiled in place: no graph break."""
     compiled = denoiser._compiled_call_impl
     module = weakref.ref(denoiser)

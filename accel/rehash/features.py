@@ -14,16 +14,15 @@ down-block does.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
-from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.hooks.hooks import ModelHook
 from torch import Tensor, nn
 
-from accel.rehash.register import refresh_registries, register
-from accel.seam import Undo
+from accel.core.diffusers_bridge import BlockKind, refresh_registries, register
+from accel.core.structure import blocks
 
 NAME = "accel_rehash_part"
 
@@ -92,7 +91,7 @@ class _Part(ModelHook):
 class _Block(_Part):
     """A block before the tail. The first takes the snapshot, the last completes it."""
 
-    def __init__(self, span: _Span, kind: Any, first: bool, last: bool, text: bool) -> None:
+    def __init__(self, span: _Span, kind: BlockKind, first: bool, last: bool, text: bool) -> None:
         super().__init__(span)
         self._kind, self._first, self._last, self._text = kind, first, last, text
 
@@ -101,7 +100,7 @@ class _Block(_Part):
         span = self.span
         if torch.compiler.is_compiling() or (span.kept is None and span.values is None):
             return self.run(args, kwargs)
-        streams = self._streams(args, kwargs)
+        streams = self._kind.streams(args, kwargs)
         if span.values is not None:
             if self._first:
                 added = span.values + [None] * (len(streams) - len(span.values))
@@ -118,37 +117,24 @@ class _Block(_Part):
                 span.kept.extend(p.add_(s) for p, s in zip(span.partial, after, strict=True))
         return output
 
-    def _streams(self, args: Any, kwargs: Any) -> list[Tensor]:
-        """Token stream and, where the block returns one, text stream."""
-        find = self._kind._get_parameter_from_args_kwargs
-        names = [self._kind.hidden_states_argument_name]
-        if self._kind.return_encoder_hidden_states_index is not None:
-            names.append(self._kind.encoder_hidden_states_argument_name)
-        return [find(name, args, kwargs) for name in names]
-
     def _results(self, output: Any) -> list[Tensor]:
         if not isinstance(output, tuple):
             return [output]
-        at = (
-            self._kind.return_hidden_states_index,
-            self._kind.return_encoder_hidden_states_index,
-        )
+        at = (self._kind.hidden_index, self._kind.text_index)
         return [output[i] for i in at if i is not None]
 
     def _output(self, streams: list[Any]) -> Any:
-        if self._kind.return_encoder_hidden_states_index is None:
+        if self._kind.text_index is None:
             return streams[0]
-        return tuple(streams if self._kind.return_hidden_states_index == 0 else streams[::-1])
+        return tuple(streams if self._kind.hidden_index == 0 else streams[::-1])
 
 
-def _transformer(denoiser: nn.Module, tail: int, undo: list[Undo]) -> Features:
-    from accel.slicing.apply import blocks
-
+def _transformer(denoiser: nn.Module, tail: int, undo: ExitStack) -> Features:
     found = list(blocks(denoiser).values())
     if found == [denoiser]:
         raise Unsupported("it has no list of blocks")
     try:
-        kinds = [TransformerBlockRegistry.get(type(block)) for block in found]
+        kinds = [BlockKind(type(block)) for block in found]
     except ValueError as error:
         raise Unsupported("diffusers does not say what its blocks return") from error
     if tail >= len(found):
@@ -157,7 +143,7 @@ def _transformer(denoiser: nn.Module, tail: int, undo: list[Undo]) -> Features:
     body = found[: len(found) - tail]
     for i, block in enumerate(body):
         hook = _Block(span, kinds[i], i == 0, i == len(body) - 1, tail > 0)
-        undo.append(register(block, hook, NAME))
+        undo.callback(register(block, hook, NAME))
     return span
 
 
@@ -220,7 +206,7 @@ class _LastUp(_Part):
             module._modules.update(whole)
 
 
-def _unet(denoiser: Any, tail: int, undo: list[Undo]) -> Features:
+def _unet(denoiser: Any, tail: int, undo: ExitStack) -> Features:
     last = denoiser.up_blocks[-1]
     layers = len(last.resnets)
     if not 1 <= tail < layers:
@@ -234,17 +220,17 @@ def _unet(denoiser: Any, tail: int, undo: list[Undo]) -> Features:
         if (parts := getattr(last, name, None)) is not None
     )
     span = _Span()
-    undo.append(register(temporal[layers - 1 - tail], _Layer(span), NAME))
+    undo.callback(register(temporal[layers - 1 - tail], _Layer(span), NAME))
     for block in denoiser.down_blocks if tail == 1 else denoiser.down_blocks[1:]:
-        undo.append(register(block, _Down(span), NAME))
+        undo.callback(register(block, _Down(span), NAME))
     middle = [] if denoiser.mid_block is None else [denoiser.mid_block]
     for block in (*middle, *denoiser.up_blocks[:-1]):
-        undo.append(register(block, _Middle(span), NAME))
-    undo.append(register(last, _LastUp(span, tail), NAME))
+        undo.callback(register(block, _Middle(span), NAME))
+    undo.callback(register(last, _LastUp(span, tail), NAME))
     return span
 
 
-def find(denoiser: nn.Module, tail: int, undo: list[Undo]) -> Features:
+def find(denoiser: nn.Module, tail: int, undo: ExitStack) -> Features:
     """Hook the parts of a denoiser. Raises Unsupported, or ValueError for a tail it has not."""
     if getattr(denoiser, "_compiled_call_impl", None) is not None or hasattr(denoiser, "_orig_mod"):
         raise Unsupported("it runs under torch.compile, whose graph has no way round its blocks")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from accel.config import Multistep, RehashConfig, Storage
+from accel.core.run_state import RunState
 from accel.rehash.schedule import FEW, UNMEASURED, Rate, budget, forced, head, stretch, weights
-from accel.state import RunState
 
 MAX_BRANCHES = 8  # a pipeline whose branches cannot be told apart would make new ones forever
 
@@ -93,7 +93,7 @@ class Branch:
 
 
 @dataclass
-class Record:
+class RehashRecord:
     """What happened. ``computed`` and ``reused`` count steps by reason, ``calls`` denoiser calls;
     ``keys`` are the computed steps of the last run, ``steps`` its length, ``state_bytes`` the most
     that was kept at once; ``corrected`` computed calls whose output was corrected by measured
@@ -121,7 +121,7 @@ class RehashState:
 
     def __init__(self, config: RehashConfig, order: int, run: RunState) -> None:
         self.config, self.order, self.run = config, order, run
-        self.record = Record()
+        self.record = RehashRecord()
         self._number = -1
         self._decided: dict[int, tuple[bool, str]] = {}
         self._keys: frozenset[int] | None = None

@@ -34,7 +34,7 @@ from torch.nn.functional import pad
 from accel.kernels import shared_keys
 from accel.kernels.gpu.fp4 import to_fp4
 from accel.kernels.gpu.layout import TOKENS, Packed, Queries, Tile, with_mask
-from accel.kernels.gpu.prepare import pack, pack_queries
+from accel.kernels.gpu.pack import pack, pack_queries
 from accel.kernels.gpu.support import capability, value_format
 from accel.kernels.gpu.tuning import Choice
 from accel.kernels.gpu.tuning import choose as choose_tile

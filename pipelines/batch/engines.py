@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from accel.config import choose
+from accel.core.validate import one_of
 from accel.pipelines.batch.worker import Check, Emit, Outcome, Task, Worker
 from accel.pipelines.job import JobError
 
@@ -60,7 +60,7 @@ def make_engine(name: str, out: Path, stop: Stop, emit: Emit, stall: int = 0) ->
     """
     kind, _, address = name.partition("://")
     try:
-        choose("--engine", kind, ("local", "inline", "ray"))
+        one_of("--engine", kind, ("local", "inline", "ray"))
     except ValueError as error:
         raise JobError(f"{error}; a Ray cluster that runs is ray://HOST:PORT") from error
     if kind == "local":

@@ -28,8 +28,8 @@ from typing import IO, Any
 
 import yaml
 
-from accel.config import did_you_mean
-from accel.pipelines.batch.stream import read_top_level, stream_list
+from accel.core.validate import did_you_mean
+from accel.pipelines.batch.yaml_stream import read_top_level, stream_list
 from accel.pipelines.job import Job, JobError, job_from_settings, make_job
 from accel.pipelines.video import SUFFIXES, read_comment
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from accel.config import SlicingConfig
+from accel.core.structure import denoisers
 from accel.pipelines.job import Job
-from accel.plan import Plan
-from accel.sites import denoisers
+from accel.plans import Plan
 
 MOST_USEFUL = 16  # slices; beyond, keys, values and the stream itself are what takes the memory
 Undo = Callable[[], None]

@@ -16,7 +16,7 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,7 +26,7 @@ from accel.config import RehashConfig, SlicingConfig
 from accel.pipelines.batch.identity import digest
 from accel.pipelines.job import Job
 from accel.pipelines.load import TINY, defaults, local_folder, tiny_folder
-from accel.plan import PRESETS, Plan
+from accel.plans import PRESETS, Plan
 
 KNOWN = Path(__file__).with_name("peaks.json")
 NOT_LOCAL = "config not local"
@@ -105,16 +105,14 @@ def simulated(request: Request) -> int | str:
     """Peak bytes of denoiser and VAE and what runs in them, or why that cannot be said."""
     import torch
 
-    from accel.forecast import forecast
-    from accel.models import Video, find
+    from accel.memory.fit import peak_of_plan
+    from accel.memory.meta_models import Video, find, in_dtype
 
     dtype = getattr(torch, request.dtype)
     try:
-        family = find(request.folder)
-        denoiser, vae = (replace(part, dtype=dtype) for part in (family.denoiser, family.vae))
-        family = replace(family, denoiser=denoiser, vae=vae)
+        model = in_dtype(find(request.folder), dtype)
         video = Video(request.width, request.height, request.frames)
-        return forecast(family, video, request.slicing, request.rehash).peak
+        return peak_of_plan(model, video, request.slicing, request.rehash)
     except Exception as error:  # a prediction must never cost the dry run
         return f"cannot be simulated: {error}"
 

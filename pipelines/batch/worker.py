@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 import accel
+from accel.core.quality import psnr, ssim
+from accel.pipelines.batch.comparison import keep_reference
 from accel.pipelines.batch.ladder import (
     Rung,
     Undo,
@@ -25,13 +27,11 @@ from accel.pipelines.batch.ladder import (
 )
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.output import Output
-from accel.pipelines.batch.reference import keep_reference
 from accel.pipelines.checkpoint import StepCheckpoint, Stopped
 from accel.pipelines.generate import Result, check, generate
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import load
 from accel.pipelines.preview import Preview
-from accel.quality import psnr, ssim
 
 Emit = Callable[[dict[str, Any]], None]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from accel.config import choose
+from accel.core.validate import one_of
 from accel.pipelines.motion.numbers import number
 from accel.pipelines.video import read_video
 
@@ -40,7 +40,7 @@ class Driving:
         number("motion video first", self.first, 0)
         if self.last is not None:
             number("motion video last", self.last, self.first + 1)
-        choose("motion video cuts", self.cuts, ("error", "fresh"))
+        one_of("motion video cuts", self.cuts, ("error", "fresh"))
 
     def frames(self, count: int, height: int, width: int) -> np.ndarray:
         """``count`` frames uint8 [count, H, W, 3] of the video, cut and scaled to cover H x W."""

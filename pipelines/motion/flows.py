@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accel.config import from_dict
+from accel.core.validate import from_dict
 from accel.pipelines.motion.camera import Camera
 from accel.pipelines.motion.driving import Driving
 from accel.pipelines.motion.files import read_flow

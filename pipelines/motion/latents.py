@@ -1,133 +1,36 @@
 """Initial latents that carry a motion: warped noise brought to a model's latent grid.
 
-How latent frames follow from frames, and how a pipeline wants them laid out, differs by family;
-``FAMILIES`` holds one entry per family. Spatially every block of VAE-factor squared pixels is
+How latent frames follow from frames, and how a pipeline wants them laid out, differs by family
+(``accel/families``). Spatially every block of VAE-factor squared pixels is
 averaged and rescaled to unit variance; temporally one frame is kept per latent frame
 (Go-with-the-Flow's nearest rule). Both keep the noise exactly N(0, 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from accel.families import geometry_rules
+from accel.families.family import Geometry, Layout
 from accel.kernels.warp import warp_noise
-
-Temporal = Literal["causal", "each"]
-Layout = Literal["BCFHW", "BFCHW", "tokens", "BCHW"]
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Latent grid of a pipeline.
-
-    ``channels`` that are noise; ``spatial`` pixels per latent pixel; ``temporal`` frames per latent
-    frame: "causal" VAEs (frames = temporal n + 1) keep frames 0, temporal, 2 temporal, ...;
-    ``layout`` of the latents that the pipeline takes ("tokens": patches of one latent pixel in a
-    sequence, "BCHW": one image per call). Pipelines scale by their scheduler's first sigma
-    themselves.
-    """
-
-    channels: int
-    spatial: int
-    temporal: int
-    layout: Layout = "BCFHW"
-
-    def latent_frames(self, frames: int) -> int:
-        """Latent frames of a clip. Raises ValueError for a number the VAE cannot hold."""
-        if (frames - 1) % self.temporal:
-            near = (frames - 1 + self.temporal // 2) // self.temporal * self.temporal + 1
-            raise ValueError(
-                f"motion needs frames = {self.temporal} n + 1 here, got {frames}; "
-                f"the nearest is {near}"
-            )
-        return (frames - 1) // self.temporal + 1
-
-
-def _config(pipe: Any, part: str, name: str) -> int:
-    """``pipe.<part>.config.<name>`` as a number."""
-    return int(getattr(getattr(pipe, part).config, name))
-
-
-def _wan(pipe: Any) -> Geometry:
-    return Geometry(
-        _config(pipe, "vae", "z_dim"), pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
-    )
-
-
-def _hunyuan(pipe: Any, layout: Layout = "BCFHW") -> Geometry:
-    channels = _config(pipe, "vae", "latent_channels")
-    return Geometry(channels, pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal, layout)
-
-
-def _cogvideox(pipe: Any) -> Geometry:
-    if (getattr(pipe.transformer.config, "patch_size_t", None) or 1) != 1:
-        raise ValueError("motion for CogVideoX needs a transformer without temporal patches (1.0)")
-    return _hunyuan(pipe, "BFCHW")
-
-
-def _ltx(pipe: Any) -> Geometry:
-    if (pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size) != (1, 1):
-        raise ValueError("motion for LTX needs a transformer with patches of one latent pixel")
-    return Geometry(
-        _config(pipe, "vae", "latent_channels"),
-        pipe.vae_spatial_compression_ratio,
-        pipe.vae_temporal_compression_ratio,
-        "tokens",
-    )
-
-
-def _mochi(pipe: Any) -> Geometry:
-    return Geometry(
-        _config(pipe, "transformer", "in_channels"),
-        pipe.vae_spatial_scale_factor,
-        pipe.vae_temporal_scale_factor,
-    )
-
-
-def _animatediff(pipe: Any) -> Geometry:
-    return Geometry(_config(pipe, "unet", "in_channels"), pipe.vae_scale_factor, 1)
-
-
-def _svd(pipe: Any) -> Geometry:
-    # Half of the UNet's input is the first frame.
-    channels = _config(pipe, "vae", "latent_channels")
-    return Geometry(channels, pipe.vae_scale_factor, 1, "BFCHW")
-
-
-def _image(pipe: Any) -> Geometry:
-    channels = _config(pipe, "vae", "latent_channels")
-    return Geometry(channels, pipe.vae_scale_factor, 1, "BCHW")
-
-
-# How the name of a pipeline's class, or of one it derives from, begins -> its geometry.
-FAMILIES: dict[str, Callable[[Any], Geometry]] = {
-    "Wan": _wan,
-    "HunyuanVideo": _hunyuan,
-    "CogVideoX": _cogvideox,
-    "LTX": _ltx,
-    "Mochi": _mochi,
-    "AnimateDiff": _animatediff,
-    "StableVideoDiffusion": _svd,
-    "StableDiffusion": _image,
-}
 
 
 def latent_geometry(pipe: Any) -> Geometry:
-    """Latent geometry of a loaded pipeline. Raises ValueError for families without a rule yet."""
-    name = type(pipe).__name__
+    """Return the latent geometry of a loaded pipeline. Raises ValueError for families without a
+    rule.
+    """
+    rules = geometry_rules()
     for cls in type(pipe).__mro__:
-        for family, rule in FAMILIES.items():
-            if cls.__name__.startswith(family):
-                return rule(pipe)
+        fits = [start for start in rules if cls.__name__.startswith(start)]
+        if fits:
+            return rules[max(fits, key=len)](pipe)
     raise ValueError(
-        f"motion is not supported for {name}: there is a rule for the latents of "
-        f"{', '.join(FAMILIES)} only; leave motion out of the job"
+        f"motion is not supported for {type(pipe).__name__}: there is a rule for the latents of "
+        f"{', '.join(rules)} only; leave motion out of the job"
     )
 
 

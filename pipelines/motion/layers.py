@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from accel.config import choose, from_dict
+from accel.core.validate import from_dict, one_of
 from accel.pipelines.motion.numbers import number, pair, polygon
 
 EASINGS: dict[str, Callable[[float], float]] = {
@@ -47,7 +47,7 @@ class Key:
         object.__setattr__(self, "move", pair("key move", self.move))
         object.__setattr__(self, "scale", number("key scale", self.scale, 0.01, 100.0))
         object.__setattr__(self, "rotate", number("key rotate", self.rotate))
-        choose("key easing", self.easing, tuple(EASINGS))
+        one_of("key easing", self.easing, tuple(EASINGS))
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Layer:
     def __post_init__(self) -> None:
         corners = polygon("drag polygon", self.polygon)
         object.__setattr__(self, "polygon", corners)
-        choose("drag easing", self.easing, tuple(EASINGS))
+        one_of("drag easing", self.easing, tuple(EASINGS))
         object.__setattr__(self, "z", number("drag z", self.z))
         pivot = tuple(np.mean(corners, 0)) if self.pivot is None else pair("pivot", self.pivot)
         object.__setattr__(self, "pivot", pivot)

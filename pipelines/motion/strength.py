@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accel.config import from_dict
+from accel.core.validate import from_dict
 from accel.pipelines.motion.layers import Layer
 from accel.pipelines.motion.numbers import number, polygon
 

@@ -1,1 +1,2 @@
-"""What the web page shows and does, without a widget in it: ``app.py`` only wires this up."""
+"""What the web page shows and does, without a widget in it: ``pipelines/ui/page.py`` only wires
+this up."""

@@ -11,15 +11,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from accel.core.quality import psnr
+from accel.pipelines.batch.comparison import CEILING, difference_path, frame_psnr
 from accel.pipelines.batch.identity import digest
-from accel.pipelines.batch.reference import CEILING, difference_path, frame_psnr
 from accel.pipelines.job import JobError
 from accel.pipelines.pictures import GAIN, difference
 from accel.pipelines.ui import charts
 from accel.pipelines.ui.studio import Finished, Studio
 from accel.pipelines.ui.view import file_url, settings_line
 from accel.pipelines.video import read_video, write_video
-from accel.quality import psnr
 
 PLAYABLE = ("mp4", "webm")
 OWN = "its own reference"

@@ -19,8 +19,8 @@ from PIL import Image
 
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.camera import Camera
+from accel.pipelines.motion.flow_pictures import arrows, colour_wheel
 from accel.pipelines.motion.flows import make_flow, read_layers
-from accel.pipelines.motion.preview import arrows, colour_wheel
 from accel.pipelines.ui.studio import Finished, Studio
 from accel.pipelines.video import read_video
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from accel.pipelines.job import Job, JobError
-from accel.pipelines.ui import compare, drawing, forms, plans, predicted, view
+from accel.pipelines.ui import compare, drawing, forms, plan_tab, predicted, view
 from accel.pipelines.ui.settings import PLANNED, UNACCELERATED, settings_of
 from accel.pipelines.ui.studio import Finished, Studio
 from accel.pipelines.ui.widgets import Limit, gr
-from accel.plan import Plan
+from accel.plans import Plan
 
 MORE = 24  # cards that "more" adds to the gallery
 REUSED = 9 + len(drawing.CAMERA) + len(forms.FIELDS)  # values that ``into_form`` returns
@@ -213,16 +213,16 @@ class Handlers:
         try:
             job = forms.job_of(form, self.studio)
             if self.studio.simulations.known(job) is None:
-                yield [gr.skip(), Limit(interactive=False), None, plans.WAIT]
+                yield [gr.skip(), Limit(interactive=False), None, plan_tab.WAIT]
                 slider = Limit(interactive=True)
-            ways = self.studio.simulations.ways(job)
-            shape, top = predicted.shape(job), plans.top(self.studio, ways)
+            needs = self.studio.simulations.needs(job)
+            shape, top = predicted.shape(job), plan_tab.top(self.studio, needs)
             if asked is None or asked[0] != shape:
                 limited = asked is not None and memory < asked[1]
                 memory, asked = min(memory, top) if limited else top, (shape, top)
                 slider = Limit(maximum=top, value=memory, interactive=True)
-            plan = plans.predict(self.studio, job, ways, memory, quality)
-            yield [asked, slider, plan.settings(), plans.shown(plan, job, memory)]
+            plan = plan_tab.predict(self.studio, job, needs, memory, quality)
+            yield [asked, slider, plan.settings(), plan_tab.shown(plan, job, memory)]
         except JobError as error:
             yield [gr.skip(), slider, None, view.problem(str(error))]
 

@@ -1,8 +1,8 @@
 """What the form's job will need, said before it runs.
 
-Memory is simulated from the model's configurations (``accel.memory``), once for each model and
-size, in a process of its own. Decibels and seconds come from like runs of this page. The rule: of
-the accelerations that keep the decibels, the fastest; then the fewest slices that fit in the
+Memory is simulated from the model's configurations (``accel/memory/fit.py``), once for each model
+and size, in a process of its own. Decibels and seconds come from like runs of this page. The rule:
+of the accelerations that keep the decibels, the fastest; then the fewest slices that fit in the
 memory, as ``accel.plan`` picks them.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accel.config import SlicingConfig
+from accel.memory.fit import Needs
 from accel.pipelines.batch.identity import digest
 from accel.pipelines.batch.simulated import (
     NOT_LOCAL,
@@ -26,99 +27,44 @@ from accel.pipelines.batch.simulated import (
     usual_dtype,
 )
 from accel.pipelines.job import Job, JobError
-from accel.plan import PRESETS, Plan
+from accel.plans import Plan
 
-WHOLE, STRIPS = "whole", "strips"
 ACCELERATIONS = ("fast", "balanced", None)  # without a time, the first that will do
 
 
 # ----------------------------------------------------------------------------------------- memory
 
 
-@dataclass(frozen=True)
-class Ways:
-    """Peak bytes with all weights loaded: of denoising by number of slices, of decoding ``whole``
-    and in as many strips as there are slices at most, of encoding the prompt, 0 if unknown.
-    ``at_least``: some weights are unknown. ``kept``: bytes beside denoising that step rehash keeps,
-    by preset.
-    """
-
-    denoise: Mapping[int, int]
-    decode: Mapping[str, int]
-    encode: int = 0
-    at_least: bool = False
-    kept: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def slices(self) -> int:
-        """Most slices that were simulated."""
-        return max(self.denoise)
-
-    def peaks(self, slices: int, preset: str | None = None) -> dict[str, int]:
-        """Bytes by phase."""
-        way = STRIPS if slices == self.slices else WHOLE
-        first = {"encode": self.encode} if self.encode else {}
-        denoise = self.denoise[slices] + self.kept.get(preset or "", 0)
-        return {**first, "denoise": denoise, "decode": self.decode[way]}
-
-    def pick(self, budget: int, preset: str | None = None) -> int:
-        """Fewest slices within ``budget`` bytes. Raises JobError saying what is needed."""
-        strips = self.decode[WHOLE] > budget
-        least = max(self.denoise) if strips else 1
-        for slices in sorted(n for n in self.denoise if n >= least):
-            if max(self.peaks(slices, preset).values()) <= budget:
-                return slices
-        needed = min(max(self.peaks(n, preset).values()) for n in self.denoise)
-        raise JobError(
-            f"no number of slices fits in {budget / 2**30:.3f} GiB; at least "
-            f"{needed / 2**30:.3f} GiB is needed: allow more memory, or choose a smaller size or "
-            "fewer frames"
-        )
-
-
-def simulate_ways(request: tuple[str, int, int, int, str]) -> Ways | str:
+def simulate_needs(request: tuple[str, int, int, int, str]) -> Needs | str:
     """Simulate (folder, width, height, frames, dtype), or say why that cannot be."""
     import torch
 
-    from accel.memory import STRIPS as IN_STRIPS
-    from accel.memory import kept_bytes, simulate
-    from accel.models import Video, find
+    from accel.memory.fit import of_model
+    from accel.memory.meta_models import Video, find, in_dtype
 
     folder, width, height, frames, dtype = request
     try:
-        family, kind = find(folder), getattr(torch, dtype)
-        denoiser, vae = (replace(part, dtype=kind) for part in (family.denoiser, family.vae))
-        family = replace(family, denoiser=denoiser, vae=vae)
-        peaks = simulate(family, Video(width, height, frames))
+        model = in_dtype(find(folder), getattr(torch, dtype))
         others, whole = other_weights(folder, dtype)
+        video = Video(width, height, frames)
+        return of_model(model, video, others=others, at_least=not whole)
     except Exception as error:  # a prediction must not cost the page
         return f"cannot be simulated: {error}"
-    loaded = peaks.denoiser_weights + peaks.vae_weights + others
-    decode = {WHOLE: peaks.decode[WHOLE], STRIPS: peaks.decode.get(IN_STRIPS, peaks.decode[WHOLE])}
-    encode = peaks.encode.values()  # of encoders that are known
-    reuse = {name: Plan.preset(name).rehash for name in PRESETS}
-    return Ways(
-        {n: size + loaded for n, size in peaks.denoise.items()},
-        {way: size + loaded for way, size in decode.items()},
-        max(encode) + loaded if encode else 0,
-        not whole,
-        {name: kept_bytes(peaks.rehash, r, family) for name, r in reuse.items() if r},
-    )
 
 
 class Simulations:
-    """Ways of jobs, each model and size once. ``close`` ends the process that simulates."""
+    """Needs of jobs, each model and size once. ``close`` ends the process that simulates."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._helper: Helper | None = None
-        self._known: dict[str, Ways] = {}
+        self._known: dict[str, Needs] = {}
 
-    def known(self, job: Job) -> Ways | None:
+    def known(self, job: Job) -> Needs | None:
         """What was simulated before."""
         return self._known.get(shape(job))
 
-    def ways(self, job: Job) -> Ways:
+    def needs(self, job: Job) -> Needs:
         """Simulate a resolved job, which may take a minute. Raises JobError if that cannot be."""
         folder = config_folder(job.model)
         if folder is None or not (job.width and job.height and job.frames):
@@ -127,7 +73,7 @@ class Simulations:
         key = shape(job)
         with self._lock:
             if key not in self._known:
-                self._helper = self._helper or Helper(simulate_ways)
+                self._helper = self._helper or Helper(simulate_needs)
                 request = (str(folder), job.width, job.height, job.frames, usual_dtype())
                 answer = self._helper.ask(request)
                 if isinstance(answer, str):
@@ -155,15 +101,15 @@ def check_size(job: Job) -> None:
     """Raise JobError for a size that the model cannot have, as far as its configurations say; the
     rest is found when it is loaded.
     """
-    from accel.models import INPUTS, scales
-    from accel.parts import Part
+    from accel import families
+    from accel.memory.meta_models import scales
 
     try:
         folder = str(config_folder(job.model) or "")
         config, vae = config_of(folder, denoiser_of(folder)), config_of(folder, "vae")
-        if config["_class_name"] not in INPUTS:
+        if config["_class_name"] not in families.denoisers():
             return
-        space, time = scales(Part(vae["_class_name"], vae))
+        space, time = scales(vae["_class_name"], vae)
         patch = config.get("patch_size") or 1
         multiple = int(space) * int(patch if isinstance(patch, int) else patch[-1])
     except (OSError, ValueError, KeyError, TypeError):
@@ -202,7 +148,7 @@ class Choice:
 
 def expected(psnr: Iterable[float]) -> float | None:
     """dB that 9 of 10 further jobs should reach after some measured ones, None without one."""
-    from accel.rehash.measurement import Point
+    from accel.calibration.step_measurement import Point
 
     values = tuple(psnr)
     return Point((), values, "runs of the page").expected if values else None
@@ -247,9 +193,13 @@ def slices_text(slices: int) -> str:
     return "not sliced" if slices == 1 else f"{slices} slices"
 
 
-def predict(ways: Ways, choices: tuple[Choice, ...], memory: float, quality: float) -> Predicted:
+def predict(needs: Needs, choices: tuple[Choice, ...], memory: float, quality: float) -> Predicted:
     """The plan within ``memory`` GiB that keeps ``quality`` dB. Raises JobError if none fits."""
     choice = best(choices, quality)
-    slices = ways.pick(round(memory * 2**30), choice.preset)
-    peaks = ways.peaks(slices, choice.preset)
-    return Predicted(choice, slices, peaks, ways.peaks(1), ways.at_least, choices)
+    rehash = None if choice.preset is None else Plan.preset(choice.preset).rehash
+    try:
+        slices = needs.fewest_slices(round(memory * 2**30), rehash)
+    except ValueError as error:
+        raise JobError(str(error)) from error
+    peaks = needs.phases(slices, rehash)
+    return Predicted(choice, slices, peaks, needs.phases(1), needs.at_least, choices)

@@ -19,7 +19,7 @@ import yaml
 from accel.pipelines.job import Job, JobError, job_from_settings, make_job
 from accel.pipelines.load import TINY, local_folder
 from accel.pipelines.video import SUFFIXES, read_comment
-from accel.plan import PRESETS, Plan
+from accel.plans import PRESETS, Plan
 
 UNACCELERATED, PLANNED = "none", "planned"  # planned: in the tab Plan
 PRESET_CHOICES = (*PRESETS[::-1], UNACCELERATED, PLANNED)

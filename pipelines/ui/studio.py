@@ -4,7 +4,7 @@ Closing a tab stops nothing and reopening it shows what is going on, since nothi
 tab. After a crash the next start goes on where the manifest says, from the last saved step.
 
     out/NAME.mp4, NAME.json    as accel render writes them
-    out/differences/           see pipelines/batch/reference.py
+    out/differences/           see pipelines/batch/comparison.py
     out/.accel/                manifest-ui.sqlite, saved steps, ui/ (presets, order, driving videos)
 """
 
@@ -21,12 +21,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from accel.pipelines.batch.comparison import difference_path
 from accel.pipelines.batch.engines import Engine, LocalEngine
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.manifest import Manifest
 from accel.pipelines.batch.output import Output, prepare_folder, read_sidecar
 from accel.pipelines.batch.queue import Options
-from accel.pipelines.batch.reference import difference_path
 from accel.pipelines.batch.worker import Emit
 from accel.pipelines.job import Job, JobError, make_job
 from accel.pipelines.ui.live import LiveQueue

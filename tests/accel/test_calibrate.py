@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import accel
-from accel import choose
-from accel.calibrate import calibrate, sample
-from accel.calibration import METRICS, ErrorTable
-from accel.patch import patched
+from accel.attention.policy import precision_at
+from accel.calibration import choose
+from accel.calibration.precision import calibrate, sample
+from accel.calibration.table import METRICS, ErrorTable
+from accel.core.quality import latent_errors, latents_by_step
+from accel.patching import patched
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
-from accel.precision import precision_at
-from accel.quality import latent_errors, latents_by_step
 
 STEPS = 5
 
@@ -84,7 +84,7 @@ def test_prediction_is_as_near_as_the_table_says(pipe, measured):
     ):
         plan = choose.to_plan(table, choice, impl="reference", smooth_q=True)
         with patched(pipe, plan=plan):
-            found = accel.quality.psnr(plain, run(0)(pipe))
+            found = accel.core.quality.psnr(plain, run(0)(pipe))
         predicted = choose.predicted(table, choice)
         assert abs(found - predicted) < 3 * table.spread  # one job of five steps: a typical error
         decibels.append((predicted, found))

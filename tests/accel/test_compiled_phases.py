@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from accel import AttentionConfig, Plan, Rule
-from accel.patch import patched
+from accel.patching import patched
 from accel.pipelines.load import load
 
 STEPS, MOST_GRAPHS = 3, 3

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from families import FAMILIES, MORE
+from helpers.families import FAMILIES, MORE
+from helpers.runs import forward, sliced
 
 import accel
 from accel import AttentionConfig, Plan, SlicingConfig
@@ -14,15 +15,6 @@ from accel import AttentionConfig, Plan, SlicingConfig
 DITS = {**{k: FAMILIES[k] for k in ("wan", "flux", "ltx", "cogvideox", "sd3", "hunyuanvideo")},
         **{k: MORE[k] for k in ("wan_vace", "qwen_image", "ltx2")}}  # fmt: skip
 LAYERS = 10  # more than torch.compile makes variants of one function (8)
-
-
-def plan(slices, attention=None):
-    return Plan("t", attention, SlicingConfig(slices, min_tokens=1))
-
-
-@torch.no_grad()
-def forward(module, inputs):
-    return module(**inputs, return_dict=False)[0]
 
 
 class Graphs:
@@ -63,10 +55,10 @@ def deep():
 def test_sliced_in_one_graph(family, fresh):
     module, inputs = DITS[family]()
     plain = forward(module, inputs)
-    with accel.patched(module, plan=plan(4)):
+    with accel.patched(module, plan=sliced(4)):
         eager = forward(module, inputs)
     graphs = Graphs()
-    with accel.patched(module, plan=plan(4)) as handle:
+    with accel.patched(module, plan=sliced(4)) as handle:
         out = forward(torch.compile(module, backend=graphs, fullgraph=True), inputs)
         blocks = [b for b in handle.report().blocks if b.name != "head"]
         assert "under torch.compile" in str(handle.report())  # the head
@@ -81,7 +73,7 @@ def test_sliced_in_one_graph(family, fresh):
 @pytest.mark.parametrize("slices", [0, 4], ids=["quantized", "sliced"])
 def test_repeated_blocks_share_one_graph(deep, fresh, first, slices):
     module, inputs = deep
-    wanted = plan(4) if slices else Plan("t", AttentionConfig("int8"))
+    wanted = sliced(4) if slices else Plan("t", AttentionConfig("int8"))
     with accel.patched(module, plan=wanted):
         eager = forward(module, inputs)
     graphs = Graphs()
@@ -106,7 +98,7 @@ def test_repeated_blocks_share_one_graph(deep, fresh, first, slices):
 def test_blocks_compiled_while_patched_run_plainly_afterwards(deep, fresh):
     module, inputs = deep
     plain, graphs = forward(module, inputs), Graphs()
-    with accel.patched(module, plan=plan(4, AttentionConfig("int4"))):
+    with accel.patched(module, plan=sliced(4, AttentionConfig("int4"))):
         module.compile_repeated_blocks(fullgraph=True, backend=graphs)
         forward(module, inputs)
     out = forward(module, inputs)
@@ -128,7 +120,7 @@ def test_too_few_tokens_are_compiled_whole_and_named(deep, fresh):
 def test_inductor_sees_the_same_numbers(deep, fresh):
     module, inputs = deep
     plain = forward(module, inputs)
-    with accel.patched(module, plan=plan(4)):
+    with accel.patched(module, plan=sliced(4)):
         out = forward(torch.compile(module, fullgraph=True), inputs)
     torch.testing.assert_close(out, plain, atol=1e-4, rtol=1e-4)
 
@@ -138,7 +130,7 @@ def test_every_size_is_compiled_and_sliced(deep, fresh, how):
     module, inputs = deep
     sizes = [{**inputs, "hidden_states": torch.randn(1, 4, 3, 16, width)} for width in (16, 20, 24)]
     plain = [forward(module, x) for x in sizes]
-    with accel.patched(module, plan=plan(4, AttentionConfig("int8"))) as handle:
+    with accel.patched(module, plan=sliced(4, AttentionConfig("int8"))) as handle:
         graphs, called = Graphs(), module
         if how == "blocks":
             module.compile_repeated_blocks(fullgraph=True, backend=graphs)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from accel import AttentionConfig, Rule
-from accel.attention import Site
-from accel.report import site_report
+from accel.attention.site import Site
+from accel.reporting import site_report
 
 SHAPE = (1, 2, 160, 64)
 

@@ -11,13 +11,19 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
 import accel
+from accel import families
 from accel.cli import main
+from accel.cli.memory import table
 from accel.config import RehashConfig
-from accel.memory import kept_bytes, parse_bytes, simulate, table
-from accel.models import BUILT_IN, Family, Video, find
-from accel.parts import Part, size_of
+from accel.core.units import parse_bytes
+from accel.families.components import Part, size_of
+from accel.families.family import Model
+from accel.memory.encoders import peak
+from accel.memory.fit import Kept
+from accel.memory.meta_models import Video, find
+from accel.memory.simulate import simulate
+from accel.memory.tracker import Tracker, activation_peak
 from accel.pipelines.load import load, tiny_folder
-from accel.tracker import Tracker, activation_peak
 
 KIB = 1024
 
@@ -125,13 +131,13 @@ def test_simulated_and_measured_peaks_agree_on_the_embedded_model(capsys):
 
 
 def small(name):
-    part = BUILT_IN[name].denoiser
+    part = families.models()[name].denoiser
     layers = dict.fromkeys(part.layers(), 2) or {"layers_per_block": 1}
     part = Part(part.cls, {**part.config, **layers}, part.dtype)
-    return Family(part, BUILT_IN[name].vae, BUILT_IN[name].batch)
+    return Model(part, families.models()[name].vae, families.models()[name].batch)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", families.models())
 def test_every_built_in_model_takes_less_when_sliced(name):
     frames = 1 if name == "flux" else 9
     peaks = simulate(small(name), Video(512, 512, frames), (1, 8), decode=False)
@@ -152,15 +158,9 @@ def test_every_built_in_model_takes_less_when_sliced(name):
 )
 def test_what_step_rehash_keeps_is_counted_as_it_is_stored(name, asked, kept):
     levels = {"output": 20, "output, measured": 30, "features": 70}
-    assert kept_bytes(levels, RehashConfig(**asked), BUILT_IN[name]) == kept
-
-
-def test_the_fewest_slices_that_fit_are_chosen():
-    peaks = simulate(small("wan-1.3b"), Video(512, 512, 9), (1, 2, 8), decode=False)
-    weights = peaks.denoiser_weights
-    assert peaks.smallest(weights + peaks.denoise[1]) == 1
-    assert peaks.smallest(weights + peaks.denoise[2]) == 2
-    assert peaks.smallest(weights) is None
+    model = families.models()[name]
+    need = Kept(levels, 2 // model.batch, model.denoiser.dtype.itemsize)
+    assert need.bytes(RehashConfig(**asked)) == kept
 
 
 def test_text_encoding_is_simulated_from_a_stored_configuration():
@@ -171,7 +171,7 @@ def test_text_encoding_is_simulated_from_a_stored_configuration():
     tokens = torch.zeros(1, 512, dtype=torch.int64)
     weights = [*pipe.text_encoder.parameters(), *pipe.text_encoder.buffers()]
     measured, _ = activation_peak(lambda: pipe.text_encoder(input_ids=tokens), tokens, weights)
-    assert encoder.peak() == pytest.approx(measured, rel=0.05)
+    assert peak(encoder) == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -186,16 +186,16 @@ def test_text_encoding_is_simulated_from_a_stored_configuration():
     ],
 )
 def test_encoders_of_built_in_models_have_their_known_sizes(name, component, gigabytes):
-    encoder = BUILT_IN[name].encoders[component]
+    encoder = families.models()[name].encoders[component]
     assert encoder.weights() / 1e9 == pytest.approx(gigabytes, rel=0.01)
-    assert 0 < encoder.peak() < 0.2 * encoder.weights()
+    assert 0 < peak(encoder) < 0.2 * encoder.weights()
 
 
 def test_hidden_states_are_counted_for_all_layers():
-    encoder = BUILT_IN["hunyuanvideo"].encoders["text_encoder"]
+    encoder = families.models()["hunyuanvideo"].encoders["text_encoder"]
     few = replace(encoder, config={**encoder.config, "num_hidden_layers": 8})
     state = 351 * 4096 * 2  # bytes of a hidden state; keys and values beside it
-    assert encoder.peak() - few.peak() >= 24 * state
+    assert peak(encoder) - peak(few) >= 24 * state
 
 
 def test_the_command_prints_json_and_a_table(capsys):

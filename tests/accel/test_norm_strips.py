@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
-from vaes import ALL, GROUPED, Pipe, decode, grouped, peak, plan, relative
+from helpers.vaes import ALL, GROUPED, Pipe, decode, grouped, peak, plan, relative
 
 import accel
 from accel import SlicingConfig
-from accel.parts import Part
-from accel.slicing import apply_strips
-from accel.slicing.norm_strips import Resnet
+from accel.families.components import Part
+from accel.slicing.vae.apply import apply_strips
+from accel.slicing.vae.norm_strips import Resnet
 
 
 @torch.no_grad()
@@ -46,7 +48,7 @@ def test_strips_are_as_near_to_fp64_as_the_plain_run(name, dtype):
 @pytest.mark.parametrize("name", GROUPED)
 def test_one_block_in_strips(name):
     vae, _, _ = grouped(name)
-    undo = []
+    undo = ExitStack()
     apply_strips(vae, SlicingConfig(3, 1), undo)
     blocks = [m for m in vae.decoder.modules() if isinstance(vars(m).get("forward"), Resnet)]
     assert len(blocks) >= 6
@@ -56,15 +58,14 @@ def test_one_block_in_strips(name):
         assert relative(block(x, None) if name != "hunyuan" else block(x), block.forward.forward(
             *([x] if name == "hunyuan" else [x, None])
         )) <= 2e-7  # fmt: skip
-    for restore in reversed(undo):
-        restore()
+    undo.close()
 
 
 @torch.no_grad()
 def test_statistics_of_a_strip_alone_would_be_wrong(monkeypatch):
     vae, z, _ = grouped("kl")
     plain = decode(vae, z)
-    monkeypatch.setattr("accel.slicing.norm_strips.normalizer", lambda norm, x: norm)
+    monkeypatch.setattr("accel.slicing.vae.norm_strips.normalizer", lambda norm, x: norm)
     with accel.patched(Pipe(vae), plan=plan(2)):
         assert relative(decode(vae, z), plain) > 1e-3
 

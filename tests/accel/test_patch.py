@@ -10,7 +10,8 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES
+from helpers.families import FAMILIES
+from helpers.runs import forward
 
 import accel
 from accel import AttentionConfig, Plan, Rule
@@ -22,12 +23,6 @@ INT8 = Plan("t", AttentionConfig("int8", impl="reference"))
 @pytest.fixture
 def wan():
     return FAMILIES["wan"]()
-
-
-@torch.no_grad()
-def forward(model):
-    module, inputs = model
-    return module(**inputs, return_dict=False)[0]
 
 
 def fingerprint(module):
@@ -45,13 +40,13 @@ def fingerprint(module):
 
 
 def test_unpatch_restores_bits_hooks_and_globals(wan):
-    before, plain = fingerprint(wan[0]), forward(wan)
+    before, plain = fingerprint(wan[0]), forward(*wan)
     handle = accel.patch(wan[0], plan=INT8)
-    changed = forward(wan)
+    changed = forward(*wan)
     assert fingerprint(wan[0]) != before and handle.active
     accel.unpatch(wan[0])
     assert fingerprint(wan[0]) == before and not handle.active
-    assert torch.equal(forward(wan), plain) and not torch.equal(changed, plain)
+    assert torch.equal(forward(*wan), plain) and not torch.equal(changed, plain)
     accel.unpatch(wan[0])  # a second time does nothing
     assert fingerprint(wan[0]) == before
 
@@ -67,19 +62,19 @@ def test_patching_twice_replaces_the_first(wan):
 
 
 def test_an_exception_in_the_middle_leaves_nothing_behind(wan):
-    before, plain = fingerprint(wan[0]), forward(wan)
+    before, plain = fingerprint(wan[0]), forward(*wan)
     accel.patch(wan[0], plan=INT8)
     broken = wan[0].blocks[1].attn1.to_out[0]
     handle = broken.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        forward(wan)
+        forward(*wan)
     handle.remove()
     q = torch.randn(1, 1, 70, 16)
     counted = accel.report(wan[0]).to_dict()
     F.scaled_dot_product_attention(q, q, q)  # outside of the denoiser: not ours
     assert accel.report(wan[0]).to_dict()["sites"] == counted["sites"]
     accel.unpatch(wan[0])
-    assert fingerprint(wan[0]) == before and torch.equal(forward(wan), plain)
+    assert fingerprint(wan[0]) == before and torch.equal(forward(*wan), plain)
 
 
 def test_patched_restores_after_an_exception(wan):
@@ -92,16 +87,16 @@ def test_patched_restores_after_an_exception(wan):
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_two_models_at_once(order):
     models = [FAMILIES["wan"](), FAMILIES["flux"]()]
-    before, plain = [fingerprint(m[0]) for m in models], [forward(m) for m in models]
+    before, plain = [fingerprint(m[0]) for m in models], [forward(*m) for m in models]
     for model in models:
         accel.patch(model[0], plan=INT8)
-    alone = [forward(m) for m in models]
+    alone = [forward(*m) for m in models]
     for i in order:
         accel.unpatch(models[i][0])
-        assert torch.equal(forward(models[i]), plain[i])
+        assert torch.equal(forward(*models[i]), plain[i])
         other = models[1 - i]
         expected = alone[1 - i] if i == order[0] else plain[1 - i]
-        assert torch.equal(forward(other), expected)
+        assert torch.equal(forward(*other), expected)
     assert [fingerprint(m[0]) for m in models] == before
 
 
@@ -109,10 +104,10 @@ def test_two_models_in_two_threads():
     models = [FAMILIES["wan"](), FAMILIES["flux"]()]
     for model in models:
         accel.patch(model[0], plan=INT8)
-    alone, found = [forward(m) for m in models], {}
+    alone, found = [forward(*m) for m in models], {}
 
     def run(i):
-        found[i] = [forward(models[i]) for _ in range(4)]
+        found[i] = [forward(*models[i]) for _ in range(4)]
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
     for thread in threads:
@@ -134,14 +129,14 @@ def test_users_own_hooks_and_processors_survive(wan):
 
     wan[0].blocks[0].attn1.set_processor(Mine())
     kept = wan[0].blocks[0].attn1.register_forward_hook(lambda *_: calls.append("hook"))
-    before, plain = fingerprint(wan[0]), forward(wan)
+    before, plain = fingerprint(wan[0]), forward(*wan)
     accel.patch(wan[0], plan=INT8)
     added = wan[0].blocks[1].attn1.register_forward_hook(lambda *_: calls.append("later"))
-    forward(wan)
+    forward(*wan)
     accel.unpatch(wan[0])
     assert calls == ["processor", "hook", "processor", "hook", "later"]
     added.remove()
-    assert fingerprint(wan[0]) == before and torch.equal(forward(wan), plain)
+    assert fingerprint(wan[0]) == before and torch.equal(forward(*wan), plain)
     kept.remove()
 
 
@@ -149,7 +144,7 @@ def test_a_chosen_diffusers_backend_is_set_aside_and_restored(wan):
     wan[0].blocks[0].attn1.set_attention_backend("_native_math")
     before = fingerprint(wan[0])
     accel.patch(wan[0], plan=INT8)
-    forward(wan)
+    forward(*wan)
     report = {s.name: s for s in accel.report(wan[0]).sites}
     assert report["blocks.0.attn1"].ran and "_native_math" in report["blocks.0.attn1"].note
     accel.unpatch(wan[0])
@@ -157,18 +152,18 @@ def test_a_chosen_diffusers_backend_is_set_aside_and_restored(wan):
 
 
 def test_somebody_replacing_the_function_after_us(wan, monkeypatch):
-    plain = forward(wan)
+    plain = forward(*wan)
     accel.patch(wan[0], plan=INT8)
     ours = F.scaled_dot_product_attention
     with monkeypatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: ours(*a, **k))
         accel.unpatch(wan[0])
-        assert torch.equal(forward(wan), plain)
+        assert torch.equal(forward(*wan), plain)
         accel.patch(wan[0], plan=INT8)
         accel.unpatch(wan[0])
-        assert torch.equal(forward(wan), plain)
+        assert torch.equal(forward(*wan), plain)
     # Put back is our function of the first patch; dead, it passes through.
-    assert F.scaled_dot_product_attention is ours and torch.equal(forward(wan), plain)
+    assert F.scaled_dot_product_attention is ours and torch.equal(forward(*wan), plain)
     F.scaled_dot_product_attention = TORCHS
 
 
@@ -176,7 +171,7 @@ def test_a_dropped_pipeline_is_freed_and_takes_its_patch_along():
     before = F.scaled_dot_product_attention
     model = FAMILIES["wan"]()
     accel.patch(model[0], plan=INT8)
-    forward(model)
+    forward(*model)
     alive = weakref.ref(model[0])
     del model
     gc.collect()
@@ -191,16 +186,16 @@ def test_deep_copy_is_not_patched(wan):
 
 
 def test_compiled_without_a_graph_break_and_back(wan):
-    plain = forward(wan)
+    plain = forward(*wan)
     compiled = torch.compile(wan[0], fullgraph=True)
     accel.patch(wan[0], plan=INT8)
-    eager = forward(wan)
-    torch.testing.assert_close(forward((compiled, wan[1])), eager, atol=1e-3, rtol=1e-3)
+    eager = forward(*wan)
+    torch.testing.assert_close(forward(compiled, wan[1]), eager, atol=1e-3, rtol=1e-3)
     ran = sum(sum(s.ran.values()) for s in accel.report(wan[0]).sites)
     calls = sum(sum(s.ran.values()) + sum(s.kept.values()) for s in accel.report(wan[0]).sites)
     assert ran == calls == 2 * 2 * len(wan[0].blocks)
     accel.unpatch(wan[0])
-    torch.testing.assert_close(forward((compiled, wan[1])), plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(forward(compiled, wan[1]), plain, atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_go_to_torch(wan):
@@ -212,18 +207,18 @@ def test_gradients_go_to_torch(wan):
 
 
 def test_non_finite_result_is_recomputed_and_the_site_demoted(wan, monkeypatch):
-    plain = forward(wan)
-    real = accel.attention.run_attention
+    plain = forward(*wan)
+    real = accel.attention.site.run_attention
 
     def bad(*args):
         out, lse = real(*args)
         return out * float("nan"), lse
 
-    monkeypatch.setattr(accel.attention, "run_attention", bad)
+    monkeypatch.setattr(accel.attention.site, "run_attention", bad)
     rules = (Rule("full", "*attn2"),)
     accel.patch(wan[0], plan=Plan("t", AttentionConfig("int8", rules, impl="reference")))
-    assert torch.equal(forward(wan), plain)
-    forward(wan)
+    assert torch.equal(forward(*wan), plain)
+    forward(*wan)
     sites = [s for s in accel.report(wan[0]).sites if s.name.endswith("attn1")]
     why = "result not finite"
     assert all(s.recomputed == {why: 1} and s.kept == {f"demoted: {why}": 1} for s in sites)
@@ -232,9 +227,9 @@ def test_non_finite_result_is_recomputed_and_the_site_demoted(wan, monkeypatch):
 
 
 def test_lossless_changes_no_bit(wan):
-    plain = forward(wan)
+    plain = forward(*wan)
     with accel.patched(wan[0], "lossless"):
-        assert torch.equal(forward(wan), plain)
+        assert torch.equal(forward(*wan), plain)
 
 
 def test_bad_arguments_are_named(wan):

@@ -11,9 +11,9 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from accel import AttentionConfig, Plan, Rule
-from accel.precision import precision_at
-from accel.quality import psnr, ssim
-from accel.state import RunState
+from accel.attention.policy import precision_at
+from accel.core.quality import psnr, ssim
+from accel.core.run_state import RunState
 
 
 @pytest.mark.parametrize("name", ["lossless", "balanced", "fast"])

@@ -10,11 +10,11 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
 )
-from families import FAMILIES, MORE
-from rehash_pipe import FIXED, KEYS, STEPS, Pipe, counting, fitted, plain_run, plan
+from helpers.families import FAMILIES, MORE
+from helpers.rehash_pipe import FIXED, KEYS, STEPS, Pipe, counting, fitted, plain_run, plan
 
 import accel
-from accel.sites import denoisers
+from accel.core.structure import denoisers
 
 
 @pytest.mark.parametrize("family", sorted({**FAMILIES, **MORE}))

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from rehash_pipe import FIXED, KEYS, STEPS, Pipe, fitted, plain_run, plan
+from helpers.rehash_pipe import FIXED, KEYS, STEPS, Pipe, fitted, plain_run, plan
 
 import accel
 from accel import AttentionConfig

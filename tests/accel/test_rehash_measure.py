@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from accel import Plan, patched
+from accel.calibration.step_measurement import LOSSLESS, Measurement, Point, student
+from accel.calibration.steps import measure_steps
 from accel.config import RehashConfig
-from accel.frames import call
+from accel.core.quality import psnr
+from accel.core.run_pipeline import call
 from accel.pipelines.load import load
-from accel.quality import psnr
-from accel.rehash.measure import measure
-from accel.rehash.measurement import LOSSLESS, Measurement, Point, student
 
 JOB = {
     "prompt": "a red circle on a striped blue background", "height": 64, "width": 64,
@@ -32,7 +32,7 @@ def pipe():
 @pytest.fixture(scope="module")
 def measured(pipe):
     said = []
-    found = measure(pipe, [{**JOB, "seed": 1}], speedups=(1.2, 1.6), say=said.append)
+    found = measure_steps(pipe, [{**JOB, "seed": 1}], speedups=(1.2, 1.6), say=said.append)
     assert said and "step" not in vars(pipe.scheduler)
     return found
 
@@ -93,9 +93,9 @@ def test_promises_hold_for_normal_jobs():
 
 def test_what_cannot_be_measured_is_named(pipe):
     with pytest.raises(ValueError, match="at least one job"):
-        measure(pipe, [])
+        measure_steps(pipe, [])
     with pytest.raises(ValueError, match="8 steps or fewer"):
-        measure(pipe, [{**JOB, "num_inference_steps": 4}])
+        measure_steps(pipe, [{**JOB, "num_inference_steps": 4}])
     with pytest.raises(ValueError, match="mapping"):
         Measurement.from_dict({"config": None})
     assert RehashConfig().keys == ()

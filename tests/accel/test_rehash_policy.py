@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from accel import Plan
+from accel.calibration.step_search import best_keys, coefficients, error, gap_costs, step_weights
 from accel.config import RehashConfig
-from accel.rehash.optimise import best_keys, coefficients, error, gap_costs, step_weights
 from accel.rehash.schedule import (
     Rate,
     budget,

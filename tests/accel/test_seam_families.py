@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor
-from families import FAMILIES
+from helpers.families import FAMILIES
+from helpers.runs import forward
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import accel
@@ -46,12 +47,6 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@torch.no_grad()
-def forward(model):
-    module, inputs = model
-    return module(**inputs, return_dict=False)[0]
-
-
 def attention_calls(model, monkeypatch):
     """Number of keys in each call of torch's attention in one forward, after proving that each call
     is one softmax and that no softmax is outside of them.
@@ -69,7 +64,7 @@ def attention_calls(model, monkeypatch):
 
     with monkeypatch.context() as patch, kernels:
         patch.setattr(F, "scaled_dot_product_attention", counted)
-        forward(model)
+        forward(*model)
     assert not kernels.outside, f"softmax outside of torch's attention: {dict(kernels.outside)}"
     assert set(kernels.per_call) <= {1}, f"softmax kernels in each call: {kernels.per_call}"
     return kernels.keys
@@ -93,7 +88,7 @@ def test_every_softmax_is_accounted_for(family, monkeypatch):
     keys = attention_calls(model, monkeypatch)
     assert max(keys, default=0) >= 64, f"too small to say anything: keys {keys}"
     with accel.patched(model[0], plan=INT8) as handle:
-        forward(model)
+        forward(*model)
         report = handle.report()
     ran = sum(sum(site.ran.values()) for site in report.sites)
     kept = Counter()
@@ -107,12 +102,12 @@ def test_every_softmax_is_accounted_for(family, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_patched_output_is_close_and_comes_back_exactly(family):
     model = FAMILIES[family]()
-    plain = forward(model)
+    plain = forward(*model)
     accel.patch(model[0], plan=INT8)
-    patched = forward(model)
+    patched = forward(*model)
     worst = max(s.error for s in accel.report(model[0]).sites if s.error is not None)
     accel.unpatch(model[0])
-    assert torch.equal(forward(model), plain) and not torch.equal(patched, plain)
+    assert torch.equal(forward(*model), plain) and not torch.equal(patched, plain)
     assert float((patched - plain).abs().sum() / plain.abs().sum()) < 0.05
     assert worst < 0.08
 
@@ -124,7 +119,7 @@ def test_hooks_processors_and_torchs_function_come_back(family, monkeypatch):
     before = hooks_and_processors(model[0])
     assert any(key[1] == "processor" for key in before)
     accel.patch(model[0], plan=INT8)
-    forward(model)
+    forward(*model)
     assert F.scaled_dot_product_attention is not TORCHS, "an earlier patch was not taken back"
     accel.unpatch(model[0])
     after = hooks_and_processors(model[0])
@@ -152,7 +147,7 @@ def test_a_processor_that_computes_softmax_itself_is_named():
     model = FAMILIES["sdxl"]()
     model[0].set_attn_processor(AttnProcessor())
     with accel.patched(model[0], plan=INT8) as handle:
-        forward(model)
+        forward(*model)
         sites = handle.report().sites
         assert sites and all("never calls torch's attention" in s.note for s in sites)
         assert "no attention call was quantized" in str(handle.report())

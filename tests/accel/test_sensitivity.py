@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from accel.effect import gains, groups, output_errors, sampled_steps
-from accel.sensitivity import fit, probes
+from accel.calibration.output_error import gains, groups, output_errors, sampled_steps
+from accel.calibration.sensitivity import fit, probes
 
 SITES, STEPS = 6, 10
 NAMES = ("full", "int8", "int4")

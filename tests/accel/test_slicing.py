@@ -8,38 +8,22 @@ import weakref
 import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
-from families import FAMILIES, MORE
+from helpers.bits import assert_same
+from helpers.families import FAMILIES, MORE
+from helpers.runs import forward, in_dtype, sliced
 
 import accel
 from accel import AttentionConfig, Plan, SlicingConfig
-from accel.slicing.derive import derive, predicted_peak
-from accel.slicing.groups import Operator, group, peak
-from accel.slicing.record import Underivable
-from accel.slicing.reuse import overwritable
-from accel.slicing.run import run
+from accel.slicing.overwritable import overwritable
+from accel.slicing.program.derive import derive, predicted_peak
+from accel.slicing.program.groups import group, peak
+from accel.slicing.program.ir import Operator
+from accel.slicing.program.run import run
+from accel.slicing.trace.record import Underivable
 
 NAMES = ("wan", "flux", "ltx", "cogvideox", "sd3", "hunyuanvideo", "mochi")
 DITS = {**{name: FAMILIES[name] for name in NAMES}, **MORE}
 TOKENS = frozenset({"tokens"})
-
-
-def plan(slices, attention=None):
-    return Plan("t", attention, SlicingConfig(slices, min_tokens=1))
-
-
-@torch.no_grad()
-def forward(module, inputs):
-    return module(**inputs, return_dict=False)[0]
-
-
-def in_dtype(model, dtype):
-    module, inputs = model
-    keep = ("img_ids", "txt_ids")
-    inputs = {
-        k: v.to(dtype) if k not in keep and torch.is_tensor(v) and v.is_floating_point() else v
-        for k, v in inputs.items()
-    }
-    return torch.nn.Module.to(module, dtype), inputs
 
 
 # ----------------------------------------------------------------------------------------- groups
@@ -98,8 +82,8 @@ def test_sliced_families_are_bitwise_equal_in_bf16(family):
     module, inputs = in_dtype(DITS[family](), torch.bfloat16)
     plain = forward(module, inputs)
     for n in (2, 4, 8, 16):
-        with accel.patched(module, plan=plan(n)) as handle:
-            assert torch.equal(forward(module, inputs), plain), f"{n} slices"
+        with accel.patched(module, plan=sliced(n)) as handle:
+            assert_same(forward(module, inputs), plain, f"{n} slices")
             blocks = handle.report().blocks
         assert blocks and all(b.sliced and not b.whole for b in blocks), str(blocks)
         assert all(b.in_place for b in blocks[:-1])
@@ -111,7 +95,7 @@ def test_sliced_families_are_equal_to_rounding_in_fp32(family):
     module, inputs = DITS[family]()
     plain = forward(module, inputs)
     for n in (2, 16):
-        with accel.patched(module, plan=plan(n)):
+        with accel.patched(module, plan=sliced(n)):
             out = forward(module, inputs)
         assert float((out - plain).norm() / plain.norm()) <= 2e-7, f"{n} slices"
 
@@ -224,7 +208,7 @@ def test_a_hook_on_a_container_keeps_its_block_whole():
     module, inputs = DITS["wan"]()
     seen = []
     module.blocks[0].attn1.register_forward_hook(lambda *_: seen.append(1))
-    with accel.patched(module, plan=plan(4)) as handle:
+    with accel.patched(module, plan=sliced(4)) as handle:
         forward(module, inputs)
         first, second, _ = handle.report().blocks
     assert seen == [1] and "attn1 has a hook" in next(iter(first.whole)) and second.sliced
@@ -235,11 +219,11 @@ def test_quantized_attention_runs_at_its_sites():
     int8 = AttentionConfig("int8", impl="reference", smooth_v=False)
     with accel.patched(module, plan=Plan("t", int8)):
         unsliced = forward(module, inputs)
-    with accel.patched(module, plan=plan(4, int8)) as handle:
-        sliced = forward(module, inputs)
+    with accel.patched(module, plan=sliced(4, int8)) as handle:
+        out = forward(module, inputs)
         ran = {s.name: sum(s.ran.values()) for s in handle.report().sites if s.ran}
     assert ran == {f"blocks.{i}.attn{j}": 4 for i in (0, 1) for j in (1, 2)}
-    assert float((sliced - unsliced).norm() / unsliced.norm()) < 1e-5
+    assert float((out - unsliced).norm() / unsliced.norm()) < 1e-5
 
 
 def test_a_residual_cache_keeps_its_input():
@@ -250,7 +234,7 @@ def test_a_residual_cache_keeps_its_input():
     with module.cache_context("cond"):
         plain = forward(module, inputs)
     module._reset_stateful_cache()
-    with accel.patched(module, plan=plan(4)) as handle, module.cache_context("cond"):
+    with accel.patched(module, plan=sliced(4)) as handle, module.cache_context("cond"):
         out = forward(module, inputs)
         blocks = handle.report().blocks
     assert float((out - plain).norm() / plain.norm()) < 2e-7
@@ -264,7 +248,7 @@ def test_unpatching_restores_every_forward_below_hooks():
     add_hook_to_module(module.blocks[1], ModelHook())
     before = [dict(vars(b)) for b in module.blocks]
     plain = forward(module, inputs)
-    with accel.patched(module, plan=plan(4)) as handle:
+    with accel.patched(module, plan=sliced(4)) as handle:
         forward(module, inputs)
         assert all(b.sliced for b in handle.report().blocks)
     assert [dict(vars(b)) for b in module.blocks] == before
@@ -273,7 +257,7 @@ def test_unpatching_restores_every_forward_below_hooks():
 
 def test_a_dropped_pipeline_is_freed():
     module, inputs = DITS["wan"]()
-    accel.patch(module, plan=plan(4))
+    accel.patch(module, plan=sliced(4))
     forward(module, inputs)
     alive = weakref.ref(module)
     del module

@@ -6,12 +6,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from families import FAMILIES, MORE
+from helpers.families import FAMILIES, MORE
 
 import accel
 from accel import AttentionConfig, Plan, SlicingConfig
 from accel.kernels.cpu.native import library
-from accel.slicing import run as running
+from accel.slicing.program import run as running
 
 SLICES = 8
 

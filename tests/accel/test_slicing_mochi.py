@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES
+from helpers.bits import assert_same
+from helpers.families import FAMILIES
+from helpers.runs import forward, sliced
 
 import accel
 from accel import AttentionConfig, Plan, SlicingConfig
-from accel.slicing import mochi
-from accel.slicing.derive import derive
-from accel.slicing.record import Underivable
-from accel.slicing.run import run
-
-
-def plan(slices, attention=None):
-    return Plan("t", attention, SlicingConfig(slices, min_tokens=1))
+from accel.families.mochi import MASK
+from accel.slicing.program.derive import derive
+from accel.slicing.program.run import run
+from accel.slicing.trace.record import Underivable
+from accel.slicing.trace.values import settled
 
 
 def model(dtype, valid=(9, 3)):
@@ -27,18 +26,13 @@ def model(dtype, valid=(9, 3)):
     return torch.nn.Module.to(module, dtype), inputs
 
 
-@torch.no_grad()
-def forward(module, inputs):
-    return module(**inputs, return_dict=False)[0]
-
-
 @pytest.mark.parametrize("valid", [(9,), (9, 1), (16, 3)])
 def test_every_sample_has_its_own_text_with_equal_bits_in_bf16(valid):
     module, inputs = model(torch.bfloat16, valid)
     plain = forward(module, inputs)
     for n in (2, 4, 8, 16):
-        with accel.patched(module, plan=plan(n)) as handle:
-            assert torch.equal(forward(module, inputs), plain), f"{n} slices"
+        with accel.patched(module, plan=sliced(n)) as handle:
+            assert_same(forward(module, inputs), plain, f"{n} slices")
             blocks = handle.report().blocks
         assert all(b.sliced and not b.whole for b in blocks), str(blocks)
         assert all(b.in_place for b in blocks if b.name != "head")
@@ -48,7 +42,7 @@ def test_two_guidance_branches_are_equal_to_rounding_in_fp32():
     module, inputs = model(torch.float32)
     plain = forward(module, inputs)
     for n in (2, 16):
-        with accel.patched(module, plan=plan(n)):
+        with accel.patched(module, plan=sliced(n)):
             out = forward(module, inputs)
         assert float((out - plain).norm() / plain.norm()) <= 2e-7, f"{n} slices"
 
@@ -58,7 +52,7 @@ def test_another_prompt_gets_another_program():
     longer = {**inputs, "encoder_attention_mask": torch.ones(1, 16, dtype=torch.bool)}
     plain = [forward(module, x) for x in (inputs, longer)]
     assert not torch.equal(*plain)
-    with accel.patched(module, plan=plan(4)):
+    with accel.patched(module, plan=sliced(4)):
         outs = [forward(module, x) for x in (inputs, longer)]
     assert all(torch.equal(x, y) for x, y in zip(outs, plain, strict=True))
 
@@ -67,8 +61,8 @@ def test_a_mask_with_holes_runs_whole_and_says_why():
     module, inputs = model(torch.bfloat16, (9,))
     inputs["encoder_attention_mask"][0, 2] = False
     plain = forward(module, inputs)
-    with accel.patched(module, plan=plan(4)) as handle:
-        assert torch.equal(forward(module, inputs), plain)
+    with accel.patched(module, plan=sliced(4)) as handle:
+        assert_same(forward(module, inputs), plain)
         report = handle.report()
     assert {why for b in report.blocks for why in b.whole} == {"its text mask has holes"}
     assert "not sliced" in str(report)
@@ -111,8 +105,8 @@ def test_slices_beside_quantized_attention_keep_their_sites():
 def test_lengths_come_from_the_mask_alone():
     block = FAMILIES["mochi"]()[0].transformer_blocks[0]
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert mochi.settled(block, {mochi.MASK: mask}) == (2, 3)
-    assert mochi.settled(block, {mochi.MASK: mask.to("meta")}) == (3, 3)
-    assert mochi.settled(torch.nn.Linear(1, 1), {mochi.MASK: mask}) == ()
+    assert settled(block, {MASK: mask}) == (2, 3)
+    assert settled(block, {MASK: mask.to("meta")}) == (3, 3)
+    assert settled(torch.nn.Linear(1, 1), {MASK: mask}) == ()
     with pytest.raises(Underivable, match="holes"):
-        mochi.settled(block, {mochi.MASK: torch.tensor([[1, 0, 1]])})
+        settled(block, {MASK: torch.tensor([[1, 0, 1]])})

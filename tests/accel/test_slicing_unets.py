@@ -5,17 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
-from families import FAMILIES
+from helpers.bits import assert_same
+from helpers.families import FAMILIES
+from helpers.runs import forward, sliced
 
 import accel
-from accel import Plan, SlicingConfig
-from accel.slicing.derive import derive
-from accel.slicing.norms import group_statistics, normalize
-from accel.slicing.run import run
-
-
-def plan(slices):
-    return Plan("t", None, SlicingConfig(slices, min_tokens=1))
+from accel.slicing.group_norm import group_statistics, normalize
+from accel.slicing.program.derive import derive
+from accel.slicing.program.run import run
 
 
 def guided(family, dtype):
@@ -33,18 +30,13 @@ def guided(family, dtype):
     return module.to(dtype), {k: twice(v) for k, v in inputs.items()}
 
 
-@torch.no_grad()
-def forward(module, inputs):
-    return module(**inputs, return_dict=False)[0]
-
-
 @pytest.mark.parametrize("family", ["sdxl", "animatediff", "svd"])
 def test_every_block_of_a_unet_is_sliced_with_equal_bits_in_bf16(family):
     module, inputs = guided(family, torch.bfloat16)
     plain = forward(module, inputs)
     for n in (2, 4, 8, 16):
-        with accel.patched(module, plan=plan(n)) as handle:
-            assert torch.equal(forward(module, inputs), plain), f"{n} slices"
+        with accel.patched(module, plan=sliced(n)) as handle:
+            assert_same(forward(module, inputs), plain, f"{n} slices")
             blocks = handle.report().blocks
         assert len(blocks) >= 9 and all(b.sliced and not b.whole for b in blocks), str(blocks)
     assert any(b.in_place for b in blocks)
@@ -55,7 +47,7 @@ def test_every_block_of_a_unet_is_sliced_with_equal_bits_in_bf16(family):
 def test_unets_are_equal_to_rounding_in_fp32(family):
     module, inputs = guided(family, torch.float32)
     plain = forward(module, inputs)
-    with accel.patched(module, plan=plan(8)):
+    with accel.patched(module, plan=sliced(8)):
         out = forward(module, inputs)
     # Roundings of some 20 layers with random weights; a temporal block alone is held to 2e-7.
     assert float((out - plain).norm() / plain.norm()) <= 2e-6
@@ -130,8 +122,8 @@ def test_lora_branches_run_with_their_slices():
         LoraConfig(r=4, init_lora_weights=False, target_modules=["to_k", "to_out.0"])
     )
     plain = forward(module, inputs)
-    with accel.patched(module, plan=plan(5)) as handle:
-        assert torch.equal(forward(module, inputs), plain)
+    with accel.patched(module, plan=sliced(5)) as handle:
+        assert_same(forward(module, inputs), plain)
         assert all(b.sliced for b in handle.report().blocks)
 
 
@@ -142,8 +134,8 @@ def test_weights_offloaded_leaf_by_leaf_keep_a_temporal_block_whole():
     plain = forward(module, inputs)
     cpu = torch.device("cpu")
     apply_group_offloading(module, cpu, cpu, offload_type="leaf_level")
-    with accel.patched(module, plan=plan(4)) as handle:
-        assert torch.equal(forward(module, inputs), plain)
+    with accel.patched(module, plan=sliced(4)) as handle:
+        assert_same(forward(module, inputs), plain)
         blocks = {b.name: b for b in handle.report().blocks}
     reasons = {why for name, b in blocks.items() if "temporal_res" in name for why in b.whole}
     assert reasons == {"the weights of norm1 are offloaded by themselves"}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES
-from test_slicing import forward, in_dtype, plan
+from helpers.bits import assert_same
+from helpers.families import FAMILIES
+from helpers.runs import forward, in_dtype, sliced
 from torch import Tensor, nn
 
 import accel
@@ -28,8 +29,8 @@ def test_weights_that_accelerate_brings_for_each_call(family, buffers):
     plain = forward(module, inputs)
     cpu_offload(module, CPU, offload_buffers=buffers)
     assert any(p.is_meta for p in module.parameters())
-    with accel.patched(module, plan=plan(4)) as handle:
-        assert torch.equal(forward(module, inputs), plain)
+    with accel.patched(module, plan=sliced(4)) as handle:
+        assert_same(forward(module, inputs), plain)
         sliced_blocks(handle)
     assert torch.equal(forward(module, inputs), plain)
 
@@ -43,8 +44,8 @@ def test_weights_that_diffusers_brings_in_groups(family, kind):
     plain = forward(module, inputs)
     groups = {"num_blocks_per_group": 1} if kind == "block_level" else {}
     apply_group_offloading(module, CPU, CPU, offload_type=kind, **groups)
-    with accel.patched(module, plan=plan(4)) as handle:
-        assert torch.equal(forward(module, inputs), plain)
+    with accel.patched(module, plan=sliced(4)) as handle:
+        assert_same(forward(module, inputs), plain)
         sliced_blocks(handle)
 
 
@@ -81,7 +82,7 @@ def test_linear_layers_quantized_by_rows_and_tokens():
     quantize(module, token=True)
     plain = forward(module, inputs)
     for n in (2, 4, 8):
-        with accel.patched(module, plan=plan(n)) as handle:
+        with accel.patched(module, plan=sliced(n)) as handle:
             out = forward(module, inputs)
             sliced_blocks(handle)
         assert float((out - plain).norm() / plain.norm()) <= 2e-7, f"{n} slices"
@@ -92,7 +93,7 @@ def test_a_scale_over_all_tokens_is_never_taken_from_a_slice():
     module, inputs = FAMILIES["wan"]()
     quantize(module, token=False)
     plain = forward(module, inputs)
-    with accel.patched(module, plan=plan(4)) as handle:
+    with accel.patched(module, plan=sliced(4)) as handle:
         out = forward(module, inputs)
         blocks = sliced_blocks(handle)
     assert float((out - plain).norm() / plain.norm()) <= 2e-7

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from vaes import STREAMED, Pipe, WanPipeline, decode, peak, plan
+from helpers.vaes import STREAMED, Pipe, WanPipeline, decode, peak, plan
 
 import accel
 from accel import Plan, SlicingConfig
-from accel.parts import Part
+from accel.families.components import Part
 from accel.pipelines.load import load
-from accel.slicing.stream import Pieces, Streamed
+from accel.slicing.vae.stream import Pieces, Streamed
 
 
 @pytest.mark.parametrize("tiled", [False, True])

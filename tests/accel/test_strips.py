@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from vaes import VAES, Pipe, decode, ltx, plan
+from helpers.vaes import VAES, Pipe, decode, ltx, plan
 
 import accel
+from accel.core.cuts import rows
 from accel.pipelines.load import load
-from accel.slicing.strips import rows
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -36,7 +36,7 @@ def test_a_strip_without_halo_would_be_wrong(monkeypatch):
     vae = load("tiny").vae
     z = torch.randn(1, vae.config.z_dim, 2, 8, 8)
     plain = decode(vae, z)
-    monkeypatch.setattr("accel.slicing.strips.rows", lambda h, n, halo: rows(h, n, halo - 1))
+    monkeypatch.setattr("accel.slicing.vae.strips.rows", lambda h, n, halo: rows(h, n, halo - 1))
     with accel.patched(Pipe(vae), plan=plan(2)):
         assert (decode(vae, z) - plain).norm() > 1e-3 * plain.norm()
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from accel import AttentionConfig
-from accel.attention import Site
-from accel.call import Call, compare
+from accel.attention.call import Call, compare
+from accel.attention.site import Site
 from accel.kernels.attention import attention
 from accel.kernels.dispatch import ATTENTION, resolve
 from accel.pipelines.load import load
-from accel.report import site_report
+from accel.reporting import site_report
 
 SHORT = "a white square and a green triangle on a mottled grey background"
 LONG = " and ".join(

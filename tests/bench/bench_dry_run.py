@@ -43,7 +43,7 @@ def run(jobs: int, width: int) -> None:
         path = Path(folder) / "jobs.yaml"
         text = "".join(JOB.format(n=n, width=width) for n in range(jobs))
         path.write_text(f"defaults: {{steps: 20}}\njobs:\n{text}")
-        command = [sys.executable, "-m", "accel.cli", "render", str(path), "--dry-run"]
+        command = [sys.executable, "-m", "accel", "render", str(path), "--dry-run"]
         start = time.perf_counter()
         done = subprocess.run([*command, "--out", folder], capture_output=True, text=True)
         seconds = time.perf_counter() - start

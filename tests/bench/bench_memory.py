@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,15 @@ from diffusers.models.transformers.transformer_mochi import MochiTransformerBloc
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import nn
 
+from accel import families
 from accel.config import SlicingConfig
-from accel.memory import simulate
-from accel.models import BUILT_IN, Video
-from accel.parts import Part, meta
-from accel.slicing import apply_strips
-from accel.slicing.derive import derive
-from accel.slicing.run import run
-from accel.tracker import activation_peak
+from accel.families.components import Part, meta
+from accel.memory.meta_models import Video
+from accel.memory.simulate import simulate
+from accel.memory.tracker import activation_peak
+from accel.slicing.program.derive import derive
+from accel.slicing.program.run import run
+from accel.slicing.vae.apply import apply_strips
 
 SLICES = (2, 4, 8, 10, 16)
 F32 = torch.float32
@@ -174,7 +176,7 @@ def unets(videos: dict[str, Video]) -> dict[str, Any]:
     """Activations of denoising and decoding, in bytes."""
     results = {}
     for name, video in videos.items():
-        family = BUILT_IN[name]
+        family = families.models()[name]
         found = simulate(family, video, (1, 8))
         chunked = simulate(family, video, (1,), decode=False, prepare=forward_chunking)
         ways = {
@@ -191,10 +193,10 @@ def unets(videos: dict[str, Video]) -> dict[str, Any]:
 DECODERS = {
     "HunyuanVideo-1.5 720p x 33": (Part("AutoencoderKLHunyuanVideo15", {}), (1, 32, 9, 45, 80)),
     "LTX 704p x 97": (Part("AutoencoderKLLTXVideo", {}), (1, 128, 13, 22, 40)),
-    "Stable Diffusion 1024 x 576": (BUILT_IN["animatediff"].vae, (1, 4, 72, 128)),
-    "SVD 1024 x 576 x 14": (BUILT_IN["svd"].vae, (14, 4, 72, 128)),
-    "HunyuanVideo 480p x 33": (BUILT_IN["hunyuanvideo"].vae, (1, 16, 9, 60, 104)),
-    "HunyuanVideo 720p x 33": (BUILT_IN["hunyuanvideo"].vae, (1, 16, 9, 90, 160)),
+    "Stable Diffusion 1024 x 576": (families.models()["animatediff"].vae, (1, 4, 72, 128)),
+    "SVD 1024 x 576 x 14": (families.models()["svd"].vae, (14, 4, 72, 128)),
+    "HunyuanVideo 480p x 33": (families.models()["hunyuanvideo"].vae, (1, 16, 9, 60, 104)),
+    "HunyuanVideo 720p x 33": (families.models()["hunyuanvideo"].vae, (1, 16, 9, 90, 160)),
 }
 
 
@@ -207,7 +209,7 @@ def decoders() -> dict[str, Any]:
         for n in (1, 8, 16):
             vae = part.build()
             if n > 1:
-                apply_strips(vae, SlicingConfig(n), [])
+                apply_strips(vae, SlicingConfig(n), ExitStack())
             frames = {"num_frames": len(z := meta(*shape, dtype=part.dtype))}
             more = frames if part.cls == "AutoencoderKLTemporalDecoder" else {}
             decode = partial(vae.decode, z, return_dict=False, **more)

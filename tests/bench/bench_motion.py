@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from accel.frames import to_uint8
+from accel.core.run_pipeline import to_uint8
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load

@@ -24,11 +24,11 @@ import torch
 from bench_motion import UNSEEN, correlation, following, measured_flow, pooled
 from tqdm import tqdm
 
-from accel.frames import to_uint8
+from accel.core.quality import psnr
+from accel.core.run_pipeline import to_uint8
 from accel.pipelines.generate import generate, motion_latents
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
-from accel.quality import psnr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "samples"))
 from clips import Clip, Layer, render, sample_layers

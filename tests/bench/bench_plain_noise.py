@@ -24,7 +24,7 @@ from bench_motion_groups import KINDS, STRENGTHS, clip_of, slope
 from torch import Tensor
 from tqdm import tqdm
 
-from accel.frames import to_uint8
+from accel.core.run_pipeline import to_uint8
 from accel.pipelines.generate import motion_latents
 from accel.pipelines.load import load
 

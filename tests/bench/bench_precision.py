@@ -34,15 +34,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from accel import choose
-from accel.calibrate import calibrate
-from accel.calibration import ErrorTable
-from accel.frames import to_uint8
-from accel.patch import patched
+from accel.calibration import choose
+from accel.calibration.precision import calibrate
+from accel.calibration.table import ErrorTable
+from accel.core.quality import psnr
+from accel.core.run_pipeline import to_uint8
+from accel.patching import patched
 from accel.pipelines.generate import generate, motion_latents
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
-from accel.quality import psnr
 
 PROMPTS = (
     "a red circle on a striped blue background",

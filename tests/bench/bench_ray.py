@@ -24,7 +24,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from killing import finish, hashes, write_queue
+from helpers.killing import finish, hashes, write_queue
 
 from accel.cli import main as accel
 from accel.pipelines.batch.manifest import Manifest, manifest_path

@@ -48,12 +48,12 @@ from rehash_results import (
 )
 from torch import nn
 
+from accel.calibration.step_measurement import Measurement
+from accel.calibration.steps import measure_steps
 from accel.config import RehashConfig
-from accel.frames import call
+from accel.core.quality import psnr, ssim
+from accel.core.run_pipeline import call
 from accel.pipelines.load import load
-from accel.quality import psnr, ssim
-from accel.rehash.measure import measure
-from accel.rehash.measurement import Measurement
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "samples"))
 from clips import PATTERNS, SHAPES
@@ -248,9 +248,11 @@ def _measured(pipe: Any, jobs: Sequence[Job], path: Path) -> tuple[Measurement, 
             file.parent.mkdir(parents=True, exist_ok=True)
             config = RehashConfig(level=level)
             if level == "output":
-                measure(pipe, jobs, config=config, say=print).save(file)
+                measure_steps(pipe, jobs, config=config, say=print).save(file)
             else:  # far behind at any schedule: a few jobs are enough
-                measure(pipe, jobs[:3], config=config, speedups=(1.5, 1.9), say=print).save(file)
+                measure_steps(pipe, jobs[:3], config=config, speedups=(1.5, 1.9), say=print).save(
+                    file
+                )
         found.append(Measurement.load(file))
     return found[0], found[1]
 

@@ -33,7 +33,7 @@ from bench_motion import UNSEEN, following
 from bench_plain_noise import decoded
 from tqdm import tqdm
 
-from accel.frames import to_uint8
+from accel.core.run_pipeline import to_uint8
 from accel.pipelines.generate import generate
 from accel.pipelines.load import load
 

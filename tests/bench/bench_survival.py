@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from killing import finish, hashes, survive, write_queue
+from helpers.killing import finish, hashes, survive, write_queue
 
 
 def main() -> None:

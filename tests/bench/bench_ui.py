@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from page import chromium, missing, served
+from helpers.page import chromium, missing, served
 
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 

@@ -24,7 +24,7 @@ import accel
 from accel import AttentionConfig, Plan, SlicingConfig
 from accel.kernels.attention import attention
 from accel.kernels.shared_keys import shared_keys
-from accel.slicing import run
+from accel.slicing.program.run import run
 
 
 def block_and_inputs(tokens: int) -> tuple[WanTransformerBlock, tuple[Any, ...]]:

@@ -28,7 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from accel.kernels import dispatch
 from accel.kernels.attention import attention
 from accel.kernels.gpu import attention as fused
-from accel.kernels.gpu import prepare, tuning
+from accel.kernels.gpu import pack, tuning
 from accel.kernels.gpu.layout import Tile
 from accel.kernels.gpu.support import (
     capability,
@@ -136,12 +136,12 @@ def tiles(device: torch.device, repeats: int) -> None:
     for shape in ((2, 30, 8192, 64), (1, 24, 8192, 128)):
         q, k, v = (torch.randn(shape, device=device).bfloat16() for _ in range(3))
         scale = shape[-1] ** -0.5
-        packed = prepare.pack(k, v, values=values)
+        packed = pack.pack(k, v, values=values)
         jobs: dict[str, Callable[[], object]] = {
             "torch": partial(sdpa, q, k, v),
             "torch, cuDNN": partial(_cudnn, q, k, v),
-            "packing K and V": partial(prepare.pack, k, v, values=values),
-            "packing Q": partial(prepare.pack_queries, q, packed, scale=scale),
+            "packing K and V": partial(pack.pack, k, v, values=values),
+            "packing Q": partial(pack.pack_queries, q, packed, scale=scale),
         }
         for tile in TILES:
             job = partial(fused.attention, q, k, v, tile=tile, values=values, scale=scale)

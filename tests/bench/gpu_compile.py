@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from accel.kernels.gpu import attention, prepare, warp
+from accel.kernels.gpu import attention, pack, warp
 from accel.kernels.gpu.layout import Tile, candidates, with_mask
 from accel.kernels.gpu.support import value_format, why_not_precision
 
@@ -91,19 +91,17 @@ def compile_prepare(cc: int, dim: int, precision: str = "int8") -> list[Compiled
     values = value_format(divmod(cc, 10), precision)
     shape = {"DIM": dim, "VALUE_DIM": dim, "HAS_VALID": True}
     stats = {**shape, "ROWS": 2048 // dim}
-    fold = {**shape, "CHUNKS": prepare.MAX_CHUNKS, "VALUES": values, "SMOOTH_V": True}
-    pack = {**shape, "ROWS": 128 if dim <= 128 else 64, "GRANULARITY": "thread", "VALUES": values,
+    fold = {**shape, "CHUNKS": pack.MAX_CHUNKS, "VALUES": values, "SMOOTH_V": True}
+    packed = {**shape, "ROWS": 128 if dim <= 128 else 64, "GRANULARITY": "thread", "VALUES": values,
             "NATIVE": True}  # fmt: skip
     queries = {"DIM": dim, "ROWS": 128, "GRANULARITY": "thread", "SMOOTH": True, "SHIFT": True,
                "FP4": values == "e2m1", "NATIVE": True}  # fmt: skip
     unit = {"k_sd": 1, "v_sd": 1}
     return [
-        _compile(prepare._statistics, cc, dim, "all", None, {**stats, **unit}, {}, precision, 4),
-        _compile(prepare._fold, cc, dim, "all", None, fold, {}, precision),
-        _compile(prepare._pack, cc, dim, "all", None, {**pack, **unit}, {}, precision),
-        _compile(
-            prepare._pack_queries, cc, dim, "all", None, {**queries, "q_sd": 1}, {}, precision
-        ),
+        _compile(pack._statistics, cc, dim, "all", None, {**stats, **unit}, {}, precision, 4),
+        _compile(pack._fold, cc, dim, "all", None, fold, {}, precision),
+        _compile(pack._pack, cc, dim, "all", None, {**packed, **unit}, {}, precision),
+        _compile(pack._pack_queries, cc, dim, "all", None, {**queries, "q_sd": 1}, {}, precision),
     ]
 
 

@@ -16,6 +16,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 import accel
-from accel import AttentionConfig, Plan, SlicingConfig
-from accel.memory import decode_peak, denoise_peak, strips_peak
-from accel.models import BUILT_IN, INPUTS, Family, Video, latent_shape
-from accel.seam import Undo, unwind
-from accel.slicing import Programs, apply_strips
-from accel.slicing.record import leaves, tree_map
+from accel import AttentionConfig, Plan, SlicingConfig, families
+from accel.core.tree import leaves, tree_map
+from accel.families.family import Model
+from accel.memory.meta_models import Video, latent_shape
+from accel.memory.simulate import decode_peak, denoise_peak, strips_peak
+from accel.slicing.program.cache import Programs
+from accel.slicing.vae.apply import apply_strips
 
 CARD = torch.device("cuda", 0)
 # Size, and layers where not all of them fit or are needed.
@@ -48,7 +50,7 @@ VARIANTS: dict[str, Plan | None] = {
 }
 
 
-def on_card(family: Family, layers: dict[str, int], video: Video) -> tuple[Any, Callable[[], Any]]:
+def on_card(family: Model, layers: dict[str, int], video: Video) -> tuple[Any, Callable[[], Any]]:
     """The denoiser with random weights, and what makes the arguments of a call."""
     import diffusers
 
@@ -62,7 +64,7 @@ def on_card(family: Family, layers: dict[str, int], video: Video) -> tuple[Any, 
     finally:
         torch.set_default_dtype(torch.float32)
     denoiser = nn.Module.to(denoiser, part.dtype).eval()
-    shapes = INPUTS[part.cls](denoiser, latent_shape(family, video))
+    shapes = families.denoisers()[part.cls].inputs(denoiser, latent_shape(family, video))
 
     def value(x: Tensor) -> Tensor:
         if x.is_floating_point():
@@ -88,10 +90,10 @@ def once(call: Callable[[], Any]) -> tuple[Any, float, int]:
     return result, start.elapsed_time(end) / 1e3, torch.cuda.max_memory_allocated() - before
 
 
-def simulated(family: Family, layers: dict[str, int], video: Video) -> dict[str, int]:
+def simulated(family: Model, layers: dict[str, int], video: Video) -> dict[str, int]:
     """Bytes of activations by variant, inputs included."""
     denoiser = family.denoiser.build(**layers)
-    kwargs = INPUTS[family.denoiser.cls](denoiser, latent_shape(family, video))
+    kwargs = families.denoisers()[family.denoiser.cls].inputs(denoiser, latent_shape(family, video))
     kwargs = tree_map(
         lambda x: x.to(family.denoiser.dtype) if x.dtype == torch.bfloat16 else x, kwargs
     )
@@ -101,7 +103,7 @@ def simulated(family: Family, layers: dict[str, int], video: Video) -> dict[str,
 
 def measure(name: str, repeats: int) -> dict[str, Any]:
     """Seconds, bytes, error and what the report says, by variant."""
-    family, (video, layers) = BUILT_IN[name], MODELS[name]
+    family, (video, layers) = families.models()[name], MODELS[name]
     denoiser, arguments = on_card(family, layers, video)
     results: dict[str, Any] = {}
     reference = None
@@ -138,8 +140,8 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 @torch.no_grad()
 def decode(frames: int) -> dict[str, Any]:
     """A Wan 480p video decoded whole, in strips, and in strips whose frames go to the CPU."""
-    part = BUILT_IN["wan-1.3b"].vae
-    shape = latent_shape(BUILT_IN["wan-1.3b"], Video(832, 480, frames))
+    part = families.models()["wan-1.3b"].vae
+    shape = latent_shape(families.models()["wan-1.3b"], Video(832, 480, frames))
     with CARD:
         import diffusers
 
@@ -149,7 +151,7 @@ def decode(frames: int) -> dict[str, Any]:
     exact = None
     ways = {"whole": None, "16 strips": False, "16 strips, frames to the CPU": True}
     for name, way in ways.items():
-        undo: list[Undo] = []
+        undo = ExitStack()
         if way is not None:
             apply_strips(vae, SlicingConfig(16, 1), undo, way)
         call = partial(vae.decode, z, return_dict=False)
@@ -158,7 +160,7 @@ def decode(frames: int) -> dict[str, Any]:
         exact = out if exact is None else exact
         error = float((out.to(CARD) - exact).norm() / exact.norm())
         del out
-        unwind(undo)
+        undo.close()
         meta_vae, meta_z = part.build(), z.to("meta")
         expected = (
             decode_peak(meta_vae, meta_z)

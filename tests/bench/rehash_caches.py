@@ -22,11 +22,11 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 
+from accel.calibration.step_measurement import Measurement
 from accel.config import AttentionConfig, RehashConfig
-from accel.frames import call
-from accel.patch import patched
-from accel.plan import Plan
-from accel.rehash.measurement import Measurement
+from accel.core.run_pipeline import call
+from accel.patching import patched
+from accel.plans import Plan
 
 Job = dict[str, Any]
 PARTS = [r"blocks\.\d+\.attn1", r"blocks\.\d+\.attn2", r"blocks\.\d+\.ffn"]

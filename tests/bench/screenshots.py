@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from page import chromium, missing, opened, served, tab
+from helpers.page import chromium, missing, opened, served, tab
 
 WAYS = (("wide", 1100, "light"), ("narrow-dark", 390, "dark"))
 

@@ -5,18 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tensors import qkv
 
 from accel.kernels import dispatch
 from accel.kernels.attention import attention
 
 SHAPES = [(1, 2, 64, 64, 64), (2, 3, 65, 127, 40), (1, 1, 1, 1, 128), (1, 4, 130, 77, 80)]
-
-
-def qkv(batch, heads, queries, keys, dim, *, dtype=torch.float32, key_heads=None):
-    g = torch.Generator().manual_seed(queries * 7 + keys)
-    kv = key_heads or heads
-    shapes = [(batch, heads, queries, dim), (batch, kv, keys, dim), (batch, kv, keys, dim)]
-    return [torch.randn(s, generator=g).to(dtype) for s in shapes]
 
 
 def close(out, exact, bound):
@@ -29,7 +23,8 @@ def close(out, exact, bound):
 @pytest.mark.parametrize(("precision", "bound"), [("int8", 0.05), ("int6", 0.1), ("int4", 0.4)])
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 def test_near_torchs_attention(shape, precision, bound, impl):
-    q, k, v = qkv(*shape)
+    batch, heads, queries, keys, dim = shape
+    q, k, v = qkv(queries, keys, dim, batch=batch, heads=heads)
     exact = F.scaled_dot_product_attention(q, k, v)
     close(attention(q, k, v, precision=precision, impl=impl), exact, bound)
 
@@ -37,7 +32,7 @@ def test_near_torchs_attention(shape, precision, bound, impl):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 def test_dtypes(dtype, impl):
-    q, k, v = qkv(1, 2, 100, 90, 64, dtype=dtype)
+    q, k, v = qkv(100, 90, 64, dtype=dtype)
     close(attention(q, k, v, impl=impl), F.scaled_dot_product_attention(q, k, v), 0.06)
 
 
@@ -46,20 +41,20 @@ def test_auto_never_takes_what_is_slower_than_torch(monkeypatch):
     assert "no quantized kernel for meta" in dispatch.why_not_worth(meta, meta, meta, "int8")
     broken = dispatch.Impl("cpu", "", lambda device: "missing")
     monkeypatch.setattr(dispatch, "ATTENTION", (broken, dispatch.ATTENTION[1]))
-    q, k, v = qkv(1, 2, 300, 300, 64)
+    q, k, v = qkv(300, 300, 64)
     assert torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
     assert "missing" in dispatch.why_not_worth(q, q, q, "int8")
 
 
 def test_auto_leaves_short_calls_to_torch():
-    q, k, v = qkv(1, 2, 100, 20, 64)
+    q, k, v = qkv(100, 20, 64)
     assert torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
-    q, k, v = qkv(1, 2, 300, 300, 64)
+    q, k, v = qkv(300, 300, 64)
     assert not torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
 def test_full_precision_is_torchs_own():
-    q, k, v = qkv(1, 2, 100, 90, 64)
+    q, k, v = qkv(100, 90, 64)
     assert torch.equal(
         attention(q, k, v, precision="full"), F.scaled_dot_product_attention(q, k, v)
     )
@@ -79,14 +74,14 @@ def test_full_precision_is_torchs_own():
     ("precision", "impl"), [("int8", "reference"), ("int8", "cpu"), ("full", "auto")]
 )
 def test_masks(mask, precision, impl):
-    q, k, v = qkv(2, 3, 70, 90, 64)
+    q, k, v = qkv(70, 90, 64, batch=2, heads=3)
     exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     close(attention(q, k, v, precision=precision, impl=impl, attn_mask=mask), exact, 0.05)
 
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 def test_causal_scale_gqa_and_lengths(impl):
-    q, k, v = qkv(2, 6, 80, 80, 64, key_heads=2)
+    q, k, v = qkv(80, 80, 64, batch=2, heads=6, key_heads=2)
     exact = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
     close(attention(q, k, v, impl=impl, is_causal=True, scale=0.3, enable_gqa=True), exact, 0.06)
     lengths = torch.tensor([80, 33])
@@ -99,7 +94,7 @@ def test_causal_scale_gqa_and_lengths(impl):
     ("precision", "impl"), [("int8", "reference"), ("int8", "cpu"), ("full", "auto")]
 )
 def test_fully_masked_row_gives_zeros(precision, impl):
-    q, k, v = qkv(1, 1, 70, 70, 64)
+    q, k, v = qkv(70, 70, 64, heads=1)
     keep = torch.ones(70, 70, dtype=torch.bool)
     keep[5] = False
     options = {"precision": precision, "impl": impl, "attn_mask": keep}
@@ -123,7 +118,7 @@ def test_strided_views_are_read_right_and_left_alone():
 @pytest.mark.parametrize("option", ["smooth_q", "smooth_v", "hadamard"])
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 def test_options_keep_the_result(option, impl):
-    q, k, v = qkv(1, 2, 100, 90, 64)
+    q, k, v = qkv(100, 90, 64)
     exact = F.scaled_dot_product_attention(q, k, v)
     with_option = attention(q, k, v, impl=impl, **{option: True})
     close(with_option, exact, 0.05)
@@ -146,20 +141,20 @@ def test_options_keep_the_result(option, impl):
     ],
 )
 def test_bad_input_is_named(change, message):
-    q, k, v = qkv(1, 2, 8, 9, 64)
+    q, k, v = qkv(8, 9, 64)
     arguments = {"q": q, "k": k, "v": v, **change}
     with pytest.raises((ValueError, RuntimeError), match=message):
         attention(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), **arguments)
 
 
 def test_named_impl_that_cannot_run_says_what_can():
-    q, k, v = qkv(1, 2, 8, 9, 64)
+    q, k, v = qkv(8, 9, 64)
     with pytest.raises((RuntimeError, ValueError), match="reference"):
         attention(q, k, v, impl="gpu")
 
 
 def test_torch_library_contract():
-    q, k, v = qkv(1, 2, 65, 70, 64)
+    q, k, v = qkv(65, 70, 64)
     mask = torch.rand(1, 1, 1, 70) > 0.2
     for lse in (False, True):
         arguments = (q, k, v, "int8", "cpu", mask, None, False, 0.1, True, False, False, lse)
@@ -167,7 +162,7 @@ def test_torch_library_contract():
 
 
 def test_compiles_without_a_break():
-    q, k, v = qkv(1, 2, 65, 70, 64)
+    q, k, v = qkv(65, 70, 64)
     options = {"precision": "int4", "impl": "cpu"}
     compiled = torch.compile(lambda *x: attention(*x, **options) * 2, fullgraph=True)
     assert torch.equal(compiled(q, k, v), attention(q, k, v, **options) * 2)
@@ -176,7 +171,7 @@ def test_compiles_without_a_break():
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 @pytest.mark.parametrize("kind", ["boolean", "additive", "lengths"])
 def test_what_is_masked_cannot_disturb_the_rest(impl, kind):
-    q, k, v = qkv(2, 2, 70, 200, 64)
+    q, k, v = qkv(70, 200, 64, batch=2)
     seen = torch.tensor([40, 150])
     keep = torch.arange(200) < seen.view(2, 1, 1, 1)
     options = {

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from helpers.tensors import qkv
 
 from accel.kernels.attention import BITS, attention
 from accel.kernels.cpu.attention import attention as native
@@ -15,12 +16,6 @@ from accel.kernels.cpu.native import library
 PRECISIONS = ["int8", "int6", "int4"]
 # One code of P off (half-way cases of the exponential) moves a row by at most 1/127 of V's range.
 TIGHT = 2e-3
-
-
-def qkv(queries, keys, dim, *, batch=1, heads=2, value_dim=None, dtype=torch.float32, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    shapes = [(queries, dim), (keys, dim), (keys, value_dim or dim)]
-    return [torch.randn(batch, heads, *s, generator=g).to(dtype) for s in shapes]
 
 
 def assert_tight(q, k, v, **options):

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from warp_checks import constant, turbulence, zoom
+from helpers.warp_checks import constant, turbulence, zoom
 
 from accel.kernels import reference_warp
 from accel.kernels.cpu.native import instruction_sets, library

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from card import DEVICE, WHY_NO_FP4, let_interpret
-from gpu_checks import inputs, relative
+from helpers.card import DEVICE, WHY_NO_FP4, let_interpret
+from helpers.gpu_checks import inputs, relative
 
 pytest.importorskip("triton", reason="triton is not installed")
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from card import DEVICE, INTERPRETED, let_interpret
-from gpu_checks import inputs, relative
+from helpers.card import DEVICE, INTERPRETED, let_interpret
+from helpers.gpu_checks import inputs, relative
 
 pytest.importorskip("triton", reason="triton is not installed")
 

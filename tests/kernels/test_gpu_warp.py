@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from card import DEVICE, let_interpret
-from warp_checks import constant, turbulence, zoom
+from helpers.card import DEVICE, let_interpret
+from helpers.warp_checks import constant, turbulence, zoom
 
 from accel.kernels.warp import NoiseWarper, warp_noise
 

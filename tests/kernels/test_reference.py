@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from helpers.tensors import qkv
 
 from accel.kernels.reference import (
     QuantSpec,
@@ -17,12 +18,6 @@ from accel.kernels.reference import (
     quantized_attention,
     round_e4m3,
 )
-
-
-def qkv(tokens=1024, dim=64, *, keys=None, heads=2, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    shapes = ((tokens, 0), (keys or tokens, 1), (keys or tokens, 2))
-    return [torch.randn(1, heads, n, dim, generator=g) for n, _ in shapes]
 
 
 def relative_l1(q, k, v, spec, *, mask=None):
@@ -43,16 +38,16 @@ def relative_l1(q, k, v, spec, *, mask=None):
     ],
 )
 def test_error_on_gaussian_inputs_is_the_known_one(spec, golden):
-    assert relative_l1(*qkv(), spec) == pytest.approx(golden, rel=0.2)
+    assert relative_l1(*qkv(1024), spec) == pytest.approx(golden, rel=0.2)
 
 
 def test_fewer_bits_cost_more():
-    errors = [relative_l1(*qkv(), QuantSpec(bits)) for bits in (8, 6, 4)]
+    errors = [relative_l1(*qkv(1024), QuantSpec(bits)) for bits in (8, 6, 4)]
     assert errors[0] < errors[1] / 1.5 and errors[1] < errors[2] / 2
 
 
 def test_smoothing_removes_channel_bias():
-    q, k, v = qkv()
+    q, k, v = qkv(1024)
     g = torch.Generator().manual_seed(1)
     loud = (torch.rand(64, generator=g) < 0.2).float()
     q, k = q + 4 * loud, k + 8 * loud
@@ -67,7 +62,7 @@ def test_smoothing_removes_channel_bias():
 
 
 def test_hadamard_spreads_loud_channels():
-    q, k, v = qkv(dim=128)
+    q, k, v = qkv(1024, dim=128)
     loud = torch.ones(128)
     loud[:3] = 12.0
     plain = relative_l1(q * loud, k * loud, v, QuantSpec(8, values="full"))

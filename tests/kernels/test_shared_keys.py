@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 import torch
-from card import DEVICE, WHY_NO_FP4, let_interpret
+from helpers import tensors as random_tensors
+from helpers.card import DEVICE, WHY_NO_FP4, let_interpret
 
 from accel.kernels import shared_keys as module
 from accel.kernels.attention import attention
@@ -17,14 +19,7 @@ from accel.kernels.shared_keys import shared_keys
 SLICES = 3
 
 
-def qkv(queries, keys, dim=64, *, heads=2, key_heads=None, value_dim=None, dtype=torch.float32):
-    g = torch.Generator().manual_seed(queries + keys)
-    shapes = [
-        (heads, queries, dim),
-        (key_heads or heads, keys, dim),
-        (key_heads or heads, keys, value_dim or dim),
-    ]
-    return [torch.randn(2, *s, generator=g).add(0.5).to(dtype) for s in shapes]
+qkv = partial(random_tensors.qkv, batch=2, mean=0.5)
 
 
 def sliced(q, k, v, *, attn_mask=None, impl="cpu", **options):

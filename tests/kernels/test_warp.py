@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from warp_checks import assert_white, constant, correlation, rotation, turbulence, zoom
+from helpers.warp_checks import assert_white, constant, correlation, rotation, turbulence, zoom
 
 from accel.kernels.warp import NoiseWarper, inverse_flow, warp_noise
 

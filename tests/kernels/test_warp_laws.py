@@ -9,8 +9,7 @@ import statistics
 
 import pytest
 import torch
-from torch.nn.functional import grid_sample
-from warp_checks import (
+from helpers.warp_checks import (
     assert_white,
     constant,
     correlation,
@@ -23,6 +22,7 @@ from warp_checks import (
     turbulence,
     zoom,
 )
+from torch.nn.functional import grid_sample
 
 from accel.kernels.warp import NoiseWarper, warp_noise
 

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from accel.calibration import ErrorTable
-from accel.choose import uniform
-from accel.cli import main
-from accel.pipelines import calibrate_command
+from accel.calibration.choose import uniform
+from accel.calibration.table import ErrorTable
+from accel.cli import calibrate, main
 from accel.pipelines.pictures import COLOURS, frame_strip, heat_map
-from accel.plan import Plan
+from accel.plans import Plan
 
 
 @pytest.fixture
@@ -31,9 +30,9 @@ def table(sites=4, steps=6):
 
 
 def test_job_files_become_a_table_a_plan_and_pictures(jobs, tmp_path, capsys, monkeypatch):
-    out, real, made = tmp_path / "out", calibrate_command.generate, []
+    out, real, made = tmp_path / "out", calibrate.generate, []
     monkeypatch.setattr(
-        calibrate_command, "generate", lambda pipe, job: made.append(job) or real(pipe, job)
+        calibrate, "generate", lambda pipe, job: made.append(job) or real(pipe, job)
     )
     assert main(["calibrate", str(jobs), "--out", str(out), "--share", "0.5", "--impl",
                  "reference"]) == 0  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from accel.patch import patched
+from accel.patching import patched
 from accel.pipelines.checkpoint import StepCheckpoint, Stopped, read, write
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job

@@ -7,7 +7,7 @@ import pytest
 from accel.pipelines.batch.jobfile import read_jobs
 from accel.pipelines.job import Job, JobError, job_from_settings, make_job, settings_text
 from accel.pipelines.load import load
-from accel.plan import Plan
+from accel.plans import Plan
 
 GOOD = """
 defaults: {steps: 3, preset: fast}

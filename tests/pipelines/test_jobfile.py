@@ -10,7 +10,7 @@ from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.items import Item, items, parse_shard
 from accel.pipelines.batch.jobfile import Invalid, parse_override, read
 from accel.pipelines.job import Job, JobError
-from accel.plan import Plan
+from accel.plans import Plan
 
 
 def jobs(tmp_path, text, *overrides, suffix=".yaml"):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from accel.families.family import Geometry
 from accel.pipelines.motion.flows import make_flow
-from accel.pipelines.motion.latents import Geometry, warped_latents
+from accel.pipelines.motion.latents import warped_latents
 
 SIZE = {"frames": 5, "height": 32, "width": 48}
 

@@ -8,12 +8,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from families import FAMILIES
+from helpers.families import FAMILIES
 
+from accel.families.family import Geometry
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import load
-from accel.pipelines.motion.latents import Geometry, arrange, latent_geometry, warped_latents
+from accel.pipelines.motion.latents import arrange, latent_geometry, warped_latents
 
 IMAGE_VAE = {
     "block_out_channels": (4, 4, 4, 4), "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -203,7 +204,7 @@ def test_wrong_mixes_fail_the_variance_check(wrong):
 
 
 def test_pipelines_and_frame_numbers_without_a_rule_are_named():
-    with pytest.raises(ValueError, match=r"FluxPipeline.*Wan, HunyuanVideo"):
+    with pytest.raises(ValueError, match=r"FluxPipeline.*HunyuanVideo.*Wan"):
         latent_geometry(type("FluxPipeline", (), {})())
     with pytest.raises(ValueError, match=r"4 n \+ 1 here, got 8; the nearest is 9"):
         warped_latents(torch.zeros(7, 2, 8, 8), Geometry(1, 8, 4), seed=0, strength=0)

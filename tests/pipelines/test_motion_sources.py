@@ -12,9 +12,9 @@ import torch
 from accel.cli import main
 from accel.pipelines.motion.camera import fill_gaps
 from accel.pipelines.motion.driving import OUT, estimate
+from accel.pipelines.motion.flow_pictures import GREY, arrows, colour_wheel
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.motion.layers import Layer
-from accel.pipelines.motion.preview import GREY, arrows, colour_wheel
 from accel.pipelines.motion.strength import make_strength
 from accel.pipelines.video import read_video, write_video
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from accel.cli import main
-from accel.memory import simulate
-from accel.models import Video, find
+from accel.memory.meta_models import Video, find, in_dtype
+from accel.memory.simulate import simulate
 from accel.pipelines.batch import simulated
 from accel.pipelines.batch.identity import model_fingerprint, plan_digest
 from accel.pipelines.batch.predict import Predictor, Totals, memory_text
@@ -60,19 +60,19 @@ def test_the_peak_is_that_of_accel_memory_and_of_the_weights():
     requests = [r for r in embedded_requests() if r.dtype == "float32" and r.slicing is None]
     (whole,) = (r for r in requests if r.rehash is None)
     family = find(str(tiny_folder()))
-    family = replace(family, denoiser=replace(family.denoiser, dtype=torch.float32))
+    family = in_dtype(family, torch.float32)
     peaks = simulate(family, Video(64, 64, 17), (1,))
     weights = peaks.denoiser_weights + peaks.vae_weights
-    activations = max(peaks.denoise[1], peaks.decode["whole"])
-    assert simulated.simulated(whole) == weights + activations
+    others = (peaks.decode["whole"], *peaks.encode.values())
+    assert simulated.simulated(whole) == weights + max(peaks.denoise[1], *others)
     (reusing,) = (r for r in requests if r.rehash is not None)  # both branches of guidance
-    beside = weights + max(peaks.denoise[1] + 2 * peaks.rehash["output"], peaks.decode["whole"])
+    beside = weights + max(peaks.denoise[1] + 2 * peaks.rehash["output"], *others)
     assert simulated.simulated(reusing) == beside
     pipe = load("tiny")
     parts = (pipe.transformer, pipe.vae, pipe.text_encoder)
     real = sum(t.nbytes for part in parts for t in part.parameters())
-    others, all_known = simulated.other_weights(str(tiny_folder()), "float32")
-    assert all_known and weights + others == pytest.approx(real, rel=0.02)
+    beside, all_known = simulated.other_weights(str(tiny_folder()), "float32")
+    assert all_known and weights + beside == pytest.approx(real, rel=0.02)
 
 
 def test_slices_need_less_and_each_distinct_request_is_simulated_once(

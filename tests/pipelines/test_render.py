@@ -16,11 +16,11 @@ import accel.pipelines.batch.output
 import accel.pipelines.batch.worker
 from accel import AttentionConfig, Plan
 from accel.cli import main
+from accel.core.quality import psnr
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import load, tiny_folder
 from accel.pipelines.video import read_video
-from accel.quality import psnr
 
 QUICK = {"steps": 2, "frames": 5, "width": 64, "height": 64}
 FOUR = [

@@ -12,7 +12,7 @@ import signal
 import subprocess
 
 import pytest
-from killing import COMMAND, hashes, survive, videos, write_queue
+from helpers.killing import COMMAND, hashes, survive, videos, write_queue
 
 from accel.cli import main
 from accel.pipelines.batch.lease import is_held, lease

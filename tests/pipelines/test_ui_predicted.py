@@ -8,18 +8,14 @@ from typing import Any
 
 import pytest
 
-import accel
-from accel import budget
-from accel.memory import simulate
-from accel.models import Video
+from accel.memory.fit import Kept, Needs
 from accel.pipelines.job import Job, JobError
-from accel.pipelines.load import load
-from accel.pipelines.ui import plans, predicted
-from accel.pipelines.ui.predicted import Choice, Simulations, Ways, check_size
-from accel.plan import Plan
+from accel.pipelines.ui import plan_tab, predicted
+from accel.pipelines.ui.predicted import Choice, Simulations, check_size
+from accel.plans import Plan
 
 GIB = 2**30
-WAYS = Ways({1: 5 * GIB, 2: 4 * GIB, 16: 2 * GIB}, {"whole": 4 * GIB, "strips": 3 * GIB})
+NEEDS = Needs({1: 5 * GIB, 2: 4 * GIB, 16: 2 * GIB}, {"whole": 4 * GIB, "strips": 3 * GIB})
 NONE = Choice(None, math.inf, 0, 9.0)
 BALANCED = Choice("balanced", 40.0, 3, 5.0)
 FAST = Choice("fast", None, 0, None)
@@ -29,37 +25,13 @@ FAST = Choice("fast", None, 0, None)
     ("budget", "slices"), [(6, 1), (5, 1), (4.5, 2), (4, 2), (3.9, 16), (3, 16)]
 )
 def test_fewest_slices_that_fit(budget: float, slices: int) -> None:
-    assert WAYS.pick(int(budget * GIB)) == slices
-    assert max(WAYS.peaks(slices).values()) <= budget * GIB
+    assert NEEDS.fewest_slices(int(budget * GIB)) == slices
+    assert NEEDS.peak(slices) <= budget * GIB
 
 
 def test_what_does_not_fit_says_what_is_needed() -> None:
     with pytest.raises(JobError, match=r"fits in 2\.900 GiB; at least 3\.000 GiB is needed"):
-        WAYS.pick(int(2.9 * GIB))
-
-
-def test_the_same_slices_as_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At every budget where the choice may change."""
-    pipe, job = load("tiny", device="cpu"), Job("x", width=64, height=64, frames=9)
-    peaks = simulate(budget.family(pipe), Video(64, 64, 9), (1, 2, 16))
-    monkeypatch.setattr(budget, "simulate", lambda family, video: peaks)
-    loaded = budget._loaded(pipe)
-    assert loaded is not None
-    strips = peaks.decode[budget.STRIPS]
-    ways = Ways(
-        {n: size + loaded for n, size in peaks.denoise.items()},
-        {"whole": peaks.decode["whole"] + loaded, "strips": strips + loaded},
-        max(getattr(peaks, "encode", {}).values(), default=-loaded) + loaded,
-    )
-    edges = sorted({*ways.denoise.values(), *ways.decode.values(), ways.encode})
-    for memory in [edge + by for edge in edges for by in (-1, 0, 1)]:
-        try:
-            slicing = accel.budget.plan(pipe, job, memory=memory).slicing
-        except ValueError:
-            with pytest.raises(JobError, match="allow more memory"):
-                ways.pick(memory)
-        else:
-            assert ways.pick(memory) == (1 if slicing is None else slicing.slices)
+        predicted.predict(NEEDS, (NONE,), 2.9, 0.0)
 
 
 def test_the_fastest_that_keeps_the_quality() -> None:
@@ -74,10 +46,10 @@ def test_the_fastest_that_keeps_the_quality() -> None:
 
 
 def test_what_step_rehash_keeps_counts_for_the_presets_that_use_it() -> None:
-    ways = replace(WAYS, kept={"fast": GIB // 2})
-    assert ways.peaks(1, "fast")["denoise"] == 5.5 * GIB and ways.peaks(1) == WAYS.peaks(1)
-    assert (ways.pick(5 * GIB), ways.pick(5 * GIB, "fast")) == (1, 2)
-    plan = predicted.predict(ways, (FAST,), 5.0, 0.0)
+    needs, fast = replace(NEEDS, kept=Kept({"output": GIB // 4})), Plan.preset("fast").rehash
+    assert needs.phases(1, fast)["denoise"] == 5.5 * GIB and needs.phases(1) == NEEDS.phases(1)
+    assert (needs.fewest_slices(5 * GIB), needs.fewest_slices(5 * GIB, fast)) == (1, 2)
+    plan = predicted.predict(needs, (FAST,), 5.0, 0.0)
     assert plan.slices == 2 and plan.peaks["denoise"] == 4.5 * GIB
 
 
@@ -90,19 +62,19 @@ def test_decibels_are_those_of_nine_jobs_in_ten() -> None:
 
 def test_a_prediction_becomes_the_settings_of_a_job() -> None:
     choices = (FAST, BALANCED, NONE)
-    whole = predicted.predict(WAYS, choices, 6.0, 30.0)
+    whole = predicted.predict(NEEDS, choices, 6.0, 30.0)
     assert whole.settings() == {"preset": "balanced", "plan": None}
-    sliced = predicted.predict(WAYS, choices, 3.0, 30.0)
+    sliced = predicted.predict(NEEDS, choices, 3.0, 30.0)
     assert sliced.name == "balanced, 16 slices" and sliced.peaks["decode"] == 3 * GIB
     job = Job("x", **sliced.settings())
     plan = job.accel_plan()
     assert plan is not None and plan.slicing is not None
     assert (plan.slicing.slices, plan.slicing.min_tokens) == (16, 1)
     assert plan.attention == Plan.preset("balanced").attention
-    none = predicted.predict(WAYS, choices, 3.0, 90.0)
+    none = predicted.predict(NEEDS, choices, 3.0, 90.0)
     plan = Job("x", **none.settings()).accel_plan()
     assert plan is not None and plan.attention is None
-    text = plans.shown(sliced, Job("x", width=64, height=64, frames=17), 3.0)
+    text = plan_tab.shown(sliced, Job("x", width=64, height=64, frames=17), 3.0)
     assert text.count('class="bar"') == 4 and text.count('class="limit"') == 1
     assert "~3.000 GiB, ~5.0 s without slices, 40.0 dB or more" in text and "generate once" in text
 
@@ -110,17 +82,17 @@ def test_a_prediction_becomes_the_settings_of_a_job() -> None:
 def test_simulated_in_a_process_of_its_own_and_once() -> None:
     simulations, job = Simulations(), Job("x", width=16, height=16, frames=1)
     try:
-        ways = simulations.ways(job)
-        assert min(ways.denoise.values()) > 10**7 and set(ways.decode) == {"whole", "strips"}
-        assert list(ways.kept) == ["fast"] and ways.kept["fast"] > 0
-        assert simulations.known(job) is ways and simulations.known(replace(job, frames=5)) is None
+        needs = simulations.needs(job)
+        assert min(needs.denoise.values()) > 10**7 and set(needs.decode) == {"whole", "strips"}
+        assert needs.kept.bytes(Plan.preset("fast").rehash) > 0
+        assert simulations.known(job) is needs and simulations.known(replace(job, frames=5)) is None
         with pytest.raises(JobError, match="cannot be simulated: width must be a multiple of 8"):
-            simulations.ways(replace(job, width=12))
+            simulations.needs(replace(job, width=12))
         with pytest.raises(JobError, match="config not local"):
-            simulations.ways(replace(job, model="owner/name"))
+            simulations.needs(replace(job, model="owner/name"))
         with pytest.raises(JobError, match="leaves its size"):
-            simulations.ways(Job("x"))
-        assert simulations.ways(job) is ways
+            simulations.needs(Job("x"))
+        assert simulations.needs(job) is needs
     finally:
         simulations.close()
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from accel.config import SlicingConfig
+from accel.memory.fit import Needs
 from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.worker import Emit, Outcome, Task
 from accel.pipelines.job import Job, JobError
-from accel.pipelines.ui import forms, plans, view
-from accel.pipelines.ui.predicted import Ways
+from accel.pipelines.ui import forms, plan_tab, view
 from accel.pipelines.ui.settings import PLANNED, Limits
 from accel.pipelines.ui.studio import Studio
-from accel.plan import Plan
+from accel.plans import Plan
 
 FORM = {"prompt": "a red circle", "model": "tiny (embedded)", "preset": "balanced", "frames": 5}
 SIDECAR = {"peak_bytes": 2**30, "seconds": 1.0, "resumed_from_step": 0, "memory": [], "frames": 5}
@@ -283,24 +283,26 @@ def test_hostile_sidecars_are_left_out(opened: Any) -> None:
 
 def test_measured_runs_are_filtered(opened: Any) -> None:
     studio, engine = opened()
-    assert plans.least(studio) == 30.0 and "Nothing is measured" in plans.table(studio, 1.0, 30.0)
+    assert plan_tab.least(studio) == 30.0 and "Nothing is measured" in plan_tab.table(
+        studio, 1.0, 30.0
+    )
     for seed, db in ((1, 35.0), (2, 40.0)):
         (name,) = submit(studio, seed, compare=True)
         until(lambda seed=seed: len(engine.tasks) == seed)
         comparison = {"psnr_db": db, "ssim": 1.0, "reference_seconds": 2.0, "speedup": 2.0}
         engine.finish(comparison, environment={"device": "cuda"})
         until(lambda: not studio.queue.entries)
-    assert plans.least(studio) == 35.0
-    assert "2 of 2 measured runs fit" in plans.table(studio, 1.0, 30.0)
-    shown = plans.table(studio, 1.0, 36.0)
+    assert plan_tab.least(studio) == 35.0
+    assert "2 of 2 measured runs fit" in plan_tab.table(studio, 1.0, 30.0)
+    shown = plan_tab.table(studio, 1.0, 36.0)
     assert "1 of 2" in shown and f"<b>{name}</b>" in shown
-    assert "None of the 2" in plans.table(studio, 0.5, 30.0)
+    assert "None of the 2" in plan_tab.table(studio, 0.5, 30.0)
 
 
 def test_predictions_learn_from_runs_of_the_page(opened: Any) -> None:
     studio, engine = opened()
     job = Job("another", frames=9).resolved()
-    fast, balanced, none = plans.choices(studio, job)
+    fast, balanced, none = plan_tab.choices(studio, job)
     assert (fast.preset, balanced.preset, none.preset) == ("fast", "balanced", None)
     assert fast.db is None and none.db == np.inf and none.seconds is None
     for seed, db in ((1, 40.0), (2, 42.0)):
@@ -308,13 +310,13 @@ def test_predictions_learn_from_runs_of_the_page(opened: Any) -> None:
         until(lambda seed=seed: len(engine.tasks) == seed)
         engine.finish({"psnr_db": db, "ssim": 1.0, "reference_seconds": 2.0, "speedup": 2.0})
         until(lambda: not studio.queue.entries)
-    fast, balanced, none = plans.choices(studio, job)
+    fast, balanced, none = plan_tab.choices(studio, job)
     assert balanced.runs == 2 and balanced.db is not None and balanced.db < 40.0
     assert fast.db is None and none.seconds == pytest.approx(2.0 * 9 / 5)
-    ways = Ways({1: 2**20, 16: 2**19}, {"whole": 2**20, "strips": 2**19})
-    assert plans.top(studio, ways) == 0.002  # what a CPU's process holds is not the plan's
-    assert plans.predict(studio, job, ways, 0.002, 20.0).slices == 1
-    assert "measured runs fit" in plans.table(studio, 0.0, 30.0)
+    needs = Needs({1: 2**20, 16: 2**19}, {"whole": 2**20, "strips": 2**19})
+    assert plan_tab.top(studio, needs) == 0.002  # what a CPU's process holds is not the plan's
+    assert plan_tab.predict(studio, job, needs, 0.002, 20.0).slices == 1
+    assert "measured runs fit" in plan_tab.table(studio, 0.0, 30.0)
 
 
 def test_a_planned_job_keeps_its_plan(opened: Any) -> None:

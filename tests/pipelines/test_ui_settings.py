@@ -13,8 +13,9 @@ import torch
 import yaml
 
 from accel.config import AttentionConfig
+from accel.core.quality import psnr
+from accel.pipelines.batch.comparison import frame_psnr
 from accel.pipelines.batch.jobfile import read_jobs
-from accel.pipelines.batch.reference import frame_psnr
 from accel.pipelines.job import Job, JobError, settings_text
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.pictures import difference
@@ -29,8 +30,7 @@ from accel.pipelines.ui.settings import (
     settings_of,
 )
 from accel.pipelines.video import write_video
-from accel.plan import Plan
-from accel.quality import psnr
+from accel.plans import Plan
 
 FORM = {"prompt": "a red circle", "model": "tiny (embedded)", "preset": "balanced", "seed": 1}
 SIZE = (64, 48, 9)

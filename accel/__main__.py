@@ -1,0 +1,8 @@
+"""``python -m accel``: the command ``accel``."""
+
+import sys
+
+from accel.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""One attention call: what torch would make of it, how to save it, and how far off a result is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from accel.attention import sdpa
+from accel.config import AttentionConfig
+from accel.kernels.dispatch import why_not_worth
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Arguments of torch's attention: query [..., Tq, D], key [..., Tk, D], value [..., Tk, Dv]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None
+    is_causal: bool
+    scale: float | None
+    enable_gqa: bool
+
+    def full(self, query: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        """What would have run without us; for some query rows if they and their mask are given."""
+        query, attn_mask = (self.query, self.attn_mask) if query is None else (query, attn_mask)
+        return sdpa.original()(
+            query, self.key, self.value, attn_mask=attn_mask, is_causal=self.is_causal,
+            scale=self.scale, enable_gqa=self.enable_gqa,
+        )  # fmt: skip
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The query rows ``index`` and the mask that belongs to them."""
+        mask, tokens = self.attn_mask, self.query.shape[-2]
+        if mask is not None and mask.dim() > 1 and mask.shape[-2] == tokens and tokens > 1:
+            mask = mask[..., index, :]
+        return self.query[..., index, :], mask
+
+    def rescued(self) -> tuple[Tensor, str]:
+        """Full precision after a result that was not usable: always finite, and what it took.
+
+        First torch's attention; then, where that overflows in half precision, in fp32; then with
+        the inputs' own NaN and infinities replaced by 0 and the largest finite numbers.
+        """
+        out = self.full()
+        if finite(out):
+            return out, ""
+        q, k, v = (t.float() for t in (self.query, self.key, self.value))
+        how = "in fp32, since it overflows in half precision"
+        if not all(finite(t) for t in (q, k, v)):
+            how = "with NaN and infinite inputs replaced by finite numbers"
+            q, k, v = (t.nan_to_num().clamp(-1e18, 1e18) for t in (q, k, v))
+        mask = self.attn_mask
+        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+        wide = Call(q, k, v, mask, self.is_causal, self.scale, self.enable_gqa).full()
+        most = torch.finfo(out.dtype).max
+        return wide.nan_to_num().clamp(-most, most).to(out.dtype), how
+
+    def why_full(self, config: AttentionConfig) -> str:
+        """Reason to keep this call at full precision whatever the plan says, or ""."""
+        q, k, v = self.query, self.key, self.value
+        if q.device.type == "meta":
+            return "meta tensors"
+        if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
+            return f"{q.dim()} dimensions, need [B, H, T, D]"
+        if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return f"dtype {q.dtype}"
+        groups = self.enable_gqa and k.shape[1] and q.shape[1] % k.shape[1] == 0
+        if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3]:
+            return "shapes that broadcast"
+        if q.shape[1] != k.shape[1] and not groups:
+            return "shapes that broadcast"
+        if config.impl == "auto":
+            usual = "int8" if config.precision == "full" else config.precision
+            return why_not_worth(q, k, v, usual)
+        return ""
+
+
+def finite(out: Tensor) -> bool:
+    """Whether every element is finite. A sum shows it in one pass; only a sum that is not is looked
+    into, since finite values can overflow it.
+    """
+    return math.isfinite(out.sum(dtype=torch.float32).item()) or bool(torch.isfinite(out).all())
+
+
+def compare(out: Tensor, exact: Tensor) -> tuple[float, float, float]:
+    """Relative L1, cosine and relative squared L2 of ``out`` against ``exact``, same shape."""
+    mine, exact = out.double(), exact.double()
+    difference, size = mine - exact, exact.square().sum()
+    error = float(difference.abs().sum() / exact.abs().sum().clamp_min(1e-30))
+    norms = (mine.square().sum() * size).sqrt().clamp_min(1e-30)
+    cosine = float((mine * exact).sum() / norms)
+    return error, cosine, float(difference.square().sum() / size.clamp_min(1e-30))

@@ -1,0 +1,190 @@
+"""Policy: from measured errors to a plan. Pure functions over numbers.
+
+A choice gives every site and step a precision, in few phases. Each has a damage and a cost; both
+add up, so the best choice for a limit on one of them minimises ``cost + price * damage`` for some
+price, which a bisection finds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from accel.calibration.table import ErrorTable
+from accel.config import AttentionConfig, Rule
+from accel.plans import Plan
+
+# Attention's time against torch's, quantization included (tests/bench/bench_attention.py, AVX2).
+COST = {"full": 1.0, "int8": 0.43, "int6": 0.36, "int4": 0.36}
+MAX_BOUNDARIES = 21  # steps at which a phase may end; more steps are thinned out to this many
+
+Choice = np.ndarray  # precisions as strings, [S, N]
+
+
+def uniform(table: ErrorTable, precision: str) -> Choice:
+    """One precision everywhere."""
+    return np.full((len(table.sites), len(table.sigmas)), precision, object)
+
+
+def by_share(
+    table: ErrorTable,
+    share: float,
+    *,
+    low: str = "int4",
+    high: str = "int8",
+    rank: str = "damage",
+    phases: int | None = 3,
+    axis: str = "both",
+) -> Choice:
+    """A ``share`` (0 to 1) of the attention work runs in ``low``, the rest in ``high``.
+
+    ``rank`` "score" puts those pairs in ``low`` whose score is best (SageAttention2's adaptive
+    rule), "damage" those that harm the video least. ``phases``: at most so many parts of the run
+    with their own choice, None for one a step. ``axis`` "site" or "step" lets the choice depend on
+    that alone. Raises ValueError for a share outside 0..1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be between 0 and 1, got {share}")
+    if rank == "score":
+        damage = [1 - table.mean("score", p) for p in (low, high)]
+    else:
+        damage = [table.damage(p) for p in (low, high)]
+    cost = [np.zeros_like(table.amount), table.amount]
+    limit = (1 - share) * float(table.amount.sum())
+    return _search(np.array(damage), np.array(cost), (low, high), limit, phases, axis)[0]
+
+
+def by_bound(table: ErrorTable, bound: float, *, metric: str = "worst") -> Choice:
+    """The cheapest precision of each site and step whose relative L1 error is at most ``bound``;
+    full precision where there is none. ``metric`` "worst" looks at the worst call, "l1" at the
+    mean.
+    """
+    choice = uniform(table, "full")
+    # The last one stays: the cheapest and, of those that cost the same, the most exact.
+    for p in sorted(table.precisions, key=lambda p: (-COST[p], -table.mean("l1", p).mean())):
+        choice[table.mean(metric, p) <= bound] = p
+    return choice
+
+
+def by_quality(table: ErrorTable, decibels: float, *, phases: int | None = 3) -> Choice:
+    """The fastest choice whose predicted PSNR to the pipeline's own output is at least
+    ``decibels``. Raises ValueError if no sensitivity was measured.
+    """
+    names = ("full", *table.precisions)
+    damage = np.array([table.damage(p) for p in names])
+    cost = np.array([COST[p] * table.amount for p in names])
+    limit = 10 ** (-decibels / 10)
+    # Damage and cost change places: the least cost with damage under the limit.
+    return _search(damage, cost, names, limit, phases, "both", limit_damage=True)[0]
+
+
+def by_cost(table: ErrorTable, limit: float, *, phases: int | None = 3) -> Choice:
+    """The choice of the best predicted quality whose attention time is at most ``limit`` of full
+    precision's, from ``COST``. Raises ValueError for a limit below the cheapest precision's, or if
+    no sensitivity was measured.
+    """
+    names = ("full", *table.precisions)
+    least = min(COST[p] for p in names)
+    if not limit >= least:
+        raise ValueError(f"attention cannot cost {limit} of full precision's; the least is {least}")
+    damage = np.array([table.damage(p) for p in names])
+    cost = np.array([COST[p] * table.amount for p in names])
+    return _search(damage, cost, names, limit * float(table.amount.sum()), phases, "both")[0]
+
+
+def predicted(table: ErrorTable, choice: Choice) -> float:
+    """Predicted PSNR in dB of a choice against the pipeline's own output; inf without damage."""
+    total = sum(float(table.damage(p)[choice == p].sum()) for p in set(choice.ravel().tolist()))
+    return math.inf if total <= 0 else -10 * math.log10(total)
+
+
+def relative_cost(table: ErrorTable, choice: Choice) -> float:
+    """Attention time of a choice against full precision everywhere, from ``COST``."""
+    cost = np.vectorize(COST.__getitem__, otypes=[float])(choice) * table.amount
+    return float(cost.sum() / table.amount.sum())
+
+
+def to_plan(table: ErrorTable, choice: Choice, name: str = "calibrated", **options: Any) -> Plan:
+    """The plan of a choice; ``options`` are further fields of ``AttentionConfig``."""
+    counts = Counter(choice.ravel().tolist())
+    usual = counts.most_common(1)[0][0]
+    steps, rules, start = choice.shape[1], [], 0
+    for end in range(1, steps + 1):
+        if end < steps and (choice[:, end] == choice[:, start]).all():
+            continue
+        column = choice[:, start]
+        for precision in sorted(set(column.tolist()) - {usual}):
+            sites = tuple(s for s, p in zip(table.sites, column, strict=True) if p == precision)
+            names = "*" if len(sites) == len(table.sites) else sites
+            rules.append(Rule(precision, names, start / steps, end / steps))
+        start = end
+    return Plan(name, AttentionConfig(usual, tuple(rules), **options))
+
+
+def _search(
+    damage: np.ndarray, cost: np.ndarray, names: tuple[str, ...], limit: float,
+    phases: int | None, axis: str, *, limit_damage: bool = False,
+) -> tuple[Choice, float]:  # fmt: skip
+    """Best choice over all ways to cut the run in phases, and its value.
+
+    damage and cost [P, S, N]; the limit is on cost, or on damage.
+    """
+    (sites, steps), work = damage.shape[1:], cost
+    if axis == "site":
+        phases = 1
+    elif axis == "step":
+        damage, work = damage.sum(1, keepdims=True), work.sum(1, keepdims=True)
+    best: tuple[Choice, float] | None = None
+    for cuts in _cuts(steps, phases):
+        ends = [0, *cuts]
+        d, c = (np.add.reduceat(x, ends, axis=-1) for x in (damage, work))
+        picked = _price(c, d, limit) if limit_damage else _price(d, c, limit)
+        value = np.take_along_axis(c if limit_damage else d, picked[None], 0).sum()
+        if best is None or value < best[1] * (1 - 1e-12):
+            lengths = np.diff([*ends, steps])
+            whole = np.repeat(np.array(names, object)[picked], lengths, -1)
+            best = (np.broadcast_to(whole, (sites, steps)).copy(), float(value))
+    assert best is not None
+    return best
+
+
+def _cuts(steps: int, phases: int | None) -> list[tuple[int, ...]]:
+    """Where phases after the first may begin: every way with at most ``phases`` of them."""
+    if phases is None:
+        return [tuple(range(1, steps))]
+    places = sorted({round(x) for x in np.linspace(0, steps, min(steps, MAX_BOUNDARIES) + 1)})
+    inner = [x for x in places if 0 < x < steps]
+    return [cut for n in range(min(phases, steps)) for cut in combinations(inner, n)]
+
+
+def _price(value: np.ndarray, limited: np.ndarray, limit: float) -> np.ndarray:
+    """Index [S, K] along the first axis of ``value`` and ``limited`` [P, S, K] that minimises the
+    sum of ``value`` with the sum of ``limited`` at most ``limit``, as far as one price can; with
+    what is left of the limit, single entries are improved.
+    """
+    low, high = -60.0, 60.0  # logarithm of the price
+    for _ in range(60):
+        middle = (low + high) / 2
+        picked = (value + math.exp(middle) * limited).argmin(0)
+        over = np.take_along_axis(limited, picked[None], 0).sum() > limit
+        low, high = (middle, high) if over else (low, middle)
+    picked = (value + math.exp(high) * limited).argmin(0)
+    return _fill(picked, value, limited, limit)
+
+
+def _fill(picked: np.ndarray, value: np.ndarray, limited: np.ndarray, limit: float) -> np.ndarray:
+    """Spend what is left of the limit, the best gain for its price first."""
+    now_v, now_l = (np.take_along_axis(x, picked[None], 0)[0] for x in (value, limited))
+    left = limit * (1 + 1e-12) - now_l.sum()
+    gain, price = now_v - value, limited - now_l
+    for flat in np.argsort(-(gain / np.maximum(price, 1e-30)).ravel()):
+        p, s, k = np.unravel_index(flat, value.shape)
+        now = picked[s, k]
+        more = limited[p, s, k] - limited[now, s, k]
+        if value[p, s, k] < value[now, s, k] and more <= left:
+            picked[s, k], left = p, left - more
+    return picked

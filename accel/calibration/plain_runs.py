@@ -1,0 +1,136 @@
+"""Plain runs in numbers: outputs, timesteps and latents as the sampler got them, and the sampler's
+own arithmetic.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from accel.core.run_pipeline import call
+from accel.core.structure import denoisers
+from accel.patching import patched
+from accel.plans import Plan
+
+ELEMENTS = 1 << 17  # of an output that are kept: inner products need no more
+LINEAR = 0.02  # relative error up to which a sampler counts as linear; half precision rounds
+
+
+@dataclass
+class Run:
+    """A plain run: frames uint8 [F, H, W, 3]; ``outputs`` [N][E] elements of what the sampler was
+    stepped with, ``times`` [N] timesteps, ``names`` [N] of the denoiser that ran, ``first`` and
+    ``final`` [E] the same elements of the latents; ``response`` as ``answer`` gives it, or why it
+    is not there; ``sampler`` the scheduler's class.
+    """
+
+    frames: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    outputs: list[Tensor] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    first: Tensor = field(default_factory=lambda: torch.zeros(0))
+    final: Tensor = field(default_factory=lambda: torch.zeros(0))
+    response: np.ndarray | str = "the sampler was not stepped"
+    sampler: str = ""
+
+    def gram(self) -> np.ndarray:
+        """[N, N] inner products of the outputs over the final latent's own."""
+        rows = torch.stack([y.double() for y in self.outputs])
+        return (rows @ rows.T / self.final.double().square().sum()).numpy()
+
+    def why_not_linear(self) -> str:
+        """Why the final latent is no fixed combination of the outputs, "" if it is."""
+        if isinstance(self.response, str):
+            return self.response
+        if len(self.response) != len(self.times) + 1:
+            return "the run was a part of its sampler's schedule"
+        row = torch.from_numpy(self.response[-1])
+        known = torch.stack([*self.outputs, self.first]).double()
+        off = float((row @ known - self.final).norm() / self.final.double().norm())
+        if not off <= LINEAR:
+            return f"its arithmetic is not linear or has noise of its own (off by {off:.2g})"
+        return ""
+
+
+def full_run(pipe: Any, job: Mapping[str, Any], plan: Plan) -> Run:
+    """Run ``job`` with every step computed, under the rest of ``plan``."""
+    with patched(pipe, plan=replace(plan, rehash=None)), listening(pipe) as run:
+        run.frames = call(pipe, job)
+    return run
+
+
+def answer(scheduler: Any, dimensions: int) -> np.ndarray | str:
+    """[N + 1, N + 1] latents before each step and at the end, to a unit of each step's output and
+    (last column) of the first latent. Samplers work element by element, so one run with one element
+    per unit gives all. Text: why there is no answer. ``scheduler`` is used up; ``dimensions`` of a
+    latent.
+    """
+    times = scheduler.timesteps
+    x = torch.zeros(len(times) + 1, dtype=torch.float64)
+    x[-1] = 1.0
+    shape = (1, -1, *[1] * (dimensions - 2)) if dimensions > 2 else (1, -1)
+    x = x.reshape(shape).to(times.device)
+    rows = [x.flatten()]
+    try:
+        for j, t in enumerate(times):
+            impulse = torch.zeros_like(x).flatten()
+            impulse[j] = 1.0
+            x = scheduler.step(impulse.reshape(x.shape), t, x, return_dict=False)[0].double()
+            rows.append(x.flatten())
+    except Exception as error:  # somebody else's sampler: whatever it raises, it has no answer
+        return f"{type(scheduler).__name__} cannot be stepped on its own: {error}"
+    return torch.stack(rows).cpu().numpy()
+
+
+@contextmanager
+def listening(pipe: Any) -> Iterator[Run]:
+    """Note what the scheduler is stepped with."""
+    scheduler = pipe.scheduler
+    run = Run(sampler=type(scheduler).__name__)
+    step, own = scheduler.step, "step" in vars(scheduler)
+    current = [""]
+
+    def noting(
+        model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not run.times:
+            twin = copy.deepcopy(scheduler)
+            vars(twin).pop("step", None)
+            run.response, run.first = answer(twin, sample.dim()), _some(sample)
+        run.outputs.append(_some(model_output))
+        run.times.append(float(timestep))
+        run.names.append(current[0])
+        result = step(model_output, timestep, sample, *args, **kwargs)
+        run.final = _some(result[0] if isinstance(result, tuple) else result.prev_sample)
+        return result
+
+    def named(name: str) -> Any:
+        return lambda module, args: current.__setitem__(0, name)
+
+    with ExitStack() as stack:
+        for name, module in denoisers(pipe).items():
+            stack.callback(module.register_forward_pre_hook(named(name)).remove)
+        scheduler.step = noting
+        try:
+            yield run
+        finally:
+            if own:
+                scheduler.step = step
+            else:
+                del scheduler.step
+
+
+def _some(x: Tensor) -> Tensor:
+    """[E] elements of a latent, fp32 on the CPU: all, or the same random ones of each."""
+    flat = x.detach().flatten()
+    if len(flat) > ELEMENTS:
+        chosen = torch.randint(len(flat), (ELEMENTS,), generator=torch.Generator().manual_seed(0))
+        flat = flat[chosen.to(flat.device)]
+    return flat.float().cpu().clone()

@@ -1,0 +1,159 @@
+"""What measuring step rehash found, and which schedule answers to a speed-up or to decibels."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from accel.config import Multistep, RehashConfig
+from accel.core.validate import from_dict
+from accel.rehash.schedule import budget
+
+CERTAINTY = 1.6449  # normal quantile of 19 in 20
+LOSSLESS = 100.0  # dB that stand for equal frames
+ALONE = 10.0  # dB that a single job may be off
+
+
+@dataclass(frozen=True)
+class Point:
+    """A schedule and the PSNR in dB that it reached on each measured job; ``found`` by what."""
+
+    keys: tuple[int, ...]
+    psnr: tuple[float, ...]
+    found: str
+    multistep: Multistep | None = None
+
+    @property
+    def expected(self) -> float:
+        """dB that 9 of 10 further jobs should reach.
+
+        The rule for how far to back off: as many dB below the measured jobs' mean as one further
+        job of the same kind falls below it in 1 case of 20, by Student's t for n jobs with standard
+        deviation s, ``t s sqrt(1 + 1 / n)``, and not above the worst of them. 1 in 20 and not 1 in
+        10, because the schedule is the best of several on the same jobs. A single job says nothing
+        about others: 10 dB off.
+        """
+        values, n = np.asarray(self.psnr), len(self.psnr)
+        if n == 1:
+            return float(values[0]) - ALONE
+        off = student(n - 1) * float(values.std(ddof=1)) * math.sqrt(1 + 1 / n)
+        return min(float(values.mean()) - off, float(values.min()))
+
+
+def student(freedom: int) -> float:
+    """Quantile ``CERTAINTY`` of Student's t (exact for 1 and 2 degrees of freedom, else the
+    expansion of Abramowitz and Stegun 26.7.5).
+    """
+    if freedom <= 2:
+        return (6.314, 2.920)[freedom - 1]
+    z, v = CERTAINTY, freedom
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What ``measure`` found. ``times`` [steps] timesteps, ``gram`` [steps][steps] inner products
+    of the outputs over the final latent's, mean of the jobs; ``points`` from most to fewest keys;
+    ``plain``: why no weights were fitted, if none were.
+    """
+
+    steps: int
+    times: tuple[float, ...]
+    gram: tuple[tuple[float, ...], ...]
+    config: RehashConfig
+    order: int
+    points: tuple[Point, ...]
+    plain: str = ""
+
+    def similarity(self) -> np.ndarray:
+        """[steps, steps] cosine similarity of the outputs: the paper's map."""
+        return cosine(np.asarray(self.gram))
+
+    def at_speedup(self, speedup: float) -> RehashConfig:
+        """The measured schedule with at most steps / ``speedup`` computed steps that came out best.
+
+        Raises ValueError if none is as fast.
+        """
+        most = budget(self.steps, speedup)
+        fits = [p for p in self.points if len(p.keys) <= most]
+        if not fits:
+            raise ValueError(
+                f"no schedule for {speedup:g}× was measured; the fastest is "
+                f"{self.steps / len(self.points[-1].keys):.2f}×"
+            )
+        return self._with(max(fits, key=lambda p: p.expected))
+
+    def at_quality(self, decibel: float) -> RehashConfig:
+        """The fastest measured schedule that 9 of 10 jobs like the measured ones should reach
+        ``decibel`` dB PSNR with (``Point.expected`` states the rule); one that computes every step
+        if there is none. It is a promise for jobs of the measured number of steps and of like
+        prompts, size and guidance.
+        """
+        fits = [p for p in self.points if p.expected >= decibel]
+        full = Point(tuple(range(self.steps)), (LOSSLESS,), "every step")
+        fastest = min(fits, key=lambda p: len(p.keys), default=full)
+        return replace(self._with(fastest), quality=decibel)
+
+    def _with(self, point: Point) -> RehashConfig:
+        return replace(
+            self.config, keys=point.keys, steps=self.steps, speedup=self.steps / len(point.keys),
+            multistep=point.multistep,
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
+        """Inverse of ``to_dict``. Raises ValueError for something else."""
+        data = dict(data)
+        data["config"] = from_dict(RehashConfig, data.get("config"), "rehash measurement config")
+        points = [from_dict(Point, p, "rehash measurement point") for p in data.get("points", ())]
+        data["points"] = tuple(
+            replace(
+                p, keys=tuple(p.keys), psnr=tuple(p.psnr),
+                multistep=None if p.multistep is None
+                else from_dict(Multistep, p.multistep, "rehash multistep"),
+            )
+            for p in points
+        )  # fmt: skip
+        data["times"] = tuple(data.get("times", ()))
+        data["gram"] = tuple(map(tuple, data.get("gram", ())))
+        found: Measurement = from_dict(cls, data, "rehash measurement")
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Measurement:
+        """Read what ``save`` wrote."""
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+
+def cosine(gram: np.ndarray) -> np.ndarray:
+    """[N, N] cosine similarities from inner products."""
+    norm = np.sqrt(np.diag(gram))
+    return gram / np.outer(norm, norm)
+
+
+def curve(points: Sequence[Point]) -> tuple[Point, ...]:
+    """From most to fewest keys, without points that are worse than a faster one."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: len(p.keys)):
+        if not kept or point.expected > kept[-1].expected:
+            kept.append(point)
+    return tuple(reversed(kept))

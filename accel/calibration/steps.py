@@ -1,0 +1,197 @@
+"""Measures a pipeline's steps on a few jobs, and finds schedules that hold on them.
+
+One full run per job gives the outputs' inner products, and from them the similarity map of
+Streamlined Inference, the weights of any schedule (``accel/rehash/step_weights.py``) and its error.
+For every number of computed steps asked for, the schedules with the smallest error are run for
+real, each under another assumption on how errors grow, and the one closest to the full runs is
+kept, with what it reached on each job. A schedule with more computed steps that comes out worse
+than one with fewer is dropped, so the curve has no cliff.
+
+Each job is run with weights fitted to the other jobs, so that what it reaches is what an unseen job
+would; the weights that are kept are fitted to all. At level "features", and with samplers whose
+arithmetic is not linear, schedules are found as ``accel/rehash/step_search.py`` says, without
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from accel.calibration import step_search, step_weights
+from accel.calibration.plain_runs import Run, full_run
+from accel.calibration.step_measurement import LOSSLESS, Measurement, Point, cosine, curve
+from accel.calibration.step_weights import Sampler
+from accel.config import Multistep, RehashConfig
+from accel.core.quality import psnr
+from accel.core.run_pipeline import call
+from accel.patching import patched
+from accel.plans import Plan
+from accel.rehash.apply import order_of
+from accel.rehash.schedule import FEW, budget, head, similar_keys_of_count
+
+SPEEDUPS = (1.25, 1.5, 1.9, 2.4, 3.0)
+# An error at timestep t grows by 1 + rise (t / first) ** power until the end: (rise, power) tried.
+GROWTH = ((1.0, 2.0), (4.0, 4.0), (13.0, 6.0))
+DEPTH = 3  # outputs kept per branch of guidance where weights are fitted
+HEAD_SHARE = 0.4  # of the computed steps; the first fifth of a run is no more than that
+
+Say = Callable[[str], None]
+
+
+def measure_steps(
+    pipe: Any,
+    jobs: Sequence[Mapping[str, Any]],
+    *,
+    config: RehashConfig | None = None,
+    plan: Plan | None = None,
+    speedups: Sequence[float] = SPEEDUPS,
+    depth: int = DEPTH,
+    say: Say = lambda text: None,
+) -> Measurement:
+    """Measure on ``jobs``: arguments of the pipeline's call, and ``seed``. All need one number of
+    steps. ``config`` gives level, tail and store, and the order where no weights can be fitted,
+    ``plan`` what else will be patched. ``depth``: outputs kept per branch of guidance, 1 to 4.
+
+    Costs one run per job, and a part of one per speed-up and proposed schedule (five at most).
+    Raises ValueError for no jobs, different numbers of steps, or few-step runs.
+    """
+    config = config or RehashConfig()
+    base = plan or Plan("measured", attention=None)
+    if not jobs:
+        raise ValueError("measuring step rehash needs at least one job")
+    if not 1 <= depth <= 4:
+        raise ValueError(f"measuring step rehash needs a depth from 1 to 4 outputs, got {depth}")
+    runs = []
+    for i, job in enumerate(jobs):
+        runs.append(full_run(pipe, job, base))
+        say(f"job {i + 1} of {len(jobs)}: every step")
+    steps = _steps(runs)
+    why = "features are reused" if config.level == "features" else _why_not_linear(runs)
+    if why and config.level == "output":
+        say(f"no weights are fitted: {why}")
+    propose = _plain(config, base, runs) if why else _fitted(config, runs, depth)
+    trial = _Trial(pipe, jobs, runs, base, say)
+    points = [trial.best(speedup, propose(speedup)) for speedup in sorted(set(speedups))]
+    gram = np.mean([run.gram() for run in runs], axis=0)
+    return Measurement(
+        steps, tuple(runs[0].times), tuple(map(tuple, gram.tolist())), config,
+        order_of(config, base.attention)[0], curve(points), why,
+    )  # fmt: skip
+
+
+# What to try for a speed-up: a name, the config to keep, and one for each job.
+Proposal = tuple[str, RehashConfig, list[RehashConfig]]
+Proposals = Callable[[float], Iterator[Proposal]]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Real runs of what is proposed, on the jobs that were measured."""
+
+    pipe: Any
+    jobs: Sequence[Mapping[str, Any]]
+    runs: Sequence[Run]
+    plan: Plan
+    say: Say
+
+    def best(self, speedup: float, proposals: Iterator[Proposal]) -> Point:
+        """The proposal that promises most dB."""
+        tried = []
+        for found, whole, each in proposals:
+            reached = tuple(
+                self.reached(job, config, run)
+                for job, config, run in zip(self.jobs, each, self.runs, strict=True)
+            )
+            tried.append(Point(whole.keys, reached, found, whole.multistep))
+            mean, worst = np.mean(reached), min(reached)
+            self.say(f"{speedup:g}×: {mean:.1f} dB, worst {worst:.1f}, by {found}")
+        return max(tried, key=lambda p: p.expected)
+
+    def reached(self, job: Mapping[str, Any], config: RehashConfig, run: Run) -> float:
+        """PSNR in dB of a run with rehash against the full one."""
+        with patched(self.pipe, plan=replace(self.plan, rehash=config)):
+            return min(LOSSLESS, psnr(run.frames, call(self.pipe, job)))
+
+
+def _fitted(config: RehashConfig, runs: Sequence[Run], depth: int) -> Proposals:
+    """Schedules with weights; those for a job are fitted to the others."""
+    groups = tuple(i for i, (_, g) in enumerate(groupby(runs[0].names)) for _ in g)
+    response = runs[0].response
+    assert isinstance(response, np.ndarray)
+    times, steps = np.array(runs[0].times), len(runs[0].times)
+    grams = np.array([run.gram() for run in runs])
+
+    def sampler(leave_out: int | None) -> Sampler:
+        kept = [g for i, g in enumerate(grams) if i != leave_out or len(grams) == 1]
+        return Sampler(np.mean(kept, axis=0), response[:, :-1], times, groups)
+
+    def propose(speedup: float) -> Iterator[Proposal]:
+        count, seen = budget(steps, speedup), set()
+        first = min(head(steps), max(2, round(HEAD_SHARE * count)))
+        starts = [j for j in range(steps) if j == 0 or groups[j] != groups[j - 1]]
+        must = frozenset((*range(first), *starts, steps - 1))
+
+        def fit(keys: frozenset[int], growth: tuple[float, float], out: int | None) -> RehashConfig:
+            s = sampler(out)
+            rows = step_weights.fit(s, keys, depth, s.growth(*growth)).weights
+            fitted = Multistep(rows, tuple(runs[0].times), runs[0].sampler)
+            return replace(
+                config, keys=tuple(sorted(keys)), steps=steps, multistep=fitted,
+                speedup=steps / len(keys), order=None,
+            )  # fmt: skip
+
+        for growth in GROWTH:
+            s = sampler(None)
+            keys = step_weights.best_keys(s, must, count, depth, s.growth(*growth))
+            if keys not in seen:
+                seen.add(keys)
+                each = [fit(keys, growth, i) for i in range(len(runs))]
+                yield f"smallest error, growth {growth}", fit(keys, growth, None), each
+
+    return propose
+
+
+def _plain(config: RehashConfig, base: Plan, runs: Sequence[Run]) -> Proposals:
+    """Schedules without weights: those of the paper among them."""
+    order, times = order_of(config, base.attention)[0], runs[0].times
+    gram = np.mean([run.gram() for run in runs], axis=0)
+
+    def propose(speedup: float) -> Iterator[Proposal]:
+        count = budget(len(times), speedup)
+        found = {
+            step_search.best_keys(gram, times, count, order, g): f"smallest error, growth {g:g}"
+            for g in step_search.GROWTH
+        }
+        paper = similar_keys_of_count(cosine(gram).tolist(), count)
+        if len(paper) == count:
+            found.setdefault(paper, "similarity")
+        for keys, name in found.items():
+            one = replace(config, keys=tuple(sorted(keys)), steps=len(times))
+            yield name, one, [one] * len(runs)
+
+    return propose
+
+
+def _steps(runs: Sequence[Run]) -> int:
+    """Number of steps of all runs. Raises ValueError where they differ or are few."""
+    lengths = sorted({len(run.times) for run in runs})
+    if len(lengths) > 1:
+        raise ValueError(f"all jobs need one number of steps, got {lengths}")
+    if lengths[0] <= FEW:
+        raise ValueError(f"runs of {FEW} steps or fewer leave nothing to skip, got {lengths[0]}")
+    return lengths[0]
+
+
+def _why_not_linear(runs: Sequence[Run]) -> str:
+    """Why no weights can be fitted to the runs, "" if they can."""
+    for run in runs:
+        if why := run.why_not_linear():
+            return why
+        if not np.allclose(run.times, runs[0].times) or run.names != runs[0].names:
+            return "the jobs' timesteps differ"
+    return ""

@@ -1,0 +1,69 @@
+"""The command ``accel``: one file per command, loaded only when it is asked for.
+
+A command's file has ``add_arguments(parser)`` and ``run(args)``, which returns the exit code.
+Exit codes: 0 all done, 1 a job failed or was invalid, 2 wrong usage or environment, 130 and 143
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import FrameType
+
+import accel
+
+COMMANDS = {
+    "render": "render job files to videos",
+    "motion": "draw the motion of job files, without a model",
+    "info": "print the settings a video was rendered with",
+    "compare": "measure PSNR and SSIM between two videos",
+    "calibrate": "measure what each precision costs a model, and make a plan",
+    "memory": "predict peak memory from a model's config, without downloading it",
+    "ui": "serve the web page on this machine",
+    "env": "print what a bug report needs: versions, devices, kernels",
+}
+
+
+def _parser(wanted: str | None) -> argparse.ArgumentParser:
+    """The parser; only the command ``wanted`` is loaded to add its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="accel", description="Accelerate video and image diffusion with diffusers."
+    )
+    parser.add_argument("--version", action="version", version=f"accel {accel.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if name == wanted:
+            import_module(f"accel.cli.{name}").add_arguments(command)
+    return parser
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: Arguments after the program's name; ``sys.argv`` without it by default.
+
+    Returns:
+        The exit code.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    wanted = next((word for word in argv if word in COMMANDS), None)
+    try:
+        args = _parser(wanted).parse_args(argv)
+        signal.signal(signal.SIGTERM, _terminated)
+        return int(import_module(f"accel.cli.{args.command}").run(args))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"accel: error: {error}", file=sys.stderr)
+        return 2

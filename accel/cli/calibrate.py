@@ -1,0 +1,124 @@
+"""``accel calibrate``: job files in; an error table, a plan and pictures out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from accel.calibration import choose
+from accel.calibration.precision import calibrate
+from accel.calibration.table import ErrorTable
+from accel.config import Impl
+from accel.core.quality import psnr, ssim
+from accel.kernels.dispatch import ATTENTION, resolve
+from accel.patching import patched
+from accel.pipelines.batch.jobfile import read_jobs
+from accel.pipelines.generate import generate
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.load import load
+from accel.pipelines.pictures import frame_strip, heat_map
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``accel calibrate``."""
+    parser.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help="jobs of one model")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
+    aim = parser.add_mutually_exclusive_group()
+    aim.add_argument(
+        "--quality", type=float, metavar="DB",
+        help="fastest plan with this PSNR to the model's own output (35)",
+    )  # fmt: skip
+    aim.add_argument("--share", type=float, help="this share of attention in four bits, 0 to 1")
+    aim.add_argument("--bound", type=float, help="largest relative L1 error of a call")
+    parser.add_argument(
+        "--impl", default="auto", choices=["auto", "cpu", "gpu", "reference"],
+        help="auto leaves out calls too short to profit",
+    )  # fmt: skip
+    parser.add_argument(
+        "--merge", action="append", default=[], type=Path, metavar="TABLE.json",
+        help="tables of earlier calibrations of this model",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a parsed command line; returns the exit code. Raises ValueError or OSError for 2."""
+    jobs = [job.resolved() for file in args.jobfiles for job in read_jobs(file)]
+    models = sorted({job.model for job in jobs})
+    if len(models) != 1:
+        raise ValueError(f"calibrate one model at a time; the jobs have {models}")
+    if args.share is not None and not 0 <= args.share <= 1:
+        raise ValueError(f"--share must be between 0 and 1, got {args.share}")
+    if args.bound is not None and args.bound <= 0:
+        raise ValueError(f"--bound must be positive, got {args.bound}")
+    _check_impl(args.impl)
+    earlier = [ErrorTable.load(path) for path in args.merge]
+    args.out.mkdir(parents=True, exist_ok=True)
+    pipe, runs = load(models[0]), [_run(job) for job in jobs]
+    plain: list[np.ndarray] = []
+
+    def first(pipe: Any) -> np.ndarray:
+        frames = runs[0](pipe)
+        plain[:] = plain or [frames]  # calibration begins with a run at full precision
+        return frames
+
+    try:
+        table = calibrate(pipe, [first, *runs[1:]], impl=args.impl)
+    except JobError as error:
+        raise ValueError(str(error)) from error
+    for other in earlier:
+        table = table.merge(other)
+    choice = _choice(table, args)
+    table.save(args.out / "table.json")
+    plan = choose.to_plan(table, choice, impl=args.impl, smooth_q=True)
+    plan.save(args.out / "plan.json")
+    heat_map(table, choice).save(args.out / "precision.png", optimize=True)
+    with patched(pipe, plan=plan):
+        after = runs[0](pipe)
+    frame_strip(plain[0], after).save(args.out / "frames.png", optimize=True)
+    print(_summary(table, choice, args.impl, plain[0], after))
+    for name in ("table.json", "plan.json", "precision.png", "frames.png"):
+        print(args.out / name)
+    return 0
+
+
+def _check_impl(impl: Impl) -> None:
+    """Raise ValueError, with the reason, for an implementation that cannot run here."""
+    try:
+        resolve(ATTENTION, impl, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _run(job: Job) -> Callable[[Any], np.ndarray]:
+    plain = replace(job, preset=None, plan=None)
+    return lambda pipe: generate(pipe, plain).frames
+
+
+def _choice(table: ErrorTable, args: argparse.Namespace) -> choose.Choice:
+    if args.share is not None:
+        return choose.by_share(table, args.share)
+    if args.bound is not None:
+        return choose.by_bound(table, args.bound)
+    return choose.by_quality(table, 35.0 if args.quality is None else args.quality)
+
+
+def _summary(
+    table: ErrorTable, choice: choose.Choice, impl: Impl, before: np.ndarray, after: np.ndarray
+) -> str:
+    counts = {p: float(np.mean(choice == p)) for p in ("full", *table.precisions)}
+    parts = ", ".join(f"{p} {share:.0%}" for p, share in counts.items() if share)
+    within = "" if table.spread is None else f" (one job within {table.spread:.1f} dB)"
+    return (
+        f"{len(table.sites)} sites, {len(table.sigmas)} steps, {table.jobs} jobs, impl {impl}\n"
+        f"plan: {parts}\n"
+        f"PREDICTED: attention time {choose.relative_cost(table, choice):.2f} of torch's, "
+        f"{choose.predicted(table, choice):.1f} dB PSNR{within}\n"
+        f"measured on the first job: {psnr(before, after):.1f} dB PSNR, "
+        f"SSIM {ssim(before, after):.4f}"
+    )

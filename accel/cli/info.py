@@ -1,0 +1,22 @@
+"""``accel info``: prints the settings that a video was rendered with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``accel info``."""
+    parser.add_argument("file", metavar="FILE.mp4", help="a video that accel render wrote")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the settings in the file as JSON."""
+    from accel.pipelines.job import job_from_settings
+    from accel.pipelines.video import existing, read_comment
+
+    comment = read_comment(existing(args.file))
+    job_from_settings(comment, args.file)
+    print(json.dumps(json.loads(comment), indent=2))
+    return 0

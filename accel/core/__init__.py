@@ -1,0 +1,1 @@
+"""What every technique may use: checks, structure, run state, diffusers bridge."""

@@ -1,0 +1,182 @@
+"""Every private name of diffusers and accelerate that accel depends on, and nothing else.
+
+``tests/accel/test_diffusers_bridge.py`` names each of them, so that a release which moves one fails
+there first.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SLOTS = ("forward", "_old_forward")  # where the registry's outermost forward may stand
+# What hooks of diffusers and accelerate leave in a module's attributes.
+HOOK_ATTRIBUTES = ("_diffusers_hook", "_hf_hook", "forward", "_old_forward")
+# diffusers' hooks that only move or cast weights; all others may look at a block's arguments
+# afterwards, such as caches that need the residual.
+WEIGHT_HOOKS = ("group_offloading", "layerwise_casting", "layer_execution_tracker",
+                "lazy_prefetch_group_offloading")  # fmt: skip
+# Norms of [B, tokens, channels] that treat every token alone, conditioned by nothing or by [B, C].
+TOKEN_NORMS = ("LayerNorm", "FP32LayerNorm", "RMSNorm", "AdaLayerNormContinuous", "AdaLayerNorm")
+CHANNELS_LAST_NORM = "RMSNorm"  # of VAE decoders
+GROUP_NORM_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")  # call ``group_norm`` as it is
+CONFIG_ATTRIBUTE = "_internal_dict"  # where a scheduler keeps its configuration
+
+
+def register(module: nn.Module, hook: Any, name: str) -> Callable[[], None]:
+    """Register ``hook`` (a diffusers ``ModelHook``) on ``module``; returns the way back.
+
+    It stands below accelerate's hook where there is one, since that is taken off and put back
+    around every pipeline call. What is undone holds weak references only, so that a dropped
+    pipeline goes. If somebody wraps the module's forward later, the hook stays and only passes
+    through: it has to look at its ``alive``.
+    """
+    from diffusers.hooks.hooks import HookRegistry
+
+    fresh = "_diffusers_hook" not in vars(module)
+    own, outer = "forward" in vars(module), vars(module).get("forward")
+    below = "_old_forward" in vars(module)
+    if below:
+        module.forward = vars(module)["_old_forward"]
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+    hook.installed = module.forward
+    if below:
+        module._old_forward, module.forward = module.forward, outer  # type: ignore[assignment]
+    known = weakref.ref(module), weakref.ref(hook)
+
+    def restore() -> None:
+        place: Any = known[0]()
+        mine = known[1]()
+        if mine is not None:
+            mine.alive = False
+        if place is not None and mine is not None:
+            _remove(place, mine, name, own)
+            if fresh and not place._diffusers_hook.hooks:
+                del place._diffusers_hook
+
+    return restore
+
+
+def _remove(module: Any, hook: Any, name: str, own: bool) -> None:
+    """Take a hook out of the registry and put back what its slot held."""
+    registry = getattr(module, "_diffusers_hook", None)
+    if registry is None or registry.hooks.get(name) is not hook:
+        return
+    if registry._hook_order[-1] != name:
+        _take_from_below(registry, name)
+        return
+    slot = next((s for s in SLOTS if vars(module).get(s) is hook.installed), None)
+    if slot is None:
+        return  # wrapped by somebody else: what they hold passes through now
+    outer = vars(module).get("forward")
+    registry.remove_hook(name, recurse=False)
+    if slot == "_old_forward":
+        module._old_forward, module.forward = module.forward, outer
+    elif not own:
+        del module.forward
+
+
+def _take_from_below(registry: Any, name: str) -> None:
+    """Take out a hook that others stand on. diffusers 0.42's ``remove_hook`` switches the one above
+    it off if that has a forward of its own; so that one is put back.
+    """
+    index = registry._hook_order.index(name)
+    mine, above = registry._fn_refs[index], registry._fn_refs[index + 1]
+    below = mine.forward if mine.original_forward is None else mine.original_forward
+    forward, wraps = above.forward, above.original_forward is not None
+    registry.remove_hook(name, recurse=False)
+    if wraps:
+        above.forward, above.original_forward = forward, below
+
+
+def refresh_registries(denoiser: nn.Module) -> None:
+    """Let diffusers find hooks that were added to or taken from parts of ``denoiser``."""
+    from diffusers.hooks.hooks import HookRegistry
+
+    HookRegistry.check_if_exists_or_initialize(denoiser).invalidate_child_registries_cache()
+
+
+def innermost(block: nn.Module) -> tuple[Any, str]:
+    """Object and attribute that hold the forward below all hooks."""
+    registry = getattr(block, "_diffusers_hook", None)
+    if registry is not None and registry._fn_refs:
+        first = registry._fn_refs[0]
+        return first, "forward" if first.original_forward is None else "original_forward"
+    if "_old_forward" in vars(block):  # accelerate
+        return block, "_old_forward"
+    return block, "forward"
+
+
+def offloaded(module: nn.Module) -> bool:
+    """Whether parameters of its own may be elsewhere except in a call of the module itself."""
+    hooked = hasattr(module, "_diffusers_hook") or hasattr(module, "_hf_hook")
+    return hooked and any(True for _ in module.parameters(recurse=False))
+
+
+def hooks_on(module: nn.Module) -> dict[str, Any]:
+    """Return diffusers' hooks on a module, by name, innermost first."""
+    return dict(getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))
+
+
+def offloads(pipe: Any) -> bool:
+    """Whether a pipeline loads its components one at a time."""
+    return bool(getattr(pipe, "_all_hooks", None))
+
+
+def execution_device(pipe: Any) -> torch.device | None:
+    """Return where a pipeline runs, None if it does not say."""
+    return getattr(pipe, "_execution_device", None)
+
+
+class BlockKind:
+    """What diffusers' registry knows of a transformer block's class. Raises ValueError for a class
+    that is not in it.
+    """
+
+    def __init__(self, cls: type) -> None:
+        from diffusers.hooks._helpers import TransformerBlockRegistry
+
+        self._known = TransformerBlockRegistry.get(cls)
+        self.hidden_index: int | None = self._known.return_hidden_states_index
+        self.text_index: int | None = self._known.return_encoder_hidden_states_index
+
+    def streams(self, args: Any, kwargs: Any) -> list[Tensor]:
+        """Return a call's token stream and, where the block returns one, its text stream."""
+        names = [self._known.hidden_states_argument_name]
+        if self.text_index is not None:
+            names.append(self._known.encoder_hidden_states_argument_name)
+        return [self._known._get_parameter_from_args_kwargs(n, args, kwargs) for n in names]
+
+
+def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
+    """Point a processor at diffusers' native attention backend, the one that calls torch.
+
+    Returns:
+        The name of the backend that was set aside, "" if none was. The way back is put on ``undo``.
+    """
+    processor = getattr(module, "processor", None)
+    if processor is None or not hasattr(processor, "_attention_backend"):
+        return ""
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    chosen = processor._attention_backend
+    active = chosen if chosen is not None else _AttentionBackendRegistry._active_backend
+    name = str(getattr(active, "value", active))
+    if name == "native":
+        return ""
+    own = "_attention_backend" in vars(processor)
+    processor._attention_backend = AttentionBackendName.NATIVE
+
+    def restore() -> None:
+        if own:
+            processor._attention_backend = chosen
+        else:
+            del processor._attention_backend
+
+    undo.callback(restore)
+    return name

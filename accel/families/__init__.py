@@ -1,0 +1,121 @@
+"""Model families: one file each, with everything accel knows of it by name.
+
+To add one, write a file here that has ``FAMILY``, or call ``register`` from a package of your own.
+What is in no file works as well, as far as it can be found out from the model itself; the report
+says what could not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from accel.families.family import (
+    BlockKind,
+    Decoder,
+    Denoiser,
+    Family,
+    Geometry,
+    Model,
+    Strip,
+    Tracing,
+    Vae,
+)
+
+_registered: list[Family] = []
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Return all families: those of this folder by name, then registered ones."""
+    modules = (import_module(f"{__name__}.{m.name}") for m in iter_modules(__path__))
+    found = [m.FAMILY for m in modules if hasattr(m, "FAMILY")]
+    return (*sorted(found, key=lambda f: f.name), *_registered)
+
+
+def register(family: Family) -> Callable[[], None]:
+    """Add a family of another package; later ones win over earlier ones of the same class.
+
+    Args:
+        family: What is known of it.
+
+    Returns:
+        A function that takes it out again.
+    """
+    _registered.append(family)
+    _forget()
+
+    def unregister() -> None:
+        _registered.remove(family)
+        _forget()
+
+    return unregister
+
+
+def _forget() -> None:
+    for function in (families, _table):
+        function.cache_clear()
+
+
+@cache
+def _table(name: str) -> Mapping[str, Any]:
+    """Return one mapping of all families merged."""
+    return {key: value for f in families() for key, value in getattr(f, name).items()}
+
+
+def denoisers() -> Mapping[str, Denoiser]:
+    """Return what is known of denoisers, by class."""
+    return _table("denoisers")
+
+
+def vaes() -> Mapping[str, Vae]:
+    """Return what is known of VAEs, by class."""
+    return _table("vaes")
+
+
+def decoders() -> Mapping[str, Decoder]:
+    """Return what is known of the decoders of VAEs, by class."""
+    return _table("decoders")
+
+
+def strips() -> Mapping[str, Strip]:
+    """Return decoder blocks whose norms look at one pixel, by class."""
+    return _table("strips")
+
+
+def grouped_blocks() -> Mapping[str, BlockKind]:
+    """Return blocks of decoders with GroupNorm, by class."""
+    return _table("grouped_blocks")
+
+
+def models() -> Mapping[str, Model]:
+    """Return configurations of released models, by short name."""
+    return _table("models")
+
+
+def unet_parts() -> frozenset[str]:
+    """Return classes of UNet parts that are sliced one by one."""
+    return frozenset(part for f in families() for part in f.unet_parts)
+
+
+def tracings() -> tuple[Tracing, ...]:
+    """Return what helps recording blocks whose path depends on values."""
+    return tuple(f.tracing for f in families() if f.tracing is not None)
+
+
+def geometry_rules() -> Mapping[str, Callable[[Any], Geometry]]:
+    """Return geometry rules, by how the name of a pipeline's class begins."""
+    return _table("latents")
+
+
+def only_returns_frames(pipe: Any) -> bool:
+    """Whether a pipeline makes frames for its caller of what it decodes, and nothing else.
+
+    Others may put what they decode beside tensors on the device, as Wan Animate does for its next
+    segment.
+    """
+    known = {name for f in families() for name in f.return_frames}
+    return any(cls.__name__ in known for cls in type(pipe).__mro__)

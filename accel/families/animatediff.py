@@ -1,0 +1,44 @@
+"""AnimateDiff: Stable Diffusion with motion modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from accel.families.components import Part, meta
+from accel.families.encoders import CLIP, encoder
+from accel.families.family import Denoiser, Family, Geometry, Model
+from accel.families.stable_diffusion import KL
+
+
+def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
+    batch, _, frames, *_ = latent
+    return {
+        "sample": meta(*latent),
+        "timestep": meta(batch, dtype=torch.int64),
+        "encoder_hidden_states": meta(batch * frames, 77, denoiser.config.cross_attention_dim),
+    }
+
+
+def _geometry(pipe: Any) -> Geometry:
+    return Geometry(int(pipe.unet.config.in_channels), pipe.vae_scale_factor, 1)
+
+
+FAMILY = Family(
+    "animatediff",
+    denoisers={"UNetMotionModel": Denoiser(_inputs, batched=True)},
+    latents={"AnimateDiff": _geometry},
+    models={
+        "animatediff": Model(
+            Part(
+                "UNetMotionModel",
+                {"cross_attention_dim": 768, "motion_max_seq_length": 32},
+                torch.float16,
+            ),
+            Part("AutoencoderKL", KL, torch.float16),
+            2,
+            {"text_encoder": encoder("CLIPTextModel", CLIP, 77, torch.float16)},
+        )
+    },
+)

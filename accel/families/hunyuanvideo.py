@@ -1,0 +1,57 @@
+"""HunyuanVideo 1.0 and 1.5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from accel.families.components import Part, meta
+from accel.families.encoders import CLIP, LLAMA, encoder
+from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Strip, Vae
+
+
+def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
+    batch, config = latent[0], denoiser.config
+    return {
+        "hidden_states": meta(batch, config.in_channels, *latent[2:]),
+        "timestep": meta(batch, dtype=torch.int64),
+        "encoder_hidden_states": meta(batch, 256, config.text_embed_dim),
+        "encoder_attention_mask": meta(batch, 256, dtype=torch.int64),
+        "pooled_projections": meta(batch, config.pooled_projection_dim),
+        "guidance": meta(batch),
+    }
+
+
+def _geometry(pipe: Any) -> Geometry:
+    channels = int(pipe.vae.config.latent_channels)
+    return Geometry(channels, pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal)
+
+
+FAMILY = Family(
+    "hunyuanvideo",
+    # 256 tokens of text behind a template of 95.
+    denoisers={"HunyuanVideoTransformer3DModel": Denoiser(_inputs, text_tokens=351)},
+    vaes={"AutoencoderKLHunyuanVideo": Vae(lambda config: (8, 4))},
+    decoders={
+        "HunyuanVideoDecoder3D": Decoder(grouped=True),
+        "HunyuanVideo15Decoder3D": Decoder(("norm_out", "conv_act")),
+    },
+    strips={"HunyuanVideo15ResnetBlock": Strip(2), "HunyuanVideo15Upsample": Strip(1, 2)},
+    grouped_blocks={
+        "HunyuanVideoResnetBlockCausal3D": "resnet",
+        "HunyuanVideoUpsampleCausal3D": "upsampler",
+        "HunyuanVideoMidBlock3D": "causal middle",
+    },
+    latents={"HunyuanVideo": _geometry},
+    models={
+        "hunyuanvideo": Model(
+            Part("HunyuanVideoTransformer3DModel", {}),
+            Part("AutoencoderKLHunyuanVideo", {}, torch.float16),
+            encoders={
+                "text_encoder": encoder("LlamaModel", LLAMA, 351, torch.float16),
+                "text_encoder_2": encoder("CLIPTextModel", CLIP, 77, torch.float16),
+            },
+        )
+    },
+)

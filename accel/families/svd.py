@@ -1,0 +1,58 @@
+"""Stable Video Diffusion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from accel.families.components import Part, meta
+from accel.families.encoders import VISION, encoder
+from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Vae
+from accel.families.stable_diffusion import KL
+
+
+def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
+    batch, channels, frames, *size = latent
+    return {
+        "sample": meta(batch, frames, 2 * channels, *size),
+        "timestep": meta(batch, dtype=torch.int64),
+        "encoder_hidden_states": meta(batch, 1, denoiser.config.cross_attention_dim),
+        "added_time_ids": meta(batch, 3),
+    }
+
+
+def _geometry(pipe: Any) -> Geometry:
+    # Half of the UNet's input is the first frame.
+    return Geometry(int(pipe.vae.config.latent_channels), pipe.vae_scale_factor, 1, "BFCHW")
+
+
+FAMILY = Family(
+    "svd",
+    denoisers={"UNetSpatioTemporalConditionModel": Denoiser(_inputs, batched=True)},
+    vaes={
+        "AutoencoderKLTemporalDecoder": Vae(
+            lambda config: (8, 1), framewise=True, mixes_frames=True
+        )
+    },
+    decoders={"TemporalDecoder": Decoder(grouped=True)},
+    grouped_blocks={"TemporalResnetBlock": "resnet", "AlphaBlender": "blender"},
+    unet_parts=("TemporalBasicTransformerBlock", "TemporalResnetBlock"),
+    latents={"StableVideoDiffusion": _geometry},
+    models={
+        "svd": Model(
+            Part("UNetSpatioTemporalConditionModel", {"num_frames": 14}, torch.float16),
+            Part(
+                "AutoencoderKLTemporalDecoder",
+                {k: v for k, v in KL.items() if k != "up_block_types"},
+                torch.float16,
+            ),
+            2,
+            {
+                "image_encoder": encoder(
+                    "CLIPVisionModelWithProjection", VISION, dtype=torch.float16
+                )
+            },
+        )
+    },
+)

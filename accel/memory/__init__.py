@@ -1,0 +1,1 @@
+"""Predicts memory from configurations and answers whether a job fits."""

@@ -1,0 +1,219 @@
+"""Will it fit? Bytes of a job by phase, weights included, and the fewest slices within a budget.
+
+This is the one answer of ``accel.plan``, ``accel memory``, dry runs and the page. Counted are live
+tensors: weights that stay loaded, activations of text encoding, denoising and decoding, and what
+step rehash keeps; no scratch memory of kernels, and no activations of encoders that are not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from accel import families
+from accel.config import RehashConfig, SlicingConfig
+from accel.core.diffusers_bridge import execution_device, offloads
+from accel.core.units import gib
+from accel.families.components import size_of
+from accel.families.family import Model
+from accel.memory import encoders
+from accel.memory.meta_models import Video, of_pipeline
+from accel.memory.simulate import (
+    STREAMED,
+    Peaks,
+    decode_peak,
+    decoder_input,
+    denoise_peak,
+    denoiser_call,
+    rehash_bytes,
+    simulate,
+)
+from accel.memory.simulate import STRIPS as IN_STRIPS
+from accel.slicing.program.cache import Programs
+from accel.slicing.vae.apply import apply_strips
+
+WHOLE, STRIPS = "whole", "strips"  # ways of decoding
+PHASES = ("encode", "denoise", "decode")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What step rehash keeps: bytes by level for each of ``calls`` denoiser calls in a step, of
+    elements of ``itemsize`` bytes.
+    """
+
+    levels: Mapping[str, int] = field(default_factory=dict)
+    calls: int = 2
+    itemsize: int = 2
+
+    def bytes(self, rehash: RehashConfig | None) -> int:
+        """Return what stays on the denoiser's device, for both branches of guidance."""
+        if rehash is None:
+            return 0
+        share = {"native": 1.0, "int8": 1 / self.itemsize, "cpu": 0.0}
+        level = "output, measured" if rehash.multistep else rehash.level
+        return int(self.calls * self.levels.get(level, 0) * share[rehash.store])
+
+
+class DoesNotFit(ValueError):
+    """No number of slices fits. ``phase`` needs ``needed`` bytes at least, the whole job ``least``,
+    of a ``budget``.
+    """
+
+    def __init__(self, phase: str, needed: int, least: int, budget: int) -> None:
+        self.phase, self.needed, self.least, self.budget = phase, needed, least, budget
+        super().__init__(
+            f"no number of slices fits in {gib(budget, 3)}; at least {gib(least, 3)} is needed: "
+            "allow more memory, or choose a smaller size or fewer frames"
+        )
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a job needs, weights included. ``denoise`` by number of slices; ``decode`` whole
+    (as the VAE is set) and in strips, as it runs with the most slices; ``encode`` 0 if no encoder
+    is known. ``at_least``: some weights are unknown. ``kept``: what step rehash adds.
+    ``others``: decoding by diffusers' own ways, by name.
+    """
+
+    denoise: Mapping[int, int]
+    decode: Mapping[str, int]
+    encode: int = 0
+    at_least: bool = False
+    kept: Kept = field(default_factory=Kept)
+    others: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def slices(self) -> int:
+        """Most slices that were simulated."""
+        return max(self.denoise)
+
+    def phases(self, slices: int, rehash: RehashConfig | None = None) -> dict[str, int]:
+        """Return bytes by phase."""
+        way = STRIPS if slices == self.slices else WHOLE
+        first = {"encode": self.encode} if self.encode else {}
+        denoise = self.denoise[slices] + self.kept.bytes(rehash)
+        return {**first, "denoise": denoise, "decode": self.decode[way]}
+
+    def peak(self, slices: int, rehash: RehashConfig | None = None) -> int:
+        """Return the bytes of the worst phase."""
+        return max(self.phases(slices, rehash).values())
+
+    def fewest_slices(self, budget: int, rehash: RehashConfig | None = None) -> int:
+        """Return the fewest slices within ``budget`` bytes. Raises DoesNotFit."""
+        most, kept = self.slices, self.kept.bytes(rehash)
+        fits = [n for n in sorted(self.denoise) if self.peak(n, rehash) <= budget]
+        if fits:
+            return fits[0]
+        least = min(self.peak(n, rehash) for n in self.denoise)
+        needed = {
+            "decode": min(self.decode.values()),
+            "denoise": self.denoise[most] + kept,
+            "encode": self.encode,
+        }
+        phase = next(p for p, size in needed.items() if size > budget)
+        raise DoesNotFit(phase, needed[phase], least, budget)
+
+
+def of_model(
+    model: Model, video: Video, *, others: int | None = None, at_least: bool = False
+) -> Needs:
+    """Return what a job needs by configurations alone.
+
+    Args:
+        model: Its components, on the meta device.
+        video: Pixels and frames.
+        others: Bytes of weights that stay loaded beside those of denoiser and VAE; None where one
+            component is loaded at a time.
+        at_least: Some weights are unknown.
+    """
+    return of_peaks(model, simulate(model, video), others=others, at_least=at_least)
+
+
+def of_peaks(
+    model: Model, peaks: Peaks, *, others: int | None = None, at_least: bool = False
+) -> Needs:
+    """Return ``of_model`` from peaks that have been simulated."""
+    total = None if others is None else peaks.denoiser_weights + peaks.vae_weights + others
+    return _needs(model, peaks, total, peaks.decode["whole"], peaks.decode.get(IN_STRIPS), at_least)
+
+
+def of_loaded(pipe: Any, video: Video) -> Needs:
+    """Return what a job needs on a loaded pipeline, the way its VAE and its offloading are set.
+
+    Raises ValueError for a pipeline whose classes cannot be simulated.
+    """
+    model = of_pipeline(pipe)
+    peaks = simulate(model, video)
+    total = None
+    if not offloads(pipe):
+        total = sum(size_of(c) for c in pipe.components.values() if isinstance(c, nn.Module))
+    whole = _as_set(peaks, pipe.vae)
+    strips = peaks.decode.get(IN_STRIPS)
+    device = execution_device(pipe)
+    if device is not None and device.type != "cpu" and families.only_returns_frames(pipe):
+        strips = peaks.decode.get(STREAMED, strips)
+    return _needs(model, peaks, total, whole, strips)
+
+
+def _needs(
+    model: Model,
+    peaks: Peaks,
+    total: int | None,
+    whole: int,
+    strips: int | None,
+    at_least: bool = False,
+) -> Needs:
+    """Add weights: ``total`` of all components, or those of the phase's own."""
+    denoiser = peaks.denoiser_weights if total is None else total
+    vae = peaks.vae_weights if total is None else total
+    encode = [
+        size + (peaks.encoder_weights[name] if total is None else total)
+        for name, size in peaks.encode.items()
+    ]
+    kept = Kept(peaks.rehash, 2 // model.batch, model.denoiser.dtype.itemsize)
+    return Needs(
+        {n: size + denoiser for n, size in peaks.denoise.items()},
+        {WHOLE: whole + vae, STRIPS: (whole if strips is None else strips) + vae},
+        max(encode, default=0),
+        at_least,
+        kept,
+        {w: b + vae for w, b in peaks.decode.items() if w.startswith(("tiled", "frame by frame"))},
+    )
+
+
+def _as_set(peaks: Peaks, vae: Any) -> int:
+    """The decoding peak for the VAE's current tiling and slicing settings."""
+    for setting, name in (("use_tiling", "tiled"), ("use_slicing", "frame by frame")):
+        sizes = [b for way, b in peaks.decode.items() if way.startswith(name)]
+        if getattr(vae, setting, False) and sizes:
+            return sizes[0]
+    return peaks.decode["whole"]
+
+
+def peak_of_plan(
+    model: Model, video: Video, slicing: SlicingConfig | None, rehash: RehashConfig | None
+) -> int:
+    """Return the peak of one plan with denoiser and VAE loaded, in bytes; other weights come on
+    top.
+
+    Attention in fewer bits makes no larger tensors. Raises ValueError if the model cannot be called
+    at this size.
+    """
+    denoiser, kwargs = denoiser_call(model, video)
+    denoise = denoise_peak(denoiser, kwargs, slicing, Programs())
+    kept = Kept({}, 2 // model.batch, model.denoiser.dtype.itemsize)
+    if rehash is not None:
+        kept = Kept(rehash_bytes(denoiser, kwargs), kept.calls, kept.itemsize)
+    vae = model.vae.build()
+    with ExitStack() as undo:
+        if slicing is not None:
+            apply_strips(vae, slicing, undo, streamed=False)
+        decode = decode_peak(vae, decoder_input(model, video))
+    encode = max((encoders.peak(e) for e in model.encoders.values()), default=0)
+    activations = max(encode, denoise + kept.bytes(rehash), decode)
+    return model.denoiser.weights() + size_of(vae) + activations

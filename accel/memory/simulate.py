@@ -1,0 +1,180 @@
+"""Memory of a model's phases, simulated without weights; ``tracker.py`` counts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accel import families
+from accel.config import SlicingConfig
+from accel.core.tree import tree_map
+from accel.families.components import meta, size_of
+from accel.families.family import Model
+from accel.memory.encoders import peak
+from accel.memory.meta_models import Video, framewise, latent_shape
+from accel.memory.tracker import activation_peak, all_true
+from accel.slicing.block_record import BlockRecord
+from accel.slicing.blocks import apply_slicing
+from accel.slicing.program.cache import Programs
+from accel.slicing.vae import stream
+from accel.slicing.vae.apply import apply_strips
+
+MOST = 16  # slices and strips that are tried
+STRIPS = f"{MOST} strips"
+STREAMED = f"{MOST} strips, frames to the CPU"  # of VAEs on an accelerator
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Bytes of a model at one size. ``denoise``: activations by number of slices (1 is diffusers
+    as it comes), ``decode``: activations of the VAE's decoder, by ways of which some are
+    approximate. Weights are those of the phase's own component. ``rehash``: what step
+    rehash keeps at each level, beside the activations, per call of the denoiser in a step.
+    ``encode``: activations of each text or image encoder; ``not_counted``: encoders of other kinds.
+    """
+
+    denoise: dict[int, int]
+    decode: dict[str, int]
+    denoiser_weights: int
+    vae_weights: int
+    rehash: dict[str, int]
+    encode: dict[str, int] = field(default_factory=dict)
+    encoder_weights: dict[str, int] = field(default_factory=dict)
+    not_counted: tuple[str, ...] = ()
+
+
+def simulate(
+    model: Model,
+    video: Video,
+    slices: Sequence[int] = (1, 2, 4, 8, MOST),
+    *,
+    decode: bool = True,
+    prepare: Callable[[Any], None] = lambda denoiser: None,
+) -> Peaks:
+    """Peaks on the meta device, from configurations alone.
+
+    Two layers of each kind stand for all, since layers run one after another. ``prepare`` may set
+    the denoiser up. Raises ValueError if the model cannot be called at this size.
+    """
+    denoiser, kwargs = denoiser_call(model, video)
+    prepare(denoiser)
+    programs = Programs()
+    ways = {n: SlicingConfig(n, min_tokens=1) if n > 1 else None for n in slices}
+    peaks = {n: denoise_peak(denoiser, kwargs, way, programs) for n, way in ways.items()}
+    vae = model.vae.build()
+    decoded = _decoders(model.vae.cls, vae, decoder_input(model, video)) if decode else {}
+    kept = rehash_bytes(denoiser, kwargs)
+    return Peaks(
+        peaks, decoded, model.denoiser.weights(), size_of(vae), kept,
+        {name: peak(encoder) for name, encoder in model.encoders.items()},
+        {name: encoder.weights() for name, encoder in model.encoders.items()},
+        model.unknown,
+    )  # fmt: skip
+
+
+def denoiser_call(model: Model, video: Video) -> tuple[Any, dict[str, Any]]:
+    """A denoiser with at most two layers of each kind, and the arguments of one call, on meta."""
+    layers = {k: min(2, v) for k, v in model.denoiser.layers().items()}
+    denoiser, dtype = model.denoiser.build(**layers), model.denoiser.dtype
+    kwargs = families.denoisers()[model.denoiser.cls].inputs(denoiser, latent_shape(model, video))
+    return denoiser, tree_map(lambda x: x.to(dtype) if x.dtype == torch.bfloat16 else x, kwargs)
+
+
+def decoder_input(model: Model, video: Video) -> Tensor:
+    """Latent as the VAE's decoder takes it, [1, C, F, H, W] or, frame by frame, [F, C, H, W]."""
+    z = meta(1, *latent_shape(model, video)[1:], dtype=model.vae.dtype)
+    return z[0].transpose(0, 1).contiguous() if framewise(model.vae.cls) else z
+
+
+def rehash_bytes(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
+    """Bytes of two outputs, of three (measured), and of the features a computed step leaves."""
+    from accel.rehash.features import Unsupported, find
+
+    undo = ExitStack()
+    try:
+        with torch.no_grad(), all_true(), find(denoiser, 1, undo).recording() as kept:
+            outputs = denoiser(**kwargs, return_dict=False)
+    except (Unsupported, ValueError):
+        with torch.no_grad(), all_true():
+            kept, outputs = [], denoiser(**kwargs, return_dict=False)
+    finally:
+        undo.close()
+    size = sum(x.nbytes for x in outputs)
+    levels = {"output": 2 * size, "output, measured": 3 * size}
+    return {**levels, "features": sum(x.nbytes for x in kept)} if kept else levels
+
+
+def denoise_peak(
+    denoiser: Any, kwargs: dict[str, Any], slicing: SlicingConfig | None, programs: Programs
+) -> int:
+    """Bytes of activations in one call of the denoiser."""
+    undo = ExitStack()
+    if slicing is not None:
+        apply_slicing(denoiser, slicing, undo, programs)
+
+    def call() -> None:
+        denoiser(**kwargs, return_dict=False)
+
+    try:
+        if slicing is not None and not programs.reusable:
+            with torch.no_grad():
+                call()  # derives the blocks' programs, which must not be counted
+        return activation_peak(call, kwargs, [*denoiser.parameters(), *denoiser.buffers()])[0]
+    except RuntimeError as error:
+        raise ValueError(f"the model cannot run at this size: {error}") from error
+    finally:
+        undo.close()
+
+
+def _decoders(cls: str, vae: Any, z: Tensor) -> dict[str, int]:
+    """Peaks of decoding ``decoder_input`` by diffusers' own ways, and in exact strips."""
+    found = {"whole": decode_peak(vae, z)}
+    if framewise(cls) and len(z) > 2:
+        temporal = families.vaes()[cls].mixes_frames  # then it is not exact
+        name = "2 frames at a time (approximate)" if temporal else "frame by frame"
+        found[name] = decode_peak(vae, z, 2 if temporal else 1)
+    if strips := strips_peak(vae, z, streamed=False):
+        found[STRIPS] = strips
+    if stream.replacement(vae.decoder, BlockRecord()) is not None:
+        found[STREAMED] = strips_peak(vae, z, streamed=True)
+    if hasattr(vae, "use_tiling"):
+        vae.enable_tiling()
+        found["tiled (approximate)"] = decode_peak(vae, z)
+    return found
+
+
+def strips_peak(vae: Any, z: Tensor, *, streamed: bool) -> int:
+    """Peak of decoding in the most strips, 0 if this VAE has none. Of a video whose frames go to
+    the CPU a few stand for all: no more than latents, which are counted, grows with the others.
+    """
+    undo = ExitStack()
+    try:
+        if not apply_strips(vae, SlicingConfig(MOST, 1), undo, streamed):
+            return 0
+        if not streamed:
+            return decode_peak(vae, z)
+        few = z[:, :, : 4 + z.shape[2] % 2].clone()  # CogVideoX decodes an odd number 3 + 2 + ...
+        return decode_peak(vae, few) + 2 * (z.nbytes - few.nbytes)  # z, and z after a convolution
+    finally:
+        undo.close()
+
+
+def decode_peak(vae: Any, z: Tensor, chunk: int = 0) -> int:
+    """Peak of decoding; with ``chunk`` that many frames at a time, all frames kept."""
+    weights = [*vae.parameters(), *vae.buffers()]
+    temporal = "num_frames" in inspect.signature(vae.decode).parameters
+
+    def call() -> Any:
+        parts = [
+            vae.decode(part, **({"num_frames": len(part)} if temporal else {}), return_dict=False)
+            for part in (z.split(chunk) if chunk else [z])
+        ]
+        return torch.cat([p for (p,) in parts]) if chunk else parts[0][0]
+
+    return activation_peak(call, z, weights)[0]

@@ -1,0 +1,247 @@
+"""Patch and unpatch: applies a plan to a pipeline's instances, and takes it back exactly."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from accel.attention.site import Site, apply_attention
+from accel.core.run_state import RunState
+from accel.core.structure import attention_modules, denoisers
+from accel.families import only_returns_frames
+from accel.kernels.dispatch import ATTENTION, environment
+from accel.plans import Plan
+from accel.rehash.apply import apply_rehash, new_state
+from accel.reporting import Report, block_report, rehash_report, site_report
+from accel.slicing.block_record import BlockRecord
+from accel.slicing.blocks import apply_slicing
+from accel.slicing.vae.apply import apply_strips
+
+_handles: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
+
+
+class Handle:
+    """A live patch. ``plan`` is what was asked for; ``report()`` says what happened."""
+
+    def __init__(self, pipe: Any, plan: Plan, site: Callable[..., Site] = Site) -> None:
+        self.plan = plan
+        self.sites: dict[str, Site] = {}
+        self.blocks: dict[str, BlockRecord] = {}
+        self.calls = 0
+        self.seconds = 0.0
+        self._pipeline = type(pipe).__name__
+        self._undo = ExitStack()
+        self._active = True
+        self._state = RunState(pipe)
+        self._site = site
+        self._rehash = (
+            None if plan.rehash is None
+            else new_state(plan.rehash, plan.attention, self._state)
+        )  # fmt: skip
+        modules = denoisers(pipe)
+        # Only weak references: a pipeline that is dropped without unpatch must go, and take the
+        # patch with it.
+        self._denoisers = {name: weakref.ref(module) for name, module in modules.items()}
+        try:
+            self._apply(modules)
+            if plan.slicing is not None:
+                vae, streamed = getattr(pipe, "vae", None), only_returns_frames(pipe)
+                self.blocks.update(apply_strips(vae, plan.slicing, self._undo, streamed))
+        except BaseException:
+            self.unpatch()
+            raise
+        for module in modules.values():
+            weakref.finalize(module, self._undo.close).atexit = False
+
+    def _apply(self, modules: dict[str, nn.Module]) -> None:
+        for name, module in modules.items():
+            _handles[module] = self
+            self._watch(module)
+            several = len(modules) > 1
+            if self.plan.slicing is not None:
+                prefix = f"{name}." if several else ""
+                records = apply_slicing(module, self.plan.slicing, self._undo)
+                self.blocks.update({prefix + path: r for path, r in records.items()})
+            if self._rehash is not None:
+                apply_rehash(module, name, self._rehash, self._undo)
+            if self.plan.attention is None:
+                continue
+            parts = attention_modules(name, module, several=several)
+            sites = apply_attention(
+                module, parts, self.plan.attention, self._state, self._undo, self._site
+            )
+            outside = sites.pop("")
+            self.sites[f"{name}." if several else ""] = outside
+            self.sites.update(sites)
+
+    def _watch(self, module: nn.Module) -> None:
+        """Follow the denoiser's timestep, calls and seconds (not traced into compiled graphs)."""
+        started: list[float] = []
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
+            self.calls += 1
+            started.append(time.perf_counter())
+            self._state.observe(kwargs.get("timestep", args[1] if len(args) > 1 else None))
+            self._state.refresh()
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if not torch.compiler.is_compiling() and started:
+                self.seconds += time.perf_counter() - started.pop()
+
+        handles = (
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after, always_call=True),
+        )
+        for handle in handles:
+            self._undo.callback(handle.remove)
+
+    @property
+    def steps(self) -> int | None:
+        """Length of the current or last run, None if it cannot be known."""
+        return self._state.steps
+
+    @property
+    def active(self) -> bool:
+        """Whether the patch is still in place."""
+        return self._active
+
+    def unpatch(self) -> None:
+        """Take every change back, last one first. Does nothing the second time."""
+        self._active = False
+        self._undo.close()
+        for reference in self._denoisers.values():
+            module = reference()
+            if module is not None and _handles.get(module) is self:
+                del _handles[module]
+
+    def run_state(self) -> dict[str, Any]:
+        """What decides the rest of the current run beside latents and scheduler, as plain values:
+        sites that were taken to full precision, and what step rehash keeps. For the report also
+        what ran so far.
+        """
+        run = self._state.refresh()
+        state: dict[str, Any] = {
+            "demoted": [name for name, s in self.sites.items() if s.demoted_run == run],
+            "steps": {
+                name: list(s.record.steps)
+                for name, s in self.sites.items()
+                if s.record.steps_run == run
+            },
+        }
+        return state if self._rehash is None else {**state, "rehash": self._rehash.to_dict()}
+
+    def restore_run(self, state: dict[str, Any]) -> None:
+        """Inverse of ``run_state``, for a run that goes on from a saved step."""
+        for name, steps in state.get("steps", {}).items():
+            record = self.sites[name].record
+            record.steps_run, record.steps = self._state.refresh(), list(steps)
+        for name in state.get("demoted", ()):
+            site = self.sites[name]
+            site.demoted_run, site.demoted_why = self._state.refresh(), "before the saved step"
+        if self._rehash is not None and "rehash" in state:
+            self._rehash.restore(state["rehash"])
+
+    def report(self) -> Report:
+        """What ran so far."""
+        reports = [
+            site_report(site)
+            for site in self.sites.values()
+            if site.config is not None or site.record.kept
+        ]
+        return Report(
+            self._pipeline,
+            self.plan.name,
+            environment(),
+            self._state.run,
+            self.calls,
+            self.seconds,
+            reports,
+            [block_report(path, record) for path, record in self.blocks.items()],
+            self._notes(),
+            None if self._rehash is None else rehash_report(self._rehash),
+        )
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.plan.attention is None:
+            notes.append("attention is not changed by this plan")
+        elif any(impl == "reference" for s in self.sites.values() for _, impl in s.record.ran):
+            reason = "; ".join(
+                f"{e.name}: {why}" for e in ATTENTION if (why := e.why_not(torch.device("cpu")))
+            )
+            notes.append(
+                "attention ran on the eager reference: it shows what a precision costs, but is "
+                f"slower than torch's attention{' (' + reason + ')' if reason else ''}"
+            )
+        if self.plan.attention is not None and self.calls and not _ran_anything(self.sites):
+            notes.append("no attention call was quantized")
+        if not self.active:
+            notes.append("this patch has been taken back")
+        return notes
+
+
+def _ran_anything(sites: dict[str, Site]) -> bool:
+    return any(site.record.ran for site in sites.values())
+
+
+def _find(pipe: Any) -> Handle | None:
+    for module in denoisers(pipe).values():
+        handle = _handles.get(module)
+        if handle is not None:
+            return handle
+    return None
+
+
+def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Handle:
+    """Accelerate a diffusers pipeline (or a bare denoiser) in place.
+
+    ``preset``: "lossless", "balanced" (the default) or "fast"; or give a ``plan``. Patching a
+    patched pipeline takes the old patch back first. Only instances are changed; ``unpatch``
+    restores them exactly.
+
+    Raises ValueError for both preset and plan, an unknown preset, or a pipeline without a known
+    denoiser.
+    """
+    if preset is not None and plan is not None:
+        raise ValueError(f"give a preset or a plan, not both (got preset {preset!r} and a plan)")
+    if plan is None:
+        plan = Plan.preset(preset or "balanced")
+    unpatch(pipe)
+    return Handle(pipe, plan)
+
+
+def is_patched(pipe: Any) -> bool:
+    """Whether a patch is on the pipeline. Raises ValueError without a known denoiser."""
+    return _find(pipe) is not None
+
+
+def unpatch(pipe: Any) -> None:
+    """Restore the pipeline to what it was before ``patch``; does nothing if it is not patched."""
+    while (handle := _find(pipe)) is not None:
+        handle.unpatch()
+
+
+@contextmanager
+def patched(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Iterator[Handle]:
+    """``patch`` for the length of a ``with`` block."""
+    handle = patch(pipe, preset, plan)
+    try:
+        yield handle
+    finally:
+        handle.unpatch()
+
+
+def report(pipe: Any) -> Report:
+    """What the pipeline's patch did so far. Raises ValueError if it is not patched."""
+    handle = _find(pipe)
+    if handle is None:
+        raise ValueError(f"this {type(pipe).__name__} is not patched; call accel.patch(pipe) first")
+    return handle.report()

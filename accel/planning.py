@@ -1,0 +1,135 @@
+"""A plan for a budget of memory (the fewest slices that fit, simulated before anything runs), of
+decibels (the fastest measured schedule of step rehash that keeps them), or of both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+from accel.calibration.step_measurement import Measurement
+from accel.config import RehashConfig, SlicingConfig
+from accel.core.diffusers_bridge import offloads
+from accel.core.units import gib, parse_bytes
+from accel.memory import fit
+from accel.memory.fit import DoesNotFit
+from accel.memory.meta_models import Video
+from accel.plans import Plan
+
+
+class Size(Protocol):
+    """What is read of a job: pixels and frames."""
+
+    @property
+    def width(self) -> int | None: ...
+
+    @property
+    def height(self) -> int | None: ...
+
+    @property
+    def frames(self) -> int | None: ...
+
+
+def plan(
+    pipe: Any,
+    job: Size,
+    *,
+    memory: str | int | None = None,
+    quality: float | None = None,
+    measured: Measurement | None = None,
+) -> Plan:
+    """Return the plan for a budget of memory, of quality, or of both.
+
+    Within ``memory`` it has the fewest slices by which the job fits, the VAE in strips where that
+    is needed. For ``quality`` it has the fastest schedule of ``measured`` that should keep it in 9
+    of 10 jobs. What is counted: see ``accel/memory/fit.py``.
+
+    Args:
+        pipe: A loaded diffusers pipeline.
+        job: Anything with ``width``, ``height`` (pixels) and ``frames``.
+        memory: Bytes, or text such as "8GiB".
+        quality: dB PSNR to the pipeline's own output.
+        measured: What ``accel.measure_steps(pipe, jobs)`` returned.
+
+    Returns:
+        A plan to patch with.
+
+    Raises:
+        ValueError: No budget at all, a quality without a measurement, a job without a size, a
+            pipeline whose classes cannot be simulated, or a phase that does not fit: the error says
+            what it needs and what would help.
+
+    Example::
+
+        plan = accel.plan(pipe, job, memory="8GiB")
+        accel.patch(pipe, plan=plan)
+    """
+    if memory is None and quality is None:
+        raise ValueError("give a budget: memory='8GiB', quality=36.0 (dB PSNR), or both")
+    rehash = None if quality is None else _schedule(quality, measured)
+    found = Plan(f"{quality:g} dB" if quality else "", attention=None, rehash=rehash)
+    if memory is None:
+        return found
+    slicing = _slicing(pipe, job, memory, rehash)
+    name = f"within {memory}" + (f", {found.name}" if found.name else "")
+    return replace(found, name=name, slicing=slicing)
+
+
+def _schedule(quality: float, measured: Measurement | None) -> RehashConfig:
+    if measured is None:
+        raise ValueError(
+            f"quality={quality:g} dB needs a measurement of this pipeline: "
+            "m = accel.measure_steps(pipe, jobs) runs a few jobs once (m.save(file) keeps it), "
+            "then accel.plan(pipe, job, quality=..., measured=m); without one, ask for a speed-up: "
+            "accel.Plan(rehash=accel.RehashConfig(speedup=1.9))"
+        )
+    return measured.at_quality(quality)
+
+
+def _slicing(
+    pipe: Any, job: Size, memory: str | int, rehash: RehashConfig | None
+) -> SlicingConfig | None:
+    budget = parse_bytes(memory)
+    needs = fit.of_loaded(pipe, _video(job))
+    try:
+        slices = needs.fewest_slices(budget, rehash)
+    except DoesNotFit as error:
+        raise ValueError(_too_much(pipe, needs, error)) from error
+    return SlicingConfig(slices, 1) if slices > 1 else None
+
+
+def _video(job: Size) -> Video:
+    if not job.width or not job.height or not job.frames:
+        raise ValueError(
+            "a plan within a memory budget needs the job's width, height and frames, got "
+            f"{job.width} x {job.height}, {job.frames} frames"
+        )
+    return Video(job.width, job.height, job.frames)
+
+
+def _too_much(pipe: Any, needs: fit.Needs, error: DoesNotFit) -> str:
+    """What a phase needs, and what would help."""
+    offload = "" if offloads(pipe) else "; pipe.enable_model_cpu_offload() frees other weights"
+    smaller = "choose a smaller size or fewer frames"
+    what, help_, last = {
+        "decode": ("decoding", _decoding_help(pipe, needs), smaller),
+        "denoise": (f"denoising in {needs.slices} slices", offload, smaller),
+        "encode": (
+            "text encoding", offload, "encode prompts elsewhere and pass prompt_embeds"
+        ),
+    }[error.phase]  # fmt: skip
+    return (
+        f"{what} needs {gib(error.needed)}, weights included, of a budget of "
+        f"{gib(error.budget)}{help_}; or {last}"
+    )
+
+
+def _decoding_help(pipe: Any, needs: fit.Needs) -> str:
+    """Ways of diffusers' own to decode in less memory."""
+    calls = {"tiled": "enable_tiling", "frame by frame": "enable_slicing"}
+    return "".join(
+        f"; pipe.vae.{call}() decodes {way} in {gib(size)}"
+        for way, size in needs.others.items()
+        for start, call in calls.items()
+        if way.startswith(start) and hasattr(pipe.vae, call)
+    )

@@ -1,0 +1,236 @@
+"""What ran: collected from the live patch, printed for people, and as JSON values for tools."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from accel.attention.site import Site
+from accel.rehash.state import RehashState
+from accel.slicing.block_record import BlockRecord
+
+UNSEEN = "not called, or only under torch.compile, where this part runs on all tokens at once"
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One attention module. ``ran`` maps "int8 by reference" to calls, ``kept`` a reason to calls,
+    ``recomputed`` a reason to results that were thrown away and computed at full precision.
+
+    ``error``: worst relative L1 against full precision on sampled rows, ``cosine`` the worst
+    similarity. ``seconds``: time in quantized calls; ``scratch_bytes``: memory of one such call
+    beside its inputs and result. ``steps``: what ran at the steps of the last run, in order, as
+    [number of steps, precision]; "" for steps without a call, "full+int8" where calls differed.
+    """
+
+    name: str
+    ran: dict[str, int]
+    kept: dict[str, int]
+    recomputed: dict[str, int]
+    error: float | None
+    cosine: float | None
+    seconds: float
+    scratch_bytes: int = 0
+    note: str = ""
+    steps: list[list[Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One transformer block. ``sliced`` maps a number of slices to calls, ``whole`` the reason why
+    a call was not sliced to calls; ``in_place``: calls that overwrote their input, ``note`` why
+    others did not, which functions needed all tokens at once, and whatever else happened.
+    """
+
+    name: str
+    sliced: dict[int, int]
+    whole: dict[str, int]
+    in_place: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RehashReport:
+    """Step rehash. ``computed`` and ``reused`` map a reason to steps, over all runs; ``calls``:
+    denoiser calls computed and reused; ``keys``: computed steps of the last run, of ``steps``;
+    ``state_bytes``: most that was kept at once; ``corrected``: computed calls whose output was
+    corrected by measured weights.
+    """
+
+    what: str
+    computed: dict[str, int]
+    reused: dict[str, int]
+    calls: dict[str, int]
+    keys: list[int]
+    steps: int
+    state_bytes: int
+    notes: list[str]
+    corrected: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a patch did so far. ``seconds``: time in the denoisers, ``calls``: their forward
+    calls.
+    """
+
+    pipeline: str
+    plan: str
+    environment: dict[str, str]
+    runs: int
+    calls: int
+    seconds: float
+    sites: list[SiteReport] = field(default_factory=list)
+    blocks: list[BlockReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    rehash: RehashReport | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        data = dict(vars(self))
+        data["sites"] = [vars(site) for site in self.sites]
+        data["blocks"] = [vars(block) for block in self.blocks]
+        data["rehash"] = None if self.rehash is None else vars(self.rehash)
+        return data
+
+    def __str__(self) -> str:
+        lines = [
+            f"accel report: {self.pipeline}, plan {self.plan!r}",
+            f"  runs {self.runs}, denoiser calls {self.calls} taking {self.seconds:.2f} s",
+            "  " + ", ".join(f"{key} {value}" for key, value in self.environment.items()),
+        ]
+        if self.sites:
+            lines.append("  attention")
+        for group in _grouped(self.sites):
+            lines.append("    " + _describe(group))
+        if self.blocks:
+            lines.append("  slicing")
+        lines += ["    " + line for line in _block_lines(self.blocks)]
+        if self.rehash is not None:
+            lines += ["  step rehash", *("    " + line for line in _rehash_lines(self.rehash))]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def site_report(site: Site) -> SiteReport:
+    """Snapshot of a live site."""
+    record, note = site.record, site.note
+    ran = {f"{p} by {impl}": n for (p, impl), n in sorted(record.ran.items())}
+    if site.config is not None and site.entered and not record.ran and not record.kept:
+        note = "; ".join(filter(None, [note, "its processor never calls torch's attention"]))
+    note = "; ".join(
+        filter(None, [note, *(f"{why}: {n} calls" for why, n in record.instead.items())])
+    )
+    return SiteReport(
+        site.name or "(outside attention modules)",
+        ran,
+        dict(record.kept),
+        dict(record.recomputed),
+        record.error,
+        record.cosine,
+        record.seconds,
+        record.scratch_bytes,
+        note,
+        [[len(list(same)), what] for what, same in groupby(record.steps)],
+    )
+
+
+def block_report(name: str, record: BlockRecord) -> BlockReport:
+    """Snapshot of a live block."""
+    notes = [f"result in new memory: {record.copied}"] if record.copied else []
+    if record.mixing:
+        notes.append(f"on all tokens at once: {', '.join(sorted(set(record.mixing)))}")
+    notes += [record.note] if record.note else []
+    sliced, whole = dict(record.sliced), dict(record.whole)
+    return BlockReport(
+        name or "(the block itself)", sliced, whole, record.in_place, "; ".join(notes)
+    )
+
+
+def rehash_report(state: RehashState) -> RehashReport:
+    """Snapshot of a live rehash."""
+    record, line = state.record, "goes on in a line" if state.order else "repeats"
+    line = line if state.config.multistep is None else "by measured weights"
+    what = f"{state.config.level}, {line}, kept as {state.config.store}"
+    return RehashReport(
+        what, dict(record.computed), dict(record.reused), dict(record.calls), list(record.keys),
+        record.steps, record.state_bytes, list(record.notes), record.corrected,
+    )  # fmt: skip
+
+
+def _rehash_lines(r: RehashReport) -> list[str]:
+    """Counts, then notes."""
+    computed, reused = sum(r.computed.values()), sum(r.reused.values())
+    if not computed:
+        return [f"{r.what}: not called yet, or compiled after the patch", *r.notes]
+    why = ", ".join(f"{n} {reason}" for reason, n in (*r.computed.items(), *r.reused.items()))
+    calls = sum(r.calls.values()) / max(1, r.calls.get("computed", 0))
+    return [
+        f"{r.what}: {computed} steps computed, {reused} reused ({why})",
+        f"{calls:.2f}× fewer denoiser calls, at most {r.state_bytes / 2**20:.2f} MiB kept",
+        f"computed in the last run of {r.steps} steps: {' '.join(map(str, r.keys))}",
+        *([f"{r.corrected} computed calls corrected"] if r.corrected else []),
+        *r.notes,
+    ]
+
+
+def _block_lines(blocks: list[BlockReport]) -> list[str]:
+    """One line for all blocks under one pattern that did the same."""
+    alike: dict[tuple[Any, ...], list[BlockReport]] = {}
+    for b in blocks:
+        key = (_pattern(b.name), *map(str, (b.sliced, b.whole, b.in_place, b.note)))
+        alike.setdefault(key, []).append(b)
+    lines = []
+    for same in alike.values():
+        b = same[0]
+        name = b.name if len(same) == 1 else f"{_pattern(b.name)} ({len(same)} blocks)"
+        parts = [f"{n} slices: {calls} calls each" for n, calls in b.sliced.items()]
+        parts += [f"not sliced: {calls} calls each ({why})" for why, calls in b.whole.items()]
+        parts += ["in place"] if b.in_place and not b.note else []
+        lines.append(f"{name}: " + ("; ".join([*parts, *filter(None, [b.note])]) or UNSEEN))
+    return lines
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "*", name, count=1)
+
+
+def _grouped(sites: list[SiteReport]) -> list[list[SiteReport]]:
+    """Sites that did the same, under one pattern such as ``blocks.*.attn1``, stay together."""
+    groups: dict[tuple[Any, ...], list[SiteReport]] = {}
+    for s in sites:
+        key = (_pattern(s.name), *map(str, (s.ran, s.kept, s.recomputed, s.note)))
+        groups.setdefault(key, []).append(s)
+    return list(groups.values())
+
+
+def _describe(group: list[SiteReport]) -> str:
+    first = group[0]
+    name = first.name if len(group) == 1 else f"{_pattern(first.name)} ({len(group)} sites)"
+    total: Counter[str] = Counter()
+    for site in group:
+        total.update(site.ran)
+    parts = [f"{what}: {n} calls" for what, n in total.items()]
+    kept: Counter[str] = Counter()
+    for site in group:
+        kept.update(site.kept)
+    parts += [f"full precision: {n} calls ({reason})" for reason, n in kept.items()]
+    again: Counter[str] = Counter()
+    for site in group:
+        again.update(site.recomputed)
+    parts += [f"recomputed at full precision: {n} ({reason})" for reason, n in again.items()]
+    errors = [site.error for site in group if site.error is not None]
+    if errors:
+        worst = min(site.cosine for site in group if site.cosine is not None)
+        parts.append(f"worst relative L1 {max(errors):.4f}, cosine {worst:.5f}")
+    scratch = max(site.scratch_bytes for site in group)
+    if scratch:
+        parts.append(f"scratch {scratch / 2**20:.2f} MiB")
+    if not total and not kept and not again and not first.note:
+        parts.append("not called yet")
+    if first.note:
+        parts.append(first.note)
+    return f"{name}: " + "; ".join(parts)

@@ -1,0 +1,205 @@
+"""Feature slicing in a model: every transformer block of a denoiser, sliced on its first call.
+
+Config is ``SlicingConfig``, State the record of each block, Hook a forward that stands below every
+hook the block already has (offloading, caches), and ``apply`` puts it there. A block that cannot be
+sliced runs as it is, and its record says why.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accel.attention import sdpa
+from accel.config import SlicingConfig
+from accel.core.diffusers_bridge import WEIGHT_HOOKS, hooks_on, innermost, offloaded
+from accel.core.stand_in import put_in_place
+from accel.core.structure import blocks
+from accel.core.tree import leaves
+from accel.slicing import torch_compile
+from accel.slicing.block_record import BlockRecord
+from accel.slicing.output_head import Norm, Projection, head
+from accel.slicing.overwritable import overwritable
+from accel.slicing.program.cache import Programs
+from accel.slicing.program.ir import Program
+from accel.slicing.program.run import run
+from accel.slicing.trace.record import Underivable
+
+HEAD = "head"  # its name among the blocks
+# -------------------------------------------------------------------------------------------- Hook
+
+
+class _Sliced:
+    """Stands in for one block's forward. ``reusable``: arguments the model never reads again."""
+
+    def __init__(
+        self,
+        block: nn.Module,
+        forward: Callable[..., Any],
+        config: SlicingConfig,
+        programs: Programs,
+        reusable: Callable[[], frozenset[str]],
+    ) -> None:
+        self.forward = forward
+        self.record = BlockRecord()
+        self.alive = True
+        self.label = torch_compile.label(self)
+        self._block, self._config, self._programs = block, config, programs
+        self._reusable = reusable
+        self._names = inspect.signature(type(block).forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.alive:
+            return self.forward(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return torch_compile.call(self, args, kwargs, self.forward)
+        return self._call(args, kwargs, self._reusable())
+
+    def opaque(self, *args: Any, **kwargs: Any) -> Any:
+        """The call of a compiled graph, which keeps its arguments."""
+        return self._call(args, kwargs, frozenset(), "a compiled graph keeps its input")
+
+    def layout(self, args: Any, kwargs: Any) -> torch_compile.Layout | None:
+        """What a sliced call would return; None if it would run whole, which is noted."""
+        arguments = self._bind(args, kwargs)
+        found = self._program(arguments)
+        if isinstance(found, str):
+            reason = found
+        elif (made := torch_compile.layout(found[0])) is None:
+            reason = "its result is no tuple of tensors"
+        else:
+            return made
+        self.record.whole[f"{reason}, when it was compiled"] += 1
+        return None
+
+    def _call(self, args: Any, kwargs: Any, in_place: frozenset[str], kept: str = "") -> Any:
+        arguments = self._bind(args, kwargs)
+        found = self._program(arguments)
+        if isinstance(found, str):
+            self.record.whole[found] += 1
+            return self.forward(*args, **kwargs)
+        return self._run(*found, arguments, in_place, kept)
+
+    def _program(self, arguments: Mapping[str, Any]) -> tuple[Program, int] | str:
+        """The program and its slices, or the reason why the block runs whole."""
+        if reason := self._why_whole(arguments):
+            return reason
+        try:
+            program = self._programs.find(self._block, arguments)
+            slices = self._slices(program)
+            self._check_hooks(program)
+        except Underivable as error:
+            return str(error)
+        if slices < 2:
+            return f"fewer than {2 * self._config.min_tokens} tokens"
+        return program, slices
+
+    def _bind(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        bound = self._names.bind(self._block, *args, **kwargs)
+        arguments = dict(list(bound.arguments.items())[1:])
+        kinds = {p.kind: name for name, p in self._names.parameters.items()}
+        more = arguments.pop(kinds.get(inspect.Parameter.VAR_KEYWORD, ""), {})
+        return {**arguments, **more}
+
+    def _why_whole(self, arguments: Mapping[str, Any]) -> str:
+        tensors = [x for x in leaves(arguments) if isinstance(x, Tensor)]
+        if not tensors:
+            return "no tensor among its arguments"
+        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            return "needs gradients"
+        return "" if not self._block.training else "in training mode"
+
+    def _slices(self, program: Program) -> int:
+        """No more slices than leave each ``min_tokens`` of the longest stream."""
+        return min(self._config.slices, program.most_slices(self._config.min_tokens))
+
+    def _check_hooks(self, program: Program) -> None:
+        """Raises Underivable for somebody's hook on a submodule that would not be called."""
+        for path in program.opened:
+            part = self._block.get_submodule(path)
+            mine = int(sdpa.has_site(part))
+            others = [h for h in hooks_on(part) if h not in WEIGHT_HOOKS]
+            if max(len(part._forward_hooks), len(part._forward_pre_hooks)) > mine or others:
+                raise Underivable(f"{path} has a hook {others[0] if others else ''}".rstrip())
+            if offloaded(part):
+                raise Underivable(f"the weights of {path} are offloaded by themselves")
+
+    def _run(
+        self,
+        program: Program,
+        slices: int,
+        arguments: dict[str, Any],
+        in_place: frozenset[str],
+        kept: str,
+    ) -> Any:
+        self.record.copied = ""
+        others = [
+            name
+            for name, hook in hooks_on(self._block).items()
+            if name not in WEIGHT_HOOKS and getattr(hook, "keeps_input", True)
+        ]
+        if others:
+            in_place, self.record.copied = frozenset(), f"hook {others[0]!r} may need its input"
+        elif not program.overwrites:
+            self.record.copied = "no input of the result's size"
+        elif not in_place & set(program.overwrites.values()):
+            self.record.copied = kept or "its input may be read again"
+        else:
+            self.record.in_place += 1
+        self.record.sliced[slices] += 1
+        self.record.mixing = program.mixing
+        return run(program, self._block, arguments, slices, in_place)
+
+
+# ------------------------------------------------------------------------------------------- apply
+
+
+def apply_slicing(
+    denoiser: nn.Module, config: SlicingConfig, undo: ExitStack, programs: Programs | None = None
+) -> dict[str, BlockRecord]:
+    """Slice every block of ``denoiser``; returns the records by path. What has to be undone is
+    put on ``undo`` as it is done. ``programs``: those known from before.
+    """
+    programs = programs or Programs()
+    memory = _Reusable(denoiser, undo, programs.reusable)
+    records = {}
+    for path, block in blocks(denoiser).items():
+        holder, name = innermost(block)
+        hook = _Sliced(block, getattr(holder, name), config, programs, memory.of(path))
+        undo.callback(put_in_place(holder, name, hook))
+        records[path] = hook.record
+    if parts := head(denoiser):
+        records[HEAD] = record = BlockRecord()
+        (at, name), (end, last) = map(innermost, parts)
+        undo.callback(put_in_place(at, name, Norm(parts[0], getattr(at, name))))
+        undo.callback(put_in_place(end, last, Projection(getattr(end, last), config, record)))
+    return records
+
+
+class _Reusable:
+    """Which block arguments may be overwritten, found out on the denoiser's first call."""
+
+    def __init__(
+        self, denoiser: nn.Module, undo: ExitStack, known: dict[Any, dict[str, frozenset[str]]]
+    ) -> None:
+        self._found: dict[str, frozenset[str]] = {}
+        self._known = known
+        handle = denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
+        undo.callback(handle.remove)
+
+    def _before(self, denoiser: nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        key = tuple((k, v is None) for k, v in kwargs.items()), len(args)
+        if key not in self._known:
+            self._known[key] = overwritable(denoiser, list(blocks(denoiser)), args, kwargs)
+        self._found = self._known[key]
+
+    def of(self, path: str) -> Callable[[], frozenset[str]]:
+        """Looks up a block's arguments for the current call."""
+        return lambda: self._found.get(path, frozenset())

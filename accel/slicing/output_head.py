@@ -1,0 +1,123 @@
+"""The output head slice by slice: last norm, modulation and projection of a transformer.
+
+Between ``norm_out`` and ``proj_out`` a denoiser's own forward may modulate and cast: element-wise
+steps on whole tensors, in fp32 some. ``norm_out`` gives a ``Deferred`` instead of a tensor: it
+notes such steps, and ``proj_out`` runs norm, steps and itself for one slice after the other.
+Whatever else is done to a ``Deferred`` makes it an ordinary tensor first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accel.config import SlicingConfig
+from accel.core.cuts import cuts
+from accel.core.diffusers_bridge import TOKEN_NORMS, offloaded
+from accel.core.lazy import Lazy
+
+Step = Callable[[Tensor, int, int], Tensor]  # of tokens start … stop
+
+
+@dataclass
+class Deferred(Lazy):
+    """The norm of ``x`` [B, T, C], and what was done to it since."""
+
+    x: Tensor
+    norm: Callable[[Tensor], Tensor]
+    steps: list[Step] = field(default_factory=list)
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """Tokens start … stop of the result, [B, stop - start, C]."""
+        y = self.norm(self.x[:, start:stop])
+        for step in self.steps:
+            y = step(y, start, stop)
+        return y
+
+    def whole(self) -> Tensor:
+        """The result as a tensor."""
+        return self.part(0, self.x.shape[1])
+
+    def _then(self, step: Step) -> Deferred:
+        return Deferred(self.x, self.norm, [*self.steps, step])
+
+    def _with(self, other: Any, function: Callable[[Tensor, Any], Tensor]) -> Any:
+        if not isinstance(other, Tensor) or other.dim() == 0:
+            return self._then(lambda y, start, stop: function(y, other))
+        tokens = other.shape[1] if other.dim() == 3 else 0
+        if tokens == 1 or other.dim() == 1:
+            return self._then(lambda y, start, stop: function(y, other))
+        if tokens == self.x.shape[1]:
+            return self._then(lambda y, start, stop: function(y, other[:, start:stop]))
+        return function(self.whole(), other)
+
+    def __mul__(self, other: Any) -> Any:
+        return self._with(other, torch.mul)
+
+    def __add__(self, other: Any) -> Any:
+        return self._with(other, torch.add)
+
+    def type_as(self, other: Tensor) -> Deferred:
+        """The dtype and device of ``other``."""
+        return self._then(lambda y, start, stop: y.type_as(other))
+
+    def to(self, *args: Any, **kwargs: Any) -> Deferred:
+        """Like ``Tensor.to``."""
+        return self._then(lambda y, start, stop: y.to(*args, **kwargs))
+
+
+class Norm:
+    """Stands in for ``norm_out``'s forward."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self.module, self.forward, self.alive = module, forward, True
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.alive or torch.compiler.is_compiling():
+            return self.forward(x, *args, **kwargs)
+        conditions = [c for c in (*args, *kwargs.values()) if isinstance(c, Tensor)]
+        watched = self.module._forward_hooks or torch.is_grad_enabled() or offloaded(self.module)
+        plain = isinstance(x, Tensor) and x.dim() == 3 and all(c.dim() == 2 for c in conditions)
+        if watched or not plain:
+            return self.forward(x, *args, **kwargs)
+        return Deferred(x, lambda part: self.forward(part, *args, **kwargs))
+
+
+class Projection:
+    """Stands in for ``proj_out``'s forward. ``record``: an ``apply.Record``."""
+
+    def __init__(self, forward: Callable[..., Any], config: SlicingConfig, record: Any) -> None:
+        self.forward, self.alive = forward, True
+        self._config, self._record = config, record
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(x, Deferred):
+            return self.forward(x, *args, **kwargs)
+        tokens = x.x.shape[1]
+        slices = max(1, min(self._config.slices, tokens // self._config.min_tokens))
+        if slices == 1:
+            self._record.whole[f"fewer than {2 * self._config.min_tokens} tokens"] += 1
+        if not self.alive or slices == 1:
+            return self.forward(x.whole(), *args, **kwargs)
+        out: Tensor | None = None
+        at = 0
+        for size in cuts(tokens, slices):
+            y = self.forward(x.part(at, at + size), *args, **kwargs)
+            if out is None:
+                out = y.new_empty(y.shape[0], tokens, *y.shape[2:])
+            out[:, at : at + size] = y
+            at += size
+        self._record.sliced[slices] += 1
+        return out
+
+
+def head(denoiser: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """The denoiser's ``norm_out`` and ``proj_out``, if they can be sliced together."""
+    norm, projection = (getattr(denoiser, name, None) for name in ("norm_out", "proj_out"))
+    if type(norm).__name__ in TOKEN_NORMS and isinstance(projection, nn.Linear):
+        return norm, projection  # type: ignore[return-value]
+    return None

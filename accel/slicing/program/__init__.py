@@ -1,0 +1,1 @@
+"""A block as groups of operators that run slice by slice."""

@@ -1,0 +1,160 @@
+"""Sliced blocks inside a graph of ``torch.compile``.
+
+There a block's call is one opaque op that runs the block's program when the graph runs, with its
+memory. What the op returns is settled while the graph is made: ``Layout`` is what a dry run on the
+meta device says of the result. A hook names itself by a tensor (see ``accel/attention/sdpa.py``),
+so equal blocks share one graph, also under ``compile_repeated_blocks``. A block that cannot be
+sliced, or not in so few tokens, is traced like any other code.
+
+An op may not change its arguments, so in a graph nothing takes the memory of its input.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import operator
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accel.slicing.program.ir import Program
+from accel.slicing.trace.record import Affine, Ref, refs
+
+_numbers = itertools.count()
+_hooks: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+# A result: "tensor", or "tuple" and for each of its parts whether it is a tensor, not None; and
+# (sizes, dtype) of each tensor in it.
+Layout = tuple[str, tuple[bool, ...], tuple[tuple[tuple[int, ...], str], ...]]
+
+
+def label(hook: Any) -> Tensor:
+    """The name of a hook in graphs, int64 []. The hook is held weakly."""
+    number = next(_numbers)
+    _hooks[number] = hook
+    return torch.tensor(number)
+
+
+def layout(program: Program) -> Layout | None:
+    """What a program returns; None for anything else than a tensor or a tuple of tensors, of which
+    some may be None.
+    """
+    result = program.result
+    parts = (result,) if isinstance(result, Ref) else result
+    if not isinstance(parts, tuple) or not all(x is None or isinstance(x, Ref) for x in parts):
+        return None
+    if not refs(parts):
+        return None
+    values = [program.trace.values[n] for n in refs(parts)]
+    made = tuple(
+        (
+            tuple(d.at(program.lengths) if isinstance(d, Affine) else int(d) for d in value.dims),
+            str(value.dtype).removeprefix("torch."),
+        )
+        for value in values
+    )
+    kind = "tensor" if isinstance(result, Ref) else "tuple"
+    return kind, tuple(x is not None for x in parts), made
+
+
+def described(value: Any, tensors: list[Tensor]) -> str | None:
+    """``value`` as a Python literal, its tensors added to ``tensors`` and named ("tensor", place);
+    None if it holds something that is no literal. Plain code, for Dynamo to trace.
+    """
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return f"('tensor', {len(tensors) - 1})"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        parts = [described(x, tensors) for x in value]
+        if any(x is None for x in parts):
+            return None
+        inner = "".join([f"{x}, " for x in parts])
+        return f"('{'list' if isinstance(value, list) else 'tuple'}', [{inner}])"
+    if isinstance(value, dict):
+        parts = [described(x, tensors) for x in value.values()]
+        if any(x is None for x in parts):
+            return None
+        inner = "".join([f"{k!r}: {x}, " for k, x in zip(value.keys(), parts, strict=True)])
+        return "{" + inner + "}"
+    return None
+
+
+def _restored(value: Any, tensors: list[Tensor]) -> Any:
+    """Inverse of ``described``, after ``ast.literal_eval``."""
+    if isinstance(value, dict):
+        return {k: _restored(x, tensors) for k, x in value.items()}
+    if isinstance(value, tuple):
+        kind, inner = value
+        if kind == "tensor":
+            return tensors[inner]
+        parts = [_restored(x, tensors) for x in inner]
+        return parts if kind == "list" else tuple(parts)
+    return value
+
+
+def blank(text: str, shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...]) -> Any:
+    """The described arguments with tensors without memory, of these sizes and dtypes."""
+    tensors = [torch.empty(size, dtype=dtype, device="meta") for size, dtype in shapes]
+    return _restored(ast.literal_eval(text), tensors)
+
+
+def call(
+    hook: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], otherwise: Callable[..., Any]
+) -> Any:
+    """A block's call while a graph is made: the op, or else what is traced of ``otherwise``."""
+    tensors: list[Tensor] = []
+    text = described((args, dict(kwargs)), tensors)
+    if text is None or (any([x.requires_grad for x in tensors]) and torch.is_grad_enabled()):
+        return otherwise(*args, **kwargs)
+    # Numbers, where a graph for many sizes has symbols: every size is compiled by itself.
+    shapes = tuple([(tuple([operator.index(n) for n in x.shape]), x.dtype) for x in tensors])
+    found = _layout(hook.label, text, shapes)
+    if found is None:
+        return otherwise(*args, **kwargs)
+    kind, present, made = found
+    out = list(torch.ops.accel.sliced_block(tensors, text, repr(made), hook.label))
+    return out[0] if kind == "tensor" else tuple([out.pop(0) if x else None for x in present])
+
+
+def _layout(
+    number: Tensor, text: str, shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+) -> Layout | None:
+    """What the block returns sliced; None if it runs whole, and then its record says why."""
+    hook = _hooks.get(int(number))
+    return None if hook is None else hook.layout(*blank(text, shapes))
+
+
+# What torch.compiler.assume_constant_result does, which would load the compiler for everybody.
+_layout._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@torch.library.custom_op("accel::sliced_block", mutates_args=())
+def _op(tensors: list[Tensor], text: str, made: str, label: Tensor) -> list[Tensor]:
+    """The call ``text`` of the block named by ``label``. Raises RuntimeError after unpatch, when
+    the graph has to be compiled anew.
+    """
+    hook = _hooks.get(int(label))
+    if hook is None:
+        raise RuntimeError(
+            "this graph was compiled while the model was patched with slices, and the patch is "
+            "gone; compile the model again"
+        )
+    args, kwargs = _restored(ast.literal_eval(text), tensors)
+    out = hook.opaque(*args, **kwargs)
+    held = {x.data_ptr() for x in tensors}
+    parts = [x for x in (out if isinstance(out, tuple) else (out,)) if x is not None]
+    # An op's results must be contiguous and must not alias an input.
+    return [x.clone() if x.data_ptr() in held else x.contiguous() for x in parts]
+
+
+@_op.register_fake
+def _(tensors: list[Tensor], text: str, made: str, label: Tensor) -> list[Tensor]:
+    return [
+        tensors[0].new_empty(size, dtype=getattr(torch, dtype))
+        for size, dtype in ast.literal_eval(made)
+    ]

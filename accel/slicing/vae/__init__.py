@@ -1,0 +1,1 @@
+"""Exact strips in VAE decoders."""

@@ -1,0 +1,45 @@
+"""The decoder of a VAE: exact strips in its blocks, and finished frames to the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from torch import nn
+
+from accel import families
+from accel.config import SlicingConfig
+from accel.core.diffusers_bridge import innermost
+from accel.core.stand_in import put_in_place
+from accel.slicing.block_record import BlockRecord
+from accel.slicing.vae import norm_strips, stream, strips
+
+VAE = "vae.decoder"  # its name among the blocks
+
+
+def apply_strips(
+    vae: Any, config: SlicingConfig, undo: ExitStack, streamed: bool = True
+) -> dict[str, BlockRecord]:
+    """Run the decoder of ``vae`` in strips, if it is of a kind known here, and, if ``streamed``
+    and ``config`` allow it, send finished frames to the CPU. What has to be undone is appended to
+    ``undo`` as it is done. Returns one record for all blocks, or none.
+    """
+    decoder: Any = getattr(vae, "decoder", None)
+    if not isinstance(decoder, nn.Module):
+        return {}
+    record, changed = BlockRecord(), list[str]()
+
+    def put(module: nn.Module, make: Callable[[Callable[..., Any]], Any]) -> None:
+        holder, name = innermost(module)
+        changed.append(name)
+        undo.callback(put_in_place(holder, name, make(getattr(holder, name))))
+
+    kind = families.decoders().get(type(decoder).__name__)
+    if kind is not None and kind.head is not None:
+        strips.replace(decoder, config, record, put)
+    elif norm_strips.known(decoder):
+        norm_strips.replace(decoder, config, record, put)
+    if streamed and config.stream_frames and (make := stream.replacement(decoder, record)):
+        put(decoder, make)
+    return {VAE: record} if changed else {}

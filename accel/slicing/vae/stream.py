@@ -1,0 +1,82 @@
+"""Finished frames go to the CPU while a VAE decodes the next ones.
+
+Some VAEs call their decoder for a few latent frames at a time and join what it returns. Where each
+piece leaves the device as it is done, joining, clamping and unpatching happen on the CPU, with the
+same bits, and memory on the device does not grow with the length of the video. Wan's and
+Qwen-Image's VAEs join after every piece, which copies the video again and again: there a ``Pieces``
+stands for what is joined until somebody looks at it.
+
+Decoders that return all frames at once have nothing to send ahead: their result is small beside
+what they hold when they make it (128 channels against 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accel import families
+from accel.core.lazy import Lazy
+from accel.slicing.block_record import BlockRecord
+
+
+class Pieces(Lazy):
+    """Parts [B, C, T, H, W] of a video, to be joined along T. Joining with more pieces makes longer
+    ``Pieces``; whatever else is done to it is done to the whole video.
+    """
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        self._parts = parts
+
+    def whole(self) -> Tensor:
+        """The video, always the same tensor."""
+        if len(self._parts) > 1:
+            self._parts[:] = [torch.cat(self._parts, 2)]
+        return self._parts[0]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.whole()[key] = value
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.cat and (args[1:] or tuple(kwargs.values())) == (2,):
+            return cls([part for x in args[0] for part in (x._parts if type(x) is cls else [x])])
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+class Streamed:
+    """Stands in for a decoder's forward: what it returns goes to the CPU, its caches stay.
+    ``growing``: the VAE joins what it has after every piece.
+    """
+
+    def __init__(self, forward: Callable[..., Any], record: BlockRecord, growing: bool) -> None:
+        self.forward, self.alive = forward, True
+        self._record, self._growing = record, growing
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.forward(*args, **kwargs)
+        frames = out[0] if isinstance(out, tuple) else out
+        if not self._possible(frames) or not kwargs.keys() & {"feat_cache", "conv_cache"}:
+            return out  # without caches these are all frames there are
+        self._record.note = "finished frames went to the CPU"
+        if self._growing:
+            return Pieces([frames.to("cpu")])
+        return (frames.to("cpu"), *out[1:]) if isinstance(out, tuple) else frames.to("cpu")
+
+    def _possible(self, frames: Tensor) -> bool:
+        busy = not self.alive or torch.compiler.is_compiling() or torch.is_grad_enabled()
+        return not busy and frames.device.type != "cpu"
+
+
+def replacement(
+    decoder: nn.Module, record: BlockRecord
+) -> Callable[[Callable[..., Any]], Any] | None:
+    """What makes the hook of a decoder; None for one that makes all frames at once."""
+    known = families.decoders().get(type(decoder).__name__)
+    if known is None or not known.pieces:
+        return None
+    return lambda forward: Streamed(forward, record, known.pieces == "joined")

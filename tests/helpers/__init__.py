@@ -1,0 +1,1 @@
+"""What several tests share: small models, pages, processes to kill, runs and tensors."""
