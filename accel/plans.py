@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from accel.config import AttentionConfig, RehashConfig, SlicingConfig
-from accel.core.validate import from_dict, one_of
+from accel.core.validate import from_dict, instance, known_keys, one_of, text
 
 VERSION = 1
 PRESETS = ("lossless", "balanced", "fast")
+_CONFIGS: dict[str, type] = {
+    "attention": AttentionConfig,
+    "slicing": SlicingConfig,
+    "rehash": RehashConfig,
+}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is changed in a pipeline. ``attention`` None: attention stays as it is; ``slicing``
-    None: blocks run on all tokens at once; ``rehash`` None: every step is computed.
+    """What is changed in a pipeline.
+
+    Args:
+        name: What reports call it.
+        attention: Quantized attention; None leaves attention as it is.
+        slicing: Feature slicing; None runs blocks on all tokens at once.
+        rehash: Step rehash; None computes every step.
+
+    Raises:
+        ValueError: A value of another type.
+
+    Example::
+
+        plan = accel.Plan("mine", accel.AttentionConfig("int8"), accel.SlicingConfig(4))
+        plan.save("mine.json")
+        accel.patch(pipe, plan=accel.Plan.load("mine.json"))
     """
 
     name: str = "custom"
@@ -25,12 +45,21 @@ class Plan:
     slicing: SlicingConfig | None = None
     rehash: RehashConfig | None = None
 
+    def __post_init__(self) -> None:
+        text("plan name", self.name)
+        instance("plan attention", self.attention, AttentionConfig, "AttentionConfig('int8')")
+        instance("plan slicing", self.slicing, SlicingConfig, "SlicingConfig(8)")
+        instance("plan rehash", self.rehash, RehashConfig, "RehashConfig(speedup=1.9)")
+
     @classmethod
     def preset(cls, name: str) -> Plan:
-        """A named plan.
+        """Return a named plan.
 
         "lossless": exact feature slicing, nothing else. "balanced": INT8 attention. "fast": INT8
         attention, and 1.9 denoising steps per computed one in runs of more than 8 steps.
+
+        Raises:
+            ValueError: An unknown name.
         """
         one_of("preset", name, PRESETS)
         if name == "lossless":
@@ -40,27 +69,27 @@ class Plan:
         return cls(name, AttentionConfig("int8"), rehash=RehashConfig(speedup=1.9))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {"version": VERSION, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Plan:
-        """Inverse of ``to_dict``. Raises ValueError naming an unknown key or version."""
-        if not isinstance(data, dict):
-            raise ValueError(f"a plan must be a mapping, got {data!r}")
-        data = dict(data)
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Return the plan of a mapping, the inverse of ``to_dict``.
+
+        Raises:
+            ValueError: Something that is no mapping, an unknown key or version, or a bad value.
+        """
+        keys = ["version", *(f.name for f in fields(cls))]
+        data = known_keys(data, keys, "plan")
         version = data.pop("version", VERSION)
         if version != VERSION:
             raise ValueError(
-                f"plan version {version} is not supported; this accel writes {VERSION}"
+                f"plan version {version} is not supported; this accel reads version {VERSION}"
             )
-        if data.get("attention") is not None:
-            data["attention"] = from_dict(AttentionConfig, data["attention"], "plan attention")
-        if data.get("slicing") is not None:
-            data["slicing"] = from_dict(SlicingConfig, data["slicing"], "plan slicing")
-        if data.get("rehash") is not None:
-            data["rehash"] = from_dict(RehashConfig, data["rehash"], "plan rehash")
-        return from_dict(cls, data, "plan")
+        for name, kind in _CONFIGS.items():
+            if data.get(name) is not None:
+                data[name] = from_dict(kind, data[name], f"plan {name}")
+        return cls(**data)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -68,9 +97,17 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan. Raises FileNotFoundError, or ValueError for something that is no plan."""
+        """Return the plan in a file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It holds no plan.
+        """
         try:
             data = json.loads(Path(path).read_text())
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a plan: {error}") from error
-        return cls.from_dict(data)
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error

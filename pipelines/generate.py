@@ -15,6 +15,7 @@ import torch
 from accel.core.run_pipeline import shown, to_uint8
 from accel.core.structure import denoisers
 from accel.families.family import Geometry
+from accel.families.sizes import SizeRule
 from accel.kernels.warp import check_flow
 from accel.patching import Handle, patched
 from accel.pipelines.checkpoint import StepCheckpoint
@@ -63,45 +64,31 @@ def _checked(pipe: Any, job: Job) -> _Motion | None:
         main = next(iter(denoisers(pipe).values()))
     except ValueError as error:
         raise JobError(f"{where}: {error}") from error
-    multiple = _size_multiple(pipe, main)
-    for side in ("width", "height"):
-        value = getattr(job, side)
-        if value is not None and value % multiple:
-            low = max(multiple, value // multiple * multiple)
-            near = low if value - low <= multiple / 2 else low + multiple
-            raise JobError(
-                f"{where}: {side} {value} is not a multiple of {multiple} for {job.model}; "
-                f"the nearest is {near}"
-            )
-    temporal = getattr(pipe, "vae_scale_factor_temporal", None)
-    if job.frames is not None and temporal and (job.frames - 1) % temporal:
-        near = (job.frames - 1 + temporal // 2) // temporal * temporal + 1
-        raise JobError(
-            f"{where}: frames must be {temporal} n + 1 for {job.model}, got {job.frames}; "
-            f"the nearest is {near}"
-        )
+    try:
+        _size_rule(pipe, main).check(job.width, job.height, job.frames)
+    except ValueError as error:
+        raise JobError(f"{where}: {error}") from error
     try:
         return None if job.motion is None else _motion(pipe, job)
     except ValueError as error:
         raise JobError(f"{where}: {error}") from error
 
 
-def _size_multiple(pipe: Any, denoiser: Any) -> int:
-    """Pixels that width and height must be a multiple of: VAE factor times patch size."""
+def _size_rule(pipe: Any, denoiser: Any) -> SizeRule:
+    """The sizes that a loaded pipeline can make: VAE factor times patch size, and frames."""
     patch = getattr(getattr(denoiser, "config", None), "patch_size", None) or 1
     patch = patch[-1] if isinstance(patch, (tuple, list)) else patch
-    for name in ("vae_scale_factor_spatial", "vae_scale_factor"):
-        factor = getattr(pipe, name, None)
-        if factor:
-            return int(factor) * int(patch)
-    return 8 * int(patch)
+    names = ("vae_scale_factor_spatial", "vae_scale_factor")
+    space = next((f for name in names if (f := getattr(pipe, name, None))), 8)
+    time = getattr(pipe, "vae_scale_factor_temporal", None) or 1
+    return SizeRule(int(space) * int(patch), int(time))
 
 
 def _motion(pipe: Any, job: Job) -> _Motion:
     """The motion of a job that has one. Raises ValueError if the job or the pipeline cannot have
     it.
     """
-    assert job.motion is not None
+    assert job.movement is not None
     if job.frames is None or job.height is None or job.width is None:
         raise ValueError("motion needs frames, height and width in the job")
     if job.frames == 1:
@@ -109,8 +96,8 @@ def _motion(pipe: Any, job: Job) -> _Motion:
     geometry = latent_geometry(pipe)
     geometry.latent_frames(job.frames)
     size = {"frames": job.frames, "height": job.height, "width": job.width}
-    strength = make_strength(job.strength, **size)
-    flow, backward = make_flow(job.motion, **size)
+    strength = make_strength(job.gamma, **size)
+    flow, backward = make_flow(job.movement, **size)
     check_flow("flow", flow)
     return _Motion(flow, backward, strength, geometry)
 

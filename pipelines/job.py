@@ -6,13 +6,17 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from types import NoneType
 from typing import Any
 
-from accel.core.validate import from_dict, one_of
+from accel.core.validate import from_dict, number, one_of, text, whole
 from accel.pipelines.load import TINY, defaults
+from accel.pipelines.motion.flows import Motion
+from accel.pipelines.motion.strength import Strength
 from accel.plans import PRESETS, Plan
 
+SEEDS = range(2**63)
 FORMATS = ("mp4", "webm", "gif", "png", "lossless")
 SETTINGS_VERSION = 1
 
@@ -23,13 +27,32 @@ class JobError(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides the pixels of one video.
+    """Everything that decides the pixels of one video, checked when it is made.
 
-    ``width``, ``height`` in pixels, ``frames`` and ``steps`` counts, ``fps`` frames per second;
-    what is None takes the model's default. ``preset`` None and no ``plan``: not accelerated.
-    ``plan`` is a plan file or a mapping. ``motion``: see ``pipelines/motion/flows.py``;
-    ``strength`` 0 follows it, 1 ignores it, or a mapping as in ``pipelines/motion/strength.py``.
-    ``format``: see ``pipelines/video.py``. ``name`` only names the output.
+    Fields hold what was written, since the id of a job depends on it; ``movement``, ``gamma`` and
+    ``accel_plan()`` are what they were parsed to.
+
+    Args:
+        prompt: What to show.
+        negative_prompt: What not to show.
+        seed: 0 to 2^63 - 1.
+        steps: Denoising steps. What is None here and below takes the model's default.
+        guidance: Guidance scale.
+        width: Pixels.
+        height: Pixels.
+        frames: Frames; 1 for an image.
+        fps: Frames per second.
+        model: "tiny", a folder, or a hub id.
+        preset: A preset's name; None and no ``plan``: not accelerated.
+        plan: A plan file or a plan as a mapping, instead of a preset.
+        motion: See ``pipelines/motion/flows.py``.
+        strength: 0 follows the motion, 1 ignores it; or a mapping, see
+            ``pipelines/motion/strength.py``.
+        format: See ``pipelines/video.py``.
+        name: Only names the output.
+
+    Raises:
+        JobError: A value that is not allowed.
     """
 
     prompt: str
@@ -50,36 +73,44 @@ class Job:
     name: str = ""
 
     def __post_init__(self) -> None:
-        for text in ("prompt", "negative_prompt", "model", "name"):
-            if not isinstance(getattr(self, text), str):
-                raise JobError(f"{text} must be text, got {getattr(self, text)!r}")
-        for count in ("steps", "width", "height", "frames"):
-            value = getattr(self, count)
-            if value is not None and (not _is_int(value) or value < 1):
-                raise JobError(f"{count} must be a whole number from 1, got {value!r}")
-        if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
+        try:
+            self._check()
+        except JobError:
+            raise
+        except ValueError as error:
+            raise JobError(str(error)) from error
+
+    def _check(self) -> None:
+        for name in ("prompt", "negative_prompt", "model", "name"):
+            text(name, getattr(self, name))
+        for name in ("steps", "width", "height", "frames"):
+            if (count := getattr(self, name)) is not None:
+                whole(name, count, 1)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed not in SEEDS:
             raise JobError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed!r}")
-        for number, low, high in (
-            ("guidance", 0.0, 1e3),
-            ("fps", 1e-3, 1e3),
-            ("strength", 0.0, 1.0),
-        ):
-            value = getattr(self, number)
-            if (value is None and number != "strength") or (
-                number == "strength" and isinstance(value, Mapping)
-            ):
-                continue
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not low <= value <= high
-            ):
-                raise JobError(f"{number} must be a number from {low} to {high}, got {value!r}")
+        for name, low, high in (("guidance", 0.0, 1e3), ("fps", 1e-3, 1e3)):
+            if (value := getattr(self, name)) is not None:
+                number(name, value, low, high)
         one_of("format", self.format, FORMATS)
         if self.preset is not None:
             one_of("preset", self.preset, PRESETS)
-        if self.motion is not None and not isinstance(self.motion, Mapping):
-            raise JobError(f"motion must be a mapping, got {self.motion!r}")
+        if not isinstance(self.plan, (str, Mapping, NoneType)):
+            raise JobError(f"plan must be a plan file or a mapping, got {self.plan!r}")
+        _ = self.movement, self.gamma, self._mapped_plan
+
+    @cached_property
+    def movement(self) -> Motion | None:
+        """``motion``, parsed; None without one."""
+        return None if self.motion is None else Motion.parse(self.motion)
+
+    @cached_property
+    def gamma(self) -> Strength:
+        """``strength``, parsed."""
+        return Strength.parse(self.strength)
+
+    @cached_property
+    def _mapped_plan(self) -> Plan | None:
+        return Plan.from_dict(self.plan) if isinstance(self.plan, Mapping) else None
 
     def resolved(self) -> Job:
         """The job with the model's defaults filled in where it left something open."""
@@ -91,7 +122,7 @@ class Job:
         if isinstance(self.plan, str):
             return _plan_file(self.plan)
         if self.plan is not None:
-            return Plan.from_dict(dict(self.plan))
+            return self._mapped_plan
         return None if self.preset is None else Plan.preset(self.preset)
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,8 +136,7 @@ class Job:
         return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:120] or f"job-{self.seed}"
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+_KEYS = {f.name for f in fields(Job)}
 
 
 @lru_cache(maxsize=64)
@@ -119,11 +149,11 @@ def make_job(data: Mapping[str, Any], where: str = "job") -> Job:
     """A job from plain values. Raises JobError for an unknown key (with the nearest known one) or a
     bad value.
     """
-    if "prompt" not in data and set(data) <= {f.name for f in fields(Job)}:
+    if isinstance(data, Mapping) and "prompt" not in data and set(data) <= _KEYS:
         raise JobError(f"{where} has no prompt")
     try:
-        job = from_dict(Job, dict(data), where)
-        job.accel_plan()
+        job = from_dict(Job, data, where)
+        job.accel_plan()  # a plan file is read now, before any work
     except (ValueError, OSError, TypeError) as error:
         text = str(error)
         raise JobError(text if text.startswith(where) else f"{where}: {text}") from error

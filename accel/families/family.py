@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from torch import nn
 
 from accel.families.components import Encoder, Part
+from accel.families.sizes import SizeRule
 
 Layout = Literal["BCFHW", "BFCHW", "tokens", "BCHW"]
 Inputs = Callable[[Any, tuple[int, int, int, int, int]], dict[str, Any]]
@@ -95,12 +96,7 @@ class Geometry:
 
     def latent_frames(self, frames: int) -> int:
         """Return the latent frames of a clip. Raises ValueError for a wrong number of frames."""
-        if (frames - 1) % self.temporal:
-            near = (frames - 1 + self.temporal // 2) // self.temporal * self.temporal + 1
-            raise ValueError(
-                f"motion needs frames = {self.temporal} n + 1 here, got {frames}; "
-                f"the nearest is {near}"
-            )
+        SizeRule(1, self.temporal).check(None, None, frames)
         return (frames - 1) // self.temporal + 1
 
 

@@ -17,6 +17,7 @@ from accel.core.structure import denoisers
 from accel.core.validate import did_you_mean
 from accel.families.components import Part
 from accel.families.family import Model
+from accel.families.sizes import SizeRule
 from accel.memory import encoders
 
 
@@ -102,17 +103,21 @@ def scales(cls: str, config: Mapping[str, Any]) -> tuple[int, int]:
     return (8, 4) if known is None else known.scales(config)
 
 
+def size_rule(denoiser: Mapping[str, Any], vae: str, config: Mapping[str, Any]) -> SizeRule:
+    """Return the sizes a model can make, by the configurations of its denoiser and its VAE."""
+    space, time = scales(vae, config)
+    patch = denoiser.get("patch_size") or 1
+    return SizeRule(space * int(patch if isinstance(patch, int) else patch[-1]), time)
+
+
 def latent_shape(model: Model, video: Video) -> tuple[int, int, int, int, int]:
     """Return [batch, channels, frames, height, width] of the denoiser's latent.
 
     Raises ValueError if the size is no multiple of what one token covers.
     """
     space, time = scales(model.vae.cls, model.vae.config)
-    patch = model.denoiser.config.get("patch_size") or 1
-    multiple = space * (patch if isinstance(patch, int) else patch[-1])
-    for name, pixels in (("width", video.width), ("height", video.height)):
-        if pixels < multiple or pixels % multiple:
-            raise ValueError(f"{name} must be a multiple of {multiple}, got {pixels}")
+    rule = size_rule(model.denoiser.config, model.vae.cls, model.vae.config)
+    rule.check(video.width, video.height, None)
     if video.frames < 1:
         raise ValueError(f"frames must be at least 1, got {video.frames}")
     channels = model.vae.config.get("z_dim", model.vae.config.get("latent_channels", 16))

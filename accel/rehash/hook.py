@@ -17,7 +17,8 @@ from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from torch import Tensor
 
 from accel.rehash.features import Features
-from accel.rehash.state import Branch, Entry, RehashState, Stored
+from accel.rehash.state import RehashState
+from accel.rehash.stored import Branch, Entry, Stored
 
 SAMPLES = 16  # values of each condition that tell branches apart
 

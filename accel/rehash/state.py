@@ -7,89 +7,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from accel.config import Multistep, RehashConfig, Storage
+from accel.config import (
+    MeasuredSchedule,
+    Multistep,
+    RehashConfig,
+    Schedule,
+    Wish,
+)
 from accel.core.run_state import RunState
 from accel.rehash.schedule import FEW, UNMEASURED, Rate, budget, forced, head, stretch, weights
+from accel.rehash.stored import Branch, Entry, Stored
 
 MAX_BRANCHES = 8  # a pipeline whose branches cannot be told apart would make new ones forever
-
-
-class Stored:
-    """One tensor as it is kept: as it is, in the CPU's memory, or as INT8 with a scale for each
-    channel of a latent [B, C, F, H, W] or token of a stream [B, T, C]. Outputs are close to normal,
-    where 8-bit integers lose 8 dB less than E4M3, which spends its bits on small values.
-    """
-
-    def __init__(self, tensor: Tensor, store: Storage) -> None:
-        self.device, self.dtype = tensor.device, tensor.dtype
-        self.scale: Tensor | None = None
-        tensor = tensor.detach()
-        if store == "int8":
-            inner = tuple(range(2, tensor.dim())) or tuple(range(tensor.dim()))
-            peak = tensor.abs().amax(inner, keepdim=True).float()
-            self.scale = (peak / 127).clamp_min(1e-12)
-            tensor = (tensor.float() / self.scale).round().to(torch.int8)
-        self.tensor = tensor.cpu() if store == "cpu" else tensor
-
-    def get(self) -> Tensor:
-        """The tensor in its own dtype, where it was."""
-        if self.scale is not None:
-            return (self.tensor.float() * self.scale).to(self.dtype)
-        return self.tensor.to(self.device)
-
-    @property
-    def bytes(self) -> int:
-        """Size of what is kept."""
-        return self.tensor.nbytes + (0 if self.scale is None else self.scale.nbytes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Tensors and plain values for a checkpoint."""
-        return {
-            "tensor": self.tensor.cpu().clone(),
-            "scale": None if self.scale is None else self.scale.cpu().clone(),
-            "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any], store: Storage) -> Stored:
-        """Inverse of ``to_dict``."""
-        self = cls.__new__(cls)
-        self.device, self.dtype = torch.device(data["device"]), getattr(torch, data["dtype"])
-        at = torch.device("cpu") if store == "cpu" else self.device
-        self.tensor = data["tensor"].to(at)
-        self.scale = None if data["scale"] is None else data["scale"].to(at)
-        return self
-
-
-@dataclass
-class Entry:
-    """What one computed call left: its step, its time, and one tensor per stream."""
-
-    step: int
-    time: float
-    values: tuple[Stored, ...]
-
-
-@dataclass
-class Branch:
-    """Entries of one branch of guidance, newest first. ``signature``: shape, dtype and device of
-    the denoiser's input they were computed from.
-    """
-
-    signature: Any = None
-    entries: list[Entry] = field(default_factory=list)
-
-    @property
-    def bytes(self) -> int:
-        """Size of what is kept."""
-        return sum(value.bytes for entry in self.entries for value in entry.values)
 
 
 @dataclass
@@ -148,28 +81,35 @@ class RehashState:
             self._plan(steps)
 
     def _plan(self, steps: int) -> None:
-        config = self.config
+        """Settle how the steps of a run are chosen."""
         if steps <= FEW:
             self.record.note(f"off in runs of {FEW} steps or fewer, which leave nothing to skip")
-        elif config.multistep is not None and self._fits(config.multistep):
-            self._keys, self._rows = frozenset(config.keys), config.multistep.weights
-        elif config.keys:
-            self._keys = stretch(config.keys, config.steps, steps)
-            if steps != config.steps:
-                self.record.note(f"schedule of {config.steps} steps stretched to {steps}")
-        else:
-            count = budget(steps, config.speedup)
-            if count > round(steps / config.speedup):
-                self.record.note(
-                    f"{config.speedup:g}× asked; the steps that are always computed allow "
-                    f"{steps / count:.2f}× in {steps} steps"
-                )
-            if steps / count > UNMEASURED:
-                self.record.note(
-                    f"{steps / count:.2f}× without a measurement: beyond {UNMEASURED:g}× a run of "
-                    f"{count} steps can be better; measure, or ask for less"
-                )
-            self._rate = Rate(steps, count, self.order)
+            return
+        match self.config.choice:
+            case MeasuredSchedule(keys, _, Multistep() as fitted) if self._fits(fitted):
+                self._keys, self._rows = frozenset(keys), fitted.weights
+            case Schedule(keys, measured):
+                self._keys = stretch(keys, measured, steps)
+                if steps != measured:
+                    self.record.note(f"schedule of {measured} steps stretched to {steps}")
+            case Wish(speedup):
+                self._follow_a_rule(steps, speedup)
+            case never:
+                assert_never(never)
+
+    def _follow_a_rule(self, steps: int, speedup: float) -> None:
+        count = budget(steps, speedup)
+        if count > round(steps / speedup):
+            self.record.note(
+                f"{speedup:g}× asked; the steps that are always computed allow "
+                f"{steps / count:.2f}× in {steps} steps"
+            )
+        if steps / count > UNMEASURED:
+            self.record.note(
+                f"{steps / count:.2f}× without a measurement: beyond {UNMEASURED:g}× a run of "
+                f"{count} steps can be better; measure, or ask for less"
+            )
+        self._rate = Rate(steps, count, self.order)
 
     def _fits(self, fitted: Multistep) -> bool:
         """Whether fitted weights hold for this run's sampler and timesteps."""
@@ -182,7 +122,7 @@ class RehashState:
         elif not np.allclose(times, fitted.times, rtol=0, atol=1e-3 * abs(fitted.times[0])):
             why = "other timesteps (shift or resolution)"
         if why:
-            self.record.note(f"measured weights hold for {why}: reuse goes on in a line")
+            self.record.note(f"measured weights hold for {why}: reuse extrapolates linearly")
         return not why
 
     def weights(

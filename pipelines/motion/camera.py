@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from accel.pipelines.motion.numbers import number, pair
+from accel.core.validate import number, pair
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class Camera:
         number("camera roll", self.roll)
         number("camera dolly", self.dolly, -0.5, 0.5)
         number("camera focal length in widths", self.focal, 0.1, 20.0)
-        if isinstance(self.zoom, bool) or not isinstance(self.zoom, (int, float)):
-            raise ValueError(f"camera zoom must be a number, got {self.zoom!r}")
+        number("camera zoom", self.zoom)
         if not 0.5 <= self.zoom <= 2.0:
             raise ValueError(f"camera zoom is a factor per frame, 0.5 to 2, got {self.zoom!r}")
         if self.depth is not None and not isinstance(self.depth, str):

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from accel.core.validate import one_of
-from accel.pipelines.motion.numbers import number
+from accel.core.validate import number, one_of
 from accel.pipelines.video import read_video
 
 OUT = 1e6  # a displacement that leaves every picture

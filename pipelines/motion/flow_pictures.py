@@ -65,11 +65,11 @@ def draw_job(job: Job, folder: Path) -> list[Path]:
     it is there, NAME-arrows.mp4; returns their paths, none for a job without motion. Raises
     ValueError for a job without frames, height and width, or with a motion that cannot be had.
     """
-    if job.motion is None:
+    if job.movement is None:
         return []
     if job.frames is None or job.height is None or job.width is None:
         raise ValueError(f"job {job.file_name!r}: motion needs frames, height and width")
-    flow, _ = make_flow(job.motion, frames=job.frames, height=job.height, width=job.width)
+    flow, _ = make_flow(job.movement, frames=job.frames, height=job.height, width=job.width)
     rate, written = job.fps or 16.0, [folder / f"{job.file_name}-flow.mp4"]
     write_video(written[0], colour_wheel(flow), fps=rate)
     rendered = folder / f"{job.file_name}.mp4"

@@ -13,14 +13,15 @@ right by 2 pixels a frame. Dragged polygons lie on top of the camera's motion or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from accel.core.validate import from_dict
+from accel.core.validate import did_you_mean, from_dict, text
 from accel.pipelines.motion.camera import Camera
 from accel.pipelines.motion.driving import Driving
 from accel.pipelines.motion.files import read_flow
@@ -29,48 +30,82 @@ from accel.pipelines.motion.layers import Layer
 KINDS = ("camera", "drag", "video", "flow")
 
 
-def make_flow(
-    motion: Mapping[str, Any], *, frames: int, height: int, width: int
-) -> tuple[Tensor, Tensor | None]:
-    """Forward and backward flow of a clip, float [frames - 1, 2, height, width] pixels.
-
-    The backward flow of a flow file is None (it is computed by inversion). Raises ValueError for an
-    unknown kind of motion, a bad number, a video without usable motion, or a flow file of the wrong
-    shape.
+@dataclass(frozen=True)
+class Motion:
+    """The motion of a job, parsed: ``drag`` layers bottom first, on top of the ``camera`` or the
+    ``video``; or a ``flow`` file or folder alone.
     """
-    unknown = set(motion) - set(KINDS)
-    if unknown or not motion:
-        raise ValueError(
-            f"motion must have camera, drag, video or flow, got {sorted(map(str, motion))}"
+
+    camera: Camera | None = None
+    drag: tuple[Layer, ...] = ()
+    video: Driving | None = None
+    flow: str | None = None
+
+    @classmethod
+    def parse(cls, data: Any) -> Motion:
+        """Return the motion of a job file's mapping. No file that it names is opened.
+
+        Raises:
+            ValueError: An unknown kind of motion, kinds that exclude each other, or a bad number.
+        """
+        if isinstance(data, cls):
+            return data
+        if not isinstance(data, Mapping) or not data or set(data) - set(KINDS):
+            got = sorted(map(str, data)) if isinstance(data, Mapping) else repr(data)
+            unknown = [k for k in data if k not in KINDS] if isinstance(data, Mapping) else []
+            hint = did_you_mean(str(unknown[0]), KINDS) if unknown else ""
+            raise ValueError(f"motion must have camera, drag, video or flow, got {got}{hint}")
+        if "flow" in data:
+            if len(data) > 1:
+                raise ValueError("motion flow stands alone, without camera, drag or video")
+            text("motion flow", data["flow"])
+            return cls(flow=data["flow"])
+        if "video" in data and "camera" in data:
+            raise ValueError("motion has either a camera or a video, not both")
+        video, camera = data.get("video"), data.get("camera")
+        if isinstance(video, str):
+            video = {"file": video}
+        return cls(
+            None if camera is None else from_dict(Camera, camera, "motion camera"),
+            tuple(read_layers(data.get("drag", []))),
+            None if video is None else from_dict(Driving, video, "motion video"),
         )
+
+
+def make_flow(motion: Any, *, frames: int, height: int, width: int) -> tuple[Tensor, Tensor | None]:
+    """Return forward and backward flow of a clip, float [frames - 1, 2, height, width] pixels.
+
+    The backward flow of a flow file is None (it is computed by inversion).
+
+    Args:
+        motion: A ``Motion``, or what one is parsed from.
+        frames: Number of frames, 2 or more.
+        height: Pixels.
+        width: Pixels.
+
+    Raises:
+        ValueError: A motion that cannot be parsed, a video without usable motion, or a flow file of
+            the wrong shape.
+    """
+    motion = Motion.parse(motion)
     if frames < 2:
         raise ValueError(f"motion needs 2 frames or more, got frames {frames}")
-    if "flow" in motion:
-        if len(motion) > 1:
-            raise ValueError("motion flow stands alone, without camera, drag or video")
-        return read_flow(str(motion["flow"]), (frames - 1, 2, height, width)), None
-    if "video" in motion and "camera" in motion:
-        raise ValueError("motion has either a camera or a video, not both")
-    layers = read_layers(motion.get("drag", []))
-    if "video" in motion:
-        data = motion["video"]
-        driving = from_dict(Driving, {"file": data} if isinstance(data, str) else data, "video")
-        forward, backward = driving.flows(frames, height, width)
-    else:
-        camera = from_dict(Camera, motion.get("camera", {}), "motion camera")
-        forward, backward = camera.flows(frames, height, width)
-    draw(layers, forward, backward)
+    if motion.flow is not None:
+        return read_flow(motion.flow, (frames - 1, 2, height, width)), None
+    source = motion.video or motion.camera or Camera()
+    forward, backward = source.flows(frames, height, width)
+    draw(motion.drag, forward, backward)
     return _as_flow(forward), _as_flow(backward)
 
 
 def read_layers(drags: Any) -> list[Layer]:
-    """Layers of a job's ``drag``, bottom first."""
+    """Return the layers of a job's ``drag``, bottom first."""
     if not isinstance(drags, (list, tuple)):
         raise ValueError(f"motion drag must be a list of polygons, got {drags!r}")
     return sorted((from_dict(Layer, d, "motion drag") for d in drags), key=lambda layer: layer.z)
 
 
-def draw(layers: list[Layer], forward: np.ndarray, backward: np.ndarray) -> None:
+def draw(layers: Sequence[Layer], forward: np.ndarray, backward: np.ndarray) -> None:
     """Write the flow of ``layers`` (bottom first) over the flows [F - 1, H, W, 2]."""
     steps, height, width = forward.shape[:3]
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)

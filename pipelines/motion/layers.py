@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from accel.core.validate import from_dict, one_of
-from accel.pipelines.motion.numbers import number, pair, polygon
+from accel.core.validate import from_dict, number, one_of, pair
 
 EASINGS: dict[str, Callable[[float], float]] = {
     "linear": lambda t: t,
@@ -28,6 +27,16 @@ EASINGS: dict[str, Callable[[float], float]] = {
     "out": lambda t: t * (2 - t),
     "in-out": lambda t: t * t * (3 - 2 * t),
 }
+
+
+def polygon(name: str, value: Any) -> tuple[tuple[float, float], ...]:
+    """``value`` as three corners or more. Raises ValueError naming it."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{name} must be a list of corners [x, y], got {value!r}")
+    corners = tuple(pair(f"{name} corner", corner) for corner in value)
+    if len(corners) < 3:
+        raise ValueError(f"a {name} needs 3 corners or more, got {len(corners)}")
+    return corners
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class Layer:
         elif not isinstance(self.keys, (list, tuple)):
             raise ValueError(f"drag keys must be a list, got {self.keys!r}")
         else:
-            keys = [k if isinstance(k, Key) else from_dict(Key, k, "drag key") for k in self.keys]
+            keys = [from_dict(Key, key, "drag key") for key in self.keys]
         times = [key.at for key in keys]
         if any(b <= a for a, b in pairwise(times)):
             raise ValueError(f"drag keys must have rising times at, got {times}")

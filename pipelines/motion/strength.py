@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accel.core.validate import from_dict
+from accel.core.validate import from_dict, number, text
 from accel.pipelines.motion.layers import Layer
-from accel.pipelines.motion.numbers import number, polygon
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class Region:
     keys: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
-        polygon("strength region", self.polygon)
         number("region strength", self.strength, 0.0, 1.0)
+        _ = self.layer
 
+    @cached_property
     def layer(self) -> Layer:
         """The region as a drawn layer."""
         by = (0.0, 0.0) if self.by is None and not self.keys else self.by
@@ -48,32 +49,54 @@ class Strength:
     """``default`` outside of all ``regions`` (later ones on top), or a ``map`` file."""
 
     default: float = 0.2
-    regions: tuple[Any, ...] = ()
+    regions: tuple[Region, ...] = ()
     map: str | None = None
 
     def __post_init__(self) -> None:
         number("strength default", self.default, 0.0, 1.0)
         if not isinstance(self.regions, (list, tuple)):
             raise ValueError(f"strength regions must be a list, got {self.regions!r}")
+        if self.map is not None:
+            text("strength map", self.map)
         if self.map is not None and self.regions:
             raise ValueError("strength has either regions or a map, not both")
+        regions = tuple(from_dict(Region, data, "strength region") for data in self.regions)
+        object.__setattr__(self, "regions", regions)
+
+    @classmethod
+    def parse(cls, data: Any) -> Strength:
+        """Return the strength of a job file: a number from 0 to 1, or a mapping.
+
+        Raises:
+            ValueError: Anything else, or a bad value in it.
+        """
+        if isinstance(data, (cls, Mapping)):
+            return from_dict(cls, data, "strength")
+        return cls(number("strength", data, 0.0, 1.0))
 
 
-def make_strength(
-    strength: float | Mapping[str, Any], *, frames: int, height: int, width: int
-) -> float | Tensor:
-    """A number, or gamma [F or 1, H, W] for every place. Raises ValueError for bad values."""
-    if not isinstance(strength, Mapping):
-        return number("strength", strength, 0.0, 1.0)
-    config = from_dict(Strength, dict(strength), "strength")
+def make_strength(strength: Any, *, frames: int, height: int, width: int) -> float | Tensor:
+    """Return a number, or gamma [F or 1, H, W] for every place.
+
+    Args:
+        strength: A ``Strength``, or what one is parsed from.
+        frames: Number of frames F.
+        height: Pixels H.
+        width: Pixels W.
+
+    Raises:
+        ValueError: Bad values, or a map of another size.
+    """
+    config = Strength.parse(strength)
     if config.map is not None:
-        return _read_map(str(config.map), frames, height, width)
+        return _read_map(config.map, frames, height, width)
+    if not config.regions:
+        return float(config.default)
     gamma = np.full((frames, height, width), config.default, np.float32)
-    for data in config.regions:
-        region = from_dict(Region, data, "strength region")
-        layer = region.layer()
+    for region in config.regions:
         for k in range(frames):
-            gamma[k][layer.mask(k / max(frames - 1, 1), height, width)] = region.strength
+            at = k / max(frames - 1, 1)
+            gamma[k][region.layer.mask(at, height, width)] = region.strength
     return torch.from_numpy(gamma)
 
 

@@ -102,29 +102,20 @@ def check_size(job: Job) -> None:
     rest is found when it is loaded.
     """
     from accel import families
-    from accel.memory.meta_models import scales
+    from accel.memory.meta_models import size_rule
 
     try:
         folder = str(config_folder(job.model) or "")
         config, vae = config_of(folder, denoiser_of(folder)), config_of(folder, "vae")
         if config["_class_name"] not in families.denoisers():
             return
-        space, time = scales(vae["_class_name"], vae)
-        patch = config.get("patch_size") or 1
-        multiple = int(space) * int(patch if isinstance(patch, int) else patch[-1])
+        rule = size_rule(config, vae["_class_name"], vae)
     except (OSError, ValueError, KeyError, TypeError):
         return
-    for name in ("width", "height"):
-        _fits(name, getattr(job, name), multiple, 0)
-    _fits("frames", job.frames, time, 1)
-
-
-def _fits(name: str, value: int | None, multiple: int, more: int) -> None:
-    if value is None or value % multiple == more % multiple:
-        return
-    near = max(1 - more, (value - more + multiple // 2) // multiple) * multiple + more
-    what = f"a multiple of {multiple}" + (f" plus {more}" if more else "")
-    raise JobError(f"{name} must be {what} for this model, got {value}; the nearest is {near}")
+    try:
+        rule.check(job.width, job.height, job.frames)
+    except ValueError as error:
+        raise JobError(str(error)) from error
 
 
 # ---------------------------------------------------------------------------- quality and seconds

@@ -216,7 +216,10 @@ def test_the_command_prints_json_and_a_table(capsys):
     [
         (["wan-14", "--size", "64x64"], "did you mean 'wan-14b'"),
         (["wan-14b", "--size", "64"], "--size must look like"),
-        (["wan-14b", "--size", "65x64"], "width must be a multiple of 8, got 65"),
+        (
+            ["wan-14b", "--size", "65x64"],
+            "width must be a multiple of 8 for this model, got 65",
+        ),
         (["wan-14b", "--size", "64x64", "--frames", "0"], "frames must be at least 1"),
         (["wan-14b", "--size", "64x64", "--budget", "lots"], "memory must look like"),
     ],

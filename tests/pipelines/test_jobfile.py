@@ -54,13 +54,13 @@ matrix: {seed: [1, 2]}
 jobs:
   - zip: {steps: [5, 6, 7], guidance: [1, 2, 3]}
   - {seed: 9, matrix: {motion.camera.pan: [[1, 0], [0, 1]]}}
-  - glob: {motion.flow: "*.npy"}
+  - glob: {motion.camera.depth: "*.npy"}
 """
     found = jobs(tmp_path, text, "strength=0.5", "motion.camera.roll=2")
     assert len(found) == 2 * 3 + 2 * 2 + 2 * 2
     assert [(j.seed, j.steps, j.guidance) for j in found[:3]] == [(1, 5, 1), (1, 6, 2), (1, 7, 3)]
     assert [j.motion["camera"]["pan"] for j in found[6:8]] == [[1, 0], [0, 1]]
-    assert [j.motion["flow"] for j in found[10:]] == ["a.npy", "b.npy"] * 2
+    assert [j.motion["camera"]["depth"] for j in found[10:]] == ["a.npy", "b.npy"] * 2
     assert all(j.strength == 0.5 and j.motion["camera"]["roll"] == 2 for j in found)
 
 

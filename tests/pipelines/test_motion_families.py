@@ -206,7 +206,7 @@ def test_wrong_mixes_fail_the_variance_check(wrong):
 def test_pipelines_and_frame_numbers_without_a_rule_are_named():
     with pytest.raises(ValueError, match=r"FluxPipeline.*HunyuanVideo.*Wan"):
         latent_geometry(type("FluxPipeline", (), {})())
-    with pytest.raises(ValueError, match=r"4 n \+ 1 here, got 8; the nearest is 9"):
+    with pytest.raises(ValueError, match=r"multiple of 4 plus 1 .* got 8; the nearest is 9"):
         warped_latents(torch.zeros(7, 2, 8, 8), Geometry(1, 8, 4), seed=0, strength=0)
     job = Job("x", steps=1, motion={"camera": {}}, strength={"map": "no.npy"})
     with pytest.raises(JobError, match=r"no\.npy does not exist"):

@@ -122,8 +122,8 @@ def test_prompt_lengths_agree_at_the_guidance_of_jobs(pipe):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 70}, r"width 70.*multiple of 8.*72"),
-        ({"frames": 16}, r"4 n \+ 1.*got 16.*17"),
+        ({"width": 70}, r"width must be a multiple of 8.*got 70.*72"),
+        ({"frames": 16}, r"multiple of 4 plus 1.*got 16.*17"),
         ({"motion": {"camera": {"pan": 3}}}, "pan"),
         ({"frames": 1, "motion": {"camera": {}}}, "2 frames"),
     ],

@@ -117,7 +117,8 @@ def test_settings_come_back(tmp_path: Path, suffix: str) -> None:
 
 def test_files_and_paths_in_settings_are_left_out(tmp_path: Path) -> None:
     motion = {"camera": {"pan": [1, 0], "depth": "/etc/passwd"}, "video": {"file": "/etc/passwd"}}
-    settings = json.loads(settings_text(Job("x", motion=motion, strength={"map": "/etc/passwd"})))
+    settings = json.loads(settings_text(Job("x"))) | {"motion": motion}
+    settings |= {"strength": {"map": "/etc/passwd"}}
     settings |= {"plan": "/etc/passwd", "model": "/root/secret"}
     found, notes = settings_of(video(tmp_path / "x.mp4", json.dumps(settings)), Models(), Limits())
     assert "/etc" not in json.dumps(found.to_dict() | {"model": ""}) and len(notes) == 5

@@ -1,0 +1,38 @@
+"""Which sizes a model can make: one rule, one message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def nearest(value: int, multiple: int, plus: int = 0) -> int:
+    """Return the nearest multiple of ``multiple`` plus ``plus`` that is at least 1."""
+    least = 1 - plus
+    return max(least, (value - plus + multiple // 2) // multiple) * multiple + plus
+
+
+def check_multiple(name: str, value: int, multiple: int, plus: int = 0) -> None:
+    """Raise ValueError unless ``value`` is a positive multiple of ``multiple`` plus ``plus``."""
+    if value >= 1 and value % multiple == plus % multiple:
+        return
+    what = f"a multiple of {multiple}" + (f" plus {plus}" if plus else "")
+    near = nearest(value, multiple, plus)
+    raise ValueError(f"{name} must be {what} for this model, got {value}; the nearest is {near}")
+
+
+@dataclass(frozen=True)
+class SizeRule:
+    """``space``: pixels that width and height must be a multiple of; ``time``: frames must be a
+    multiple of it plus 1.
+    """
+
+    space: int
+    time: int = 1
+
+    def check(self, width: int | None, height: int | None, frames: int | None) -> None:
+        """Raise ValueError for a size that the model cannot make; None is not checked."""
+        for name, pixels in (("width", width), ("height", height)):
+            if pixels is not None:
+                check_multiple(name, pixels, self.space)
+        if frames is not None:
+            check_multiple("frames", frames, self.time, 1 if self.time > 1 else 0)
