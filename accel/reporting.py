@@ -13,6 +13,13 @@ from accel.rehash.state import RehashState
 from accel.slicing.block_record import BlockRecord
 
 UNSEEN = "not called, or only under torch.compile, where this part runs on all tokens at once"
+_KERNELS = {"cpu": "the CPU kernel", "gpu": "the Triton kernel", "reference": "the eager reference"}
+_WHY = {
+    "first fifth": "in the first fifth",
+    "by rate": "by the rule",
+    "scheduled": "by the schedule",
+}
+_KEPT = {"native": "", "int8": " as 8-bit integers", "cpu": " in the CPU's memory"}
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,11 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class RehashReport:
-    """Step rehash. ``computed`` and ``reused`` map a reason to steps, over all runs; ``calls``:
-    denoiser calls computed and reused; ``keys``: computed steps of the last run, of ``steps``;
-    ``state_bytes``: most that was kept at once; ``corrected``: computed calls whose output was
-    corrected by measured weights.
+    """Step rehash. ``what`` became of steps that were not computed. ``computed`` and ``reused`` map
+    a reason to steps, over all runs; ``calls``: denoiser calls computed and reused; ``keys``:
+    computed steps of the last run, of ``steps``; ``state_bytes``: most that was kept at once, in
+    the way ``store`` says; ``corrected``: computed calls whose output was corrected by measured
+    weights.
     """
 
     what: str
@@ -69,6 +77,7 @@ class RehashReport:
     state_bytes: int
     notes: list[str]
     corrected: int = 0
+    store: str = "native"
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,8 @@ class Report:
     def __str__(self) -> str:
         lines = [
             f"accel report: {self.pipeline}, plan {self.plan!r}",
-            f"  runs {self.runs}, denoiser calls {self.calls} taking {self.seconds:.2f} s",
+            f"  {_count(self.runs, 'run')}, {_count(self.calls, 'denoiser call')} in "
+            f"{self.seconds:.2f} s",
             "  " + ", ".join(f"{key} {value}" for key, value in self.environment.items()),
         ]
         if self.sites:
@@ -110,7 +120,8 @@ class Report:
             lines.append("  slicing")
         lines += ["    " + line for line in _block_lines(self.blocks)]
         if self.rehash is not None:
-            lines += ["  step rehash", *("    " + line for line in _rehash_lines(self.rehash))]
+            first, *more = _rehash_lines(self.rehash)
+            lines += [f"  step rehash: {first}", *("    " + line for line in more)]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -152,12 +163,15 @@ def block_report(name: str, record: BlockRecord) -> BlockReport:
 
 def rehash_report(state: RehashState) -> RehashReport:
     """Snapshot of a live rehash."""
-    record, line = state.record, "goes on in a line" if state.order else "repeats"
-    line = line if state.config.multistep is None else "by measured weights"
-    what = f"{state.config.level}, {line}, kept as {state.config.store}"
+    record, config = state.record, state.config
+    what = "extrapolated linearly" if state.order else "repeated"
+    if config.level == "features":
+        what = "run on the features of the last computed one"
+    if config.multistep is not None:
+        what = "combined from computed ones with measured weights"
     return RehashReport(
         what, dict(record.computed), dict(record.reused), dict(record.calls), list(record.keys),
-        record.steps, record.state_bytes, list(record.notes), record.corrected,
+        record.steps, record.state_bytes, list(record.notes), record.corrected, config.store,
     )  # fmt: skip
 
 
@@ -165,16 +179,22 @@ def _rehash_lines(r: RehashReport) -> list[str]:
     """Counts, then notes."""
     computed, reused = sum(r.computed.values()), sum(r.reused.values())
     if not computed:
-        return [f"{r.what}: not called yet, or compiled after the patch", *r.notes]
-    why = ", ".join(f"{n} {reason}" for reason, n in (*r.computed.items(), *r.reused.items()))
-    calls = sum(r.calls.values()) / max(1, r.calls.get("computed", 0))
+        return ["the denoiser was not called yet, or was compiled after the patch", *r.notes]
+    why = ", ".join(f"{n} {_WHY.get(reason, reason)}" for reason, n in r.computed.items())
+    calls = r.calls.get("computed", 0), r.calls.get("reused", 0)
     return [
-        f"{r.what}: {computed} steps computed, {reused} reused ({why})",
-        f"{calls:.2f}× fewer denoiser calls, at most {r.state_bytes / 2**20:.2f} MiB kept",
-        f"computed in the last run of {r.steps} steps: {' '.join(map(str, r.keys))}",
-        *([f"{r.corrected} computed calls corrected"] if r.corrected else []),
+        f"{computed} of {computed + reused} steps computed, {reused} {r.what}",
+        f"why computed: {why}",
+        f"denoiser calls: {calls[0]} computed, {calls[1]} skipped; at most "
+        f"{r.state_bytes / 2**20:.2f} MiB kept{_KEPT[r.store]}",
+        f"computed steps of the last run of {r.steps}: {' '.join(map(str, r.keys))}",
+        *([f"{r.corrected} computed calls corrected by measured weights"] if r.corrected else []),
         *r.notes,
     ]
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}" + ("" if number == 1 else "s")
 
 
 def _block_lines(blocks: list[BlockReport]) -> list[str]:
@@ -186,10 +206,10 @@ def _block_lines(blocks: list[BlockReport]) -> list[str]:
     lines = []
     for same in alike.values():
         b = same[0]
-        name = b.name if len(same) == 1 else f"{_pattern(b.name)} ({len(same)} blocks)"
-        parts = [f"{n} slices: {calls} calls each" for n, calls in b.sliced.items()]
-        parts += [f"not sliced: {calls} calls each ({why})" for why, calls in b.whole.items()]
-        parts += ["in place"] if b.in_place and not b.note else []
+        name = b.name if len(same) == 1 else f"{_pattern(b.name)} (each of {len(same)} blocks)"
+        parts = [f"{_count(calls, 'call')} in {n} slices" for n, calls in b.sliced.items()]
+        parts += [f"{_count(calls, 'call')} not sliced: {why}" for why, calls in b.whole.items()]
+        parts += ["written over the input"] if b.in_place and not b.note else []
         lines.append(f"{name}: " + ("; ".join([*parts, *filter(None, [b.note])]) or UNSEEN))
     return lines
 
@@ -209,28 +229,36 @@ def _grouped(sites: list[SiteReport]) -> list[list[SiteReport]]:
 
 def _describe(group: list[SiteReport]) -> str:
     first = group[0]
-    name = first.name if len(group) == 1 else f"{_pattern(first.name)} ({len(group)} sites)"
+    name = first.name if len(group) == 1 else f"{_pattern(first.name)} (all {len(group)} sites)"
     total: Counter[str] = Counter()
     for site in group:
         total.update(site.ran)
-    parts = [f"{what}: {n} calls" for what, n in total.items()]
+    parts = [f"{_count(n, 'call')} in {_spelled(what)}" for what, n in total.items()]
     kept: Counter[str] = Counter()
     for site in group:
         kept.update(site.kept)
-    parts += [f"full precision: {n} calls ({reason})" for reason, n in kept.items()]
+    parts += [f"{_count(n, 'call')} at full precision: {why}" for why, n in kept.items()]
     again: Counter[str] = Counter()
     for site in group:
         again.update(site.recomputed)
-    parts += [f"recomputed at full precision: {n} ({reason})" for reason, n in again.items()]
+    parts += [f"{_count(n, 'result')} recomputed: {why}" for why, n in again.items()]
     errors = [site.error for site in group if site.error is not None]
     if errors:
         worst = min(site.cosine for site in group if site.cosine is not None)
-        parts.append(f"worst relative L1 {max(errors):.4f}, cosine {worst:.5f}")
+        parts.append(
+            f"largest error on sampled rows: relative L1 {max(errors):.4f}, cosine {worst:.5f}"
+        )
     scratch = max(site.scratch_bytes for site in group)
     if scratch:
-        parts.append(f"scratch {scratch / 2**20:.2f} MiB")
+        parts.append(f"{scratch / 2**20:.2f} MiB of scratch memory")
     if not total and not kept and not again and not first.note:
         parts.append("not called yet")
     if first.note:
         parts.append(first.note)
     return f"{name}: " + "; ".join(parts)
+
+
+def _spelled(what: str) -> str:
+    """Such as "INT8 by the CPU kernel", of "int8 by cpu"."""
+    precision, _, kernel = what.partition(" by ")
+    return f"{precision.upper()} by {_KERNELS.get(kernel, kernel)}"

@@ -35,7 +35,10 @@ def order_of(config: RehashConfig, attention: AttentionConfig | None) -> tuple[i
         () if attention is None else (attention.precision, *(r.precision for r in attention.rules))
     )
     if low := [precision for precision in used if precision in NOISY]:
-        return 0, f"repeats outputs instead of going on in a line beside {low[0].upper()} attention"
+        return (
+            0,
+            f"repeats outputs beside {low[0].upper()} attention, whose noise a line would amplify",
+        )
     return 1, ""
 
 

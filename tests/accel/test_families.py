@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 import accel
@@ -27,7 +28,7 @@ class NovelBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm, self.to_qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
-        self.attn = diffusers.models.attention_processor.Attention(width, heads=2, dim_head=8)
+        self.attn = Attention(width, heads=2, dim_head=8)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return hidden_states + self.attn(self.norm(hidden_states))

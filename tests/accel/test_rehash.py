@@ -47,7 +47,7 @@ def test_a_schedule_is_followed_in_both_branches(level):
     report = handle.report().rehash
     assert report.keys == list(KEYS) and len(pipe.calls) == 2 * len(KEYS)
     assert report.calls == {"computed": 2 * len(KEYS), "reused": 2 * (STEPS - len(KEYS))}
-    assert "computed in the last run of 15 steps: 0 1 2 5 8 11 14" in str(handle.report())
+    assert "computed steps of the last run of 15: 0 1 2 5 8 11 14" in str(handle.report())
 
 
 def test_a_line_is_exact_where_the_output_is_one():

@@ -275,7 +275,7 @@ def test_gradients_and_short_sequences_stay_whole():
 
 
 def test_bad_settings_and_round_trip():
-    with pytest.raises(ValueError, match="slices must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="slices must be a whole number from 1, got 0"):
         SlicingConfig(0)
     assert Plan.from_dict(Plan.preset("lossless").to_dict()) == Plan.preset("lossless")
     with pytest.raises(ValueError, match="plan slicing has an unknown key 'slice'"):
