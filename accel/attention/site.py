@@ -1,11 +1,11 @@
 """Quantized attention in a model: every attention call of a denoiser, decided at run time.
 
 Config is ``AttentionConfig``, State the record of each site, Hook the op that stands behind the
-seam (``accel/sdpa.py``), and ``apply`` puts a denoiser's attention modules there. The op takes the
-precision from the policy for the current step, keeps calls it cannot quantize at full precision
-with a reason, and compares sampled rows of each site's first call in a run with full precision. A
-result that is not finite, or too far off on those rows, is recomputed at full precision and its
-site stays there for the rest of the run.
+seam (``accel/attention/sdpa.py``), and ``apply`` puts a denoiser's attention modules there. The op
+takes the precision from the policy for the current step, keeps calls it cannot quantize at full
+precision with a reason, and compares sampled rows of each site's first call in a run with full
+precision. A result that is not finite, or too far off on those rows, is recomputed at full
+precision and its site stays there for the rest of the run.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """Measures a pipeline's steps on a few jobs, and finds schedules that hold on them.
 
 One full run per job gives the outputs' inner products, and from them the similarity map of
-Streamlined Inference, the weights of any schedule (``accel/rehash/step_weights.py``) and its error.
-For every number of computed steps asked for, the schedules with the smallest error are run for
-real, each under another assumption on how errors grow, and the one closest to the full runs is
+Streamlined Inference, the weights of any schedule (``accel/calibration/step_weights.py``) and its
+error. For every number of computed steps asked for, the schedules with the smallest error are run
+for real, each under another assumption on how errors grow, and the one closest to the full runs is
 kept, with what it reached on each job. A schedule with more computed steps that comes out worse
 than one with fewer is dropped, so the curve has no cliff.
 
 Each job is run with weights fitted to the other jobs, so that what it reaches is what an unseen job
 would; the weights that are kept are fitted to all. At level "features", and with samplers whose
-arithmetic is not linear, schedules are found as ``accel/rehash/step_search.py`` says, without
+arithmetic is not linear, schedules are found as ``accel/calibration/step_search.py`` says, without
 weights.
 """
 
