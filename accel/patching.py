@@ -27,7 +27,10 @@ _handles: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictiona
 
 
 class Handle:
-    """A live patch. ``plan`` is what was asked for; ``report()`` says what happened."""
+    """A live patch.
+
+    ``plan`` is what was asked for; ``report()`` says what happened.
+    """
 
     def __init__(self, pipe: Any, plan: Plan, site: Callable[..., Site] = Site) -> None:
         self.plan = plan
@@ -114,7 +117,10 @@ class Handle:
         return self._active
 
     def unpatch(self) -> None:
-        """Take every change back, last one first. Does nothing the second time."""
+        """Take every change back, last one first.
+
+        Does nothing the second time.
+        """
         self._active = False
         self._undo.close()
         for reference in self._denoisers.values():
@@ -150,7 +156,7 @@ class Handle:
             self._rehash.restore(state["rehash"])
 
     def report(self) -> Report:
-        """What ran so far."""
+        """Return what ran so far."""
         reports = [
             site_report(site)
             for site in self.sites.values()
@@ -219,7 +225,10 @@ def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Han
 
 
 def is_patched(pipe: Any) -> bool:
-    """Whether a patch is on the pipeline. Raises ValueError without a known denoiser."""
+    """Return whether a patch is on the pipeline.
+
+    Raises ValueError without a known denoiser.
+    """
     return _find(pipe) is not None
 
 
@@ -240,7 +249,10 @@ def patched(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> I
 
 
 def report(pipe: Any) -> Report:
-    """What the pipeline's patch did so far. Raises ValueError if it is not patched."""
+    """Return what the pipeline's patch did so far.
+
+    Raises ValueError if it is not patched.
+    """
     handle = _find(pipe)
     if handle is None:
         raise ValueError(f"this {type(pipe).__name__} is not patched; call accel.patch(pipe) first")

@@ -166,7 +166,10 @@ class StepCheckpoint:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """A copy on the CPU of tensors and plain values. Raises Unsupported for anything else."""
+    """Return A copy on the CPU of tensors and plain values.
+
+    Raises Unsupported for anything else.
+    """
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, _PLAIN):
@@ -179,7 +182,7 @@ def _plain(value: Any, name: str) -> Any:
 
 
 def _scheduler_state(scheduler: Any) -> dict[str, Any]:
-    """All plain state of a scheduler; numpy arrays are constants of its noise schedule."""
+    """Return all plain state of a scheduler; numpy arrays are constants of its noise schedule."""
     state = {}
     for name, value in vars(scheduler).items():
         if name == CONFIG_ATTRIBUTE or type(value).__module__ == "numpy":
@@ -213,7 +216,10 @@ def _on(value: Any, device: torch.device) -> Any:
 
 
 def write(path: Path, data: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all. Raises OSError."""
+    """Write a checkpoint, whole or not at all.
+
+    Raises OSError.
+    """
     buffer = io.BytesIO()
     torch.save(data, buffer)
     payload = buffer.getvalue()
@@ -230,7 +236,7 @@ def write(path: Path, data: dict[str, Any]) -> None:
 
 
 def read(path: Path, key: str) -> dict[str, Any] | None:
-    """A checkpoint, None if there is none, it is damaged, or it belongs to another run."""
+    """Return A checkpoint, None if there is none, it is damaged, or it belongs to another run."""
     try:
         content = path.read_bytes()
     except OSError:

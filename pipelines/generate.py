@@ -75,7 +75,7 @@ def _checked(pipe: Any, job: Job) -> _Motion | None:
 
 
 def _size_rule(pipe: Any, denoiser: Any) -> SizeRule:
-    """The sizes that a loaded pipeline can make: VAE factor times patch size, and frames."""
+    """Return the sizes that a loaded pipeline can make: VAE factor times patch size, and frames."""
     patch = getattr(getattr(denoiser, "config", None), "patch_size", None) or 1
     patch = patch[-1] if isinstance(patch, (tuple, list)) else patch
     names = ("vae_scale_factor_spatial", "vae_scale_factor")
@@ -85,8 +85,9 @@ def _size_rule(pipe: Any, denoiser: Any) -> SizeRule:
 
 
 def _motion(pipe: Any, job: Job) -> _Motion:
-    """The motion of a job that has one. Raises ValueError if the job or the pipeline cannot have
-    it.
+    """Return the motion of a job that has one.
+
+    Raises ValueError if the job or the pipeline cannot have it.
     """
     assert job.movement is not None
     if job.frames is None or job.height is None or job.width is None:
@@ -103,8 +104,9 @@ def _motion(pipe: Any, job: Job) -> _Motion:
 
 
 def motion_latents(pipe: Any, job: Job) -> torch.Tensor:
-    """Warped initial latents of a job with ``motion``, as its pipeline takes them. Raises
-    ValueError if that cannot be done.
+    """Return warped initial latents of a job with ``motion``, as its pipeline takes them.
+
+    Raises ValueError if that cannot be done.
     """
     return _latents(pipe, job, _motion(pipe, job))
 
@@ -153,8 +155,10 @@ def _run(
     checkpoint: StepCheckpoint | None,
     handle: Handle | None,
 ) -> tuple[np.ndarray, float]:
-    """Call the pipeline; frames uint8 [F, H, W, 3] and seconds. A pipeline for single images makes
-    a clip of one image per warped latent, without step checkpoints.
+    """Call the pipeline; frames uint8 [F, H, W, 3] and seconds.
+
+    A pipeline for single images makes a clip of one image per warped latent, without step
+    checkpoints.
     """
     accepted = inspect.signature(type(pipe).__call__).parameters
     arguments, images = _arguments(pipe, job, motion, accepted)
@@ -226,7 +230,7 @@ def _arguments(
 
 
 def _prompt_tokens(pipe: Any, accepted: Any) -> int | None:
-    """The tokenizer's own length where it is shorter than the pipeline's default padding."""
+    """Return the tokenizer's own length where it is shorter than the pipeline's default padding."""
     length = getattr(getattr(pipe, "tokenizer", None), "model_max_length", None)
     default = getattr(accepted.get("max_sequence_length"), "default", None)
     if not isinstance(length, int) or not isinstance(default, int):

@@ -113,12 +113,12 @@ class Job:
         return Plan.from_dict(self.plan) if isinstance(self.plan, Mapping) else None
 
     def resolved(self) -> Job:
-        """The job with the model's defaults filled in where it left something open."""
+        """Return the job with the model's defaults filled in where it left something open."""
         known = asdict(defaults(self.model))
         return replace(self, **{k: v for k, v in known.items() if getattr(self, k) is None})
 
     def accel_plan(self) -> Plan | None:
-        """The plan to patch with, None for a run without acceleration."""
+        """Return the plan to patch with, None for a run without acceleration."""
         if isinstance(self.plan, str):
             return _plan_file(self.plan)
         if self.plan is not None:
@@ -126,7 +126,7 @@ class Job:
         return None if self.preset is None else Plan.preset(self.preset)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; ``Job(**job.to_dict())`` is the job again."""
+        """Return plain JSON values; ``Job(**job.to_dict())`` is the job again."""
         return asdict(self)
 
     @property
@@ -141,13 +141,14 @@ _KEYS = {f.name for f in fields(Job)}
 
 @lru_cache(maxsize=64)
 def _plan_file(path: str) -> Plan:
-    """A plan file, read once: ten thousand jobs may share it."""
+    """Return A plan file, read once: ten thousand jobs may share it."""
     return Plan.load(path)
 
 
 def make_job(data: Mapping[str, Any], where: str = "job") -> Job:
-    """A job from plain values. Raises JobError for an unknown key (with the nearest known one) or a
-    bad value.
+    """Return A job from plain values.
+
+    Raises JobError for an unknown key (with the nearest known one) or a bad value.
     """
     if isinstance(data, Mapping) and "prompt" not in data and set(data) <= _KEYS:
         raise JobError(f"{where} has no prompt")
@@ -161,7 +162,7 @@ def make_job(data: Mapping[str, Any], where: str = "job") -> Job:
 
 
 def settings_text(job: Job, job_id: str = "") -> str:
-    """The job as one line of JSON for a video's ``comment`` tag.
+    """Return the job as one line of JSON for a video's ``comment`` tag.
 
     It holds what decides the bytes of the file, not its name; a plan file goes in with its content.
     """
@@ -175,7 +176,10 @@ def settings_text(job: Job, job_id: str = "") -> str:
 
 
 def job_from_settings(text: str, where: str) -> tuple[Job, str]:
-    """Job and id from ``settings_text``. Raises JobError for any other text."""
+    """Return job and id from ``settings_text``.
+
+    Raises JobError for any other text.
+    """
     try:
         data = json.loads(text)
     except json.JSONDecodeError:

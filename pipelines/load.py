@@ -15,7 +15,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class Defaults:
-    """Settings a job leaves out. None: the pipeline's own default."""
+    """Settings a job leaves out.
+
+    None: the pipeline's own default.
+    """
 
     width: int | None = None
     height: int | None = None
@@ -26,12 +29,12 @@ class Defaults:
 
 
 def defaults(model: str) -> Defaults:
-    """Default settings for a model; the embedded one was trained at 64 x 64, 17 frames."""
+    """Return default settings for a model; the embedded one was trained at 64 x 64, 17 frames."""
     return Defaults(64, 64, 17, 20, 2.0, 8.0) if model == TINY else Defaults()
 
 
 def tiny_folder() -> Path:
-    """Folder of the embedded model, in a checkout or inside the installed package."""
+    """Return folder of the embedded model, in a checkout or inside the installed package."""
     here = Path(__file__).resolve().parent
     for folder in (here.parent / "samples" / "tiny-wan", here / "tiny-wan"):
         if (folder / "model_index.json").is_file():
@@ -43,7 +46,7 @@ def tiny_folder() -> Path:
 
 
 def load(model: str = TINY, *, dtype: torch.dtype | None = None, device: str | None = None) -> Any:
-    """A diffusers pipeline.
+    """Return A diffusers pipeline.
 
     ``model``: "tiny" (embedded, no network), a folder written by ``save_pretrained``, or a hub id
     ``owner/name``. ``device`` defaults to cuda where there is one; ``dtype`` to bf16 there and fp32
@@ -64,12 +67,15 @@ def load(model: str = TINY, *, dtype: torch.dtype | None = None, device: str | N
 
 
 def _source(model: str) -> str:
-    """Folder or hub id for ``model``, after checking what can be checked without loading."""
+    """Return folder or hub id for ``model``, after checking what can be checked without loading."""
     return str(local_folder(model) or model)
 
 
 def local_folder(model: str) -> Path | None:
-    """Folder of ``model``, None for a hub id. Raises FileNotFoundError for anything else."""
+    """Return folder of ``model``, None for a hub id.
+
+    Raises FileNotFoundError for anything else.
+    """
     if model == TINY:
         return tiny_folder()
     folder = Path(model).expanduser()

@@ -64,7 +64,7 @@ def frame_strip(
 
 
 def _shades(errors: np.ndarray) -> np.ndarray:
-    """White to dark red over ``LIMITS``, uint8 [S, N, 3]."""
+    """Return white to dark red over ``LIMITS``, uint8 [S, N, 3]."""
     low, high = np.log(LIMITS)
     x = (np.log(np.maximum(errors, LIMITS[0])) - low) / (high - low)
     x = np.clip(x, 0, 1)[..., None]

@@ -56,7 +56,7 @@ class Preview:
 
 
 def _sigma(scheduler: Any) -> float | None:
-    """Noise level after the step just done, None if the schedule is not flow matching."""
+    """Return noise level after the step just done, None if the schedule is not flow matching."""
     config = getattr(scheduler, "config", {})
     flow = config.get("prediction_type") == "flow_prediction" or "Flow" in type(scheduler).__name__
     index, sigmas = getattr(scheduler, "step_index", None), getattr(scheduler, "sigmas", None)
@@ -74,8 +74,9 @@ def denoised(latents: Tensor, sigma: float | None, before: tuple[Tensor, float] 
 
 
 def decode(pipe: Any, latents: Tensor) -> np.ndarray:
-    """The middle frame of ``latents`` as uint8 [H, W, 3]. Raises ValueError for latents that are
-    not [B, C, H, W], [B, C, F, H, W] or [B, F, C, H, W].
+    """Return the middle frame of ``latents`` as uint8 [H, W, 3].
+
+    Raises ValueError for latents that are not [B, C, H, W], [B, C, F, H, W] or [B, F, C, H, W].
     """
     vae = pipe.vae
     channels = getattr(vae.config, "z_dim", None) or vae.config.latent_channels
@@ -92,7 +93,7 @@ def decode(pipe: Any, latents: Tensor) -> np.ndarray:
 
 
 def _middle(latents: Tensor, channels: int) -> Tensor:
-    """One frame [1, C, H, W] out of the latents of the first clip."""
+    """Return one frame [1, C, H, W] out of the latents of the first clip."""
     if latents.ndim == 4 and latents.shape[1] == channels:
         return latents[:1]
     if latents.ndim == 5 and latents.shape[1] == channels:

@@ -33,7 +33,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Codec:
-    """How one container is written. More than one thread would make the bytes depend on timing."""
+    """How one container is written.
+
+    More than one thread would make the bytes depend on timing.
+    """
 
     container: str
     codec: str
@@ -87,7 +90,10 @@ def write_video(
 
 
 def encode(path: Path, frames: np.ndarray, *, fps: float, comment: str, format: str) -> None:
-    """Write to ``path`` itself, through to the disk. Raises as ``write_video`` does."""
+    """Write to ``path`` itself, through to the disk.
+
+    Raises as ``write_video`` does.
+    """
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         raise ValueError(
@@ -166,7 +172,10 @@ def _encode_gif(path: Path, frames: np.ndarray, fps: float, comment: str) -> Non
 
 
 def existing(path: str | Path) -> Path:
-    """Return ``path`` as a Path. Raises ValueError if nothing is there."""
+    """Return ``path`` as a Path.
+
+    Raises ValueError if nothing is there.
+    """
     if not Path(path).exists():
         raise ValueError(f"no file {path}")
     return Path(path)
@@ -180,7 +189,7 @@ def _reading(path: str | Path, read: Callable[[], T]) -> T:
 
 
 def read_video(path: str | Path) -> np.ndarray:
-    """Frames of a video, or of a folder of PNG frames, as uint8 [F, H, W, 3].
+    """Return frames of a video, or of a folder of PNG frames, as uint8 [F, H, W, 3].
 
     Raises ValueError for a file that is no video.
     """
@@ -198,8 +207,9 @@ def _no_frames(path: Path) -> np.ndarray:
 
 
 def read_comment(path: str | Path) -> str:
-    """The ``comment`` tag of a video or frame, "" if it has none. Raises ValueError for a file that
-    is no video.
+    """Return the ``comment`` tag of a video or frame, "" if it has none.
+
+    Raises ValueError for a file that is no video.
     """
     if Path(path).suffix.lower() in (".gif", ".png"):
         return _reading(path, lambda: _image_comment(path))

@@ -70,7 +70,7 @@ class _Sums:
         return max((step for _, step, _ in self.calls), default=-1) + 1
 
     def attend(self, call: Call, precision: str) -> Tensor:
-        """Attention in one precision."""
+        """Return attention in one precision."""
         q = call.query
         scale = q.shape[-1] ** -0.5 if call.scale is None else call.scale
         out, _ = run_attention(
@@ -80,7 +80,7 @@ class _Sums:
         return out
 
     def caused(self, site: str, step: int) -> float:
-        """Relative squared error of the least exact precision, summed over the calls."""
+        """Return relative squared error of the least exact precision, summed over the calls."""
         at = self.precisions.index(self.least), METRICS.index("l2")
         return sum(float(e[at]) for k, e in self.errors.items() if k[:2] == (site, step))
 
@@ -112,7 +112,7 @@ class _Probe(Site):
     branch: int = 0
 
     def attend(self, *arguments: Any) -> Tensor:
-        """Attention of one call at full precision."""
+        """Return attention of one call at full precision."""
         assert self.config is not None and self.sums is not None
         call = Call(*arguments)
         reason = "causal" if call.is_causal else call.why_full(self.config)
@@ -224,7 +224,7 @@ def _probing(pipe: Any, plan: Plan, sums: _Sums) -> Iterator[Handle]:
 
 
 def _effects(pipe: Any, handle: Handle, sums: _Sums) -> AbstractContextManager[Errors]:
-    """Measures what errors at each site do to the output of the denoisers, at sampled steps."""
+    """Measure what errors at each site do to the output of the denoisers, at sampled steps."""
     modules = denoisers(pipe)
     prefixes = {m: f"{name}." if len(modules) > 1 else "" for name, m in modules.items()}
 

@@ -67,7 +67,7 @@ class Camera:
         return (points - pan - centre) @ np.linalg.inv(turn).T + centre - points
 
     def flows(self, frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Forward and backward flow, [frames - 1, H, W, 2] pixels."""
+        """Return forward and backward flow, [frames - 1, H, W, 2] pixels."""
         y, x = np.mgrid[0:height, 0:width].astype(np.float64)
         points, centre = np.stack([x, y], -1), np.array([(width - 1) / 2, (height - 1) / 2])
         if self.in_plane:
@@ -121,7 +121,10 @@ class Camera:
 
 
 def read_depth(path: str | None, height: int, width: int) -> np.ndarray:
-    """Depth [H, W], positive; ones without a file. Raises ValueError naming the file."""
+    """Return depth [H, W], positive; ones without a file.
+
+    Raises ValueError naming the file.
+    """
     if path is None:
         return np.ones((height, width))
     if not Path(path).is_file():

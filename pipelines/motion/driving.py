@@ -24,8 +24,10 @@ CUT_OCCLUDED, CUT_DIFFERENCE = 0.7, 0.4
 
 @dataclass(frozen=True)
 class Driving:
-    """``file``: a video. ``first``, ``last``: its frames to use (default all), spread over the
-    job's frames. ``cuts``: "error", or "fresh" to start with new noise at a scene cut.
+    """``file``: a video.
+
+    ``first``, ``last``: its frames to use (default all), spread over the job's frames. ``cuts``:
+    "error", or "fresh" to start with new noise at a scene cut.
     """
 
     file: str
@@ -60,8 +62,9 @@ class Driving:
         return np.stack([frame[top : top + height, left : left + width] for frame in big])
 
     def flows(self, count: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Forward and backward flow, [count - 1, H, W, 2] pixels. Raises ValueError for a video
-        that cannot be used, naming its scene cuts.
+        """Return forward and backward flow, [count - 1, H, W, 2] pixels.
+
+        Raises ValueError for a video that cannot be used, naming its scene cuts.
         """
         frames = self.frames(count, height, width)
         forward, backward, cuts = estimate(frames)
@@ -76,7 +79,10 @@ class Driving:
 
 
 def _opencv() -> Any:
-    """The module cv2. Raises ValueError with the way out where it is missing."""
+    """Return the module cv2.
+
+    Raises ValueError with the way out where it is missing.
+    """
     try:
         import cv2
     except ImportError as error:
@@ -120,7 +126,7 @@ def estimate(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
 
 
 def occluded(flow: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """Boolean [H, W]: where following ``flow`` and then ``back`` does not lead home."""
+    """Return boolean [H, W]: where following ``flow`` and then ``back`` does not lead home."""
     there = sample(back, flow)
     apart = np.square(flow + there).sum(-1)
     return apart > 0.01 * (np.square(flow).sum(-1) + np.square(there).sum(-1)) + 0.5

@@ -41,7 +41,10 @@ def read_flow(path: str, shape: tuple[int, int, int, int]) -> Tensor:
 
 
 def read_flo(path: Path) -> np.ndarray:
-    """One Middlebury flow, float32 [2, H, W] pixels. Raises ValueError for another kind of file."""
+    """Return one Middlebury flow, float32 [2, H, W] pixels.
+
+    Raises ValueError for another kind of file.
+    """
     data = path.read_bytes()
     head = np.frombuffer(data[:12].ljust(12, b"\0"), "<i4")
     width, height = int(head[1]), int(head[2])

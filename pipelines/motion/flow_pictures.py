@@ -92,6 +92,6 @@ def _arrow(pen: ImageDraw.ImageDraw, x: float, y: float, dx: float, dy: float) -
 
 
 def _speed(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels per frame [F, H, W], and where that leaves the picture whatever the place."""
+    """Return pixels per frame [F, H, W], and where that leaves the picture whatever the place."""
     speed = np.hypot(flow[:, 0], flow[:, 1])
     return speed, speed > sum(flow.shape[2:])

@@ -43,7 +43,9 @@ class Motion:
 
     @classmethod
     def parse(cls, data: Any) -> Motion:
-        """Return the motion of a job file's mapping. No file that it names is opened.
+        """Return the motion of a job file's mapping.
+
+        No file that it names is opened.
 
         Raises:
             ValueError: An unknown kind of motion, kinds that exclude each other, or a bad number.

@@ -20,8 +20,9 @@ from accel.kernels.warp import warp_noise
 
 
 def latent_geometry(pipe: Any) -> Geometry:
-    """Return the latent geometry of a loaded pipeline. Raises ValueError for families without a
-    rule.
+    """Return the latent geometry of a loaded pipeline.
+
+    Raises ValueError for families without a rule.
     """
     rules = geometry_rules()
     for cls in type(pipe).__mro__:
@@ -57,14 +58,14 @@ def warped_latents(
 
 
 def _latent_strength(strength: float | Tensor, geometry: Geometry) -> float | Tensor:
-    """Gamma on the latent grid: a map [F, H, W] becomes [F', H', W']."""
+    """Return gamma on the latent grid: a map [F, H, W] becomes [F', H', W']."""
     if not isinstance(strength, Tensor):
         return strength
     return avg_pool2d(strength[:: geometry.temporal].float(), geometry.spatial)
 
 
 def mix(warped: Tensor, strength: float | Tensor, *, seed: int) -> Tensor:
-    """Go-with-the-Flow's degradation: (1 - gamma) warped + gamma fresh, at unit variance.
+    """Return Go-with-the-Flow's degradation: (1 - gamma) warped + gamma fresh, at unit variance.
 
     ``warped`` [C, F, H, W]; ``strength`` a number or a tensor that broadcasts to it.
     """

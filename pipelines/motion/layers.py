@@ -30,7 +30,10 @@ EASINGS: dict[str, Callable[[float], float]] = {
 
 
 def polygon(name: str, value: Any) -> tuple[tuple[float, float], ...]:
-    """``value`` as three corners or more. Raises ValueError naming it."""
+    """``value`` as three corners or more.
+
+    Raises ValueError naming it.
+    """
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"{name} must be a list of corners [x, y], got {value!r}")
     corners = tuple(pair(f"{name} corner", corner) for corner in value)
@@ -110,17 +113,17 @@ class Layer:
         return scale * np.array([[c, -s], [s, c]]), move
 
     def outline(self, t: float) -> list[tuple[float, float]]:
-        """Corners at time ``t``."""
+        """Return corners at time ``t``."""
         matrix, move = self.pose(t)
         pivot = np.asarray(self.pivot)
         return [tuple(matrix @ (np.asarray(p) - pivot) + pivot + move) for p in self.polygon]
 
     def mask(self, t: float, height: int, width: int) -> np.ndarray:
-        """Boolean [H, W]: where the polygon is at time ``t``."""
+        """Return boolean [H, W]: where the polygon is at time ``t``."""
         return fill(self.outline(t), height, width)
 
     def displacement(self, points: np.ndarray, t: float, later: float) -> np.ndarray:
-        """Flow [..., 2] at ``points [..., 2]`` (x, y) of time ``t`` to time ``later``."""
+        """Return flow [..., 2] at ``points [..., 2]`` (x, y) of time ``t`` to time ``later``."""
         (now, move), (then, further) = self.pose(t), self.pose(later)
         pivot = np.asarray(self.pivot)
         origin = (points - pivot - move) @ np.linalg.inv(now).T
@@ -128,7 +131,7 @@ class Layer:
 
 
 def fill(corners: Any, height: int, width: int) -> np.ndarray:
-    """Boolean [H, W]: inside of a polygon."""
+    """Return boolean [H, W]: inside of a polygon."""
     image = Image.new("1", (width, height))
     ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners], fill=1)
     return np.asarray(image)
