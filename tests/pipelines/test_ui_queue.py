@@ -325,7 +325,7 @@ def test_a_planned_job_keeps_its_plan(opened: Any) -> None:
         Plan.preset("balanced"), name="balanced, 16 slices", slicing=SlicingConfig(16, 1)
     )
     values = forms.to_form(Job("x", seed=1), studio.models)
-    values[forms.FIELDS.index("preset")] = PLANNED
+    values["preset"] = PLANNED
     with pytest.raises(JobError, match="no plan is taken over yet"):
         forms.from_form(studio, values, False, None, None)
     studio.submit(forms.from_form(studio, values, False, None, plan.to_dict()), compare=True)
@@ -333,7 +333,7 @@ def test_a_planned_job_keeps_its_plan(opened: Any) -> None:
     job = engine.tasks[0].job
     assert job.accel_plan() == plan and job.preset is None
     assert "balanced, 16 slices" in view.queue(studio)
-    assert forms.to_form(job, studio.models)[forms.FIELDS.index("preset")] == PLANNED
+    assert forms.to_form(job, studio.models)["preset"] == PLANNED
     assert forms.job_of(values, studio).frames == 17
 
 
