@@ -21,6 +21,7 @@ from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.camera import Camera
 from accel.pipelines.motion.flow_pictures import arrows, colour_wheel
 from accel.pipelines.motion.flows import make_flow, read_layers
+from accel.pipelines.ui.settings import Limits
 from accel.pipelines.ui.studio import Finished, Studio
 from accel.pipelines.video import read_video
 
@@ -256,6 +257,11 @@ def sketch_of(job: Job) -> dict[str, Any]:
         keys = layer.get("keys") or [{"at": 1, "move": layer["by"]}]
         layers.append({"polygon": layer["polygon"], "keys": [{**plain, **key} for key in keys]})
     return {"layers": layers, "brush": None}
+
+
+def canvas_limits(limits: Limits) -> dict[str, int]:
+    """Return what the canvas may draw: polygons, and painted cells along a side, at most."""
+    return {"polygons": limits.polygons, "cells": _CELLS}
 
 
 def canvas(

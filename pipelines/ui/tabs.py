@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from accel.pipelines.ui.widgets import Limit, gr
 
 STATIC = Path(view.__file__).parent / "static"
 MORE = 24  # cards of the gallery at first, and that "more" adds
+CANVAS = "canvas-pose.js canvas.js canvas-keys.js"
 VIDEOS = [".mp4", ".webm", ".gif", ".png", ".mkv"]
 
 
@@ -130,7 +132,7 @@ def build(studio: Studio) -> Parts:
         with gr.Tab("Generate", id="generate"):
             generate = _generate(studio)
         with gr.Tab("Motion", id="motion"):
-            motion = _motion()
+            motion = _motion(studio)
         with gr.Tab("Compare", id="compare"):
             compared = _compare()
         with gr.Tab("Queue and gallery", id="queue"):
@@ -140,10 +142,17 @@ def build(studio: Studio) -> Parts:
     return Parts(tabs, kept, generate, motion, compared, queue, last, plan)
 
 
-def custom(value: Any, script: str = "", template: str = "", **options: Any) -> gr.HTML:
-    """Make HTML of the server's, with scripts of ours; several names with a space make one."""
+def custom(
+    value: Any, script: str = "", template: str = "", constants: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> gr.HTML:  # fmt: skip
+    """Make HTML of the server's, with scripts of ours; several names with a space make one.
+    ``constants``: what the script knows from the server.
+    """
     if script:
-        options["js_on_load"] = "".join((STATIC / name).read_text() for name in script.split())
+        given = (f"const {name} = {json.dumps(v)};\n" for name, v in (constants or {}).items())
+        files = ((STATIC / name).read_text() for name in script.split())
+        options["js_on_load"] = "".join([*given, *files])
     if template:
         options["html_template"] = (STATIC / template).read_text()
     return gr.HTML(value, elem_classes="ui-html", apply_default_css=False, **options)
@@ -201,12 +210,15 @@ def _fields(studio: Studio) -> dict[str, Any]:
     return {"form": form, "suited": suited, "moved": moved, "dice": dice}
 
 
-def _motion() -> MotionTab:
+def _motion(studio: Studio) -> MotionTab:
     """Make the canvas on the left; camera, driving video, strength and the flow on the right."""
     with gr.Row():
         with gr.Column(scale=6, min_width=300):
             first = drawing.canvas(drawing.FIRST)
-            canvas = custom(first, "canvas.js canvas-keys.js", "canvas.html", elem_id="canvas")
+            canvas = custom(
+                first, CANVAS, "canvas.html", {"LIMITS": drawing.canvas_limits(studio.limits)},
+                elem_id="canvas",
+            )  # fmt: skip
             behind = gr.Dropdown([], label="Draw on the first frame of", allow_custom_value=True)
         with gr.Column(scale=5, min_width=300):
             flow = custom(drawing.NO_FLOW, elem_id="flow")
