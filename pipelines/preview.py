@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,16 +22,18 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from accel.pipelines.batch import events
+
 _SIDE = 32  # latent pixels along the longer side
 _SHARE = 10  # a preview waits for this many times its own duration
 
 
 class Preview:
-    """Called as ``on_latents`` of ``generate``; emits {"event": "preview", "jpeg": bytes} at most
-    once a second. Emits one event with ``why_not`` for a pipeline whose latents it cannot show.
+    """Called as ``on_latents`` of ``generate``; emits a preview at most once a second, and a single
+    one with ``why_not`` for a pipeline whose latents it cannot show.
     """
 
-    def __init__(self, emit: Callable[[dict[str, Any]], None], name: str) -> None:
+    def __init__(self, emit: events.EmitStep, name: str) -> None:
         self._emit, self._name = emit, name
         self._before: tuple[Tensor, float] | None = None
         self._next = 0.0
@@ -46,11 +47,10 @@ class Preview:
         if start >= self._next:
             try:
                 picture = decode(pipe, denoised(latents, sigma, self._before))
-                self._emit({"event": "preview", "job": self._name, "jpeg": jpeg(picture)})
+                self._emit(events.Preview(self._name, jpeg(picture)))
             except (ValueError, RuntimeError, AttributeError, TypeError) as error:
                 self._failed = True  # a preview must never cost a render
-                why = f"no preview: {error}"
-                self._emit({"event": "preview", "job": self._name, "why_not": why})
+                self._emit(events.Preview(self._name, why_not=f"no preview: {error}"))
             self._next = time.monotonic() + max(1.0, _SHARE * (time.monotonic() - start))
         self._before = None if sigma is None else (latents.detach().clone(), sigma)
 

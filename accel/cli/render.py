@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from accel.pipelines.batch import events
 from accel.pipelines.batch.items import Item, changed_since, items, parse_shard
 from accel.pipelines.batch.jobfile import Invalid, parse_override
 from accel.pipelines.batch.output import Output
@@ -85,32 +86,33 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _render(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -> int:
+    from accel.pipelines.batch.batch_run import BatchRun, exit_code
     from accel.pipelines.batch.engines import Stop, make_engine
     from accel.pipelines.batch.manifest import Manifest, manifest_path
     from accel.pipelines.batch.output import prepare_folder
     from accel.pipelines.batch.progress import Progress
-    from accel.pipelines.batch.queue import Options, Queue, exit_code
+    from accel.pipelines.batch.queue import Options
 
     entries = list(items(args.jobfiles, overrides, _known(args.out), shard))
     prepare_folder(args.out)
     progress, stop = Progress(args.progress == "json"), Stop()
     for text in filter(None, map(changed_since, map(Path, args.jobfiles))):
-        progress({"event": "note", "text": text})
+        progress(events.Note(text))
     options = Options(args.out, args.compare, args.fail_fast, args.retries, args.checkpoint_steps)
     manifest = Manifest(manifest_path(args.out, shard))
     if manifest.note:
-        progress({"event": "note", "text": manifest.note})
+        progress(events.Note(manifest.note))
     engine = make_engine(args.engine, args.out, stop, progress, args.stall_timeout)
-    queue = Queue(options, engine, manifest, progress, stop)
+    batch = BatchRun(options, engine, manifest, progress, stop)
     try:
         with _signals(stop, engine, progress):
-            summary = queue.run(entries)
+            summary = batch.run(entries)
     except sqlite3.OperationalError as error:
         raise OSError(f"the manifest in {args.out} cannot be written: {error}") from error
     finally:
         manifest.close()
     code = exit_code(summary, stop)
-    progress({"event": "end", "exit_code": code, **vars(summary)})
+    progress(events.End(code, **vars(summary)))
     if summary.disk:
         raise JobError(
             f"{summary.disk}; make room and run the same command again, it goes on from here"
@@ -128,7 +130,7 @@ def _signals(stop: Stop, engine: Engine, progress: Progress) -> Iterator[None]:
             signal.signal(known, signal.SIG_DFL)
         stop.number = number
         engine.stop()
-        progress({"event": "stopping", "signal": signal.Signals(number).name})
+        progress(events.Stopping(signal.Signals(number).name))
 
     for number in before:
         signal.signal(number, on_signal)
@@ -170,13 +172,11 @@ def _print_entry(
 ) -> None:
     action = "render" if reason else "skip"
     if as_json:
-        print(
-            json.dumps(
-                {"event": "plan", "job": item.name, "id": item.id, "file": str(output.video),
-                 "action": action, "reason": reason, "predicted": prediction.to_dict(),
-                 "settings": json.loads(settings_text(item.job))}
-            )
-        )  # fmt: skip
+        settings, predicted = json.loads(settings_text(item.job)), prediction.to_dict()
+        planned = events.Planned(
+            item.name, item.id, str(output.video), action, reason, predicted, settings
+        )
+        print(json.dumps(planned.to_dict()))
     else:
         why = f" ({reason})" if reason not in ("", "not rendered yet") else ""
         print(f"{item.id[:12]}  {action}{why}  {output.video}  {prediction}  {_brief(item)}")

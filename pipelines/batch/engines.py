@@ -12,14 +12,16 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 from accel.core.validate import one_of
-from accel.pipelines.batch.worker import Check, Emit, Outcome, Task, Worker
+from accel.pipelines.batch.events import Emit
+from accel.pipelines.batch.tasks import Check, Kind, Outcome, Task
+from accel.pipelines.batch.worker import Worker
 from accel.pipelines.job import JobError
 
 
@@ -34,29 +36,34 @@ class Stop:
 
 
 class Engine(Protocol):
-    """What the queue needs of an engine."""
+    """What the queue, ``accel render`` and the page call of an engine."""
 
     slots: int
 
     def usable(self, slot: int) -> bool:
-        """Whether the slot still has a machine behind it."""
+        """Tell whether the slot still has a machine behind it."""
 
     def submit(self, slot: int, task: Task | Check) -> None:
         """Start a task in a free slot."""
 
     def wait(self, seconds: float) -> list[tuple[int, Outcome]]:
-        """Outcomes that came within ``seconds``; may be none."""
+        """Return (slot, outcome) of what ended within ``seconds``; may be none."""
 
     def stop(self) -> None:
-        """Ask all tasks to stop after their current step."""
+        """Ask all tasks to stop after their current step; later ones stop at their first."""
+
+    def cancel(self, slot: int) -> None:
+        """Ask one task to stop after its current step; the slot takes others after it."""
 
     def close(self) -> None:
         """End everything."""
 
 
 def make_engine(name: str, out: Path, stop: Stop, emit: Emit, stall: int = 0) -> Engine:
-    """Engine by the name of ``--engine``. ``stall``: see LocalEngine. Raises JobError if it is
-    unknown, not installed, or cannot watch for stalled jobs.
+    """Return the engine that ``--engine`` names. ``stall``: see LocalEngine.
+
+    Raises:
+        JobError: it is unknown, not installed, or cannot watch for stalled jobs.
     """
     kind, _, address = name.partition("://")
     try:
@@ -75,7 +82,7 @@ def make_engine(name: str, out: Path, stop: Stop, emit: Emit, stall: int = 0) ->
 
 
 def devices() -> list[str | None]:
-    """One per GPU, else a single default device."""
+    """Return one name per GPU, else a single default device."""
     import torch
 
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or [None]
@@ -87,14 +94,18 @@ class InlineEngine:
     slots = 1
 
     def __init__(self, out: Path, stop: Stop, emit: Emit) -> None:
-        self._worker = Worker(out, devices()[0], stop, emit, out)
+        self._stop, self._cancelled = stop, False
+        self._worker = Worker(out, devices()[0], self._stopping, emit, out)
         self._task: Task | Check | None = None
+
+    def _stopping(self) -> bool:
+        return self._cancelled or self._stop()
 
     def usable(self, slot: int) -> bool:
         return True
 
     def submit(self, slot: int, task: Task | Check) -> None:
-        self._task = task
+        self._task, self._cancelled = task, False
 
     def wait(self, seconds: float) -> list[tuple[int, Outcome]]:
         if self._task is None:
@@ -105,6 +116,9 @@ class InlineEngine:
 
     def stop(self) -> None:
         pass  # the worker looks at the same flag
+
+    def cancel(self, slot: int) -> None:
+        self._cancelled = True
 
     def close(self) -> None:
         pass
@@ -167,7 +181,7 @@ class LocalEngine:
                 self._all[slot].busy = False
                 outcomes.append((slot, message))
             elif message is not None:
-                self._emit({**message, "slot": slot})
+                self._emit(replace(message, slot=slot))
         return outcomes
 
     def _end_stalled(self) -> None:
@@ -188,20 +202,21 @@ class LocalEngine:
                 how, place.stalled = f"a kill, as it said nothing for {self._stall} s", False
             place.connection.close()
             place.process = place.connection = None
-            return Outcome("died", f"the process that rendered it ended with {how}")
+            return Outcome(Kind.DIED, f"the process that rendered it ended with {how}")
 
     def stop(self) -> None:
         for place in self._all:
-            if place.connection is not None:
-                with suppress(OSError):
-                    place.connection.send("stop")
+            self._send(place, "stop")
 
     def cancel(self, slot: int) -> None:
-        """Ask one task to stop after its current step; the slot takes others after it."""
-        connection = self._all[slot].connection
+        self._send(self._all[slot], "cancel")
+
+    def _send(self, place: _Slot, message: str) -> None:
+        """Send from any thread; ``wait`` may close the connection meanwhile."""
+        connection = place.connection
         if connection is not None:
             with suppress(OSError):
-                connection.send("cancel")
+                connection.send(message)
 
     def close(self) -> None:
         for place in self._all:

@@ -7,12 +7,14 @@ import shlex
 from pathlib import Path
 
 from accel.pipelines.batch.items import Item
-from accel.pipelines.batch.worker import Outcome
+from accel.pipelines.batch.tasks import Outcome
 
 
 def keep_failure(out: Path, item: Item, outcome: Outcome) -> str:
-    """Write job file and traceback under ``out/.accel/failures``; returns the command that repeats
-    the job.
+    """Write job file and traceback under ``out/.accel/failures``.
+
+    Returns:
+        The command that repeats the job.
     """
     folder = out / ".accel" / "failures"
     job = folder / f"{item.name}.json"

@@ -18,6 +18,7 @@ import torch
 
 from accel.config import SlicingConfig
 from accel.core.structure import denoisers
+from accel.pipelines.batch.tasks import Kind
 from accel.pipelines.job import Job
 from accel.plans import Plan
 
@@ -117,15 +118,16 @@ def available(pipe: Any) -> list[Rung]:
     return [rung for rung in LADDER if not rung.why_not(pipe)]
 
 
-def classify(error: BaseException) -> str:
-    """ "oom", "disk" (nothing more can be written) or "failed"."""
+def classify(error: BaseException) -> Kind:
+    """Tell a lack of memory and of disk space from other failures."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return "oom"
+        return Kind.OOM
     if isinstance(error, OSError) and error.errno in _DISK:
-        return "disk"
+        return Kind.DISK
     text = str(error).lower()
     words = ("out of memory", "can't allocate memory", "cannot allocate memory")
-    return "oom" if isinstance(error, RuntimeError) and any(w in text for w in words) else "failed"
+    short = isinstance(error, RuntimeError) and any(w in text for w in words)
+    return Kind.OOM if short else Kind.FAILED
 
 
 def free_memory() -> None:
@@ -135,12 +137,12 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def next_rung(kind: str, rung: int, rungs_left: int, failures: int, retries: int) -> int | None:
-    """Rung for the next try, None to give up.
+def next_rung(kind: Kind, rung: int, rungs_left: int, failures: int, retries: int) -> int | None:
+    """Return the rung for the next try, None to give up.
 
     ``failures``: failed tries so far, those on the way up the ladder not counted. ``retries`` 0
     means no second try of any kind.
     """
-    if retries and kind == "oom" and rungs_left > 0:
+    if retries and kind == Kind.OOM and rungs_left > 0:
         return rung + 1
-    return rung if kind != "oom" and failures <= retries else None
+    return rung if kind != Kind.OOM and failures <= retries else None

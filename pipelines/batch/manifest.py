@@ -10,6 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,17 @@ CREATE INDEX IF NOT EXISTS by_id ON jobs (id);
 CREATE TABLE IF NOT EXISTS events (
     time REAL NOT NULL, name TEXT NOT NULL, id TEXT NOT NULL, event TEXT NOT NULL, detail TEXT);
 """
-STATES = ("pending", "running", "stopped", "done", "failed", "invalid")
+
+
+class State(StrEnum):
+    """What a job of the manifest is; the values are stored."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    DONE = "done"
+    FAILED = "failed"
+    INVALID = "invalid"
 
 
 def manifest_path(out: Path, shard: tuple[int, int] = (1, 1)) -> Path:
@@ -58,10 +69,11 @@ class Manifest:
         with self._base:
             self._base.executemany(
                 "INSERT INTO jobs (name, id, state, job, model, plan, steps, volume, updated) "
-                "VALUES (?, ?, 'pending', ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
-                "id = excluded.id, state = 'pending', job = excluded.job, tries = 0, cut_off = 0, "
-                "model = excluded.model, plan = excluded.plan, steps = excluded.steps, "
-                "volume = excluded.volume, sha256 = NULL, error = NULL WHERE id != excluded.id",
+                f"VALUES (?, ?, '{State.PENDING}', ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE "
+                "SET id = excluded.id, state = excluded.state, job = excluded.job, tries = 0, "
+                "cut_off = 0, model = excluded.model, plan = excluded.plan, "
+                "steps = excluded.steps, volume = excluded.volume, sha256 = NULL, error = NULL "
+                "WHERE id != excluded.id",
                 (_row(name, job_id, job) for name, job_id, job in rows),
             )
 
@@ -70,8 +82,9 @@ class Manifest:
         return dict(self._base.execute("SELECT name, id FROM jobs"))
 
     def running(self) -> list[str]:
-        """Jobs that some process was at when it last wrote."""
-        return [n for (n,) in self._base.execute("SELECT name FROM jobs WHERE state = 'running'")]
+        """Return the jobs that some process was at when it last wrote."""
+        query = "SELECT name FROM jobs WHERE state = ?"
+        return [name for (name,) in self._base.execute(query, (State.RUNNING,))]
 
     def cut_offs(self) -> dict[str, int]:
         """How often each job was cut off, where it was."""
@@ -89,8 +102,8 @@ class Manifest:
         query = f"SELECT name, event, detail FROM events{where} ORDER BY rowid"
         return list(self._base.execute(query, () if event is None else (event,)))
 
-    def log(self, name: str, event: str, state: str, detail: str = "", **values: Any) -> None:
-        """Something happened to a job: its new ``state``, and columns to set."""
+    def log(self, name: str, event: str, state: State, detail: str = "", **values: Any) -> None:
+        """Write down what happened to a job: its new ``state``, and columns to set."""
         values = {"state": state, "updated": time.time(), **values}
         columns = ", ".join(f"{key} = ?" for key in values)
         with self._base:
@@ -112,8 +125,8 @@ class Manifest:
         with self._base:
             self._base.execute(
                 "INSERT OR REPLACE INTO jobs (name, id, state, job, error, updated) "
-                "VALUES (?, '', 'invalid', '', ?, ?)",
-                (where, message, time.time()),
+                "VALUES (?, '', ?, '', ?, ?)",
+                (where, State.INVALID, message, time.time()),
             )
 
     def forget_invalid(self) -> None:
@@ -125,7 +138,7 @@ class Manifest:
         """The process that rendered this job is gone."""
         with self._base:
             self._base.execute("UPDATE jobs SET cut_off = cut_off + 1 WHERE name = ?", (name,))
-        self.log(name, "cut off", "pending")
+        self.log(name, "cut off", State.PENDING)
 
 
 def _row(name: str, job_id: str, job: Job) -> tuple[Any, ...]:

@@ -5,20 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from dataclasses import replace
+from typing import Any, assert_never
 
 from tqdm import tqdm
 
-_LOGGED = {
-    "skip": "{job}: already done ({file})",
-    "wait": "{job}: another process renders it",
-    "resume": "{job}: goes on from a saved step",
-    "invalid": "{error}",
-    "retry": "{job}: {error}; trying again{how}",
-    "same": "{where}: the same video as {job}, rendered once",
-    "stopping": "{signal}: saving the current step, then stopping; once more to stop at once",
-    "note": "{text}",
-}
+from accel.pipelines.batch import events
 
 
 class Pace:
@@ -27,82 +19,101 @@ class Pace:
     def __init__(self) -> None:
         self._first: dict[str, tuple[float, int]] = {}
 
-    def __call__(self, event: dict[str, Any]) -> dict[str, Any]:
-        """The event with ``eta_s``, None after the first step."""
-        job, step, now = f"{event['job']} {event['part']}", event["step"], time.monotonic()
+    def __call__(self, event: events.Step) -> events.Step:
+        """Return the event with ``eta_s``, None after the first step."""
+        job, step, now = f"{event.job} {event.part}", event.step, time.monotonic()
         since, first = self._first.setdefault(job, (now, step))
         pace = (now - since) / (step - first) if step > first else None
-        eta = None if pace is None else round(pace * (event["steps"] - step), 2)
-        if step == event["steps"]:
+        eta = None if pace is None else round(pace * (event.steps - step), 2)
+        if step == event.steps:
             del self._first[job]
-        return {**event, "eta_s": eta}
+        return replace(event, eta_s=eta)
 
     def forget(self, job: str) -> None:
-        """The job ended before its last step."""
+        """Drop what is known of a job that ended before its last step."""
         self._first = {k: v for k, v in self._first.items() if not k.startswith(f"{job} ")}
 
 
 class Progress:
-    """Receives events (mappings with the key ``event``) and shows them."""
+    """Receives events and shows them."""
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
         self._bars: dict[int, Any] = {}
         self._pace = Pace()
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Show one event."""
-        if event["event"] == "step":
+        if isinstance(event, events.Step):
             event = self._pace(event)
         if self._json:
-            hidden = ("report", "traceback")
-            shown = {k: v for k, v in event.items() if k not in hidden}
-            print(json.dumps(shown), flush=True)
-        if event["event"] == "step":
+            print(json.dumps(event.to_dict()), flush=True)
+        if isinstance(event, events.Step):
             self._bar(event)
-        elif event["event"] == "done":
-            self._close(event.get("slot", 0))
-            if not self._json:
-                print(_result(event), flush=True)
-        elif event["event"] == "failed":
-            self._close(event.get("slot", 0))
-            self._log(f"{event['job']}: failed\n{event['traceback'] or event['error']}")
-            self._log(f"  to reproduce: {event['reproduce']}")
-        elif event["event"] == "end":
-            self._log(_summary(event))
-        elif event["event"] in _LOGGED:
-            self._log(_LOGGED[event["event"]].format_map(event))
+        elif isinstance(event, events.Done | events.Failed):
+            self._close(event.slot)
+        if isinstance(event, events.Done) and not self._json:
+            print(_result(event), flush=True)
+        for text in _logged(event):
+            tqdm.write(text, file=sys.stderr)
 
-    def _bar(self, event: dict[str, Any]) -> None:
+    def _bar(self, event: events.Step) -> None:
         if self._json or not sys.stderr.isatty():
             return
-        slot, title = event.get("slot", 0), f"{event['job']} ({event['part']})"
+        slot, title = event.slot or 0, f"{event.job} ({event.part})"
         bar = self._bars.get(slot)
         if bar is None or bar.desc != f"{title}: ":
             self._close(slot)
-            bar = tqdm(total=event["steps"], desc=title, unit="step", position=slot)
+            bar = tqdm(total=event.steps, desc=title, unit="step", position=slot)
             self._bars[slot] = bar
-        bar.update(event["step"] - bar.n)
+        bar.update(event.step - bar.n)
 
     def _close(self, slot: int) -> None:
         bar = self._bars.pop(slot, None)
         if bar is not None:
             bar.close()
 
-    def _log(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+
+def _logged(event: events.Event) -> tuple[str, ...]:
+    """Return the texts that an event adds to the log."""
+    match event:
+        case events.Skip(job=job, file=file):
+            return (f"{job}: already done ({file})",)
+        case events.Wait(job=job):
+            return (f"{job}: another process renders it",)
+        case events.Resume(job=job):
+            return (f"{job}: goes on from a saved step",)
+        case events.Invalid(error=error):
+            return (error,)
+        case events.Retry(job=job, error=error, how=how):
+            return (f"{job}: {error}; trying again{how}",)
+        case events.Failed():
+            what = event.traceback or event.error
+            return f"{event.job}: failed\n{what}", f"  to reproduce: {event.reproduce}"
+        case events.Note(text=text):
+            return (text,)
+        case events.Stopping(signal=signal):
+            how = "saving the current step, then stopping; once more to stop at once"
+            return (f"{signal}: {how}",)
+        case events.End():
+            return (_summary(event),)
+        case events.Step() | events.Preview() | events.Start() | events.Done():
+            return ()
+        case _:
+            assert_never(event)
 
 
-def _result(event: dict[str, Any]) -> str:
-    lines = [f"{event['file']}: {event['frames']} frames in {event['seconds']:.2f} s"]
-    if event["resumed_from_step"]:
-        lines[0] += f", from step {event['resumed_from_step']} on"
-    if event["memory"]:
-        lines.append(f"  short of memory, rendered with {', '.join(event['memory'])}")
-    if event["steps_not_saved"]:
-        lines.append(f"  steps were not saved: {event['steps_not_saved']}")
-    lines.append(event["report"])
-    c = event["comparison"]
+def _result(event: events.Done) -> str:
+    data = event.sidecar
+    lines = [f"{event.file}: {data['frames']} frames in {data['seconds']:.2f} s"]
+    if data["resumed_from_step"]:
+        lines[0] += f", from step {data['resumed_from_step']} on"
+    if data["memory"]:
+        lines.append(f"  short of memory, rendered with {', '.join(data['memory'])}")
+    if data["steps_not_saved"]:
+        lines.append(f"  steps were not saved: {data['steps_not_saved']}")
+    lines.append(event.report)
+    c = data["comparison"]
     if c is not None:
         slower = "" if c["speedup"] >= 1 else " (slower than not patching)"
         lines.append(
@@ -113,14 +124,11 @@ def _result(event: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _summary(event: dict[str, Any]) -> str:
-    counts = ", ".join(
-        f"{event[key]} {text}"
-        for key, text in (
-            ("done", "rendered"), ("skipped", "already done"), ("failed", "failed"),
-            ("invalid", "invalid"), ("left", "left"),
-        )
-        if event[key] or key == "done"
-    )  # fmt: skip
-    again = "; the same command goes on from here" if event["left"] else ""
-    return f"{counts}{again}"
+def _summary(event: events.End) -> str:
+    counts = {
+        "rendered": event.done, "already done": event.skipped, "failed": event.failed,
+        "invalid": event.invalid, "left": event.left,
+    }  # fmt: skip
+    told = [f"{n} {text}" for text, n in counts.items() if n or text == "rendered"]
+    again = "; the same command goes on from here" if event.left else ""
+    return f"{', '.join(told)}{again}"

@@ -1,26 +1,28 @@
-"""Runs a queue of jobs on an engine: what starts when, what a failure leads to, what is kept.
+"""A queue of jobs on an engine: what every outcome leads to, and what is kept.
 
-Only this process writes the manifest. Jobs of one model are kept together, since loading takes
-long; a job that was cut off more than once goes last, lest it takes the machine down again first.
+Only this process writes the manifest. What batch and page decide differently (which job comes next,
+whether one may start, when it is over, what a failure means to the rest) is asked of a ``Policy``.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, assert_never
 
-from accel.pipelines.batch.engines import Engine, Stop
+from accel.pipelines.batch import events
+from accel.pipelines.batch.engines import Engine
 from accel.pipelines.batch.failures import keep_failure
 from accel.pipelines.batch.items import Item
-from accel.pipelines.batch.jobfile import Invalid
 from accel.pipelines.batch.ladder import next_rung
-from accel.pipelines.batch.lease import is_held
-from accel.pipelines.batch.manifest import Manifest
+from accel.pipelines.batch.manifest import Manifest, State
 from accel.pipelines.batch.output import Output, copy_of
-from accel.pipelines.batch.worker import Check, Emit, Outcome, Task
+from accel.pipelines.batch.tasks import Kind, Outcome, Task
 
 _MAX_DEATHS = 2  # processes one job may take down beyond its retries; lost machines do not count
 _POLL = 1.0  # seconds between looks at a job that another process renders
@@ -41,105 +43,88 @@ class Options:
     checkpoint_steps: int = 5
 
 
-@dataclass
-class Summary:
-    """Counts of jobs at the end. ``disk``: why nothing more could be written."""
+class Policy(Protocol):
+    """What a queue asks of whoever runs it, and tells it; always under the queue's lock."""
 
-    done: int = 0
-    skipped: int = 0
-    failed: int = 0
-    invalid: int = 0
-    left: int = 0
-    disk: str = ""
+    @property
+    def poll(self) -> float:
+        """Seconds in which the queue looks again while nothing comes from the engine."""
+
+    def over(self, waiting: int) -> bool:
+        """Tell whether to end, where nothing runs and so many items wait."""
+
+    def may_start(self) -> bool:
+        """Tell whether a further item may start now."""
+
+    def choose(self, free: Sequence[Item], loaded: str) -> Item:
+        """Return the one of ``free`` that comes next in a slot that has the model ``loaded``."""
+
+    def task(self, item: Item) -> Task:
+        """Return the next try of an item, which starts now."""
+
+    def try_ended(self, item: Item) -> None:
+        """Take note that a try of an item ended; what comes of it follows."""
+
+    def sets_aside(self, item: Item) -> bool:
+        """Tell whether an item that stopped is set aside, or else waits again as the first."""
+
+    def done(self, item: Item, sidecar: Mapping[str, Any]) -> None:
+        """Take note of a rendered or copied video; ``sidecar`` is empty for a copy."""
+
+    def skipped(self, item: Item) -> None:
+        """Take note of a video that was there already."""
+
+    def failed(self, item: Item, error: str) -> None:
+        """Take note of an item that is given up."""
+
+    def unfit(self, item: Item, error: str) -> None:
+        """Take note of an item that does not fit its model."""
+
+    def disk_full(self, error: str) -> None:
+        """Take note that nothing more can be written; the item waits as the first."""
 
 
 @dataclass
 class Queue:
-    """One run over a queue; ``stop`` may be set at any time."""
+    """Items on their way to videos. ``lock`` is held whenever items change, never while the engine
+    waits.
+    """
 
     options: Options
     engine: Engine
     manifest: Manifest
-    progress: Emit
-    stop: Stop
-    summary: Summary = field(default_factory=Summary)
-    _pending: deque[Item] = field(default_factory=deque)
+    progress: events.Emit
+    policy: Policy
+    lock: AbstractContextManager[Any] = field(default_factory=threading.RLock)
+    pending: deque[Item] = field(default_factory=deque)
+    running: dict[int, Item] = field(default_factory=dict)
+    loaded: dict[int, str] = field(default_factory=dict)  # slot to model
     _elsewhere: deque[tuple[float, Item]] = field(default_factory=deque)
-    _running: dict[int, Item] = field(default_factory=dict)
-    _model: dict[int, str] = field(default_factory=dict)
-    _ended: bool = False
 
-    def run(self, entries: Iterable[Item | Invalid]) -> Summary:
-        """Render everything; returns when all is done, or on a signal, or a full disk."""
-        try:
-            self._collect(entries)
-            self._check_all()
-            while not self._over():
+    def run(self) -> None:
+        """Render until the policy says that it is over."""
+        while self.running or not self.policy.over(self.waiting):
+            with self.lock:
                 self._start_some()
-                for slot, outcome in self.engine.wait(0.5):
-                    self._settle(self._running.pop(slot), outcome, slot)
-        finally:
-            self.engine.close()
-        self.summary.left = len(self._pending) + len(self._elsewhere)
-        return self.summary
+            for slot, outcome in self.engine.wait(self.policy.poll):
+                with self.lock:
+                    self._settle(self.running.pop(slot), outcome, slot)
 
-    # ------------------------------------------------------------------------------------ before
+    @property
+    def waiting(self) -> int:
+        """Count the items that are neither running nor settled."""
+        return len(self.pending) + len(self._elsewhere)
 
-    def _collect(self, entries: Iterable[Item | Invalid]) -> None:
-        """Sort the entries into invalid ones, finished ones and those to render."""
-        found: list[Item] = []
-        self.manifest.forget_invalid()
-        for entry in entries:
-            if isinstance(entry, Invalid):
-                self._invalid(entry)
-            else:
-                found.append(entry)
-        self.manifest.add((item.name, item.id, item.job) for item in found)
-        for name in self.manifest.running():
-            if not is_held(Output(self.options.out, name, "mp4").lease):
-                self.manifest.cut_off(name)
-        models: dict[str, int] = {}
-        for item in found:
-            models.setdefault(item.job.model, len(models))
-            output = self._output(item)
-            if output.finish(item.id) or not output.why_not_done(item.id, self.options.compare):
-                self._found(item)
-            else:
-                self._pending.append(item)
-        cut = self.manifest.cut_offs()
-        order = sorted(
-            self._pending, key=lambda item: (cut.get(item.name, 0) > 1, models[item.job.model])
-        )
-        self._pending = deque(order)
+    def drop(self, name: str) -> None:
+        """Take an item that waits out of the queue."""
+        self.pending = deque(item for item in self.pending if item.name != name)
+        self._elsewhere = deque(pair for pair in self._elsewhere if pair[1].name != name)
 
-    def _check_all(self) -> None:
-        """Load each model once and set aside the jobs that do not fit it, before any starts."""
-        for model in dict.fromkeys(item.job.model for item in self._pending):
-            jobs = {i.name: i.job for i in self._pending if i.job.model == model}
-            if self.stop() or self._ended:
-                return
-            outcome = self._checked(Check(model, jobs))
-            for name, message in outcome.invalid.items():
-                item = next(i for i in self._pending if i.name == name)
-                self._pending.remove(item)
-                self._unfit(item, message)
-            self._model[0] = model
+    def output(self, item: Item) -> Output:
+        """Return the files of an item."""
+        return Output(self.options.out, item.name, item.job.format)
 
-    def _checked(self, check: Check) -> Outcome:
-        self.engine.submit(0, check)
-        while True:
-            for _, outcome in self.engine.wait(0.5):
-                if outcome.kind != "checked":
-                    text = f"cannot load model {check.model!r}: {outcome.error}"
-                    return Outcome("checked", invalid=dict.fromkeys(check.jobs, text))
-                return outcome
-
-    # ------------------------------------------------------------------------------------ during
-
-    def _over(self) -> bool:
-        if self._running:
-            return False
-        return self._ended or self.stop() or not (self._pending or self._elsewhere)
+    # ------------------------------------------------------------------------------------- starts
 
     def _start_some(self) -> None:
         usable = [slot for slot in range(self.engine.slots) if self.engine.usable(slot)]
@@ -148,152 +133,133 @@ class Queue:
                 "every machine of the cluster is gone; the same command goes on from here"
             )
         for slot in usable:
-            if slot in self._running or self._ended or self.stop():
+            if slot in self.running or not self.policy.may_start():
                 continue
             item = self._take(slot)
             if item is None:
                 continue
-            self._running[slot], self._model[slot] = item, item.job.model
-            self.manifest.log(item.name, "started", "running", f"rung {item.rung}")
-            self.progress({"event": "start", "job": item.name, "id": item.id, "slot": slot})
-            if self._output(item).steps.exists():
-                self.progress({"event": "resume", "job": item.name})
-            self.engine.submit(slot, self._task(item))
-
-    def _task(self, item: Item) -> Task:
-        compare, every = self.options.compare, self.options.checkpoint_steps
-        return Task(item.name, item.id, item.job, item.rung, compare, every)
+            self.running[slot], self.loaded[slot] = item, item.job.model
+            self.manifest.log(item.name, "started", State.RUNNING, f"rung {item.rung}")
+            self.progress(events.Start(item.name, item.id, slot))
+            if self.output(item).steps.exists():
+                self.progress(events.Resume(item.name))
+            self.engine.submit(slot, self.policy.task(item))
 
     def _take(self, slot: int) -> Item | None:
-        """The next item for a slot: of the model it has loaded, where there is one."""
         now = time.monotonic()
-        if not self._pending and self._elsewhere and self._elsewhere[0][0] <= now:
-            self._pending.append(self._elsewhere.popleft()[1])
-        busy = {item.id for item in self._running.values()}
-        free = [item for item in self._pending if item.id not in busy]
+        if not self.pending and self._elsewhere and self._elsewhere[0][0] <= now:
+            self.pending.append(self._elsewhere.popleft()[1])
+        busy = {item.id for item in self.running.values()}
+        free = [item for item in self.pending if item.id not in busy]
         if not free:
             return None
-        item = self._choose(free, slot)
-        self._pending.remove(item)
+        item = self.policy.choose(free, self.loaded.get(slot, ""))
+        self.pending.remove(item)
         if item.twin and self._copy(item):
             return self._take(slot)
         return item
 
-    def _choose(self, free: list[Item], slot: int) -> Item:
-        same = (item for item in free if item.job.model == self._model.get(slot))
-        return next(same, free[0])
+    def _copy(self, item: Item) -> bool:
+        """Make an item that is the same video as a finished one a copy of it."""
+        sha256 = copy_of(Output(self.options.out, item.twin, item.job.format), self.output(item))
+        if sha256:
+            self.manifest.log(item.name, "copied", State.DONE, item.twin, sha256=sha256)
+            self.policy.done(item, {})
+            text = f"{item.name}: the same video as {item.twin}, copied"
+            self.progress(events.Note(text, job=item.name))
+        return bool(sha256)
+
+    # --------------------------------------------------------------------------------------- ends
 
     def _settle(self, item: Item, outcome: Outcome, slot: int) -> None:
         """Write down how a task ended, and decide what comes of it."""
-        if outcome.kind == "done":
-            self._done(item, outcome, slot)
-        elif outcome.kind == "found":
-            self._found(item)
-        elif outcome.kind == "busy":
-            if not item.waiting:
-                item.waiting = True
-                self.manifest.log(item.name, "elsewhere", "pending")
-                self.progress({"event": "wait", "job": item.name})
-            self._elsewhere.append((time.monotonic() + _POLL, item))
-        elif outcome.kind == "stopped":
-            self.manifest.log(item.name, "stopped", "pending")
-            self._pending.appendleft(item)
-        elif outcome.kind == "invalid":
-            self._unfit(item, outcome.error)
-        elif outcome.kind == "disk":
-            self._disk_full(item, outcome)
-        else:
-            self._failed(item, outcome, slot)
-
-    def _failed(self, item: Item, outcome: Outcome, slot: int) -> None:
-        if outcome.kind in ("died", "lost"):
-            item.deaths += outcome.kind == "died"
-            again = None if item.deaths > self.options.retries + _MAX_DEATHS else item.rung
-        else:
-            item.failures += outcome.kind == "failed"
-            again = next_rung(
-                outcome.kind, item.rung, outcome.rungs_left, item.failures, self.options.retries
-            )
-        if again is not None:
-            how = " with less memory" if again > item.rung else ""
-            told = {"event": "retry", "job": item.name, "error": outcome.error, "how": how}
-            self.progress(told)
-            self.manifest.log(item.name, "retry", "pending", outcome.error)
-            item.rung = again
-            self._pending.append(item)
-            return
-        command = keep_failure(self.options.out, item, outcome)
-        self.summary.failed += 1
-        self._ended = self._ended or self.options.fail_fast
-        self.manifest.log(
-            item.name, "failed", "failed", outcome.error, error=outcome.traceback or outcome.error
-        )
-        self.progress(
-            {"event": "failed", "job": item.name, "id": item.id, "slot": slot,
-             "error": outcome.error, "traceback": outcome.traceback, "reproduce": command}
-        )  # fmt: skip
-
-    # ------------------------------------------------------------------------------------- ends
+        self.policy.try_ended(item)
+        match outcome.kind:
+            case Kind.DONE:
+                self._done(item, outcome, slot)
+            case Kind.FOUND:
+                self.found(item)
+            case Kind.BUSY:
+                self._busy(item)
+            case Kind.STOPPED:
+                self._stopped(item)
+            case Kind.INVALID:
+                self.unfit(item, outcome.error)
+            case Kind.DISK:
+                self._disk_full(item, outcome)
+            case Kind.DIED | Kind.LOST:
+                item.deaths += outcome.kind == Kind.DIED
+                given_up = item.deaths > self.options.retries + _MAX_DEATHS
+                self._failed(item, outcome, slot, None if given_up else item.rung)
+            case Kind.FAILED | Kind.OOM:
+                item.failures += outcome.kind == Kind.FAILED
+                tries = item.failures, self.options.retries
+                rung = next_rung(outcome.kind, item.rung, outcome.rungs_left, *tries)
+                self._failed(item, outcome, slot, rung)
+            case Kind.CHECKED:
+                raise ValueError(f"{item.name} was rendered, and answered as a check")
+            case _:
+                assert_never(outcome.kind)
 
     def _done(self, item: Item, outcome: Outcome, slot: int) -> None:
         data = outcome.sidecar
-        self.summary.done += 1
         whole = not data["resumed_from_step"] and not data["memory"]
         self.manifest.log(
-            item.name, "done", "done", sha256=outcome.sha256, error=None,
+            item.name, "done", State.DONE, sha256=outcome.sha256, error=None,
             peak_bytes=data["peak_bytes"], seconds=data["seconds"] if whole else None,
         )  # fmt: skip
-        event = {"event": "done", "job": item.name, "id": item.id, "slot": slot}
-        event |= {"file": str(self._output(item).video), "sha256": outcome.sha256}
-        self.progress({**event, **data, "report": outcome.report})
+        self.policy.done(item, data)
+        file = str(self.output(item).video)
+        told = events.Done(item.name, item.id, slot, file, outcome.sha256, data, outcome.report)
+        self.progress(told)
 
-    def _found(self, item: Item) -> None:
-        self.summary.skipped += 1
-        self.manifest.log(item.name, "found", "done")
-        file = str(self._output(item).video)
-        self.progress({"event": "skip", "job": item.name, "id": item.id, "file": file})
+    def found(self, item: Item) -> None:
+        """Settle an item whose video is there."""
+        self.manifest.log(item.name, "found", State.DONE)
+        self.policy.skipped(item)
+        self.progress(events.Skip(item.name, item.id, str(self.output(item).video)))
 
-    def _copy(self, item: Item) -> bool:
-        """Make an item that is the same video as a finished one a copy of it."""
-        sha256 = copy_of(Output(self.options.out, item.twin, item.job.format), self._output(item))
-        if sha256:
-            self.summary.done += 1
-            self.manifest.log(item.name, "copied", "done", item.twin, sha256=sha256)
-            text = f"{item.name}: the same video as {item.twin}, copied"
-            self.progress({"event": "note", "job": item.name, "text": text})
-        return bool(sha256)
+    def _busy(self, item: Item) -> None:
+        if not item.waiting:
+            item.waiting = True
+            self.manifest.log(item.name, "elsewhere", State.PENDING)
+            self.progress(events.Wait(item.name))
+        self._elsewhere.append((time.monotonic() + _POLL, item))
 
-    def _unfit(self, item: Item, message: str) -> None:
-        self.manifest.log(item.name, "invalid", "invalid", message, error=message)
-        self._count_invalid(item.where, message)
+    def _stopped(self, item: Item) -> None:
+        aside = self.policy.sets_aside(item)
+        self.manifest.log(item.name, "stopped", State.STOPPED if aside else State.PENDING)
+        if not aside:
+            self.pending.appendleft(item)
 
-    def _invalid(self, entry: Invalid) -> None:
-        self.manifest.add_invalid(entry.where, entry.message)
-        self._count_invalid(entry.where, entry.message)
+    def _failed(self, item: Item, outcome: Outcome, slot: int, rung: int | None) -> None:
+        """Try a failed item again on ``rung``, or give it up."""
+        if rung is not None:
+            how = " with less memory" if rung > item.rung else ""
+            self.progress(events.Retry(item.name, outcome.error, how))
+            self.manifest.log(item.name, "retry", State.PENDING, outcome.error)
+            item.rung = rung
+            self.pending.append(item)
+            return
+        command = keep_failure(self.options.out, item, outcome)
+        why = outcome.traceback or outcome.error
+        self.manifest.log(item.name, "failed", State.FAILED, outcome.error, error=why)
+        self.policy.failed(item, outcome.error)
+        self.progress(
+            events.Failed(item.name, item.id, slot, outcome.error, outcome.traceback, command)
+        )
 
-    def _count_invalid(self, where: str, message: str) -> None:
-        self.summary.invalid += 1
-        self._ended = self._ended or self.options.fail_fast
-        self.progress({"event": "invalid", "where": where, "error": message})
+    def unfit(self, item: Item, message: str) -> None:
+        """Settle an item that does not fit its model."""
+        self.manifest.log(item.name, "invalid", State.INVALID, message, error=message)
+        self.policy.unfit(item, message)
+        self.progress(events.Invalid(item.where, message))
 
     def _disk_full(self, item: Item, outcome: Outcome) -> None:
-        """Nothing that comes after could be written either: end here and keep the rest."""
-        self._ended, self.summary.disk = True, outcome.error
-        self._pending.appendleft(item)
+        """Keep the item as the first: nothing that comes after could be written either."""
+        self.policy.disk_full(outcome.error)
+        self.pending.appendleft(item)
         try:
-            self.manifest.log(item.name, "stopped", "pending", outcome.error)
+            self.manifest.log(item.name, "stopped", State.PENDING, outcome.error)
         except Exception as error:  # the manifest is on the same disk
-            text = f"the manifest could not be written: {error}"
-            self.progress({"event": "note", "text": text})
-
-    def _output(self, item: Item) -> Output:
-        return Output(self.options.out, item.name, item.job.format)
-
-
-def exit_code(summary: Summary, stop: Stop) -> int:
-    """0 all done, 1 a job failed or was invalid, 2 nothing could be written, 130/143 a signal."""
-    if stop():
-        return 128 + stop.number
-    if summary.disk:
-        return 2
-    return 1 if summary.failed or summary.invalid else 0
+            self.progress(events.Note(f"the manifest could not be written: {error}"))

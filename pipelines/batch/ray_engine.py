@@ -19,7 +19,8 @@ from typing import Any
 
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.output import Output, file_bytes, read_sidecar
-from accel.pipelines.batch.worker import Check, Outcome, Task, Worker
+from accel.pipelines.batch.tasks import Check, Kind, Outcome, Task
+from accel.pipelines.batch.worker import Worker
 from accel.pipelines.job import JobError
 
 _GONE = 15.0  # seconds in which Ray notices that a machine is gone
@@ -30,30 +31,35 @@ class _Renderer:
 
     def __init__(self, out: str, token: str, gpu: bool) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="accel-ray-")
-        self._stopped = False
+        self._stopped, self._number, self._cancelled = False, 0, -1
         shared = Path(out) if (Path(out) / ".accel" / token).exists() else None
         self._worker = Worker(
             Path(self._folder.name),
             "cuda:0" if gpu else None,
-            lambda: self._stopped,
+            lambda: self._stopped or self._cancelled == self._number,
             lambda event: None,
             shared,
         )
 
-    def perform(self, task: Task | Check) -> Outcome:
-        """Do a task; a finished file travels inside the outcome."""
+    def perform(self, task: Task | Check, number: int) -> Outcome:
+        """Do a task; a finished file travels inside the outcome. ``number``: from 1, of its own."""
+        self._number = number
         outcome = self._worker.perform(task)
-        if isinstance(task, Check) or outcome.kind not in ("done", "found"):
+        if isinstance(task, Check) or outcome.kind not in (Kind.DONE, Kind.FOUND):
             return outcome
         output = Output(Path(self._folder.name), task.name, task.job.format)
         sidecar = read_sidecar(output.sidecar) or {}
         content = file_bytes(output.video)
         output.remove()
-        return replace(outcome, kind="done", sidecar=sidecar, content=content)
+        return replace(outcome, kind=Kind.DONE, sidecar=sidecar, content=content)
 
     def stop(self) -> None:
         """Stop after the current step."""
         self._stopped = True
+
+    def cancel(self, number: int) -> None:
+        """Stop the task of this number after its current step, or before its first."""
+        self._cancelled = number
 
 
 @dataclass
@@ -64,6 +70,7 @@ class _Place:
     gpu: bool
     actor: Any = None
     call: Any = None
+    number: int = 0
     task: Task | Check | None = None
     held: ExitStack = field(default_factory=ExitStack)
     outcome: Outcome | None = None
@@ -92,21 +99,22 @@ class RayEngine:
         place.task, place.outcome = task, self._claim(place, task)
         if place.outcome is None:
             place.actor = place.actor or self._actor(place)
-            place.call = place.actor.perform.remote(task)
+            place.number += 1
+            place.call = place.actor.perform.remote(task, place.number)
 
     def _claim(self, place: _Place, task: Task | Check) -> Outcome | None:
-        """Take the job's lease; an outcome if there is nothing to do."""
+        """Take the job's lease; return an outcome if there is nothing to do."""
         if isinstance(task, Check):
             return None
         output = Output(self._out, task.name, task.job.format)
         if not place.held.enter_context(lease(output.lease)):
-            return Outcome("busy")
+            return Outcome(Kind.BUSY)
         if output.finish(task.id) or not output.why_not_done(task.id, task.compare):
-            return Outcome("found")
+            return Outcome(Kind.FOUND)
         try:
             output.check_ours()
         except JobError as error:
-            return Outcome("invalid", str(error))
+            return Outcome(Kind.INVALID, str(error))
         return None
 
     def _actor(self, place: _Place) -> Any:
@@ -138,22 +146,22 @@ class RayEngine:
         return outcomes
 
     def _result(self, place: _Place, call: Any) -> Outcome:
-        """Outcome of a call, its file in place. Never raises for what happened over there."""
+        """Return the outcome of a call, its file in place; never raise for what happened there."""
         try:
             outcome: Outcome = self._ray.get(call)
         except self._ray.exceptions.RayError as error:
             place.actor = None
             place.gone = self._node_is_gone(place.node)
             what = f"machine {place.node[:8]} is gone" if place.gone else "its process ended"
-            return Outcome("lost" if place.gone else "died", what, str(error))
+            return Outcome(Kind.LOST if place.gone else Kind.DIED, what, str(error))
         task = place.task
-        if outcome.kind != "done" or not isinstance(task, Task):
+        if outcome.kind != Kind.DONE or not isinstance(task, Task):
             return outcome
         output = Output(self._out, task.name, task.job.format)
         try:
             sha256 = output.take(outcome.content, task.job, task.id, outcome.sidecar)
         except OSError as error:
-            return Outcome("disk", f"{type(error).__name__}: {error}")
+            return Outcome(Kind.DISK, f"{type(error).__name__}: {error}")
         return replace(outcome, sha256=sha256, content={})
 
     def _node_is_gone(self, node: str) -> bool:
@@ -168,6 +176,11 @@ class RayEngine:
         for place in self._places:
             if place.actor is not None:
                 place.actor.stop.remote()
+
+    def cancel(self, slot: int) -> None:
+        place = self._places[slot]
+        if place.actor is not None:
+            place.actor.cancel.remote(place.number)
 
     def close(self) -> None:
         for place in self._places:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import accel
 from accel.core.quality import psnr, ssim
 from accel.pipelines.batch.comparison import keep_reference
+from accel.pipelines.batch.events import EmitStep, Part, Step
 from accel.pipelines.batch.ladder import (
     Rung,
     Undo,
@@ -27,58 +28,12 @@ from accel.pipelines.batch.ladder import (
 )
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.output import Output
+from accel.pipelines.batch.tasks import Check, Kind, Outcome, Task
 from accel.pipelines.checkpoint import StepCheckpoint, Stopped
 from accel.pipelines.generate import Result, check, generate
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import load
 from accel.pipelines.preview import Preview
-
-Emit = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One try of one job. ``rung``: how far up the ladder of memory savings. ``preview``: emit
-    pictures of the running denoising. ``keep``: with ``compare``, keep the reference as a video of
-    its own and a video of the difference (``reference.py``).
-    """
-
-    name: str
-    id: str
-    job: Job
-    rung: int = 0
-    compare: bool = False
-    checkpoint_steps: int = 5
-    preview: bool = False
-    keep: bool = False
-
-
-@dataclass(frozen=True)
-class Check:
-    """Not a render: do these jobs (by name) fit their model?"""
-
-    model: str
-    jobs: dict[str, Job]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a task ended.
-
-    ``kind``: done, found (it was complete already), busy (another process has it), stopped,
-    invalid, failed, oom, disk (nothing more can be written), died (its process ended), lost (its
-    machine is gone), checked. ``sidecar`` is what was written beside the video.
-    """
-
-    kind: str
-    error: str = ""
-    traceback: str = ""
-    sha256: str = ""
-    sidecar: dict[str, Any] = field(default_factory=dict)
-    report: str = ""
-    rungs_left: int = 0
-    invalid: dict[str, str] = field(default_factory=dict)
-    content: dict[str, bytes] = field(default_factory=dict)
 
 
 class Worker:
@@ -92,7 +47,7 @@ class Worker:
         out: Path,
         device: str | None,
         stop: Callable[[], bool],
-        emit: Emit,
+        emit: EmitStep,
         steps: Path | None,
     ) -> None:
         self._out, self._device, self._stop, self._emit = out, device, stop, emit
@@ -109,15 +64,15 @@ class Worker:
         try:
             with lease(output.lease) as mine:
                 if not mine:
-                    return Outcome("busy")
+                    return Outcome(Kind.BUSY)
                 if output.finish(task.id) or not output.why_not_done(task.id, task.compare):
-                    return Outcome("found")
+                    return Outcome(Kind.FOUND)
                 output.check_ours()
                 return self._render(task, output)
         except Stopped:
-            return Outcome("stopped")
+            return Outcome(Kind.STOPPED)
         except JobError as error:
-            return Outcome("invalid", str(error))
+            return Outcome(Kind.INVALID, str(error))
         except Exception as error:
             left = 0 if self._pipe is None else len(available(self._pipe)) - task.rung
             text = f"{type(error).__name__}: {error}"
@@ -134,8 +89,8 @@ class Worker:
                 bad[name] = str(error)
             except (OSError, ValueError) as error:
                 text = f"cannot load model {task.model!r}: {error}"
-                return Outcome("checked", invalid=dict.fromkeys(task.jobs, text))
-        return Outcome("checked", invalid=bad)
+                return Outcome(Kind.CHECKED, invalid=dict.fromkeys(task.jobs, text))
+        return Outcome(Kind.CHECKED, invalid=bad)
 
     def _loaded(self, model: str) -> Any:
         if self._model != model:
@@ -192,7 +147,7 @@ class Worker:
         }
         sha256 = output.write(result.frames, task.job, task.id, sidecar)
         text = "not accelerated (preset: null)" if result.report is None else str(result.report)
-        return Outcome("done", sha256=sha256, sidecar=sidecar, report=text)
+        return Outcome(Kind.DONE, sha256=sha256, sidecar=sidecar, report=text)
 
     def _generate(
         self, pipe: Any, task: Task, job: Job, saved: StepCheckpoint | None
@@ -206,10 +161,8 @@ class Worker:
                 _reset_peak()
             if saved is not None and done <= saved.resumed_from:
                 return  # taken over, not computed
-            self._emit(
-                {"event": "step", "job": task.name, "step": done, "steps": steps,
-                 "part": "render" if saved is not None else "unaccelerated"}
-            )  # fmt: skip
+            part = Part.UNACCELERATED if saved is None else Part.RENDER
+            self._emit(Step(task.name, done, steps, part))
             if saved is None:  # otherwise the checkpoint asks, after it has saved the step
                 self._stop_if_asked()
 

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,32 @@ from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.camera import Camera
 from accel.pipelines.motion.flow_pictures import arrows, colour_wheel
 from accel.pipelines.motion.flows import make_flow, read_layers
+from accel.pipelines.ui.settings import Limits
 from accel.pipelines.ui.studio import Finished, Studio
 from accel.pipelines.video import read_video
 
-# Sliders of the camera: label, least, most, step, standing still. Per frame.
-CAMERA = (
-    ("Pan right, pixels", -8.0, 8.0, 0.25, 0.0),
-    ("Pan down, pixels", -8.0, 8.0, 0.25, 0.0),
-    ("Zoom, factor", 0.9, 1.1, 0.005, 1.0),
-    ("Roll, degrees", -10.0, 10.0, 0.5, 0.0),
-    ("Orbit right, degrees", -5.0, 5.0, 0.25, 0.0),
-    ("Orbit up, degrees", -5.0, 5.0, 0.25, 0.0),
-    ("Dolly forward, of the median depth", -0.05, 0.05, 0.005, 0.0),
-)
-STILL = tuple(row[-1] for row in CAMERA)
+
+@dataclass(frozen=True)
+class CameraSlider:
+    """A slider's text, ends and step, and where the camera stands ``still``. Per frame."""
+
+    label: str
+    low: float
+    high: float
+    step: float
+    still: float = 0.0
+
+
+CAMERA = {
+    "pan_x": CameraSlider("Pan right, pixels", -8.0, 8.0, 0.25),
+    "pan_y": CameraSlider("Pan down, pixels", -8.0, 8.0, 0.25),
+    "zoom": CameraSlider("Zoom, factor", 0.9, 1.1, 0.005, still=1.0),
+    "roll": CameraSlider("Roll, degrees", -10.0, 10.0, 0.5),
+    "orbit_x": CameraSlider("Orbit right, degrees", -5.0, 5.0, 0.25),
+    "orbit_y": CameraSlider("Orbit up, degrees", -5.0, 5.0, 0.25),
+    "dolly": CameraSlider("Dolly forward, of the median depth", -0.05, 0.05, 0.005),
+}
+STILL = {name: slider.still for name, slider in CAMERA.items()}
 FIRST = (64, 64, 17)  # width, height, frames of the canvas before the form says other ones
 NO_FLOW = '<div class="empty"><p class="quiet">The motion will appear here.</p></div>'
 _CELLS = 64  # painted cells along a side, at most
@@ -44,13 +56,23 @@ _SHOWN = 160  # pixels of the flow preview along its longer side
 def read_motion(
     studio: Studio,
     drawing: Mapping[str, Any] | None,
-    camera: tuple[float, ...],
+    camera: Mapping[str, float],
     driving: Mapping[str, Any] | None,
     strength: float,
     size: tuple[int, int, int],
 ) -> dict[str, Any] | None:
-    """``{"motion", "strength", "size"}`` for a job of ``size`` (width, height, frames), None if
-    nothing moves. ``driving`` as ``keep_driving`` made it. Raises JobError for what cannot be.
+    """Return ``{"motion", "strength", "size"}`` of a job, None if nothing moves.
+
+    Args:
+        studio: limits, and the folder in which painted strengths are kept.
+        drawing: as the canvas sends it.
+        camera: values of ``CAMERA``.
+        driving: as ``Studio.keep_driving`` made it.
+        strength: where none is painted.
+        size: width, height and frames of the job.
+
+    Raises:
+        JobError: the drawing cannot be.
     """
     try:
         layers = _layers(studio, drawing)
@@ -113,12 +135,15 @@ def _layers(studio: Studio, drawing: Mapping[str, Any] | None) -> list[dict[str,
     return layers
 
 
-def _camera(values: tuple[float, ...]) -> dict[str, Any] | None:
-    """The camera of a job, None if it stands still."""
-    if tuple(float(v) for v in values) == STILL:
+def _camera(values: Mapping[str, float]) -> dict[str, Any] | None:
+    """Return the camera of a job, None if it stands still."""
+    v = {name: float(values[name]) for name in CAMERA}
+    if v == STILL:
         return None
-    pan_x, pan_y, zoom, roll, orbit_x, orbit_y, dolly = values
-    camera = Camera((pan_x, pan_y), zoom, roll, (orbit_x, orbit_y), dolly)
+    camera = Camera(
+        pan=(v["pan_x"], v["pan_y"]), zoom=v["zoom"], roll=v["roll"],
+        orbit=(v["orbit_x"], v["orbit_y"]), dolly=v["dolly"],
+    )  # fmt: skip
     plain = asdict(Camera())
     data = {k: v for k, v in asdict(camera).items() if v != plain[k]}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
@@ -214,11 +239,14 @@ def _webp(pictures: np.ndarray, fps: float) -> str:
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def camera_of(job: Job) -> list[float]:
-    """Values of the camera's sliders for a job."""
+def camera_of(job: Job) -> dict[str, float]:
+    """Return the values of ``CAMERA`` for a job."""
     data = (job.motion or {}).get("camera") or {}
     camera = Camera(**{key: value for key, value in data.items() if key != "depth"})
-    return [*camera.pan, camera.zoom, camera.roll, *camera.orbit, camera.dolly]
+    return {
+        "pan_x": camera.pan[0], "pan_y": camera.pan[1], "zoom": camera.zoom, "roll": camera.roll,
+        "orbit_x": camera.orbit[0], "orbit_y": camera.orbit[1], "dolly": camera.dolly,
+    }  # fmt: skip
 
 
 def sketch_of(job: Job) -> dict[str, Any]:
@@ -229,6 +257,11 @@ def sketch_of(job: Job) -> dict[str, Any]:
         keys = layer.get("keys") or [{"at": 1, "move": layer["by"]}]
         layers.append({"polygon": layer["polygon"], "keys": [{**plain, **key} for key in keys]})
     return {"layers": layers, "brush": None}
+
+
+def canvas_limits(limits: Limits) -> dict[str, int]:
+    """Return what the canvas may draw: polygons, and painted cells along a side, at most."""
+    return {"polygons": limits.polygons, "cells": _CELLS}
 
 
 def canvas(

@@ -1,10 +1,10 @@
-"""The values of the form on the page, in the order of its widgets."""
+"""The values of the form on the page, by the names of its fields."""
 
 from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,33 @@ FIRST = Job("a red circle on a striped blue background", seed=1)
 SIZES = ("width", "height", "frames", "steps", "guidance")
 
 
-def to_form(job: Job, models: Models) -> list[Any]:
-    """Values of the widgets for a job, in the order of ``FIELDS``."""
+def to_form(job: Job, models: Models) -> dict[str, Any]:
+    """Return the values of ``FIELDS`` for a job."""
     job = job.resolved()
     label = models.label(job.model) or next(iter(models.by_label))
     values = {**job.to_dict(), "model": label, "preset": models.acceleration(job)}
-    return [values[key] for key in FIELDS]
+    return {key: values[key] for key in FIELDS}
 
 
 def from_form(
-    studio: Studio, values: Sequence[Any], moved: bool, motion: Mapping[str, Any] | None, plan: Any
+    studio: Studio,
+    values: Mapping[str, Any],
+    moved: bool,
+    motion: Mapping[str, Any] | None,
+    plan: Any,
 ) -> dict[str, Any]:
-    """The form as ``job_from_form`` takes it; ``motion`` as ``drawing.py`` keeps it, brought to the
-    form's size; ``plan`` as the tab Plan picked it.
+    """Return the form as ``job_from_form`` takes it.
+
+    Args:
+        values: of ``FIELDS``.
+        moved: whether the motion counts.
+        motion: as ``drawing.py`` keeps it; it is brought to the form's size.
+        plan: as the tab Plan picked it.
+
+    Raises:
+        JobError: the plan or the motion that counts is missing.
     """
-    form: dict[str, Any] = dict(zip(FIELDS, values, strict=True))
+    form = dict(values)
     if form["preset"] == PLANNED:
         if not plan:
             raise JobError("no plan is taken over yet; pick one in the tab Plan")
@@ -51,35 +63,52 @@ def from_form(
     return form
 
 
-def job_of(values: Sequence[Any], studio: Studio) -> Job:
-    """The form's job without prompt, plan or motion, as far as its size goes. Raises JobError."""
-    form = {**dict(zip(FIELDS, values, strict=True)), "prompt": "size only"}
+def job_of(values: Mapping[str, Any], studio: Studio) -> Job:
+    """Return the form's job without prompt, plan or motion, as far as its size goes.
+
+    Raises:
+        JobError: there can be no such job.
+    """
+    form = {**values, "prompt": "size only"}
     job = job_from_form(form, studio.models, studio.limits).resolved()
     check_size(job)
     return job
 
 
-def size_of(values: Sequence[Any], studio: Studio) -> tuple[tuple[int, int, int], float]:
-    """(width, height, frames) and frames per second of the form. Raises JobError."""
+def size_of(values: Mapping[str, Any], studio: Studio) -> tuple[tuple[int, int, int], float]:
+    """Return (width, height, frames) and frames per second of the form.
+
+    Raises:
+        JobError: there can be no motion of that size.
+    """
     job = job_of(values, studio)
     if not (job.width and job.height and job.frames and job.frames > 1):
         raise JobError("motion needs width, height and 2 frames or more in the form")
     return (job.width, job.height, job.frames), job.fps or 16.0
 
 
-def default_sizes(label: str, models: Models) -> list[Any]:
-    """Values of ``SIZES`` that suit a model; None is its own default."""
+def default_sizes(label: str, models: Models) -> dict[str, Any]:
+    """Return values of ``SIZES`` that suit a model; None is its own default."""
     known = defaults(models.by_label.get(label, TINY))
-    return [getattr(known, key) for key in SIZES]
+    return {key: getattr(known, key) for key in SIZES}
 
 
 def random_seed() -> int:
-    """A seed that a person can type."""
+    """Return a seed that a person can type."""
     return secrets.randbelow(10**6)
 
 
 def exported(studio: Studio, what: str, form: Mapping[str, Any] | None = None) -> str:
-    """Path of a job file for ``accel render``: of the ``form``, the "queue" or the "gallery"."""
+    """Write a job file for ``accel render``; return its path.
+
+    Args:
+        studio: what is exported, and where to.
+        what: "job" for the ``form``, "queue" or "gallery".
+        form: as ``from_form`` returns it.
+
+    Raises:
+        JobError: there is nothing to export.
+    """
     if form is not None:
         jobs = [job_from_form(form, studio.models, studio.limits)]
     elif what == "queue":
@@ -94,5 +123,5 @@ def exported(studio: Studio, what: str, form: Mapping[str, Any] | None = None) -
 
 
 def unnamed(job: Job) -> Job:
-    """A job to start another from: its name stays with the video that has it."""
+    """Return a job to start another from: its name stays with the video that has it."""
     return replace(job, name="")

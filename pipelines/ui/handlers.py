@@ -1,9 +1,13 @@
-"""What the page does when something is pressed: from the values of widgets to new values."""
+"""What the page does when something is pressed.
+
+Handlers get the values of widgets by name, and return new values by widget; a widget that is not
+among them stays as it is.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,208 +16,243 @@ from accel.pipelines.job import Job, JobError
 from accel.pipelines.ui import compare, drawing, forms, plan_tab, predicted, view
 from accel.pipelines.ui.settings import PLANNED, UNACCELERATED, settings_of
 from accel.pipelines.ui.studio import Finished, Studio
+from accel.pipelines.ui.tabs import MORE, Parts
 from accel.pipelines.ui.widgets import Limit, gr
 from accel.plans import Plan
 
-MORE = 24  # cards that "more" adds to the gallery
-REUSED = 9 + len(drawing.CAMERA) + len(forms.FIELDS)  # values that ``into_form`` returns
+Changes = dict[Any, Any]  # widget to its new value
+_NOTHING: Changes = gr.skip()  # Gradio takes no empty dictionary
 
 
 def told(fn: Callable) -> Callable:
-    """A handler whose JobError the visitor reads as a message."""
+    """Let the visitor read a handler's JobError as a message."""
 
     @functools.wraps(fn)
-    def handler(*values: Any) -> Any:
+    def handler(*arguments: Any, **values: Any) -> Any:
         try:
-            return fn(*values)
+            return fn(*arguments, **values)
         except JobError as error:
             raise gr.Error(escape(str(error)), print_exception=False) from error
 
     return handler
 
 
+def by_widget(widgets: Mapping[str, Any], values: Mapping[str, Any]) -> Changes:
+    """Return values by widget instead of by name."""
+    return {widgets[name]: value for name, value in values.items()}
+
+
 class Handlers:
-    """Handlers over one studio. ``moved``: whether the drawn motion counts; ``drawn``: that motion,
-    and ``plan``: the one picked in the tab Plan, both kept on the server; ``form``: values of
-    ``forms.FIELDS``.
+    """Handlers over one studio. ``form`` holds values of ``forms.FIELDS``, ``job`` those and
+    ``moved``, ``drawn`` and ``planned``; see ``tabs.py`` for what widgets and states hold.
     """
 
-    def __init__(self, studio: Studio) -> None:
-        self.studio = studio
+    def __init__(self, studio: Studio, parts: Parts) -> None:
+        self.studio, self.parts = studio, parts
 
     # -------------------------------------------------------------------------------- generate
 
+    def _filled_in(self, moved: bool, drawn: Any, planned: Any, **form: Any) -> dict[str, Any]:
+        return forms.from_form(self.studio, form, moved, drawn, planned)
+
     @told
-    def generate(self, compared: bool, moved: bool, drawn: Any, plan: Any, *form: Any) -> None:
+    def generate(self, *, compared: bool, **job: Any) -> None:
         """Enter a job."""
-        values = forms.from_form(self.studio, form, moved, drawn, plan)
-        name = self.studio.submit(values, compare=compared)
+        name = self.studio.submit(self._filled_in(**job), compare=compared)
         gr.Info(f"{escape(name)} is in the queue.", duration=3)
 
-    def suit(self, label: str, suited: str) -> list[Any]:
-        """The chosen model and the sizes that suit it. ``suited``: the model of the sizes so far.
-        A menu tells its value also when it is only left; what was typed since then stays.
+    def suit(self, *, model: str, suited: str) -> Changes:
+        """Choose a model, with the sizes that suit it. ``suited``: the model of the sizes so far.
+        A Gradio dropdown also fires when it merely loses focus; what was typed since then stays.
         """
-        if label == suited:
-            return [gr.skip()] * (1 + len(forms.SIZES))
-        return [label, *forms.default_sizes(label, self.studio.models)]
+        if model == suited:
+            return _NOTHING
+        tab, sizes = self.parts.generate, forms.default_sizes(model, self.studio.models)
+        return {tab.suited: model, **by_widget(tab.form, sizes)}
+
+    def random_seed(self) -> Changes:
+        """Draw a seed."""
+        return {self.parts.generate.form["seed"]: forms.random_seed()}
 
     def act(self, event: gr.EventData) -> None:
-        """A button inside server-made HTML."""
+        """Carry out a button inside server-made HTML."""
         message = self.studio.act(str(event.act), str(event.name))
         if message:
             gr.Warning(escape(message))
 
-    def preset_names(self) -> list[str]:
-        """For the menu of presets."""
-        return list(self.studio.presets.all())
-
-    def presets(self) -> Any:
-        """The menu of presets with those that are saved by now."""
-        return gr.Dropdown(choices=self.preset_names())
+    def presets(self, **chosen: Any) -> Changes:
+        """Put the presets that are saved by now into their menu; ``value``: to choose one."""
+        names = list(self.studio.presets.all())
+        return {self.parts.generate.preset: gr.Dropdown(choices=names, **chosen)}
 
     @told
-    def save_preset(self, name: str, moved: bool, drawn: Any, plan: Any, *form: Any) -> Any:
-        """Keep the form; the menu with its name."""
-        values = forms.from_form(self.studio, form, moved, drawn, plan)
-        self.studio.save_preset(name or "", values)
-        return gr.Dropdown(choices=self.preset_names(), value=name)
+    def save_preset(self, *, saved: str, **job: Any) -> Changes:
+        """Keep the form under a name."""
+        self.studio.save_preset(saved or "", self._filled_in(**job))
+        return self.presets(value=saved)
 
     @told
-    def use_preset(self, name: str) -> list[Any]:
-        """The form with a preset; see ``into_form``."""
-        job = self.studio.presets.all().get(name)
+    def use_preset(self, *, saved: str) -> Changes:
+        """Fill the form with a preset."""
+        job = self.studio.presets.all().get(saved)
         if job is None:
             raise JobError("choose a preset that is saved")
         return self.into_form(job)
 
-    def drop_preset(self, name: str) -> Any:
+    def drop_preset(self, *, saved: str) -> Changes:
         """Forget a preset."""
-        self.studio.presets.delete(name or "")
-        return gr.Dropdown(choices=self.preset_names(), value=None)
+        self.studio.presets.delete(saved or "")
+        return self.presets(value=None)
 
     @told
-    def export(self, what: str, moved: bool, drawn: Any, plan: Any, *form: Any) -> Any:
-        """A job file of the form ("job"), the "queue" or the "gallery"."""
-        job = what == "job"
-        values = forms.from_form(self.studio, form, moved, drawn, plan) if job else None
-        return gr.File(forms.exported(self.studio, what, values), visible=True)
+    def export(self, *, what: str, **job: Any) -> Changes:
+        """Make a job file of the form ("job"), the "queue" or the "gallery"."""
+        form = self._filled_in(**job) if what == "job" else None
+        file = gr.File(forms.exported(self.studio, what, form), visible=True)
+        made = self.parts.generate.job_file if what == "job" else self.parts.queue.exported
+        return {made: file}
 
-    def into_form(self, job: Job, video: Finished | None = None) -> list[Any]:
-        """The form and the drawing, over the first frame of ``video``, filled with a job, and
-        shown: tab, moved, drawn, plan, sketch, shape, canvas, strength, camera, model, form.
-        """
+    def into_form(self, job: Job, video: Finished | None = None) -> Changes:
+        """Show a job in the form and in the drawing, over the first frame of ``video``."""
+        kept, tab, motion = self.parts.kept, self.parts.generate, self.parts.motion
         job = forms.unnamed(job.resolved())
         size = (job.width or 64, job.height or 64, job.frames or 17)
         drawn = None
         if job.motion:
             drawn = {"motion": job.motion, "strength": job.strength, "size": list(size)}
-        sketch = drawing.sketch_of(job)
-        canvas = drawing.canvas(size, video, sketch["layers"])
-        strength = job.strength if isinstance(job.strength, float) else 0.1
-        plan = None if job.plan is None else (job.accel_plan() or Plan()).to_dict()
-        shown = [gr.Tabs(selected="generate"), drawn is not None, drawn, plan, sketch, size]
-        camera, form = drawing.camera_of(job), forms.to_form(job, self.studio.models)
-        return [*shown, canvas, strength, *camera, form[forms.FIELDS.index("model")], *form]
+        sketch, form = drawing.sketch_of(job), forms.to_form(job, self.studio.models)
+        return {
+            self.parts.tabs: gr.Tabs(selected="generate"),
+            tab.moved: drawn is not None,
+            kept.drawn: drawn,
+            kept.planned: None if job.plan is None else (job.accel_plan() or Plan()).to_dict(),
+            kept.sketch: sketch,
+            kept.shape: size,
+            motion.canvas: drawing.canvas(size, video, sketch["layers"]),
+            motion.strength: job.strength if isinstance(job.strength, float) else 0.1,
+            **by_widget(motion.camera, drawing.camera_of(job)),
+            tab.suited: form["model"],
+            **by_widget(tab.form, form),
+        }
+
+    def filled(self) -> list[Any]:
+        """Return the widgets that ``into_form`` sets."""
+        kept, tab, motion = self.parts.kept, self.parts.generate, self.parts.motion
+        return [
+            self.parts.tabs, tab.moved, kept.drawn, kept.planned, kept.sketch, kept.shape,
+            motion.canvas, motion.strength, *motion.camera.values(), tab.suited,
+            *tab.form.values(),
+        ]  # fmt: skip
 
     # ---------------------------------------------------------------------------------- motion
 
-    def keep_sketch(self, event: gr.EventData) -> Any:
-        """What the canvas sent."""
-        return event.drawing
+    def keep_sketch(self, event: gr.EventData) -> Changes:
+        """Keep what the canvas sent."""
+        return {self.parts.kept.sketch: event.drawing}
 
     @told
-    def take_driving(self, path: str | None, first: Any, last: Any, cuts: bool) -> Any:
-        """The driving video of a job from an upload."""
-        if not path:
-            return None
-        kept, _ = self.studio.keep_driving(Path(path))
-        data = {"file": str(kept), "first": first or 0, "cuts": "fresh" if cuts else "error"}
-        return data | ({} if last is None else {"last": last})
+    def take_driving(self, *, file: str | None, start: Any, end: Any, cuts: bool) -> Changes:
+        """Make the driving video of a job of an upload."""
+        if not file:
+            return {self.parts.motion.driving: None}
+        kept, _ = self.studio.keep_driving(Path(file))
+        data = {"file": str(kept), "first": start or 0, "cuts": "fresh" if cuts else "error"}
+        return {self.parts.motion.driving: data | ({} if end is None else {"last": end})}
 
     @told
-    def read_motion(self, sketch: Any, driving: Any, strength: float, *values: Any) -> list[Any]:
-        """The motion of all widgets: drawn, moved, picture of the flow."""
-        camera, form = values[: len(drawing.CAMERA)], values[len(drawing.CAMERA) :]
-        size, fps = forms.size_of(form, self.studio)
+    def read_motion(self, *, sketch: Any, driving: Any, strength: float, **values: Any) -> Changes:
+        """Read the motion of all widgets; ``values``: of the camera and of the form."""
+        camera = {name: values.pop(name) for name in drawing.CAMERA}
+        size, fps = forms.size_of(values, self.studio)
         drawn = drawing.read_motion(self.studio, sketch, camera, driving, strength, size)
         shown = drawing.flow_preview(drawn["motion"], size, fps) if drawn else drawing.NO_FLOW
-        return [drawn, drawn is not None, shown]
+        return {
+            self.parts.kept.drawn: drawn,
+            self.parts.generate.moved: drawn is not None,
+            self.parts.motion.flow: shown,
+        }
 
-    def fit(self, shape: tuple[int, int, int], *form: Any) -> list[Any]:
-        """Shape and canvas at the form's size, if that is another one."""
+    def fit(self, *, shape: tuple[int, int, int], **form: Any) -> Changes:
+        """Bring the canvas to the form's size, if that is another one."""
         try:
             size, _ = forms.size_of(form, self.studio)
         except JobError:
-            return [gr.skip(), gr.skip()]  # told when something is made of the form
-        same = tuple(shape) == size
-        return [gr.skip(), gr.skip()] if same else [size, drawing.canvas(size, keep=True)]
+            return _NOTHING  # told when something is made of the form
+        if tuple(shape) == size:
+            return _NOTHING
+        return self._canvas(size, drawing.canvas(size, keep=True))
 
     @told
-    def show_behind(self, name: str | None, *form: Any) -> list[Any]:
-        """Shape and canvas at the form's size over the first frame of a video."""
+    def show_behind(self, *, behind: str | None, **form: Any) -> Changes:
+        """Show the canvas at the form's size over the first frame of a video."""
         size, _ = forms.size_of(form, self.studio)
-        return [size, drawing.canvas(size, self.studio.find(name) if name else None)]
+        video = self.studio.find(behind) if behind else None
+        return self._canvas(size, drawing.canvas(size, video))
+
+    def _canvas(self, size: tuple[int, int, int], shown: dict[str, Any]) -> Changes:
+        return {self.parts.kept.shape: size, self.parts.motion.canvas: shown}
 
     # --------------------------------------------------------------------------------- compare
 
-    def names(self, more: list[str]) -> Any:
-        """A menu of videos."""
-        return gr.Dropdown(choices=more + compare.choices(self.studio))
+    def names(self, *, menu: Any, more: list[str]) -> Changes:
+        """Put the videos that can be played into a menu."""
+        return {menu: gr.Dropdown(choices=more + compare.choices(self.studio))}
 
     @told
-    def show_pair(self, first: str, second: str) -> list[str]:
-        """Players and report."""
-        found = compare.pair(self.studio, first or "", second or "")
-        return [compare.players(found), compare.report(found)]
+    def show_pair(self, *, first: str, second: str) -> Changes:
+        """Show two videos beside each other, and the report."""
+        found, tab = compare.pair(self.studio, first or "", second or ""), self.parts.compare
+        return {tab.players: compare.players(found), tab.report: compare.report(found)}
 
     # --------------------------------------------------------------------------------- gallery
 
     @told
-    def take_settings(self, path: str | None) -> list[Any]:
-        """The form with the settings of an uploaded video; see ``into_form``."""
+    def take_settings(self, *, path: str | None) -> Changes:
+        """Fill the form with the settings of an uploaded video."""
         if not path:
-            return [gr.skip()] * REUSED
+            return _NOTHING
         job, notes = settings_of(Path(path), self.studio.models, self.studio.limits)
         for note in notes:
             gr.Warning(escape(note))
         return self.into_form(job)
 
+    def make_room(self) -> Changes:
+        """Empty the place to drop a video, for the next one."""
+        return {self.parts.queue.dropped: None}
+
     @told
-    def act_gallery(self, count: int, event: gr.EventData) -> list[Any]:
-        """A button on a card: count, gallery, first, second, players, report, then as
-        ``into_form``.
-        """
-        name, shown, form = str(event.name), [gr.skip()] * 6, [gr.skip()] * REUSED
+    def act_gallery(self, event: gr.EventData, *, count: int) -> Changes:
+        """Carry out a button on a card."""
+        name, queue, compared = str(event.name), self.parts.queue, self.parts.compare
         if event.act == "more":
-            shown[:2] = count + MORE, view.gallery(self.studio, count + MORE)
-        elif event.act == "reuse":
+            shown = view.gallery(self.studio, count + MORE)
+            return {queue.count: count + MORE, queue.gallery: shown}
+        if event.act == "reuse":
             video = self.studio.find(name)
-            form = self.into_form(video.job, video) if video else form
-        elif event.act == "compare":
-            shown[2:] = [name, compare.OWN, *self.show_pair(name, compare.OWN)]
-            form[0] = gr.Tabs(selected="compare")
-        else:
-            self.act(event)
-            shown[1] = view.gallery(self.studio, count)
-        return [*shown, *form]
+            return self.into_form(video.job, video) if video else _NOTHING
+        if event.act == "compare":
+            pair = {compared.first: name, compared.second: compare.OWN}
+            shown = self.show_pair(first=name, second=compare.OWN)
+            return {self.parts.tabs: gr.Tabs(selected="compare"), **pair, **shown}
+        self.act(event)
+        return {queue.gallery: view.gallery(self.studio, count)}
 
     # ------------------------------------------------------------------------------------ plan
 
     def predict(
-        self, asked: tuple[str, float] | None, memory: float, quality: float, *form: Any
-    ) -> Iterator[list[Any]]:
-        """The plan for the form's job: what it was asked for, memory slider, picked, HTML.
+        self, *, asked: tuple[str, float] | None, memory: float, quality: float, **form: Any
+    ) -> Iterator[Changes]:
+        """Predict the plan for the form's job.
 
-        ``asked``: shape of the job and top of the slider so far. For a new size a limit stays, and
-        a slider at its top goes to the new one. While a size is simulated, that is said, and the
-        slider rests, as its top is not known yet.
+        For a new size a limit stays, and a slider at its top goes to the new one. While a size is
+        simulated, that is said, and the slider rests, as its top is not known yet.
         """
-        slider = gr.skip()
+        tab, slider = self.parts.plan, gr.skip()
         try:
             job = forms.job_of(form, self.studio)
             if self.studio.simulations.known(job) is None:
-                yield [gr.skip(), Limit(interactive=False), None, plan_tab.WAIT]
+                rests = Limit(interactive=False)
+                yield {tab.memory: rests, tab.picked: None, tab.predicted: plan_tab.WAIT}
                 slider = Limit(interactive=True)
             needs = self.studio.simulations.needs(job)
             shape, top = predicted.shape(job), plan_tab.top(self.studio, needs)
@@ -222,24 +261,38 @@ class Handlers:
                 memory, asked = min(memory, top) if limited else top, (shape, top)
                 slider = Limit(maximum=top, value=memory, interactive=True)
             plan = plan_tab.predict(self.studio, job, needs, memory, quality)
-            yield [asked, slider, plan.settings(), plan_tab.shown(plan, job, memory)]
+            shown = plan_tab.shown(plan, job, memory)
+            yield {
+                tab.asked: asked, tab.memory: slider, tab.picked: plan.settings(),
+                tab.predicted: shown,
+            }  # fmt: skip
         except JobError as error:
-            yield [gr.skip(), slider, None, view.problem(str(error))]
+            problem = view.problem(str(error))
+            yield {tab.memory: slider, tab.picked: None, tab.predicted: problem}
+
+    def table(self, *, memory: float, quality: float) -> Changes:
+        """Show the measured runs within the limits."""
+        return {self.parts.plan.table: plan_tab.table(self.studio, memory, quality)}
 
     @told
-    def use_plan(self, picked: Any) -> list[Any]:
-        """Tab, plan and the form's acceleration with what is picked."""
+    def use_plan(self, *, picked: Any) -> Changes:
+        """Take the plan that is picked over into the form."""
         if not picked:
             raise JobError("no plan is shown; choose a memory and a quality that can be had")
         preset = PLANNED if picked["plan"] else picked["preset"] or UNACCELERATED
-        return [gr.Tabs(selected="generate"), picked["plan"], preset]
+        return {
+            self.parts.tabs: gr.Tabs(selected="generate"),
+            self.parts.kept.planned: picked["plan"],
+            self.parts.generate.form["preset"]: preset,
+        }
 
-    def poll(self, seen: tuple[int, int], count: int) -> list[Any]:
-        """What changed since a tab last asked: seen, now, queue, latest, gallery."""
-        current = self.studio.version()
-        news: list[Any] = [current, *[gr.skip()] * 4]
+    def poll(self, *, seen: tuple[int, int], count: int) -> Changes:
+        """Show what changed since a tab last asked."""
+        current, generate, queue = self.studio.version(), self.parts.generate, self.parts.queue
+        news: Changes = {self.parts.kept.seen: current}
         if current[0] != seen[0]:
-            news[1:3] = view.now(self.studio), view.queue(self.studio)
+            news |= {generate.now: view.now(self.studio), queue.list: view.queue(self.studio)}
         if current[1] != seen[1]:
-            news[3:] = view.latest(self.studio), view.gallery(self.studio, count)
+            latest, cards = view.latest(self.studio), view.gallery(self.studio, count)
+            news |= {generate.latest: latest, queue.gallery: cards}
         return news

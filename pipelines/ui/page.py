@@ -1,20 +1,21 @@
-"""The web page: its widgets, and what they are wired to. The logic is in the files beside it."""
+"""The web page: what its widgets are wired to. They are made in ``tabs.py``, and what happens is in
+``handlers.py``: handlers get the values of widgets by name and return new values by widget.
+"""
 
 from __future__ import annotations
 
 import argparse
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from accel.pipelines.ui import compare, drawing, forms, plan_tab, safety, view
-from accel.pipelines.ui.handlers import MORE, Handlers
+from accel.pipelines.ui import compare, forms, safety
+from accel.pipelines.ui.handlers import Handlers
 from accel.pipelines.ui.settings import Models
 from accel.pipelines.ui.studio import Studio
-from accel.pipelines.ui.widgets import Limit, gr
+from accel.pipelines.ui.tabs import STATIC, build
+from accel.pipelines.ui.widgets import gr
 
-STATIC = Path(view.__file__).parent / "static"
 TOLD: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 # One at a time: what is read last is what was drawn last, and a job takes it.
 IN_ORDER = {**TOLD, "concurrency_id": "motion", "concurrency_limit": 1}
@@ -26,232 +27,129 @@ CONTRAST: dict[str, Any] = {
     "button_primary_background_fill": "*primary_600",
     "button_primary_background_fill_hover": "*primary_700",
 }  # fmt: skip
-VIDEOS = [".mp4", ".webm", ".gif", ".png", ".mkv"]
-
-
-def custom(value: Any, script: str = "", template: str = "", **options: Any) -> gr.HTML:
-    """HTML made by the server, with a script of ours; names of several files with a space make
-    one.
-    """
-    if script:
-        options["js_on_load"] = "".join((STATIC / name).read_text() for name in script.split())
-    if template:
-        options["html_template"] = (STATIC / template).read_text()
-    return gr.HTML(value, elem_classes="ui-html", apply_default_css=False, **options)
 
 
 class Page:
     """The tabs of one page over one studio."""
 
     def __init__(self, studio: Studio) -> None:
-        self.studio, self.on = studio, Handlers(studio)
+        self.studio = studio
         forget = (3600, 86400)  # seconds: look for old uploads, their age
         with gr.Blocks(title="accel", analytics_enabled=False, delete_cache=forget) as self.blocks:
-            self.drawn, self.sketch, self.planned = (gr.State(None) for _ in range(3))
-            self.shape = gr.State(drawing.FIRST)
-            with gr.Tabs() as self.tabs:
-                with gr.Tab("Generate", id="generate"):
-                    self.generate()
-                with gr.Tab("Motion", id="motion"):
-                    self.motion()
-                with gr.Tab("Compare", id="compare"):
-                    self.compare()
-                with gr.Tab("Queue and gallery", id="queue"):
-                    self.queue()
-                with gr.Tab("Plan", id="plan") as self.plan_tab:
-                    self.plan()
-            self.wire()
+            self.parts = build(studio)
+            self.on = Handlers(studio, self.parts)
+            generate, kept = self.parts.generate, self.parts.kept
+            self.job = {  # what a job is made of
+                "moved": generate.moved, "drawn": kept.drawn, "planned": kept.planned,
+                **generate.form,
+            }  # fmt: skip
+            self.wire_form()
+            self.wire_gallery()
+            self.wire_motion()
+            self.wire_state()
+            self.wire_plan()
 
-    # -------------------------------------------------------------------------------- widgets
-
-    def generate(self) -> None:
-        """Form on the left; what runs and the newest video on the right."""
-        with gr.Row():
-            with gr.Column(scale=5, min_width=300):
-                self.form = self.fields()
-                with gr.Row(equal_height=True):
-                    self.go = gr.Button("Generate", variant="primary", elem_id="go", scale=3)
-                    self.both = gr.Button("Generate with reference", elem_id="go-both", scale=4)
-                with gr.Accordion("Presets and job file", open=False):
-                    names = self.on.preset_names()
-                    self.preset = gr.Dropdown(names, value=None, label="Preset", elem_id="preset",
-                                              allow_custom_value=True)  # fmt: skip
-                    with gr.Row():
-                        self.save, self.use, self.drop = (
-                            gr.Button(text, min_width=80) for text in ("Save", "Use", "Delete")
-                        )
-                    self.make = gr.Button("Job file for accel render")
-                    self.job_file = gr.File(label="Job file", interactive=False, visible=False)
-            with gr.Column(scale=6, min_width=300):
-                self.now = custom(view.now(self.studio), "actions.js", elem_id="now")
-                self.latest = custom(view.latest(self.studio), elem_id="latest")
-
-    def fields(self) -> list[Any]:
-        """The widgets of ``forms.FIELDS``, in its order."""
-        first = dict(zip(forms.FIELDS, forms.to_form(forms.FIRST, self.studio.models), strict=True))
-        prompt = gr.Textbox(first["prompt"], label="Prompt", lines=2, max_lines=8,
-                            max_length=self.studio.limits.prompt, elem_id="prompt")  # fmt: skip
-        with gr.Row():
-            models = list(self.studio.models.by_label)
-            model = gr.Dropdown(models, value=models[0], label="Model", scale=2)
-            self.suited = gr.State(models[0])
-            choices = self.studio.models.accelerations
-            preset = gr.Dropdown(choices, value=first["preset"], label="Acceleration")
-        with gr.Row():
-            sizes = [
-                gr.Number(first[key], label=key.capitalize(), precision=0, min_width=70)
-                for key in forms.SIZES[:4]
-            ]
-        with gr.Row():
-            seed = gr.Number(first["seed"], label="Seed", precision=0, min_width=120)
-            dice = gr.Button("Random seed", min_width=120, elem_classes="middle")
-        self.moved = gr.Checkbox(False, label="Follow the motion drawn in the tab Motion")
-        with gr.Accordion("More", open=False):
-            negative = gr.Textbox("", label="Negative prompt", lines=1)
-            guidance = gr.Number(first["guidance"], label="Guidance")
-            name = gr.Textbox("", label="Name of the file (else words of the prompt)")
-        dice.click(forms.random_seed, None, seed, **QUIET)
-        sizes = [*sizes, guidance]
-        into = [self.suited, *sizes]
-        self.resized = model.input(self.on.suit, [model, self.suited], into, **QUIET)
-        return [prompt, negative, model, *sizes, seed, preset, name]
-
-    def motion(self) -> None:
-        """Canvas on the left; camera, driving video, strength and the flow on the right."""
-        with gr.Row():
-            with gr.Column(scale=6, min_width=300):
-                first = drawing.canvas(drawing.FIRST)
-                self.canvas = custom(
-                    first, "canvas.js canvas-keys.js", "canvas.html", elem_id="canvas"
-                )
-                self.behind = gr.Dropdown([], label="Draw on the first frame of",
-                                          allow_custom_value=True)  # fmt: skip
-            with gr.Column(scale=5, min_width=300):
-                self.flow = custom(drawing.NO_FLOW, elem_id="flow")
-                text = "Strength: 0 follows the motion, 1 is free"
-                self.strength = gr.Slider(0, 1, 0.1, step=0.05, label=text, buttons=[])
-                with gr.Accordion("Camera, per frame"):
-                    self.camera = [
-                        gr.Slider(low, high, still, step=step, label=label, buttons=[])
-                        for label, low, high, step, still in drawing.CAMERA
-                    ]
-                with gr.Accordion("Driving video", open=False):
-                    file = gr.File(label="Video", file_types=["video"], height=110)
-                    with gr.Row():
-                        start = gr.Number(0, label="First frame", precision=0, min_width=120)
-                        end = gr.Number(None, label="Last frame", precision=0, min_width=120)
-                    cuts = gr.Checkbox(False, label="New noise at a scene cut")
-                    self.driving = gr.State(None)
-        self.video: list[Any] = [file, start, end, cuts]
-
-    def compare(self) -> None:
-        """Two players in step, and what was measured."""
-        with gr.Row():
-            self.first = gr.Dropdown([], label="Video", allow_custom_value=True, scale=3,
-                                     min_width=240)  # fmt: skip
-            self.second = gr.Dropdown([compare.OWN], value=compare.OWN, label="Beside", scale=3,
-                                      allow_custom_value=True, min_width=240)  # fmt: skip
-            self.show = gr.Button("Compare", variant="primary", elem_id="show", scale=2,
-                                  elem_classes="middle")  # fmt: skip
-        self.players = custom("", "players.js", elem_id="players")
-        self.report = custom("", elem_id="report")
-
-    def queue(self) -> None:
-        """The queue, a place to drop a video, the gallery."""
-        self.list = custom(view.queue(self.studio), "actions.js", elem_id="queue")
-        with gr.Row():
-            self.exports = [gr.Button(f"Job file of the {what}") for what in ("queue", "gallery")]
-        self.exported = gr.File(label="Job file", interactive=False, visible=False)
-        text = "Drop a video made here to get its settings back"
-        self.dropped = gr.File(label=text, file_types=VIDEOS, height=150, elem_id="drop")
-        self.count = gr.State(MORE)
-        self.gallery = custom(view.gallery(self.studio), "actions.js", elem_id="gallery")
-
-    def plan(self) -> None:
-        """What is predicted for the form's job, then runs that were measured."""
-        with gr.Row():
-            self.limits = [
-                Limit(0, 16, 16, step=0.001, label="Memory, at most GiB", buttons=[],
-                      min_width=250),
-                Limit(0, 100, plan_tab.least(self.studio), step=0.5, min_width=250,
-                      label="Quality, at least dB PSNR", buttons=[]),
-            ]  # fmt: skip
-        self.predicted = custom(plan_tab.WAIT, elem_id="predicted")
-        self.use_plan = gr.Button("Use this plan", elem_id="use-plan")
-        self.table = custom("", elem_id="runs")
-        self.asked, self.picked = gr.State(None), gr.State(None)
-
-    # --------------------------------------------------------------------------------- wiring
-
-    def wire(self) -> None:
-        """What leads to what."""
-        on, job = self.on, [self.moved, self.drawn, self.planned, *self.form]
-        into = [self.tabs, self.moved, self.drawn, self.planned, self.sketch, self.shape]
-        into += [self.canvas, self.strength, *self.camera, self.suited, *self.form]
+    def wire_form(self) -> None:
+        """The form: what makes a job, a preset or a job file of it, and what fills it."""
+        on, tab = self.on, self.parts.generate
+        tab.dice.click(on.random_seed, outputs=tab.form["seed"], **QUIET)
         for event, compared in (
-            (self.go.click, False), (self.form[0].submit, False), (self.both.click, True),
+            (tab.go.click, False), (tab.form["prompt"].submit, False), (tab.both.click, True),
         ):  # fmt: skip
-            event(partial(on.generate, compared), job, **IN_ORDER)
-        self.save.click(on.save_preset, [self.preset, *job], self.preset, **TOLD)
-        self.use.click(on.use_preset, self.preset, into, **TOLD)
-        self.drop.click(on.drop_preset, self.preset, self.preset, **TOLD)
-        self.make.click(partial(on.export, "job"), job, self.job_file, **TOLD)
-        for button, what in zip(self.exports, ("queue", "gallery"), strict=True):
-            button.click(partial(on.export, what), job, self.exported, **TOLD)
-        taken = self.dropped.upload(on.take_settings, self.dropped, into, **TOLD)
-        taken.then(lambda: None, None, self.dropped, **QUIET)  # there is room for the next
-        for part in (self.now, self.list):
-            part.act(on.act, None, None, **TOLD)
-        pair = [self.first, self.second, self.players, self.report]
-        self.gallery.act(
-            on.act_gallery, self.count, [self.count, self.gallery, *pair, *into], **TOLD
+            event(partial(on.generate, compared=compared), inputs_kwargs=self.job, **IN_ORDER)
+        saved: dict[str, Any] = {"saved": tab.preset}
+        tab.save.click(on.save_preset, inputs_kwargs={**saved, **self.job}, outputs=tab.preset,
+                       **TOLD)  # fmt: skip
+        tab.use.click(on.use_preset, inputs_kwargs=saved, outputs=on.filled(), **TOLD)
+        tab.drop.click(on.drop_preset, inputs_kwargs=saved, outputs=tab.preset, **TOLD)
+        tab.preset.focus(on.presets, outputs=tab.preset, **QUIET)
+        tab.make.click(partial(on.export, what="job"), inputs_kwargs=self.job,
+                       outputs=tab.job_file, **TOLD)  # fmt: skip
+
+    def wire_gallery(self) -> None:
+        """Queue, gallery and comparison."""
+        on, queue, compared = self.on, self.parts.queue, self.parts.compare
+        for what, button in queue.exports.items():
+            button.click(partial(on.export, what=what), inputs_kwargs=self.job,
+                         outputs=queue.exported, **TOLD)  # fmt: skip
+        taken = queue.dropped.upload(
+            on.take_settings, inputs_kwargs={"path": queue.dropped}, outputs=on.filled(), **TOLD
         )
-        self.show.click(on.show_pair, pair[:2], pair[2:], **TOLD)
-        for menu, more in ((self.first, []), (self.second, [compare.OWN]), (self.behind, [])):
-            menu.focus(partial(on.names, more), None, menu, **QUIET)
-        self.preset.focus(on.presets, None, self.preset, **QUIET)
-        self.wire_motion()
-        self.wire_state()
+        taken.then(on.make_room, outputs=queue.dropped, **QUIET)
+        for part in (self.parts.generate.now, queue.list):
+            part.act(on.act, **TOLD)
+        pair, shown = [compared.first, compared.second], [compared.players, compared.report]
+        changed = [queue.count, queue.gallery, *pair, *shown, *on.filled()]
+        queue.gallery.act(
+            on.act_gallery, inputs_kwargs={"count": queue.count}, outputs=changed, **TOLD
+        )
+        inputs: dict[str, Any] = {"first": compared.first, "second": compared.second}
+        compared.show.click(on.show_pair, inputs_kwargs=inputs, outputs=shown, **TOLD)
+        behind = self.parts.motion.behind
+        for menu, more in ((compared.first, []), (compared.second, [compare.OWN]), (behind, [])):
+            menu.focus(partial(on.names, menu=menu, more=more), outputs=menu, **QUIET)
 
     def wire_motion(self) -> None:
         """Every change of the motion is read, checked and shown."""
-        inputs = [self.sketch, self.driving, self.strength, *self.camera, *self.form]
-        how = {"fn": self.on.read_motion, "inputs": inputs, **IN_ORDER}
-        how["outputs"] = [self.drawn, self.moved, self.flow]
-        self.canvas.draw(self.on.keep_sketch, None, self.sketch, **QUIET).then(**how)
-        for slider in (*self.camera, self.strength):
+        on, tab, kept, form = self.on, self.parts.motion, self.parts.kept, self.parts.generate.form
+        how: dict[str, Any] = {"fn": on.read_motion, **IN_ORDER}
+        how["inputs_kwargs"] = {
+            "sketch": kept.sketch, "driving": tab.driving, "strength": tab.strength,
+            **tab.camera, **form,
+        }  # fmt: skip
+        how["outputs"] = [kept.drawn, self.parts.generate.moved, tab.flow]
+        tab.canvas.draw(on.keep_sketch, outputs=kept.sketch, **QUIET).then(**how)
+        for slider in (*tab.camera.values(), tab.strength):
             slider.input(trigger_mode="always_last", **how)
-        file, start, end, cuts = self.video
+        file, start, end, cuts = (tab.video[key] for key in ("file", "start", "end", "cuts"))
         for event in (file.upload, file.clear, start.submit, end.submit, cuts.input):
-            event(self.on.take_driving, self.video, self.driving, **TOLD).then(**how)
-        shown = [self.shape, self.canvas]
-        self.behind.input(self.on.show_behind, [self.behind, *self.form], shown, **TOLD)
-        fit = {"fn": self.on.fit, "inputs": [self.shape, *self.form], "outputs": shown, **QUIET}
-        for size in self.form[3:6]:
-            size.blur(**fit)
-            size.submit(**fit)
-        self.resized.then(**fit)
+            taken = event(on.take_driving, inputs_kwargs=tab.video, outputs=tab.driving, **TOLD)
+            taken.then(**how)
+        shown = [kept.shape, tab.canvas]
+        inputs = {"behind": tab.behind, **form}
+        tab.behind.input(on.show_behind, inputs_kwargs=inputs, outputs=shown, **TOLD)
+        self.wire_sizes(shown)
+
+    def wire_sizes(self, canvas: list[Any]) -> None:
+        """Another model brings its sizes, and the canvas follows them."""
+        tab, form = self.parts.generate, self.parts.generate.form
+        inputs = {"shape": self.parts.kept.shape, **form}
+        fit = {"fn": self.on.fit, "inputs_kwargs": inputs, "outputs": canvas, **QUIET}
+        for key in ("width", "height", "frames"):
+            form[key].blur(**fit)
+            form[key].submit(**fit)
+        resized = form["model"].input(
+            self.on.suit, inputs_kwargs={"model": form["model"], "suited": tab.suited},
+            outputs=[tab.suited, *(form[key] for key in forms.SIZES)], **QUIET,
+        )  # fmt: skip
+        resized.then(**fit)
 
     def wire_state(self) -> None:
         """Every tab asks the server once a second what is new."""
-        seen = gr.State((-1, -1))
-        outputs = [seen, self.now, self.list, self.latest, self.gallery]
+        kept, generate, queue = self.parts.kept, self.parts.generate, self.parts.queue
+        inputs: dict[str, Any] = {"seen": kept.seen, "count": queue.count}
+        outputs = [kept.seen, generate.now, queue.list, generate.latest, queue.gallery]
         for event in (gr.Timer(1.0).tick, self.blocks.load):
-            event(self.on.poll, [seen, self.count], outputs, **QUIET)
-        shown = partial(plan_tab.table, self.studio)
-        for event in (self.latest.change, self.blocks.load):
-            event(shown, self.limits, self.table, **QUIET)
-        inputs = [self.asked, *self.limits, *self.form]
-        outputs = [self.asked, self.limits[0], self.picked, self.predicted]
+            event(self.on.poll, inputs_kwargs=inputs, outputs=outputs, **QUIET)
+
+    def wire_plan(self) -> None:
+        """The tab Plan follows the form when it is shown, and its limits at once."""
+        on, plan, form = self.on, self.parts.plan, self.parts.generate.form
+        limits = {"memory": plan.memory, "quality": plan.quality}
+        table: dict[str, Any] = {"fn": on.table, "inputs_kwargs": limits, "outputs": plan.table}
+        for event in (self.parts.generate.latest.change, self.blocks.load):
+            event(**table, **QUIET)
+        inputs = {"asked": plan.asked, **limits, **form}
+        outputs = [plan.asked, plan.memory, plan.picked, plan.predicted]
         # A simulation may take a minute, so only few wait for one at a time. One event for all
         # causes: a page has at most one under way, and the newest limits have the last word.
         few = {"concurrency_id": "plan", "concurrency_limit": 2}
-        asking = [self.plan_tab.select, *(limit.input for limit in self.limits)]
-        last = {"triggers": asking, "trigger_mode": "always_last"}
-        gr.on(fn=self.on.predict, inputs=inputs, outputs=outputs, **last, **few, **TOLD)
-        gr.on(fn=shown, inputs=self.limits, outputs=self.table, **last, **QUIET)
-        into = [self.tabs, self.planned, self.form[-2]]
-        self.use_plan.click(self.on.use_plan, self.picked, into, **TOLD)
+        asking = [self.parts.plan_tab.select, *(limit.input for limit in limits.values())]
+        last: dict[str, Any] = {"triggers": asking, "trigger_mode": "always_last"}
+        gr.on(fn=on.predict, inputs_kwargs=inputs, outputs=outputs, **last, **few, **TOLD)
+        gr.on(**table, **last, **QUIET)
+        into = [self.parts.tabs, self.parts.kept.planned, form["preset"]]
+        plan.use.click(on.use_plan, inputs_kwargs={"picked": plan.picked}, outputs=into, **TOLD)
 
 
 def launch(page: Page, host: str, port: int | None, auth: tuple[str, str] | None) -> str:

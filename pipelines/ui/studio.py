@@ -23,11 +23,11 @@ from typing import Any
 
 from accel.pipelines.batch.comparison import difference_path
 from accel.pipelines.batch.engines import Engine, LocalEngine
+from accel.pipelines.batch.events import Emit
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.manifest import Manifest
 from accel.pipelines.batch.output import Output, prepare_folder, read_sidecar
 from accel.pipelines.batch.queue import Options
-from accel.pipelines.batch.worker import Emit
 from accel.pipelines.job import Job, JobError, make_job
 from accel.pipelines.ui.live import LiveQueue
 from accel.pipelines.ui.predicted import Simulations, check_size
@@ -131,8 +131,7 @@ class Studio:
         elif what == "delete":
             self._delete(name)
         elif what == "pause":
-            queue.paused, queue.notice = not queue.paused, ""
-            queue.version += 1
+            queue.pause()
         self.remember()
         return ""
 

@@ -7,16 +7,19 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from accel.pipelines.batch.events import Part
 from accel.pipelines.job import Job
-from accel.pipelines.ui.live import FAILED, RUNNING, STOPPED, WAITING, Entry
+from accel.pipelines.ui.entry import Entry, EntryState
 from accel.pipelines.ui.studio import Finished, Studio
 
 _BUTTONS = {
-    WAITING: (("up", "↑", "earlier"), ("down", "↓", "later"), ("first", "⤒", "next in line"),
-              ("stop", "Stop", "set aside"), ("remove", "✕", "remove")),
-    RUNNING: (("stop", "Stop", "stop after this step; the steps done are kept"),),
-    STOPPED: (("retry", "Go on", "from the last saved step"), ("remove", "✕", "remove")),
-    FAILED: (("retry", "Retry", "try again"), ("remove", "✕", "remove")),
+    EntryState.WAITING: (
+        ("up", "↑", "earlier"), ("down", "↓", "later"), ("first", "⤒", "next in line"),
+        ("stop", "Stop", "set aside"), ("remove", "✕", "remove"),
+    ),
+    EntryState.RUNNING: (("stop", "Stop", "stop after this step; the steps done are kept"),),
+    EntryState.STOPPED: (("retry", "Go on", "from the last saved step"), ("remove", "✕", "remove")),
+    EntryState.FAILED: (("retry", "Retry", "try again"), ("remove", "✕", "remove")),
 }  # fmt: skip
 
 
@@ -44,8 +47,8 @@ def now(studio: Studio) -> str:
     """What runs: preview, step bar with the time left, a stop button."""
     with studio.queue.lock:
         entries = studio.queue.order()
-        running = [entry for entry in entries if entry.state == RUNNING]
-        waiting = sum(entry.state == WAITING for entry in entries)
+        running = [entry for entry in entries if entry.state == EntryState.RUNNING]
+        waiting = sum(entry.state == EntryState.WAITING for entry in entries)
         notice, paused = studio.queue.notice, studio.queue.paused
     parts = [_running(entry) for entry in running]
     if notice:
@@ -63,7 +66,7 @@ def _running(entry: Entry) -> str:
     if not entry.steps:
         text, share = "loading the model", 0.0
     else:
-        part = "reference, " if entry.part == "unaccelerated" else ""
+        part = "reference, " if entry.part == Part.UNACCELERATED else ""
         left = "" if entry.eta is None else f", {_seconds(entry.eta)} left"
         text, share = f"{part}step {entry.step} of {entry.steps}{left}", entry.step / entry.steps
     picture = '<div class="preview empty"></div>'

@@ -70,7 +70,7 @@ def render(queue: Path, out: Path, cluster: Cluster, second: object) -> list[dic
 
     def start_and_kill(self: Queue) -> None:
         start_some(self)
-        if self.summary.done and len(self._running) == 2 and not state["killed"]:
+        if self.policy.summary.done and len(self.running) == 2 and not state["killed"]:
             state["killed"] = True
             cluster.remove_node(second, allow_graceful=False)
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from accel import Plan, SlicingConfig
-from accel.pipelines.batch import engines
+from accel.pipelines.batch import engines, events
+from accel.pipelines.batch.batch_run import BatchRun, exit_code
 from accel.pipelines.batch.engines import LocalEngine, Stop, make_engine
 from accel.pipelines.batch.items import Item
 from accel.pipelines.batch.ladder import (
@@ -24,8 +25,8 @@ from accel.pipelines.batch.ladder import (
 )
 from accel.pipelines.batch.manifest import Manifest
 from accel.pipelines.batch.output import prepare_folder
-from accel.pipelines.batch.queue import Options, Queue, exit_code
-from accel.pipelines.batch.worker import Check, Outcome
+from accel.pipelines.batch.queue import Options
+from accel.pipelines.batch.tasks import Check, Kind, Outcome
 from accel.pipelines.job import Job, JobError
 
 DONE = {"peak_bytes": 1, "seconds": 1.0, "resumed_from_step": 0, "memory": []}
@@ -49,13 +50,16 @@ class Scripted:
 
     def outcome(self, task):
         if isinstance(task, Check):
-            return Outcome("checked")
+            return Outcome(Kind.CHECKED)
         self.tasks.append((task.name, task.rung))
         kinds = self.script.get(task.name, [])
         kind = kinds.pop(0) if kinds else "done"
-        return Outcome(kind, f"it {kind}", sidecar=DONE, rungs_left=2 - task.rung)
+        return Outcome(Kind(kind), f"it {kind}", sidecar=DONE, rungs_left=2 - task.rung)
 
     def stop(self):
+        pass
+
+    def cancel(self, slot):
         pass
 
     def close(self):
@@ -67,10 +71,10 @@ def queue(tmp_path):
     def run(script, names="abc", slots=1, **options):
         prepare_folder(tmp_path)
         manifest = Manifest(tmp_path / ".accel" / "manifest.sqlite")
-        events = []
+        told = []
         engine = Scripted(script, slots)
         stop = Stop()
-        todo = Queue(Options(tmp_path, **options), engine, manifest, events.append, stop)
+        todo = BatchRun(Options(tmp_path, **options), engine, manifest, told.append, stop)
         models = {"x": "other"}
         items = [
             Item(Job(n, name=n, model=models.get(n, "tiny")), f"id-{n}", n, "f") for n in names
@@ -78,7 +82,7 @@ def queue(tmp_path):
         summary = todo.run(items)
         states = {row["name"]: row["state"] for row in manifest.rows()}
         manifest.close()
-        return summary, states, engine.tasks, events, exit_code(summary, stop)
+        return summary, states, engine.tasks, told, exit_code(summary, stop)
 
     return run
 
@@ -89,12 +93,12 @@ def no_model(monkeypatch):
 
 
 def test_a_failure_is_retried_and_then_kept_while_others_go_on(queue):
-    summary, states, tasks, events, code = queue({"b": ["failed"] * 9}, retries=2)
+    summary, states, tasks, told, code = queue({"b": ["failed"] * 9}, retries=2)
     assert states == {"a": "done", "b": "failed", "c": "done"} and code == 1
     assert [name for name, _ in tasks].count("b") == 3
     assert (summary.done, summary.failed, summary.left) == (2, 1, 0)
-    (failed,) = [e for e in events if e["event"] == "failed"]
-    assert failed["reproduce"].startswith("accel render")
+    (failed,) = [event for event in told if isinstance(event, events.Failed)]
+    assert failed.reproduce.startswith("accel render")
 
 
 def test_out_of_memory_takes_a_rung_a_try_and_gives_up_at_the_top(queue):
@@ -161,10 +165,10 @@ def test_failures_are_told_apart(error, kind):
 
 
 def test_next_rung_is_bounded():
-    assert next_rung("oom", 0, 1, 0, 1) == 1
-    assert next_rung("oom", 1, 0, 0, 1) is None
-    assert next_rung("failed", 1, 3, 1, 1) == 1
-    assert next_rung("failed", 1, 3, 2, 1) is None
+    assert next_rung(Kind.OOM, 0, 1, 0, 1) == 1
+    assert next_rung(Kind.OOM, 1, 0, 0, 1) is None
+    assert next_rung(Kind.FAILED, 1, 3, 1, 1) == 1
+    assert next_rung(Kind.FAILED, 1, 3, 2, 1) is None
 
 
 def test_the_manifest_uses_a_write_ahead_log(queue, tmp_path):
@@ -183,7 +187,7 @@ def test_a_process_that_is_killed_is_replaced(tmp_path):
             (first,) = until(engine)
             assert first[1].kind == "died" and "SIGKILL" in first[1].error
         engine.submit(0, Check("tiny", {}))
-        assert until(engine) == [(0, Outcome("checked"))]
+        assert until(engine) == [(0, Outcome(Kind.CHECKED))]
     finally:
         engine.close()
 

@@ -15,6 +15,7 @@ import pytest
 from helpers.killing import COMMAND, hashes, survive, videos, write_queue
 
 from accel.cli import main
+from accel.pipelines.batch.events import Wait
 from accel.pipelines.batch.lease import is_held, lease
 from accel.pipelines.batch.manifest import Manifest, manifest_path
 from accel.pipelines.batch.progress import Progress
@@ -120,7 +121,7 @@ def test_a_job_another_process_holds_is_waited_for(undisturbed, tmp_path, run, m
 
     def let_go(progress, event):
         real(progress, event)
-        if event["event"] == "wait":
+        if isinstance(event, Wait):
             held.__exit__(None, None, None)
 
     monkeypatch.setattr(Progress, "__call__", let_go)

@@ -13,8 +13,9 @@ import pytest
 
 from accel.config import SlicingConfig
 from accel.memory.fit import Needs
+from accel.pipelines.batch.events import Emit, Part, Preview, Step
 from accel.pipelines.batch.output import Output
-from accel.pipelines.batch.worker import Emit, Outcome, Task
+from accel.pipelines.batch.tasks import Kind, Outcome, Task
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.ui import forms, plan_tab, view
 from accel.pipelines.ui.settings import PLANNED, Limits
@@ -49,7 +50,7 @@ class Manual:
             return []
         if self.cancelled or self.stopped:
             self.cancelled = self.busy = False
-            return [(0, Outcome("stopped"))]
+            return [(0, Outcome(Kind.STOPPED))]
         now = [self.outcomes.pop(0)] if self.outcomes else []
         self.busy = not now
         return [(0, outcome) for outcome in now]
@@ -65,8 +66,7 @@ class Manual:
 
     def step(self, done: int, steps: int = 4) -> None:
         name = self.tasks[-1].name
-        event = {"event": "step", "job": name, "step": done, "steps": steps, "part": "render"}
-        self.emit({**event, "slot": 0})
+        self.emit(Step(name, done, steps, Part.RENDER, slot=0))
 
     def finish(self, comparison: dict[str, Any] | None = None, **more: Any) -> None:
         """Write the video of the last task, as a worker does."""
@@ -75,7 +75,7 @@ class Manual:
         sidecar = {**SIDECAR, "comparison": comparison, "report": None, **more}
         output = Output(self.out, task.name, task.job.format)
         sha256 = output.write(frames, task.job, task.id, sidecar)
-        self.outcomes.append(Outcome("done", sha256=sha256, sidecar=sidecar))
+        self.outcomes.append(Outcome(Kind.DONE, sha256=sha256, sidecar=sidecar))
 
 
 class Two(Manual):
@@ -99,7 +99,7 @@ class Two(Manual):
         for slot in ended:
             del self.at[slot]
         self.asked = []
-        return [(slot, Outcome("stopped")) for slot in ended]
+        return [(slot, Outcome(Kind.STOPPED)) for slot in ended]
 
     def cancel(self, slot: int) -> None:
         self.asked.append(slot)
@@ -149,7 +149,7 @@ def test_from_form_to_gallery(opened: Any) -> None:
     assert engine.tasks[0].preview and not engine.tasks[0].compare
     engine.step(1)
     engine.step(2)
-    engine.emit({"event": "preview", "job": name, "jpeg": b"picture"})
+    engine.emit(Preview(name, b"picture"))
     shown = view.now(studio)
     assert "step 2 of 4" in shown and "left" in shown and "data:image/jpeg" in shown
     engine.finish()
@@ -194,12 +194,12 @@ def test_failures_are_told_and_retried(opened: Any) -> None:
     (name,) = submit(studio, 1)
     for count in (1, 2):  # the queue tries once more by itself
         until(lambda count=count: len(engine.tasks) == count)
-        engine.outcomes.append(Outcome("failed", "ValueError: <b>bad</b>"))
+        engine.outcomes.append(Outcome(Kind.FAILED, "ValueError: <b>bad</b>"))
     until(lambda: states(studio) == {name: "failed"})
     assert "&lt;b&gt;bad&lt;/b&gt;" in view.queue(studio) and "<b>bad" not in view.queue(studio)
     studio.act("retry", name)
     until(lambda: len(engine.tasks) == 3)
-    engine.outcomes.append(Outcome("invalid", "width 63 is not a multiple of 16"))
+    engine.outcomes.append(Outcome(Kind.INVALID, "width 63 is not a multiple of 16"))
     until(lambda: states(studio) == {name: "failed"})
     assert "not a multiple" in view.queue(studio)
 
@@ -212,7 +212,7 @@ def test_pause_and_full_disk(opened: Any) -> None:
     assert not engine.tasks and "Paused" in view.now(studio)
     studio.act("pause", "")
     until(lambda: engine.tasks)
-    engine.outcomes.append(Outcome("disk", "OSError: No space left on device"))
+    engine.outcomes.append(Outcome(Kind.DISK, "OSError: No space left on device"))
     until(lambda: studio.queue.paused)
     assert "No space left" in view.now(studio) and states(studio) == {name: "waiting"}
     studio.act("pause", "")
@@ -325,7 +325,7 @@ def test_a_planned_job_keeps_its_plan(opened: Any) -> None:
         Plan.preset("balanced"), name="balanced, 16 slices", slicing=SlicingConfig(16, 1)
     )
     values = forms.to_form(Job("x", seed=1), studio.models)
-    values[forms.FIELDS.index("preset")] = PLANNED
+    values["preset"] = PLANNED
     with pytest.raises(JobError, match="no plan is taken over yet"):
         forms.from_form(studio, values, False, None, None)
     studio.submit(forms.from_form(studio, values, False, None, plan.to_dict()), compare=True)
@@ -333,7 +333,7 @@ def test_a_planned_job_keeps_its_plan(opened: Any) -> None:
     job = engine.tasks[0].job
     assert job.accel_plan() == plan and job.preset is None
     assert "balanced, 16 slices" in view.queue(studio)
-    assert forms.to_form(job, studio.models)[forms.FIELDS.index("preset")] == PLANNED
+    assert forms.to_form(job, studio.models)["preset"] == PLANNED
     assert forms.job_of(values, studio).frames == 17
 
 

@@ -181,12 +181,12 @@ def test_a_drawing_is_a_motion() -> None:
     assert torch.allclose(flow[0, :, 20, 20], torch.tensor([2.0, 1.0]))
     assert flow[0, :, 40, 50].abs().max() == 0
     assert 'src="data:image/webp;base64,' in drawing.flow_preview(drawn["motion"], SIZE, 8.0)
-    camera = (1.0, 0.0, 1.02, 0.0, 0.0, 0.0, 0.0)
+    camera = {**drawing.STILL, "pan_x": 1.0, "zoom": 1.02}
     both = drawing.read_motion(STUDIO, sketch, camera, None, 0.1, SIZE)
     assert both is not None and both["motion"]["camera"] == {"pan": [1.0, 0.0], "zoom": 1.02}
     shown = drawing.flow_preview(both["motion"], SIZE, 8.0)
     assert 'alt="the motion, frame by frame: 1 polygon, 1 keyframe, camera"' in shown
-    assert drawing.camera_of(Job("x", motion=both["motion"])) == list(camera)
+    assert drawing.camera_of(Job("x", motion=both["motion"])) == camera
     assert drawing.read_motion(STUDIO, None, drawing.STILL, None, 0.1, SIZE) is None
 
 
@@ -219,7 +219,7 @@ def test_painted_strength_is_a_map(tmp_path: Path) -> None:
     cells = [None] * 32
     cells[0] = 1.0
     sketch = {"layers": [], "brush": {"columns": 8, "rows": 4, "cells": cells}}
-    camera = (1.0, 0, 1.0, 0, 0, 0, 0)
+    camera = {**drawing.STILL, "pan_x": 1.0}
     drawn = drawing.read_motion(studio, sketch, camera, None, 0.25, SIZE)
     assert drawn is not None
     gamma = np.load(drawn["strength"]["map"])

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from accel.pipelines.batch.engines import LocalEngine
+from accel.pipelines.batch.engines import InlineEngine, LocalEngine, Stop
+from accel.pipelines.batch.events import Event, Preview, Step
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.output import Output, prepare_folder, read_sidecar
-from accel.pipelines.batch.worker import Outcome, Task, Worker
+from accel.pipelines.batch.tasks import Kind, Outcome, Task
+from accel.pipelines.batch.worker import Worker
 from accel.pipelines.job import Job
 from accel.pipelines.load import tiny_folder
 from accel.pipelines.ui import compare
@@ -36,11 +38,11 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_previews_and_reference_are_kept(out: Path) -> None:
-    events: list[dict[str, Any]] = []
-    worker = Worker(out, None, lambda: False, events.append, out)
+    told: list[Event] = []
+    worker = Worker(out, None, lambda: False, told.append, out)
     outcome = worker.perform(task("x", 3, rung=2, compare=True, preview=True, keep=True))
-    assert outcome.kind == "done", outcome.traceback
-    pictures = [e["jpeg"] for e in events if e["event"] == "preview"]
+    assert outcome.kind == Kind.DONE, outcome.traceback
+    pictures = [event.jpeg for event in told if isinstance(event, Preview)]
     assert pictures and all(p.startswith(b"\xff\xd8") for p in pictures)
     measured, reference = read_sidecar(out / "x.json"), read_sidecar(out / "x-reference.json")
     assert measured is not None and reference is not None
@@ -68,7 +70,12 @@ def test_previews_and_reference_are_kept(out: Path) -> None:
 
 def test_a_cancelled_task_leaves_the_next_alone(out: Path) -> None:
     steps: list[str] = []
-    engine = LocalEngine(out, lambda event: steps.append(event["job"]))
+
+    def tell(event: Event) -> None:
+        assert isinstance(event, Step) and event.slot == 0
+        steps.append(event.job)
+
+    engine = LocalEngine(out, tell)
 
     def outcome() -> Outcome:
         while not (found := engine.wait(0.5)):
@@ -78,13 +85,29 @@ def test_a_cancelled_task_leaves_the_next_alone(out: Path) -> None:
 
     try:
         engine.submit(0, task("long", 150))
-        assert outcome().kind == "stopped"
+        assert outcome().kind == Kind.STOPPED
         assert Output(out, "long", "mp4").steps.is_file()  # what was done is kept
         engine.submit(0, task("next", 2))
         done = outcome()
-        assert done.kind == "done", done.traceback
+        assert done.kind == Kind.DONE, done.traceback
         engine.stop()
         engine.submit(0, task("last", 2))
-        assert outcome().kind == "stopped"  # stop is for good
+        assert outcome().kind == Kind.STOPPED  # stop is for good
     finally:
         engine.close()
+
+
+def test_a_task_of_this_process_is_cancelled_too(out: Path) -> None:
+    steps: list[str] = []
+
+    def tell(event: Event) -> None:
+        assert isinstance(event, Step)
+        steps.append(event.job)
+        if event.job == "long":
+            engine.cancel(0)
+
+    engine = InlineEngine(out, Stop(), tell)
+    engine.submit(0, task("long", 50))
+    assert engine.wait(0.5)[0][1].kind == Kind.STOPPED and steps == ["long"]
+    engine.submit(0, task("next", 2))
+    assert engine.wait(0.5)[0][1].kind == Kind.DONE

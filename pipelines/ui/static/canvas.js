@@ -1,34 +1,14 @@
-// Drawn layers: a polygon with keyframes {at, move, scale, rotate, easing}, posed as in
-// pipelines/motion/layers.py: p = pivot + move + scale R(rotate) (p0 - pivot), the pivot being the
-// mean of the corners. Whatever changes is sent as the event "draw". canvas-keys.js follows in one
-// script.
-const EASE = {linear: (t) => t, in: (t) => t * t, out: (t) => t * (2 - t), 'in-out': (t) => t * t * (3 - 2 * t)};
-const COLOURS = ['#f97316', '#22d3ee', '#a3e635', '#f472b6', '#facc15', '#818cf8'];
+// Drawn layers: a polygon with keyframes {at, move, scale, rotate, easing}, posed by canvas-pose.js.
+// Whatever changes is sent as the event "draw". canvas-keys.js follows in one script. LIMITS comes
+// from drawing.py: polygons at most, and painted cells along a side at most.
+const COLORS = ['#f97316', '#22d3ee', '#a3e635', '#f472b6', '#facc15', '#818cf8'];
 const COLUMNS = 32;
 const $ = (query) => element.querySelector(query);
 let size = {width: 64, height: 64, frames: 17}, image = null, layers = [], chosen = -1;
 let tool = 'move', corners = [], cross = null, hold = null, cells = null, rows = 1, timer = 0, running = 0;
 
-const sub = (a, b) => [a[0] - b[0], a[1] - b[1]];
-const pivotOf = (polygon) => [0, 1].map((i) => polygon.reduce((s, p) => s + p[i], 0) / polygon.length);
-
-function poseAt(layer, t) {
-  const keys = layer.keys[0] && layer.keys[0].at === 0 ? layer.keys
-    : [{at: 0, move: [0, 0], scale: 1, rotate: 0, easing: 'linear'}, ...layer.keys];
-  let after = keys.findIndex((k) => k.at >= t - 1e-9);
-  if (after < 0) after = keys.length - 1;
-  const a = keys[Math.max(after - 1, 0)], b = keys[after], span = b.at - a.at;
-  const x = span > 0 ? EASE[b.easing](Math.min(1, (t - a.at) / span)) : 1;
-  return {
-    move: [0, 1].map((i) => (1 - x) * a.move[i] + x * b.move[i]),
-    scale: Math.exp((1 - x) * Math.log(a.scale) + x * Math.log(b.scale)),
-    rotate: (1 - x) * a.rotate + x * b.rotate,
-  };
-}
 function place(layer, t) {
-  const pose = poseAt(layer, t), pivot = pivotOf(layer.polygon), r = pose.rotate * Math.PI / 180;
-  const c = pose.scale * Math.cos(r), s = pose.scale * Math.sin(r);
-  const at = (p) => { const [x, y] = sub(p, pivot); return [pivot[0] + pose.move[0] + c * x - s * y, pivot[1] + pose.move[1] + s * x + c * y]; };
+  const pose = poseAt(layer, t), pivot = pivotOf(layer.polygon), at = posed(pose, pivot);
   const outline = layer.polygon.map(at), reach = Math.max(...layer.polygon.map((p) => Math.hypot(...sub(p, pivot))));
   const centre = at(pivot), handle = at([pivot[0] + reach + 0.06 * size.width, pivot[1]]);
   return {pose, outline, centre, handle: within(centre, handle)};
@@ -41,10 +21,7 @@ function within(a, b) {
   return [a[0] + t * way[0], a[1] + t * way[1]];
 }
 function setKey(layer, pose) {
-  const at = now(), easing = $('.easing').value;
-  layer.keys = layer.keys.filter((k) => Math.abs(k.at - at) > 1e-6);
-  layer.keys.push({at, easing, move: pose.move, scale: Math.min(100, Math.max(0.01, pose.scale)), rotate: pose.rotate});
-  layer.keys.sort((a, b) => a.at - b.at);
+  layer.keys = keyed(layer.keys, {...pose, at: now(), easing: $('.easing').value});
 }
 const now = () => Number($('.time').value) / Math.max(1, size.frames - 1);
 
@@ -84,15 +61,15 @@ function draw() {
   });
   pen.lineWidth = 2 / k;
   layers.forEach((layer, i) => {
-    const colour = COLOURS[i % COLOURS.length], here = place(layer, now());
-    path(pen, place(layer, 0).outline, colour, [4 / k, 4 / k]);
-    path(pen, here.outline, colour, []);
-    pen.fillStyle = colour + '44';
+    const color = COLORS[i % COLORS.length], here = place(layer, now());
+    path(pen, place(layer, 0).outline, color, [4 / k, 4 / k]);
+    path(pen, here.outline, color, []);
+    pen.fillStyle = color + '44';
     pen.fill();
     pen.beginPath();
     for (let j = 0; j <= 40; j++) pen.lineTo(...place(layer, j / 40).centre);
     pen.stroke();
-    for (const key of layer.keys) dot(pen, place(layer, key.at).centre, 3 / k, colour);
+    for (const key of layer.keys) dot(pen, place(layer, key.at).centre, 3 / k, color);
     if (i === chosen) {
       pen.beginPath();
       pen.moveTo(...here.centre);
@@ -128,17 +105,17 @@ function told() {
   if (!pose) return layers.length ? `${layers.length} polygons` : 'Draw a polygon or a box, choose a time, and drag it where it shall be then.';
   return `polygon ${chosen + 1} of ${layers.length}: moved ${pose.move.map((v) => v.toFixed(1)).join(', ')} px, scale ${pose.scale.toFixed(2)}, turned ${pose.rotate.toFixed(0)}°; ${layer.keys.length} keyframe${layer.keys.length === 1 ? '' : 's'}`;
 }
-function path(pen, points, colour, dash) {
+function path(pen, points, color, dash) {
   pen.setLineDash(dash);
-  pen.strokeStyle = colour;
+  pen.strokeStyle = color;
   pen.beginPath();
   points.forEach((p) => pen.lineTo(...p));
   pen.closePath();
   pen.stroke();
   pen.setLineDash([]);
 }
-function dot(pen, p, radius, colour) {
-  pen.fillStyle = colour;
+function dot(pen, p, radius, color) {
+  pen.fillStyle = color;
   pen.beginPath();
   pen.arc(p[0], p[1], radius, 0, 7);
   pen.fill();
@@ -152,7 +129,7 @@ function inside(p, polygon) {
   return odd;
 }
 function add(polygon) {
-  if (polygon.length < 3 || layers.length >= 32) return;
+  if (polygon.length < 3 || layers.length >= LIMITS.polygons) return;
   layers.push({polygon, keys: []});
   chosen = layers.length - 1;
   pick('move');
@@ -247,7 +224,7 @@ function take() {
   const value = props.value || {}, before = size;
   const at = value.layers || size.frames < 2 ? 1 : now();
   size = {width: value.width || 64, height: value.height || 64, frames: value.frames || 17};
-  rows = Math.max(1, Math.min(64, Math.round(COLUMNS * size.height / size.width)));
+  rows = Math.max(1, Math.min(LIMITS.cells, Math.round(COLUMNS * size.height / size.width)));
   const refitted = !value.layers && (before.width !== size.width || before.height !== size.height);
   if (refitted) stretch(size.width / before.width, size.height / before.height);
   if (cells && cells.length !== COLUMNS * rows) cells = null;

@@ -1,0 +1,282 @@
+"""The widgets of the page, tab by tab, by name. What they are wired to is in ``page.py``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accel.pipelines.ui import compare, drawing, forms, plan_tab, view
+from accel.pipelines.ui.studio import Studio
+from accel.pipelines.ui.widgets import Limit, gr
+
+STATIC = Path(view.__file__).parent / "static"
+MORE = 24  # cards of the gallery at first, and that "more" adds
+CANVAS = "canvas-pose.js canvas.js canvas-keys.js"
+VIDEOS = [".mp4", ".webm", ".gif", ".png", ".mkv"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the server keeps for a visitor.
+
+    ``drawn``: the motion as a job takes it; ``sketch``: as the canvas sends it; ``planned``: the
+    plan taken over from the tab Plan; ``shape``: the canvas's width, height and frames; ``seen``:
+    versions of the queue and of the videos that are shown.
+    """
+
+    drawn: gr.State
+    sketch: gr.State
+    planned: gr.State
+    shape: gr.State
+    seen: gr.State
+
+
+@dataclass(frozen=True)
+class GenerateTab:
+    """``form``: widgets of ``forms.FIELDS``; ``suited``: the model that the sizes are for;
+    ``moved``: whether the drawn motion counts.
+    """
+
+    form: Mapping[str, Any]
+    suited: gr.State
+    moved: gr.Checkbox
+    dice: gr.Button
+    go: gr.Button
+    both: gr.Button
+    preset: gr.Dropdown
+    save: gr.Button
+    use: gr.Button
+    drop: gr.Button
+    make: gr.Button
+    job_file: gr.File
+    now: Any
+    latest: Any
+
+
+@dataclass(frozen=True)
+class MotionTab:
+    """``camera``: sliders of ``drawing.CAMERA``; ``video``: file, start, end and cuts of a driving
+    video, and ``driving`` what is made of them.
+    """
+
+    canvas: Any
+    behind: gr.Dropdown
+    flow: Any
+    strength: gr.Slider
+    camera: Mapping[str, Any]
+    video: Mapping[str, Any]
+    driving: gr.State
+
+
+@dataclass(frozen=True)
+class CompareTab:
+    """``first`` beside ``second``."""
+
+    first: gr.Dropdown
+    second: gr.Dropdown
+    show: gr.Button
+    players: Any
+    report: Any
+
+
+@dataclass(frozen=True)
+class QueueTab:
+    """``exports``: buttons for job files of "queue" and "gallery"; ``count``: cards at most."""
+
+    list: Any
+    exports: Mapping[str, Any]
+    exported: gr.File
+    dropped: gr.File
+    count: gr.State
+    gallery: Any
+
+
+@dataclass(frozen=True)
+class PlanTab:
+    """``asked``: shape of the job and top of the memory slider so far; ``picked``: the plan that
+    is shown.
+    """
+
+    memory: Limit
+    quality: Limit
+    predicted: Any
+    use: gr.Button
+    table: Any
+    asked: gr.State
+    picked: gr.State
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All widgets that handlers read and set. ``tabs``: the row of tabs; ``plan_tab``: the last."""
+
+    tabs: gr.Tabs
+    kept: Kept
+    generate: GenerateTab
+    motion: MotionTab
+    compare: CompareTab
+    queue: QueueTab
+    plan_tab: gr.Tab
+    plan: PlanTab
+
+
+def build(studio: Studio) -> Parts:
+    """Make all widgets, inside a ``gr.Blocks``."""
+    drawn, sketch, planned = (gr.State(None) for _ in range(3))
+    shape, seen = gr.State(drawing.FIRST), gr.State((-1, -1))
+    kept = Kept(drawn, sketch, planned, shape, seen)
+    with gr.Tabs() as tabs:
+        with gr.Tab("Generate", id="generate"):
+            generate = _generate(studio)
+        with gr.Tab("Motion", id="motion"):
+            motion = _motion(studio)
+        with gr.Tab("Compare", id="compare"):
+            compared = _compare()
+        with gr.Tab("Queue and gallery", id="queue"):
+            queue = _queue(studio)
+        with gr.Tab("Plan", id="plan") as last:
+            plan = _plan(studio)
+    return Parts(tabs, kept, generate, motion, compared, queue, last, plan)
+
+
+def custom(
+    value: Any, script: str = "", template: str = "", constants: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> gr.HTML:  # fmt: skip
+    """Make HTML of the server's, with scripts of ours; several names with a space make one.
+    ``constants``: what the script knows from the server.
+    """
+    if script:
+        given = (f"const {name} = {json.dumps(v)};\n" for name, v in (constants or {}).items())
+        files = ((STATIC / name).read_text() for name in script.split())
+        options["js_on_load"] = "".join([*given, *files])
+    if template:
+        options["html_template"] = (STATIC / template).read_text()
+    return gr.HTML(value, elem_classes="ui-html", apply_default_css=False, **options)
+
+
+def _generate(studio: Studio) -> GenerateTab:
+    """Make the form on the left; what runs and the newest video on the right."""
+    with gr.Row():
+        with gr.Column(scale=5, min_width=300):
+            fields = _fields(studio)
+            with gr.Row(equal_height=True):
+                go = gr.Button("Generate", variant="primary", elem_id="go", scale=3)
+                both = gr.Button("Generate with reference", elem_id="go-both", scale=4)
+            with gr.Accordion("Presets and job file", open=False):
+                preset = gr.Dropdown(list(studio.presets.all()), value=None, label="Preset",
+                                     elem_id="preset", allow_custom_value=True)  # fmt: skip
+                with gr.Row():
+                    save, use, drop = (
+                        gr.Button(text, min_width=80) for text in ("Save", "Use", "Delete")
+                    )
+                make = gr.Button("Job file for accel render")
+                job_file = gr.File(label="Job file", interactive=False, visible=False)
+        with gr.Column(scale=6, min_width=300):
+            now = custom(view.now(studio), "actions.js", elem_id="now")
+            latest = custom(view.latest(studio), elem_id="latest")
+    return GenerateTab(
+        **fields, go=go, both=both, preset=preset, save=save, use=use, drop=drop, make=make,
+        job_file=job_file, now=now, latest=latest,
+    )  # fmt: skip
+
+
+def _fields(studio: Studio) -> dict[str, Any]:
+    """Make the form: ``form``, ``suited``, ``moved`` and ``dice`` of the tab."""
+    first, form = forms.to_form(forms.FIRST, studio.models), dict[str, Any]()
+    form["prompt"] = gr.Textbox(first["prompt"], label="Prompt", lines=2, max_lines=8,
+                                max_length=studio.limits.prompt, elem_id="prompt")  # fmt: skip
+    with gr.Row():
+        models = list(studio.models.by_label)
+        form["model"] = gr.Dropdown(models, value=models[0], label="Model", scale=2)
+        suited = gr.State(models[0])
+        choices = studio.models.accelerations
+        form["preset"] = gr.Dropdown(choices, value=first["preset"], label="Acceleration")
+    with gr.Row():
+        for key in ("width", "height", "frames", "steps"):
+            label = key.capitalize()
+            form[key] = gr.Number(first[key], label=label, precision=0, min_width=70)
+    with gr.Row():
+        form["seed"] = gr.Number(first["seed"], label="Seed", precision=0, min_width=120)
+        dice = gr.Button("Random seed", min_width=120, elem_classes="middle")
+    moved = gr.Checkbox(False, label="Follow the motion drawn in the tab Motion")
+    with gr.Accordion("More", open=False):
+        form["negative_prompt"] = gr.Textbox("", label="Negative prompt", lines=1)
+        form["guidance"] = gr.Number(first["guidance"], label="Guidance")
+        form["name"] = gr.Textbox("", label="Name of the file (else words of the prompt)")
+    return {"form": form, "suited": suited, "moved": moved, "dice": dice}
+
+
+def _motion(studio: Studio) -> MotionTab:
+    """Make the canvas on the left; camera, driving video, strength and the flow on the right."""
+    with gr.Row():
+        with gr.Column(scale=6, min_width=300):
+            first = drawing.canvas(drawing.FIRST)
+            canvas = custom(
+                first, CANVAS, "canvas.html", {"LIMITS": drawing.canvas_limits(studio.limits)},
+                elem_id="canvas",
+            )  # fmt: skip
+            behind = gr.Dropdown([], label="Draw on the first frame of", allow_custom_value=True)
+        with gr.Column(scale=5, min_width=300):
+            flow = custom(drawing.NO_FLOW, elem_id="flow")
+            text = "Strength: 0 follows the motion, 1 is free"
+            strength = gr.Slider(0, 1, 0.1, step=0.05, label=text, buttons=[])
+            with gr.Accordion("Camera, per frame"):
+                camera = {
+                    name: gr.Slider(s.low, s.high, s.still, step=s.step, label=s.label, buttons=[])
+                    for name, s in drawing.CAMERA.items()
+                }
+            with gr.Accordion("Driving video", open=False):
+                video: dict[str, Any] = {
+                    "file": gr.File(label="Video", file_types=["video"], height=110)
+                }
+                with gr.Row():
+                    for key, value, label in (("start", 0, "First"), ("end", None, "Last")):
+                        video[key] = gr.Number(value, label=f"{label} frame", precision=0,
+                                               min_width=120)  # fmt: skip
+                video["cuts"] = gr.Checkbox(False, label="New noise at a scene cut")
+                driving = gr.State(None)
+    return MotionTab(canvas, behind, flow, strength, camera, video, driving)
+
+
+def _compare() -> CompareTab:
+    """Make two players in step, and what was measured."""
+    with gr.Row():
+        first = gr.Dropdown([], label="Video", allow_custom_value=True, scale=3, min_width=240)
+        second = gr.Dropdown([compare.OWN], value=compare.OWN, label="Beside", scale=3,
+                             allow_custom_value=True, min_width=240)  # fmt: skip
+        show = gr.Button("Compare", variant="primary", elem_id="show", scale=2,
+                         elem_classes="middle")  # fmt: skip
+    players = custom("", "players.js", elem_id="players")
+    return CompareTab(first, second, show, players, report=custom("", elem_id="report"))
+
+
+def _queue(studio: Studio) -> QueueTab:
+    """Make the queue, a place to drop a video, and the gallery."""
+    listed = custom(view.queue(studio), "actions.js", elem_id="queue")
+    with gr.Row():
+        exports = {what: gr.Button(f"Job file of the {what}") for what in ("queue", "gallery")}
+    exported = gr.File(label="Job file", interactive=False, visible=False)
+    text = "Drop a video made here to get its settings back"
+    dropped = gr.File(label=text, file_types=VIDEOS, height=150, elem_id="drop")
+    count = gr.State(MORE)
+    gallery = custom(view.gallery(studio), "actions.js", elem_id="gallery")
+    return QueueTab(listed, exports, exported, dropped, count, gallery)
+
+
+def _plan(studio: Studio) -> PlanTab:
+    """Make what is predicted for the form's job, then runs that were measured."""
+    with gr.Row():
+        memory = Limit(0, 16, 16, step=0.001, label="Memory, at most GiB", buttons=[],
+                       min_width=250)  # fmt: skip
+        quality = Limit(0, 100, plan_tab.least(studio), step=0.5, min_width=250,
+                        label="Quality, at least dB PSNR", buttons=[])  # fmt: skip
+    predicted = custom(plan_tab.WAIT, elem_id="predicted")
+    use = gr.Button("Use this plan", elem_id="use-plan")
+    table = custom("", elem_id="runs")
+    return PlanTab(
+        memory, quality, predicted, use, table, asked=gr.State(None), picked=gr.State(None)
+    )
