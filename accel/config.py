@@ -1,4 +1,4 @@
-"""Frozen configurations, one per technique, validated at birth."""
+"""Frozen configurations, one per technique, checked when they are made."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ Storage = Literal["native", "int8", "cpu"]
 class Rule:
     """Precision of some sites during some steps.
 
-    ``sites`` is a shell pattern over site names (``blocks.0.*``) or several names and patterns;
-    ``start`` and ``end`` bound the step as a fraction of the run, ``start <= step / steps < end``.
+    Args:
+        precision: "int8", "int6", "int4", or "full" for no quantization.
+        sites: A shell pattern over site names (``blocks.0.*``), or several names and patterns.
+        start: First step the rule holds for, as a fraction of the run.
+        end: Where the rule stops: it holds while ``start <= step / steps < end``.
+
+    Raises:
+        ValueError: A value that is not allowed.
     """
 
     precision: Precision
@@ -32,7 +38,7 @@ class Rule:
         if not isinstance(self.sites, str):
             sites = tuple(self.sites) if isinstance(self.sites, (list, tuple)) else ()
             if not sites or not all(isinstance(site, str) for site in sites):
-                raise ValueError(f"rule sites must be a name or several, got {self.sites!r}")
+                raise ValueError(f"rule sites must be one or more names, got {self.sites!r}")
             object.__setattr__(self, "sites", sites)
         for name in ("start", "end"):
             number(f"rule {name}", getattr(self, name))
@@ -44,13 +50,28 @@ class Rule:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Quantized attention. The first rule that matches site and step wins, else ``precision``.
+    """Quantized attention, with a precision by site and step.
 
-    ``impl`` "auto" takes the fastest implementation, and leaves calls too short to profit to torch;
-    a named one is used for every call. ``check_rows``: query rows per head compared with full
-    precision on each site's first call in each precision in a run; 0 turns that off. Above a
-    relative L1 error of ``max_error`` there, the site stays at full precision for the rest of the
-    run.
+    Args:
+        precision: Precision of calls that no rule matches: "int8", "int6", "int4" or "full".
+        rules: Checked in order; the first one that matches a call's site and step wins.
+        impl: "auto" takes the fastest implementation, and leaves calls to torch that are too short
+            to gain. A named one ("reference", "cpu", "gpu") is used for every call.
+        smooth_q: Subtract the mean of each block of queries before quantization (SageAttention2).
+        smooth_v: Subtract the mean of the values before quantization.
+        hadamard: Rotate queries and keys by a Hadamard matrix before quantization.
+        check_rows: Query rows per head that are compared with full precision at each site's first
+            call in each precision of a run; 0 turns the check off.
+        max_error: Relative L1 error in that check above which the site stays at full precision for
+            the rest of the run.
+
+    Raises:
+        ValueError: A value that is not allowed.
+
+    Example::
+
+        first = accel.Rule("full", sites="blocks.0.*", end=0.2)
+        accel.patch(pipe, plan=accel.Plan(attention=accel.AttentionConfig("int8", (first,))))
     """
 
     precision: Precision = "int8"
@@ -78,12 +99,21 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class SlicingConfig:
-    """Exact feature slicing: each block runs in at most ``slices`` slices of at least
-    ``min_tokens`` tokens.
+    """Exact feature slicing: blocks run slice by slice, with the same result in less memory.
 
-    ``stream_frames``: where a VAE on an accelerator decodes a video piece by piece, finished frames
-    go to the CPU at once, if the pipeline only returns them. Videos asked for as tensors
-    (``output_type="pt"``) are then on the CPU; frames as arrays or pictures are there anyway.
+    Args:
+        slices: Most slices that a block runs in.
+        min_tokens: Fewest tokens of a slice.
+        stream_frames: Where a VAE on an accelerator decodes a video piece by piece, move finished
+            frames to the CPU at once, if the pipeline only returns them. Videos requested as
+            tensors (``output_type="pt"``) are then on the CPU; arrays and pictures always are.
+
+    Raises:
+        ValueError: A value that is not allowed.
+
+    Example::
+
+        accel.patch(pipe, plan=accel.Plan(attention=None, slicing=accel.SlicingConfig(slices=4)))
     """
 
     slices: int = 8
@@ -98,9 +128,16 @@ class SlicingConfig:
 
 @dataclass(frozen=True)
 class Multistep:
-    """Weights fitted to a schedule, as ``accel.calibration.step_weights`` has them: per step, of
-    its own output if it is computed, then of the kept ones, newest first. They hold for the
-    timesteps ``times`` of the scheduler class ``sampler``.
+    """Weights fitted to a schedule, as ``accel.calibration.step_weights`` finds them.
+
+    Args:
+        weights: One row per step: the weight of the step's own output if it is computed, then those
+            of the kept outputs, newest first.
+        times: Timesteps of the run that the weights hold for.
+        sampler: Class name of the scheduler that the weights hold for.
+
+    Raises:
+        ValueError: Rows that are no finite numbers, or not one for each timestep.
     """
 
     weights: tuple[tuple[float, ...], ...]
@@ -127,14 +164,17 @@ class Multistep:
 
 @dataclass(frozen=True)
 class Wish:
-    """A rule picks the computed steps while the run goes on: one in ``speedup``."""
+    """A speed-up: a rule picks one computed step in ``speedup`` steps during the run."""
 
     speedup: float
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """``keys``: 0-based computed steps of a run of ``steps`` steps."""
+    """Computed steps chosen beforehand.
+
+    ``keys`` are the 0-based computed steps of a run of ``steps`` steps.
+    """
 
     keys: tuple[int, ...]
     steps: int
@@ -142,8 +182,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class MeasuredSchedule(Schedule):
-    """A schedule that real runs were made with: fitted weights, and the dB it should keep in 9 of
-    10 jobs, where they are known.
+    """A schedule measured on real runs.
+
+    ``multistep`` holds its fitted weights, and ``quality`` the dB PSNR that 9 of 10 jobs should
+    keep; each is None where it is not known.
     """
 
     multistep: Multistep | None
@@ -152,31 +194,34 @@ class MeasuredSchedule(Schedule):
 
 @dataclass(frozen=True)
 class RehashConfig:
-    """Step rehash: some denoising steps reuse what earlier ones computed.
+    """Step rehash: denoising steps that can be predicted from earlier ones are skipped.
 
-    Which steps are computed is one of three things (``choice``): a ``Wish``, a ``Schedule``, or a
-    ``MeasuredSchedule`` as ``accel.measure_steps`` finds it. The first fifth of the steps and the
-    last one are always computed, and runs of 8 steps or fewer are left alone.
+    The computed steps are chosen in one of three ways (``choice``): a ``Wish``, a ``Schedule``, or
+    a ``MeasuredSchedule`` as ``accel.measure_steps`` finds it. The first fifth of the steps and the
+    last one are always computed, and runs of 8 steps or fewer are not changed.
 
     Args:
         speedup: Denoising steps of a run per computed one, 1 to 5; used without ``keys``.
         keys: 0-based computed steps of a run of ``steps`` steps; stretched to runs of another
             length.
         steps: Length of the run that ``keys`` belong to.
-        level: "output" predicts the denoiser's output from its last ones; "features" keeps, in a
-            transformer, what its blocks added to the token stream, in a UNet the temporal feature
-            of its last up-block, and still runs the last ``tail`` blocks, or layers of that
-            up-block, on it.
-        order: Degree in the timestep of what is predicted: 0 repeats, 1 extrapolates linearly.
-            None: 1 for outputs, but 0 beside INT6 and INT4 attention, whose noise a line would
-            amplify.
-        tail: See ``level``.
-        store: What is kept: "native" as it is, "int8" in 8 bits, or "cpu" in the CPU's memory.
-        multistep: Measured weights instead of ``order``, where a run is like those measured.
-        quality: dB PSNR that 9 of 10 jobs should keep; takes a measured schedule.
+        level: "output" predicts the denoiser's output from its last ones. "features" keeps what a
+            transformer's blocks added to the token stream, or the temporal feature of a UNet's last
+            up-block, and still runs the last ``tail`` blocks, or layers of that up-block, on it.
+        order: Degree in the timestep of the prediction: 0 repeats, 1 extrapolates linearly. None
+            means 1 for outputs, but 0 with INT6 and INT4 attention, because extrapolation would
+            amplify their noise.
+        tail: Blocks or layers that still run at level "features".
+        store: How outputs are kept: "native" unchanged, "int8" in 8 bits, "cpu" in CPU memory.
+        multistep: Measured weights, used instead of ``order`` in runs like the measured ones.
+        quality: dB PSNR that 9 of 10 jobs should keep; needs a measured schedule.
 
     Raises:
         ValueError: A value that is not allowed, or fields that do not go together.
+
+    Example::
+
+        accel.patch(pipe, plan=accel.Plan(rehash=accel.RehashConfig(speedup=1.9)))
     """
 
     speedup: float = 1.9
@@ -231,13 +276,13 @@ class RehashConfig:
             self.level != "output" or not self.keys or rows != self.steps
         ):
             raise ValueError(
-                "rehash multistep weights go with level 'output' and keys of as many steps, got "
+                "rehash multistep weights need level 'output' and keys of the same steps, got "
                 f"level {self.level!r}, {len(self.keys)} keys of {self.steps} steps and {rows} rows"
             )
 
     @property
     def choice(self) -> Wish | Schedule | MeasuredSchedule:
-        """How the computed steps are chosen."""
+        """The way the computed steps are chosen."""
         if not self.keys:
             return Wish(self.speedup)
         if self.multistep is None and self.quality is None:

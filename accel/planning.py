@@ -1,5 +1,7 @@
-"""A plan for a budget of memory (the fewest slices that fit, simulated before anything runs), of
-decibels (the fastest measured schedule of step rehash that keeps them), or of both.
+"""Make a plan for a budget of memory, of quality, or of both.
+
+For memory the plan has the fewest slices that fit, simulated before anything runs. For quality (dB
+PSNR) it has the fastest measured schedule of step rehash that keeps it.
 """
 
 from __future__ import annotations
@@ -18,16 +20,19 @@ from accel.plans import Plan
 
 
 class Size(Protocol):
-    """What is read of a job: pixels and frames."""
+    """The attributes of a job that are read: pixels and frames."""
 
     @property
-    def width(self) -> int | None: ...
+    def width(self) -> int | None:
+        """Width in pixels."""
 
     @property
-    def height(self) -> int | None: ...
+    def height(self) -> int | None:
+        """Height in pixels."""
 
     @property
-    def frames(self) -> int | None: ...
+    def frames(self) -> int | None:
+        """Number of frames."""
 
 
 def plan(
@@ -40,15 +45,15 @@ def plan(
 ) -> Plan:
     """Return the plan for a budget of memory, of quality, or of both.
 
-    Within ``memory`` it has the fewest slices by which the job fits, the VAE in strips where that
-    is needed. For ``quality`` it has the fastest schedule of ``measured`` that should keep it in 9
-    of 10 jobs. What is counted: see ``accel/memory/fit.py``.
+    Within ``memory`` it has the fewest slices with which the job fits, and decodes the VAE in
+    strips if that is needed. For ``quality`` it has the fastest schedule of ``measured`` that
+    should keep it in 9 of 10 jobs. ``accel/memory/fit.py`` says what memory is counted.
 
     Args:
         pipe: A loaded diffusers pipeline.
         job: Anything with ``width``, ``height`` (pixels) and ``frames``.
         memory: Bytes, or text such as "8GiB".
-        quality: dB PSNR to the pipeline's own output.
+        quality: dB PSNR against the pipeline's own output.
         measured: What ``accel.measure_steps(pipe, jobs)`` returned.
 
     Returns:
@@ -108,7 +113,7 @@ def _video(job: Size) -> Video:
 
 
 def _too_much(pipe: Any, needs: fit.Needs, error: DoesNotFit) -> str:
-    """What a phase needs, and what would help."""
+    """Say what a phase needs and what would help."""
     offload = "" if offloads(pipe) else "; pipe.enable_model_cpu_offload() frees other weights"
     smaller = "choose a smaller size or fewer frames"
     what, help_, last = {
@@ -119,13 +124,13 @@ def _too_much(pipe: Any, needs: fit.Needs, error: DoesNotFit) -> str:
         ),
     }[error.phase]  # fmt: skip
     return (
-        f"{what} needs {gib(error.needed)}, weights included, of a budget of "
+        f"{what} needs {gib(error.needed)}, weights included, but the budget is "
         f"{gib(error.budget)}{help_}; or {last}"
     )
 
 
 def _decoding_help(pipe: Any, needs: fit.Needs) -> str:
-    """Ways of diffusers' own to decode in less memory."""
+    """Return diffusers' own settings that decode in less memory, as text."""
     calls = {"tiled": "enable_tiling", "frame by frame": "enable_slicing"}
     return "".join(
         f"; pipe.vae.{call}() decodes {way} in {gib(size)}"

@@ -22,11 +22,11 @@ _CONFIGS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is changed in a pipeline.
+    """Everything that a patch changes in a pipeline.
 
     Args:
-        name: What reports call it.
-        attention: Quantized attention; None leaves attention as it is.
+        name: The name shown in reports.
+        attention: Quantized attention; None leaves attention unchanged.
         slicing: Feature slicing; None runs blocks on all tokens at once.
         rehash: Step rehash; None computes every step.
 
@@ -35,9 +35,9 @@ class Plan:
 
     Example::
 
-        plan = accel.Plan("mine", accel.AttentionConfig("int8"), accel.SlicingConfig(4))
-        plan.save("mine.json")
-        accel.patch(pipe, plan=accel.Plan.load("mine.json"))
+        plan = accel.Plan("small", accel.AttentionConfig("int8"), accel.SlicingConfig(4))
+        plan.save("small.json")
+        accel.patch(pipe, plan=accel.Plan.load("small.json"))
     """
 
     name: str = "custom"
@@ -69,7 +69,7 @@ class Plan:
         return cls(name, AttentionConfig("int8"), rehash=RehashConfig(speedup=1.9))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return the plan as plain JSON values."""
         return {"version": VERSION, **asdict(self)}
 
     @classmethod
@@ -77,7 +77,7 @@ class Plan:
         """Return the plan of a mapping, the inverse of ``to_dict``.
 
         Raises:
-            ValueError: Something that is no mapping, an unknown key or version, or a bad value.
+            ValueError: A value that is no mapping, an unknown key or version, or a bad value.
         """
         keys = ["version", *(f.name for f in fields(cls))]
         data = known_keys(data, keys, "plan")
@@ -92,7 +92,7 @@ class Plan:
         return cls(**data)
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
+        """Write the plan to ``path`` as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
@@ -101,7 +101,7 @@ class Plan:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It holds no plan.
+            ValueError: The file holds no plan.
         """
         try:
             data = json.loads(Path(path).read_text())

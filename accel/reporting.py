@@ -1,4 +1,4 @@
-"""What ran: collected from the live patch, printed for people, and as JSON values for tools."""
+"""Report what ran: collected from the live patch, as text for people and as JSON for tools."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ _KEPT = {"native": "", "int8": " as 8-bit integers", "cpu": " in the CPU's memor
 
 @dataclass(frozen=True)
 class SiteReport:
-    """One attention module. ``ran`` maps "int8 by reference" to calls, ``kept`` a reason to calls,
-    ``recomputed`` a reason to results that were thrown away and computed at full precision.
+    """What one attention module did.
 
-    ``error``: worst relative L1 against full precision on sampled rows, ``cosine`` the worst
-    similarity. ``seconds``: time in quantized calls; ``scratch_bytes``: memory of one such call
-    beside its inputs and result. ``steps``: what ran at the steps of the last run, in order, as
-    [number of steps, precision]; "" for steps without a call, "full+int8" where calls differed.
+    ``ran`` maps text such as "int8 by reference" to calls, ``kept`` a reason for full precision to
+    calls, and ``recomputed`` a reason to results that were discarded and computed again at full
+    precision. ``error`` is the worst relative L1 error against full precision on sampled rows, and
+    ``cosine`` the worst similarity. ``seconds`` is the time in quantized calls, and
+    ``scratch_bytes`` the memory of one such call besides its inputs and result. ``steps`` is what
+    ran at the steps of the last run, in order, as [number of steps, precision]; "" stands for steps
+    without a call, and "full+int8" for steps whose calls differed.
     """
 
     name: str
@@ -47,9 +49,11 @@ class SiteReport:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """One transformer block. ``sliced`` maps a number of slices to calls, ``whole`` the reason why
-    a call was not sliced to calls; ``in_place``: calls that overwrote their input, ``note`` why
-    others did not, which functions needed all tokens at once, and whatever else happened.
+    """What one transformer block did.
+
+    ``sliced`` maps a number of slices to calls, and ``whole`` the reason why calls were not sliced
+    to calls. ``in_place`` counts calls that overwrote their input. ``note`` says why others did
+    not, which functions needed all tokens at once, and anything else that happened.
     """
 
     name: str
@@ -61,11 +65,13 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class RehashReport:
-    """Step rehash. ``what`` became of steps that were not computed. ``computed`` and ``reused`` map
-    a reason to steps, over all runs; ``calls``: denoiser calls computed and reused; ``keys``:
-    computed steps of the last run, of ``steps``; ``state_bytes``: most that was kept at once, in
-    the way ``store`` says; ``corrected``: computed calls whose output was corrected by measured
-    weights.
+    """What step rehash did.
+
+    ``what`` says how skipped steps were replaced. ``computed`` and ``reused`` map a reason to
+    steps, over all runs. ``calls`` counts denoiser calls, computed and reused. ``keys`` are the
+    computed steps of the last run of ``steps`` steps. ``state_bytes`` is the most that was kept at
+    once, stored as ``store`` says. ``corrected`` counts computed calls whose output was corrected
+    by measured weights.
     """
 
     what: str
@@ -82,8 +88,9 @@ class RehashReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a patch did so far. ``seconds``: time in the denoisers, ``calls``: their forward
-    calls.
+    """Everything a patch did so far.
+
+    ``seconds`` is the time in the denoisers, and ``calls`` counts their forward calls.
     """
 
     pipeline: str
@@ -98,7 +105,7 @@ class Report:
     rehash: RehashReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the report as plain JSON values."""
         data = dict(vars(self))
         data["sites"] = [vars(site) for site in self.sites]
         data["blocks"] = [vars(block) for block in self.blocks]
@@ -127,7 +134,7 @@ class Report:
 
 
 def site_report(site: Site) -> SiteReport:
-    """Snapshot of a live site."""
+    """Return a snapshot of a live site."""
     record, note = site.record, site.note
     ran = {f"{p} by {impl}": n for (p, impl), n in sorted(record.ran.items())}
     if site.config is not None and site.entered and not record.ran and not record.kept:
@@ -150,7 +157,7 @@ def site_report(site: Site) -> SiteReport:
 
 
 def block_report(name: str, record: BlockRecord) -> BlockReport:
-    """Snapshot of a live block."""
+    """Return a snapshot of a live block."""
     notes = [f"result in new memory: {record.copied}"] if record.copied else []
     if record.mixing:
         notes.append(f"on all tokens at once: {', '.join(sorted(set(record.mixing)))}")
@@ -162,13 +169,13 @@ def block_report(name: str, record: BlockRecord) -> BlockReport:
 
 
 def rehash_report(state: RehashState) -> RehashReport:
-    """Snapshot of a live rehash."""
+    """Return a snapshot of a live step rehash."""
     record, config = state.record, state.config
     what = "extrapolated linearly" if state.order else "repeated"
     if config.level == "features":
-        what = "run on the features of the last computed one"
+        what = "run on the features of the last computed step"
     if config.multistep is not None:
-        what = "combined from computed ones with measured weights"
+        what = "combined from computed steps with measured weights"
     return RehashReport(
         what, dict(record.computed), dict(record.reused), dict(record.calls), list(record.keys),
         record.steps, record.state_bytes, list(record.notes), record.corrected, config.store,
@@ -176,7 +183,7 @@ def rehash_report(state: RehashState) -> RehashReport:
 
 
 def _rehash_lines(r: RehashReport) -> list[str]:
-    """Counts, then notes."""
+    """Return the counts, then the notes."""
     computed, reused = sum(r.computed.values()), sum(r.reused.values())
     if not computed:
         return ["the denoiser was not called yet, or was compiled after the patch", *r.notes]
@@ -198,7 +205,7 @@ def _count(number: int, name: str) -> str:
 
 
 def _block_lines(blocks: list[BlockReport]) -> list[str]:
-    """One line for all blocks under one pattern that did the same."""
+    """Return one line for all blocks of one pattern that did the same."""
     alike: dict[tuple[Any, ...], list[BlockReport]] = {}
     for b in blocks:
         key = (_pattern(b.name), *map(str, (b.sliced, b.whole, b.in_place, b.note)))
@@ -219,7 +226,7 @@ def _pattern(name: str) -> str:
 
 
 def _grouped(sites: list[SiteReport]) -> list[list[SiteReport]]:
-    """Sites that did the same, under one pattern such as ``blocks.*.attn1``, stay together."""
+    """Group sites of one pattern, such as ``blocks.*.attn1``, that did the same."""
     groups: dict[tuple[Any, ...], list[SiteReport]] = {}
     for s in sites:
         key = (_pattern(s.name), *map(str, (s.ran, s.kept, s.recomputed, s.note)))
@@ -259,6 +266,6 @@ def _describe(group: list[SiteReport]) -> str:
 
 
 def _spelled(what: str) -> str:
-    """Such as "INT8 by the CPU kernel", of "int8 by cpu"."""
+    """Return text such as "INT8 by the CPU kernel" for "int8 by cpu"."""
     precision, _, kernel = what.partition(" by ")
     return f"{precision.upper()} by {_KERNELS.get(kernel, kernel)}"

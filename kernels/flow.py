@@ -1,5 +1,6 @@
-"""What a flow says about pixels: its inverse, and the edges along which noise is carried. In torch,
-on any device; every step is one rounded fp32 operation.
+"""The inverse of a flow, and the edges along which it carries noise.
+
+It is written in torch for any device; every step is one rounded fp32 operation.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ INVERSE_STEPS = 8
 
 
 def inverse_flow(flow: Tensor) -> Tensor:
-    """Backward flow of ``flow [2, H, W]`` by the fixed point b <- -f(p + b(p)), bilinear, edges
-    clamped.
+    """Return the backward flow [2, H, W] of ``flow [2, H, W]``, both in pixels.
+
+    It is the fixed point b <- -f(p + b(p)), with bilinear interpolation and clamped borders.
     """
     _, height, width = flow.shape
     x, y = _grid(flow)
@@ -30,15 +32,16 @@ def inverse_flow(flow: Tensor) -> Tensor:
 
 
 def _grid(flow: Tensor) -> tuple[Tensor, Tensor]:
-    """x and y of each pixel of ``flow [2, H, W]``, int64 [H, W]."""
+    """Return x and y of each pixel of ``flow [2, H, W]``, int64 [H, W]."""
     rows, columns = (torch.arange(n, device=flow.device) for n in flow.shape[1:])
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return x, y
 
 
 def find_edges(forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Edges of integer flows [2, H, W]: sources, targets (pixel indices [E]), and how many of them,
-    the first ones, are forward edges.
+    """Return the edges of integer flows [2, H, W]: sources, targets, number of forward edges.
+
+    Sources and targets are pixel indices [E]; the forward edges come first.
     """
     _, height, width = forward.shape
     x, y = _grid(forward)

@@ -1,4 +1,4 @@
-"""Row quantisation as a public op: validate, choose, call."""
+"""Row quantization as a public op: validate, choose, call."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ from accel.kernels.dispatch import QUANTIZE, resolve
 def quantize_rows(
     x: Tensor, bits: int = 8, *, impl: Literal["auto", "reference", "cpu"] = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Symmetric integers of ``x [..., D]`` (float, any strides), one scale per row (token).
+    """Return symmetric integers of ``x [..., D]`` with one scale per row (token).
 
-    Returns codes int8 ``[..., D]`` in [-(2^(bits-1) - 1), 2^(bits-1) - 1] and scale fp32 ``[...,
-    1]``; ``codes * scale`` approximates ``x`` within half a scale. An all-zero row gives zero
-    codes. ``bits`` is 2 to 8. Raises ValueError for other bits or a non-float tensor, RuntimeError
-    if ``impl`` cannot run here.
+    Args:
+        x: Float tensor [..., D], any strides.
+        bits: Bits of an integer with its sign, 2 to 8.
+        impl: "auto", or one of "reference" and "cpu".
+
+    Returns:
+        Codes int8 [..., D] in [-(2^(bits-1) - 1), 2^(bits-1) - 1] and scale fp32 [..., 1].
+        ``codes * scale`` approximates ``x`` within half a scale. An all-zero row gives zero codes.
+
+    Raises:
+        ValueError: Other bits, or a tensor that is not float.
+        RuntimeError: ``impl`` cannot run here.
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"bits must be 2 to 8, got {bits}")

@@ -1,7 +1,7 @@
 """Eager definitions of the number formats: integers by group, E4M3, NVFP4, and the rotation.
 
-Part of the specification in ``kernels/reference.py``; every function is fp32 and readable, none is
-fast.
+This is a part of the specification in ``kernels/reference.py``. Every function is written in fp32
+for readers, not for speed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 Granularity = Literal["token", "thread", "block"]
-SCALE_FLOOR = 1e-12  # largest magnitude assumed for an all-zero group, so that no scale is zero
+SCALE_FLOOR = 1e-12  # least largest magnitude of a group, so that no scale is zero
 E4M3_MAX = 448.0
 NVFP4_MAX = 448.0 * 6.0  # largest E4M3 scale times largest E2M1 value
 NVFP4_GROUP = 16
 
 
 def group_ids(tokens: int, granularity: Granularity, block: int, *, is_key: bool) -> Tensor:
-    """Scale group of each token, int64 [T].
+    """Return the scale group of each token, int64 [T].
 
     "thread" is the layout of one tensor-core thread (SageAttention2, section 3.2): queries share a
     scale in groups of 4 rows {i, i+8, i+16, i+24} of a 32-row warp, keys in groups of 16 of a
@@ -35,11 +35,18 @@ def group_ids(tokens: int, granularity: Granularity, block: int, *, is_key: bool
 
 
 def quantize(x: Tensor, bits: int, groups: Tensor, clip: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Symmetric integers of ``x [..., T, D]`` with one scale per token group.
+    """Return symmetric integers of ``x [..., T, D]`` with one scale per token group.
 
-    ``groups`` int64 [T] names each token's group; ``clip`` as in ``QuantSpec``. Returns codes
-    (float tensor holding integers in [-qmax, qmax]) and scale [..., T, 1]; ``codes * scale``
-    approximates ``x``. Rounds half to even.
+    Args:
+        x: Float tensor [..., T, D].
+        bits: Bits of an integer with its sign; qmax is 2^(bits-1) - 1.
+        groups: The group of each token, int64 [T].
+        clip: Share of a group's maximum that still fits, as in ``QuantSpec``.
+
+    Returns:
+        Codes (a float tensor of integers in [-qmax, qmax], rounded half to even) [..., T, D] and
+            scale
+        [..., T, 1]; ``codes * scale`` approximates ``x``.
     """
     qmax = 2 ** (bits - 1) - 1
     rows = x.abs().amax(-1)
@@ -51,16 +58,17 @@ def quantize(x: Tensor, bits: int, groups: Tensor, clip: float = 1.0) -> tuple[T
 
 
 def round_e4m3(x: Tensor) -> Tensor:
-    """Nearest E4M3 value of each element, saturating at +-448, returned in ``x``'s dtype."""
+    """Return the nearest E4M3 value of each element, saturating at +-448, in ``x``'s dtype."""
     return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(x.dtype)
 
 
 def nvfp4(x: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
-    """NVFP4 of ``x [..., N]``: (values, scale) with values * scale near x.
+    """Return NVFP4 of ``x [..., N]``: (values, scale), where values * scale approximates x.
 
-    ``peak`` [..., 1] is the largest magnitude that ``scale`` [..., 1] brings to 448 * 6. Each 16
-    neighbours along the last axis share an E4M3 scale, of a sixth of their largest magnitude; what
-    they hold is E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and negatives, nearest, ties to the even code.
+    ``peak`` [..., 1] is the largest magnitude, which ``scale`` [..., 1] maps to 448 * 6. Each 16
+    neighbors along the last axis share an E4M3 scale, a sixth of their largest magnitude. Their
+    values are E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and negatives, the nearest one, ties to the even
+    code.
     """
     scale = peak.clamp_min(SCALE_FLOOR) / NVFP4_MAX
     padding = -x.shape[-1] % NVFP4_GROUP
@@ -76,7 +84,10 @@ def nvfp4(x: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hadamard_matrix(size: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Orthogonal block-diagonal Sylvester-Hadamard matrix [size, size], largest 2^k blocks."""
+    """Return the orthogonal Sylvester-Hadamard matrix [size, size].
+
+    It is block-diagonal, with the largest possible blocks of 2^k.
+    """
     block = size & -size
     h = torch.ones(1, 1, device=device, dtype=dtype)
     while h.shape[0] < block:

@@ -2,15 +2,15 @@
 
 Noise q is [C, N] with N = H * W pixels in row order, density rho [N]. Every arithmetic step is one
 IEEE fp32 operation, sums run in the order of the edges (forward ones by source, then backward ones
-by target), and random numbers are looked up, not streamed: a fast implementation can match this bit
-for bit.
+by target), and random numbers are looked up, not streamed. So a fast implementation can match this
+bit for bit.
 
 Random numbers: Philox 4x32 with 10 rounds (Salmon et al., SC 2011), key = seed, counter = (pixel,
-frame, stream, channel // 4). A call gives the normals of four neighbouring channels, so the noise
-of a channel depends neither on how many channels there are nor on the flow elsewhere. Streams:
-fresh noise of a pixel; the draw of the forward edge that leaves it; the draw of the backward edge
-that enters it. Normals come from Box and Muller's transform with the polynomials below (error
-below 3e-7), because libraries differ in the last bits of log, sin and cos.
+frame, stream, channel // 4). A call gives the normals of four neighboring channels, so the noise of
+a channel depends neither on the number of channels nor on the flow elsewhere. Streams: fresh noise
+of a pixel; the draw of the forward edge that leaves it; the draw of the backward edge that enters
+it. Normals come from Box and Muller's transform with the polynomials below (error below 3e-7),
+because libraries differ in the last bits of log, sin and cos.
 """
 
 from __future__ import annotations
@@ -37,10 +37,16 @@ def step(
     q: Tensor, rho: Tensor, forward: Tensor, backward: Tensor | None, u: Tensor, *, seed: int,
     frame: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """One frame of the warp: noise [C, H, W] and density [H, W] of frame ``frame``.
+    """Return noise [C, H, W] and density [H, W] of frame ``frame``, one step of the warp.
 
-    q fp32 [C, H, W]; rho fp32 [H, W]; ``forward`` and ``backward`` fp32 [2, H, W] pixels;
-    ``u`` fp32 [2], the frame's rounding offset.
+    Args:
+        q: Noise of the frame before, fp32 [C, H, W].
+        rho: Density of the frame before, fp32 [H, W].
+        forward: Flow to this frame, fp32 [2, H, W] pixels.
+        backward: Flow back from this frame, fp32 [2, H, W] pixels; computed if None.
+        u: The frame's rounding offset, fp32 [2].
+        seed: Seed of the random numbers.
+        frame: Number of this frame.
     """
     back = inverse_flow(forward) if backward is None else backward
     offset = u.view(2, 1, 1)
@@ -52,7 +58,7 @@ def step(
 def _transport(
     q: Tensor, rho: Tensor, source: Tensor, target: Tensor, forward: int, *, seed: int, frame: int
 ) -> tuple[Tensor, Tensor]:
-    """Split over the edges and merge at their targets: noise [C, N], density [N]."""
+    """Split noise over the edges and merge it at their targets: noise [C, N], density [N]."""
     channels, pixels = q.shape
     degree = torch.bincount(source, minlength=pixels)
     shared = degree[source] > 1
@@ -80,12 +86,12 @@ def _transport(
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """Correctly rounded square root; torch's own may be off by one bit."""
+    """Return the correctly rounded square root; torch's own may be off by one bit."""
     return torch.from_numpy(np.sqrt(x.numpy()))
 
 
 def normal(pixel: Tensor, channels: int, *, seed: int, frame: int, stream: int) -> Tensor:
-    """N(0, 1) fp32 [channels, P] for the pixel indices ``pixel [P]``."""
+    """Return N(0, 1) fp32 [channels, P] for the pixel indices ``pixel [P]``."""
     groups = np.arange((channels + 3) // 4, dtype=np.uint64)[:, None]
     index = pixel.numpy().astype(np.uint64)[None]
     shape = np.broadcast_shapes(groups.shape, index.shape)
@@ -98,7 +104,10 @@ def normal(pixel: Tensor, channels: int, *, seed: int, frame: int, stream: int) 
 
 
 def philox(counter: list[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Philox 4x32-10: four words of 32 bits, in uint64 arrays, for four counter words."""
+    """Return the four words of Philox 4x32-10 for four counter words.
+
+    Each word has 32 bits in a uint64 array.
+    """
     low = np.uint64(0xFFFFFFFF)
     c = list(counter)
     key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
@@ -114,7 +123,10 @@ def philox(counter: list[np.ndarray], seed: int) -> list[np.ndarray]:
 
 
 def box_muller(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two normals fp32 from two uniform words: radius sqrt(-2 ln u) and angle of ``second``."""
+    """Return two fp32 normals from two uniform words of 32 bits.
+
+    The radius is sqrt(-2 ln u) for u from ``first``; the angle comes from ``second``.
+    """
     f = np.float32
     u = (first >> np.uint64(1)).astype(f) * f(2.0**-31) + f(2.0**-32)  # in (0, 1]
     radius = np.sqrt(f(-2) * _log(u))
@@ -134,7 +146,7 @@ def box_muller(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _log(u: np.ndarray) -> np.ndarray:
-    """Natural logarithm of fp32 ``u`` in (0, 1]."""
+    """Return the natural logarithm of fp32 ``u`` in (0, 1]."""
     f = np.float32
     bits = u.view(np.int32) - np.int32(0x3F3504F3)  # exponent 0 for sqrt(1/2) <= u < sqrt(2)
     exponent = (bits >> 23).astype(f)
@@ -145,7 +157,7 @@ def _log(u: np.ndarray) -> np.ndarray:
 
 
 def _horner(coefficients: tuple[float, ...], x: np.ndarray) -> np.ndarray:
-    """Polynomial with the highest coefficient first, multiply then add."""
+    """Return a polynomial, highest coefficient first; multiply and add round separately."""
     value = np.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
         value = value * x + np.float32(coefficient)

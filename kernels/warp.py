@@ -1,25 +1,27 @@
-"""Noise carried along an optical flow, still exactly Gaussian (Go-with-the-Flow, arXiv 2501.08331).
+"""Noise carried along an optical flow that stays exactly Gaussian.
 
-Each frame's noise q [C, H, W] is i.i.d. N(0, 1); the density rho [H, W] says how much source noise
-a pixel holds. One step from frame to frame:
+The method is Go-with-the-Flow (Burgert et al. 2025, arXiv 2501.08331). Each frame's noise
+q [C, H, W] is i.i.d. N(0, 1); the density rho [H, W] says how much source noise a pixel holds. One
+step from frame to frame:
 
 1. Integer flows: forward floor(f + u), backward -floor(-b + u), with one offset u per frame.
-   "dither" walks u along a golden-ratio sequence, so sub-pixel motion is unbiased and neighbours
-   with equal flow stay together; "round" fixes u = 1/2 (the released code's rounding, which loses
+   "dither" moves u along a golden-ratio sequence, so sub-pixel motion is unbiased and neighbors
+   with equal flow stay together. "round" fixes u = 1/2 (the released code's rounding, which loses
    slow motion).
-2. Edges: every source pixel to where the forward flow puts it; every target nobody reached, to the
-   pixel the backward flow names (expansion). A target without an edge is a hole and gets fresh
-   noise.
-3. Split: a source with d edges sends Y = q / sqrt(d) + (Z - mean Z), Z fresh: the copies are
-   independent, unit variance and still sum to sqrt(d) q. All edges of a source are split together.
+2. Edges: from every source pixel to its target in the forward flow, and for every target without
+   one, from the pixel that the backward flow names (expansion). A target without any edge is a hole
+   and gets fresh noise.
+3. Split: a source with d edges sends Y = q / sqrt(d) + (Z - mean Z) with fresh Z. The copies are
+   independent, have unit variance, and still sum to sqrt(d) q. All edges of a source are split
+   together.
 4. Merge: r = rho / d per edge, q' = sum sqrt(r) Y / sqrt(sum r), rho' = sum r. These weights
-   conserve the integral noise sqrt(rho) q, so expansion followed by contraction gives the source
-   back (the published weights r do not).
+   conserve the integral noise sqrt(rho) q, so expansion followed by contraction returns the source
+   (with the published weights r it does not).
 
 A copied pixel (one edge out, one edge in) is copied bit for bit. Without a backward flow its
-fixed-point inverse is used: the published b = -f loses half of the correlation in a zoom.
-Random numbers depend on seed, frame, channel and pixel only, so the bytes are the same for any
-implementation, number of threads, or cut into channels and calls.
+fixed-point inverse is used: the published b = -f loses half of the correlation in a zoom. Random
+numbers depend on seed, frame, channel and pixel only, so the bytes are the same for any
+implementation, number of threads, and split into channels or calls.
 """
 
 from __future__ import annotations
@@ -53,16 +55,32 @@ def warp_noise(
     mode: Mode = "dither",
     impl: Impl = "auto",
 ) -> Tensor:
-    """Noise that moves with ``flow``.
+    """Return noise that moves with ``flow``, every frame i.i.d. N(0, 1) over pixels and channels.
 
-    ``flow`` float ``[F, 2, H, W]``: pixels (dx, dy) from each frame to the next, given on the
-    earlier frame's grid. ``backward``, same shape: from the next frame back, on the later grid;
-    computed when None. Returns noise fp32 ``[F + 1, channels, H, W]``, on the flow's card where the
-    GPU kernels run, else on the CPU; every frame is N(0, 1), i.i.d. over pixels and channels. Same
-    seed and flow, same noise.
+    The method is Go-with-the-Flow (arXiv 2501.08331); the module docstring says how it differs.
 
-    Raises ValueError for a wrong shape, a non-finite flow, no channel, or an unknown mode, and
-    RuntimeError if ``impl`` cannot run here.
+    Args:
+        flow: Float [F, 2, H, W], pixels (dx, dy) from each frame to the next, on the earlier
+            frame's grid.
+        channels: Channels of the noise, at least 1.
+        seed: Same seed and flow, same noise.
+        backward: Float [F, 2, H, W], from the next frame back, on the later grid; computed if None.
+        mode: "dither" moves without bias at sub-pixel speeds, "round" rounds to whole pixels.
+        impl: "auto", or one of "reference", "cpu" and "gpu".
+
+    Returns:
+        Noise fp32 [F + 1, channels, H, W], on the flow's GPU where the GPU kernels run, else on the
+        CPU.
+
+    Raises:
+        ValueError: A wrong shape, a non-finite flow, no channel, or an unknown mode.
+        RuntimeError: ``impl`` cannot run here.
+
+    Example::
+
+        flow = torch.zeros(16, 2, 60, 104)
+        flow[:, 0] = 1.5  # 1.5 pixels to the right per frame
+        noise = accel.kernels.warp.warp_noise(flow, channels=16, seed=0)  # [17, 16, 60, 104]
     """
     check_flow("flow", flow)
     if backward is not None:
@@ -83,8 +101,10 @@ def warp_noise(
 
 
 class NoiseWarper:
-    """The same warp frame by frame (streaming). ``noise``: the current frame, fp32 [C, H, W], to be
-    read only. It lives on ``device`` where the GPU kernels run there, else on the CPU.
+    """The same warp frame by frame (streaming).
+
+    ``noise`` is the current frame, fp32 [C, H, W], and must not be written to. It is on ``device``
+    where the GPU kernels run there, else on the CPU.
     """
 
     def __init__(
@@ -129,8 +149,9 @@ class NoiseWarper:
         return self.advance(flow, backward, out=torch.empty_like(self.noise))
 
     def advance(self, flow: Tensor, backward: Tensor | None, *, out: Tensor) -> Tensor:
-        """``step`` without its checks, into ``out`` fp32 [C, H, W], contiguous; it becomes
-        ``noise``.
+        """Do what ``step`` does, without its checks, into ``out`` fp32 [C, H, W].
+
+        ``out`` must be contiguous; it becomes ``noise``.
         """
         self.frame += 1
         device = self.noise.device
@@ -152,7 +173,7 @@ class NoiseWarper:
 
 
 def _kernels(impl: str) -> ModuleType:
-    """The module with ``fresh`` and ``step`` of an implementation; Triton only if it is needed."""
+    """Return an implementation's module with ``fresh`` and ``step``; Triton only if needed."""
     if impl == "cpu":
         return cpu
     from accel.kernels.gpu import warp as gpu
@@ -161,7 +182,7 @@ def _kernels(impl: str) -> ModuleType:
 
 
 def rounding_offset(frame: int, mode: Mode) -> tuple[float, float]:
-    """Rounding offset (x, y) in [0, 1), the same for the whole frame."""
+    """Return the rounding offset (x, y) in [0, 1), the same for the whole frame."""
     if mode == "round":
         return 0.5, 0.5
     return (frame * _PHI + 0.5) % 1.0, (frame * _PHI * _PHI + 0.25) % 1.0

@@ -1,15 +1,15 @@
-"""Procedural clips with exact optical flow: what the embedded model was trained on.
+"""Procedural clips with exact optical flow, on which the embedded model was trained.
 
 A clip is a textured background with one or two textured shapes on it. Every layer has a texture
-that is a function of its own canonical coordinates ``u`` (pixels, origin at the layer's centre),
+that is a function of its own canonical coordinates ``u`` (pixels, origin at the layer's center),
 and an affine path
 
     p = c + o(k) + s(k) R(theta(k)) u        at frame k
 
 so the flow of a pixel from frame k to k + 1 is known in closed form: take the layer that is on top
 there, map the pixel back to ``u`` at frame k and forward again at frame k + 1. No estimator is
-involved. The caption names colours, shapes and the pattern of the background, never the motion:
-motion can only be learnt from the noise.
+involved. The caption names colors, shapes and the pattern of the background, never the motion:
+motion can only be learned from the noise.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ FIELDS = {
     "cloudy": (14.0, 40.0, 1.0),
 }
 PATTERNS = tuple(FIELDS)
-WAVES = 16  # of one field
-# Pixels, of one shape and of each of two: a crescent must be several latent pixels wide to be told.
+WAVES = 16  # number of waves in a field
+# Pixels, for one shape and for each of two: a crescent must be several latent pixels wide to show.
 RADIUS = {1: (14.0, 20.0), 2: (11.0, 15.0)}
 
 
@@ -56,12 +56,15 @@ class Path:
     turn: float = 0.0  # 0: constant speed; 1: slows to a stop halfway and comes back
 
     def progress(self, k: float) -> float:
-        """Frames of motion done at frame ``k`` of a 17-frame clip; ``k`` for constant speed."""
+        """Return the frames of motion done at frame ``k`` of a 17-frame clip.
+
+        That is ``k`` for constant speed.
+        """
         swing = 16.0 / math.pi * math.sin(math.pi * k / 16.0)
         return (1.0 - self.turn) * k + self.turn * swing
 
     def inverse(self, p: np.ndarray, k: float) -> np.ndarray:
-        """Screen points ``[..., 2]`` (x, y) at frame ``k`` to canonical points."""
+        """Return canonical points for screen points [..., 2] (x, y) in pixels at frame ``k``."""
         t = self.progress(k)
         q = p - np.asarray(self.centre) - t * np.asarray(self.velocity)
         c, s = math.cos(self.spin * t), math.sin(self.spin * t)
@@ -69,7 +72,7 @@ class Path:
         return out * math.exp(-self.zoom * t)
 
     def forward(self, u: np.ndarray, k: float) -> np.ndarray:
-        """Canonical points ``[..., 2]`` to screen points at frame ``k``."""
+        """Return screen points for canonical points [..., 2] in pixels at frame ``k``."""
         t = self.progress(k)
         c, s = math.cos(self.spin * t), math.sin(self.spin * t)
         q = np.stack([c * u[..., 0] - s * u[..., 1], s * u[..., 0] + c * u[..., 1]], -1)
@@ -78,7 +81,10 @@ class Path:
 
 @dataclass(frozen=True)
 class Layer:
-    """One thing that moves: ``shape`` is a name in SHAPES, or ``None`` for the background."""
+    """One object that moves.
+
+    ``shape`` is a name in SHAPES, or None for the background. ``size`` is in pixels.
+    """
 
     path: Path
     colour: str
@@ -90,7 +96,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Clip:
-    """frames ``[F, H, W, 3]`` in 0..1; flows ``[F-1, 2, H, W]`` in pixels (dx, dy)."""
+    """A clip with its flow.
+
+    ``frames`` are [F, H, W, 3] in 0..1; the flows are [F - 1, 2, H, W] in pixels (dx, dy).
+    """
 
     frames: np.ndarray
     forward: np.ndarray
@@ -100,7 +109,7 @@ class Clip:
 
 @lru_cache(maxsize=64)
 def _waves(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
-    """Wave vectors [2, N] (radians per pixel) and phases [N] of a layer's random field."""
+    """Return wave vectors [2, N] (radians per pixel) and phases [N] of a layer's random field."""
     rng = np.random.default_rng([int(2**32 * p) for p in layer.phase])
     low, high, spread = FIELDS[layer.pattern]
     period = rng.uniform(low, high, WAVES)
@@ -110,11 +119,11 @@ def _waves(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _texture(layer: Layer, u: np.ndarray) -> np.ndarray:
-    """Brightness in 0..1 at canonical points ``[..., 2]``.
+    """Return the brightness in 0..1 at canonical points ``[..., 2]``.
 
-    A random field of unit variance with periods of 14 to 40 px, through a curve. What a field looks
-    like at one place says nothing of another some periods away, as in most natural textures, so a
-    small model can draw it.
+    It is a random field of unit variance with periods of 14 to 40 px, passed through a curve. Some
+    periods away the field is independent, as in most natural textures, so a small model can draw
+    it.
     """
     vectors, phases = _waves(layer)
     field = np.cos(u.astype(np.float32) @ vectors + phases).sum(-1) * (2 / WAVES) ** 0.5
@@ -126,7 +135,7 @@ def _texture(layer: Layer, u: np.ndarray) -> np.ndarray:
 
 
 def _distance(shape: str, size: float, u: np.ndarray) -> np.ndarray:
-    """Signed distance in canonical pixels, negative inside."""
+    """Return the signed distance in canonical pixels, negative inside."""
     x, y = u[..., 0], u[..., 1]
     if shape == "circle":
         return np.hypot(x, y) - size
@@ -134,29 +143,29 @@ def _distance(shape: str, size: float, u: np.ndarray) -> np.ndarray:
         return np.maximum(np.abs(x), np.abs(y)) - 0.88 * size
     if shape == "triangle":
         return np.maximum(np.abs(x) * 0.866 - 0.5 * y, y) - 0.62 * size
-    # A crescent: a disc less a smaller one above it, with its centre of mass in the middle.
+    # A crescent: a disc less a smaller one above it, with its center of mass in the middle.
     y = y + 0.39 * size
     return np.maximum(np.hypot(x, y) - 1.2 * size, 0.9 * size - np.hypot(x, y + 0.7 * size))
 
 
 def _outline(layer: Layer, u: np.ndarray, k: float) -> np.ndarray:
-    """Signed distance of canonical points from a shape's outline, in screen pixels at frame k."""
+    """Return the signed distance of canonical points from an outline, in screen pixels."""
     scale = math.exp(layer.path.zoom * layer.path.progress(k))
     return _distance(layer.shape, layer.size, u) * scale
 
 
 def shape_distance(layer: Layer, points: np.ndarray, k: float) -> np.ndarray:
-    """Signed distance in pixels of screen points ``[..., 2]`` from a shape's outline at frame k."""
+    """Return the signed distance in pixels of screen points [..., 2] from an outline at frame k."""
     return _outline(layer, layer.path.inverse(points, k), k)
 
 
 def _inside(d: np.ndarray) -> np.ndarray:
-    """1 well inside an outline (``d`` negative) to 0 well outside, over about two pixels."""
+    """Return 1 well inside an outline (``d`` negative) to 0 well outside, over about two pixels."""
     return 1.0 / (1.0 + np.exp(np.clip(3.0 * d, -30, 30)))
 
 
 def _draw(layer: Layer, points: np.ndarray, k: float) -> tuple[np.ndarray, np.ndarray]:
-    """Colour ``[H, W, 3]`` and coverage ``[H, W]`` of a layer at frame ``k``."""
+    """Return color ``[H, W, 3]`` and coverage ``[H, W]`` of a layer at frame ``k``."""
     u = layer.path.inverse(points, k)
     base = np.asarray(COLOURS[layer.colour])
     light = _texture(layer, u)[..., None]
@@ -168,9 +177,10 @@ def _draw(layer: Layer, points: np.ndarray, k: float) -> tuple[np.ndarray, np.nd
 
 
 def whereabouts(layers: list[Layer], points: np.ndarray, frames: Sequence[int]) -> np.ndarray:
-    """Where what is at ``points`` [N, 2] in one of ``frames`` is in each other, [F, F, N, 2].
+    """Return where the contents of ``points`` [N, 2] in each frame are in each other, [F, F, N, 2].
 
-    Entry ``[i, j]`` is in frame ``frames[j]``; NaN where something else covers it by then.
+    Entry ``[i, j]`` is the position in frame ``frames[j]`` of what ``points`` show in
+    ``frames[i]``. It is NaN where something else covers it by then.
     """
     found = np.full((len(frames), len(frames), *points.shape), np.nan)
     for i, start in enumerate(frames):
@@ -186,7 +196,7 @@ def whereabouts(layers: list[Layer], points: np.ndarray, frames: Sequence[int]) 
 
 
 def _top(layers: list[Layer], points: np.ndarray, k: int) -> np.ndarray:
-    """Index of the layer that is seen at each point in frame ``k``."""
+    """Return the index of the layer that is seen at each point in frame ``k``."""
     top = np.zeros(points.shape[:-1], int)
     for n, layer in enumerate(layers):
         if layer.shape is None:
@@ -197,20 +207,20 @@ def _top(layers: list[Layer], points: np.ndarray, k: int) -> np.ndarray:
 
 
 def pixels(height: int, width: int) -> np.ndarray:
-    """Coordinates (x, y) of the pixels of a frame, [H, W, 2]."""
+    """Return the coordinates (x, y) of the pixels of a frame, [H, W, 2]."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     return np.stack([x, y], -1)
 
 
 def picture(layers: list[Layer], points: np.ndarray, k: float) -> tuple[np.ndarray, np.ndarray]:
-    """What is seen at ``points`` [H, W, 2] in frame ``k``, [H, W, 3] in 0..1, and of which layer.
+    """Return what is seen at ``points`` [H, W, 2] in frame ``k``, and the layer it belongs to.
 
-    The second is an index into ``layers``, [H, W].
+    The picture is [H, W, 3] in 0..1; the layer is an index into ``layers``, [H, W].
     """
     image, top = np.zeros((*points.shape[:-1], 3)), np.zeros(points.shape[:-1], int)
     for n, layer in enumerate(layers):
-        colour, cover = _draw(layer, points, k)
-        image += cover[..., None] * (colour - image)
+        color, cover = _draw(layer, points, k)
+        image += cover[..., None] * (color - image)
         top[cover > 0.5] = n
     return np.clip(image, 0, 1), top
 
@@ -238,12 +248,12 @@ def render(
     return Clip(images, forward, backward, caption)
 
 
-def _path(rng: np.random.Generator, centre: tuple[float, float], speed: float) -> Path:
+def _path(rng: np.random.Generator, center: tuple[float, float], speed: float) -> Path:
     angle = rng.uniform(0, 2 * math.pi)
     v = speed * math.sqrt(rng.uniform(0, 1))
     moves = rng.random(3)
     return Path(
-        centre,
+        center,
         (v * math.cos(angle), v * math.sin(angle)),
         zoom=rng.uniform(-0.03, 0.03) if moves[0] < 0.5 else 0.0,
         spin=rng.uniform(-0.06, 0.06) if moves[1] < 0.5 else 0.0,
@@ -251,26 +261,29 @@ def _path(rng: np.random.Generator, centre: tuple[float, float], speed: float) -
     )
 
 
-def _shape(rng: np.random.Generator, colour: str, radius: float, speed: float, size: int) -> Layer:
-    """A random shape that stays in the picture; ``radius`` pixels is its size halfway."""
+def _shape(rng: np.random.Generator, color: str, radius: float, speed: float, size: int) -> Layer:
+    """Return a random shape that stays in the picture; its size halfway is ``radius`` pixels."""
     edge, margin = 0.9 * radius, 0.6 * radius
     while True:
-        centre = tuple(float(c) for c in rng.uniform(edge, size - edge, 2))
-        path = _path(rng, centre, speed)
+        center = tuple(float(c) for c in rng.uniform(edge, size - edge, 2))
+        path = _path(rng, center, speed)
         stops = np.stack([path.forward(np.zeros(2), k) for k in (8, 16)])
         if stops.min() >= margin and stops.max() <= size - margin:
             break
     shape = str(rng.choice(SHAPES))
     first = radius * math.exp(-path.zoom * path.progress(8))
-    return Layer(path, colour, "cloudy", shape, first, tuple(rng.random(3)))
+    return Layer(path, color, "cloudy", shape, first, tuple(rng.random(3)))
 
 
 def sample_layers(
     rng: np.random.Generator, size: int = 64, *, speed: float = 2.5
 ) -> tuple[list[Layer], str]:
-    """Draw a random clip's layers (bottom first), up to ``speed`` px a frame, and its caption."""
-    colours = list(rng.permutation(list(COLOURS)))
-    ground, pattern = colours.pop(), str(rng.choice(PATTERNS))
+    """Return the layers of a random clip, bottom first, and its caption.
+
+    They move by up to ``speed`` pixels a frame.
+    """
+    colors = list(rng.permutation(list(COLOURS)))
+    ground, pattern = colors.pop(), str(rng.choice(PATTERNS))
     still = rng.random() < 0.15
     path = _path(rng, (size / 2, size / 2), 0.0 if still else speed)
     if still:
@@ -279,12 +292,12 @@ def sample_layers(
     count = 1 if rng.random() < 0.6 else 2
     for _ in range(count):
         radius = rng.uniform(*RADIUS[count])
-        layers.append(_shape(rng, colours.pop(), float(radius), speed, size))
+        layers.append(_shape(rng, colors.pop(), float(radius), speed, size))
     names = [f"a {layer.colour} {layer.shape}" for layer in layers[1:]]
     return layers, f"{' and '.join(names)} on a {pattern} {ground} background"
 
 
 def sample_clip(seed: int, *, frames: int = 17, size: int = 64) -> Clip:
-    """The clip of a seed: same seed, same clip."""
+    """Return the clip of a seed: same seed, same clip."""
     layers, caption = sample_layers(np.random.default_rng(seed), size)
     return render(layers, caption, frames=frames, height=size, width=size)

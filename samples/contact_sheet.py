@@ -1,4 +1,4 @@
-"""Draws samples/contact-sheet.png: what the embedded model makes of captions and commanded motion.
+"""Draw samples/contact-sheet.png: clips of the embedded model for captions and commanded motion.
 
     python samples/contact_sheet.py [--steps 20]
 
@@ -40,7 +40,7 @@ SHOWN, ZOOM, MARGIN = (0, 4, 8, 12, 16), 2, 300
 
 
 def flows(frames: np.ndarray, motion: dict | None) -> list[np.ndarray]:
-    """Commanded and obtained flow as two pictures uint8 [H, W, 3] on one scale of speed."""
+    """Return commanded and obtained flow as two pictures uint8 [H, W, 3] on one scale of speed."""
     height, width = frames.shape[1:3]
     obtained = estimate(frames)[0].transpose(0, 3, 1, 2)
     obtained[np.abs(obtained) > width] = np.nan  # occluded
@@ -54,7 +54,7 @@ def flows(frames: np.ndarray, motion: dict | None) -> list[np.ndarray]:
 
 
 def row(frames: np.ndarray, caption: str, motion: dict | None) -> Image.Image:
-    """One clip as a strip with its text."""
+    """Return one clip as a strip with its text."""
     pictures = [*flows(frames, motion), *(frames[k] for k in SHOWN)]
     strip = Image.fromarray(np.concatenate(pictures, axis=1))
     strip = strip.resize((strip.width * ZOOM, strip.height * ZOOM), Image.Resampling.BICUBIC)

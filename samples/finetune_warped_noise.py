@@ -1,15 +1,15 @@
-"""Fine-tunes a LoRA of a diffusers video transformer on warped noise, so that it follows motion.
+"""Fine-tune a LoRA of a diffusers video transformer on warped noise, so that it follows motion.
 
     python samples/finetune_warped_noise.py --model tiny --clips FOLDER --out lora [--steps 1000]
 
 ``FOLDER`` holds videos, each with a caption in a text file of its name (``a.mp4``, ``a.txt``);
 their motion is taken from the pictures (OpenCV's DIS). ``--clips procedural`` draws clips with
 exact flow instead. The loss is the model's own: rectified flow, or epsilon and v-prediction by the
-scheduler's config. Nothing changes but the noise: it is warped along each clip's flow and degraded
-with gamma ~ U(0, 1) (Go-with-the-Flow, arXiv 2501.08331); one clip in ten gets plain noise, so the
-model still works without control. The LoRA is saved by the pipeline and loads with
-``pipe.load_lora_weights``. For the families of ``accel.pipelines.motion.latents`` whose transformer
-takes latents over frames, a timestep and one text embedding: Wan and CogVideoX.
+scheduler's config. Only the noise changes: it is warped along each clip's flow and degraded with
+gamma ~ U(0, 1) (Go-with-the-Flow, arXiv 2501.08331). One clip in ten gets plain noise, so the model
+still works without control. The LoRA is saved by the pipeline and loads with
+``pipe.load_lora_weights``. It works for the families of ``accel.pipelines.motion.latents`` whose
+transformer takes latents over frames, a timestep and one text embedding: Wan and CogVideoX.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ PLAIN = 0.1  # share of clips with ordinary noise
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained; ``rank`` of the LoRA (alpha equals it), ``targets`` its linear layers."""
+    """Settings of the training.
+
+    The LoRA has ``rank`` (and an equal alpha) in the linear layers ``targets``.
+    """
 
     steps: int = 1000
     rank: int = 32
@@ -50,7 +53,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Example:
-    """frames float [3, F, H, W] in -1..1; flows [F - 1, 2, H, W] pixels; caption."""
+    """One clip of the training.
+
+    ``frames`` are float [3, F, H, W] in -1..1; the flows are [F - 1, 2, H, W] pixels.
+    """
 
     frames: Tensor
     forward: Tensor
@@ -59,7 +65,7 @@ class Example:
 
 
 def procedural(s: Settings) -> Iterator[Example]:
-    """Endless drawn clips with exact flow (square pictures)."""
+    """Yield an endless sequence of drawn square clips with exact flow."""
     index = 0
     while True:
         clip = sample_clip(50_000_000 + 100_000 * s.seed + index, frames=s.frames, size=s.height)
@@ -70,7 +76,10 @@ def procedural(s: Settings) -> Iterator[Example]:
 
 
 def from_folder(folder: Path, s: Settings) -> Iterator[Example]:
-    """Endless clips from the videos of a folder, in random order. Raises ValueError without any."""
+    """Yield an endless sequence of clips from the videos of a folder, in random order.
+
+    Raises ValueError for a folder without videos, or with a video without a caption.
+    """
     videos = sorted(p for p in folder.glob("*") if p.suffix in {".mp4", ".mkv", ".webm", ".mov"})
     missing = [p.name for p in videos if not p.with_suffix(".txt").is_file()]
     if not videos or missing:
@@ -86,8 +95,9 @@ def from_folder(folder: Path, s: Settings) -> Iterator[Example]:
 
 
 def encode(pipe: Any, frames: Tensor) -> Tensor:
-    """Clean latents [1, C, F', H', W'] as the denoiser knows them: normalised by the VAE's
-    config.
+    """Return clean latents [1, C, F', H', W'] as the denoiser takes them.
+
+    They are normalized by the VAE's config. ``frames`` [3, F, H, W] are in -1..1.
     """
     config, vae = pipe.vae.config, pipe.vae
     latents = vae.encode(frames[None].to(vae.dtype)).latent_dist.mode().float()
@@ -99,8 +109,10 @@ def encode(pipe: Any, frames: Tensor) -> Tensor:
 
 
 def noisy(scheduler: Any, x: Tensor, noise: Tensor, u: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents, what the model should predict, and the timestep, at time ``u`` in 0..1 of the
-    scheduler's training. Raises ValueError for an unknown kind of prediction.
+    """Return noisy latents, the model's target, and the timestep at time ``u``.
+
+    ``u`` in 0..1 is the time of the scheduler's training. Raises ValueError for an unknown kind of
+    prediction.
     """
     config = scheduler.config
     if getattr(config, "use_flow_sigmas", False) or "FlowMatch" in type(scheduler).__name__:
@@ -118,13 +130,13 @@ def noisy(scheduler: Any, x: Tensor, noise: Tensor, u: float) -> tuple[Tensor, T
 
 
 def conditions(pipe: Any, caption: str) -> dict[str, Tensor]:
-    """Text input of the transformer."""
+    """Return the text input of the transformer."""
     embeddings = pipe.encode_prompt(prompt=caption, do_classifier_free_guidance=False)
     return {"encoder_hidden_states": embeddings[0]}
 
 
 def add_lora(transformer: torch.nn.Module, s: Settings) -> list[torch.nn.Parameter]:
-    """Freeze everything and add trainable low-rank layers; returns their parameters."""
+    """Freeze everything, add trainable low-rank layers, and return their parameters."""
     from peft import LoraConfig
 
     transformer.requires_grad_(False)
@@ -133,7 +145,7 @@ def add_lora(transformer: torch.nn.Module, s: Settings) -> list[torch.nn.Paramet
 
 
 def loss_of(pipe: Any, geometry: Geometry, example: Example, seed: int) -> Tensor:
-    """Loss of one clip; everything random follows from ``seed``."""
+    """Return the loss of one clip; all random numbers follow from ``seed``."""
     rng = np.random.default_rng(seed)
     gamma = 1.0 if rng.random() < PLAIN else float(rng.random())
     noise = warped_latents(
@@ -151,16 +163,20 @@ def loss_of(pipe: Any, geometry: Geometry, example: Example, seed: int) -> Tenso
 def finetune(
     pipe: Any, examples: Iterator[Example], s: Settings, *, on_step: Callable[[int, float], None]
 ) -> None:
-    """Train a LoRA inside ``pipe.transformer``; ``on_step(step, loss)`` after every step."""
+    """Train a LoRA inside ``pipe.transformer``.
+
+    ``on_step(step, loss)`` is called after every step. Raises ValueError for a pipeline without a
+    video transformer.
+    """
     geometry = latent_geometry(pipe)
     if geometry.layout not in ("BCFHW", "BFCHW") or not hasattr(pipe, "transformer"):
         raise ValueError(f"{type(pipe).__name__} has no video transformer over latent frames")
     torch.manual_seed(s.seed)
     parameters = add_lora(pipe.transformer, s)
-    optimiser = torch.optim.AdamW(parameters, lr=s.lr)
+    optimizer = torch.optim.AdamW(parameters, lr=s.lr)
     for step in range(s.steps):
         loss = loss_of(pipe, geometry, next(examples), s.seed * 1_000_003 + step)
-        descend([optimiser], loss, cosine(step, s.steps, s.lr, warmup=min(100, s.steps // 10)))
+        descend([optimizer], loss, cosine(step, s.steps, s.lr, warmup=min(100, s.steps // 10)))
         on_step(step, loss.item())
 
 
@@ -173,7 +189,7 @@ def save(pipe: Any, folder: Path) -> None:
 
 
 def main() -> None:
-    """Load, train, save."""
+    """Load a pipeline, train the LoRA and save it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="tiny", help="tiny, a folder, or a hub id")
     parser.add_argument("--clips", default="procedural", help="a folder, or procedural")

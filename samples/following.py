@@ -1,8 +1,8 @@
-"""Attention heads that look along the motion: where they should look, how they begin, their loss.
+"""Attention heads that look along the motion: their targets, their first weights, and their loss.
 
 What moves with the noise is for the transformer to find in the noise alone, token by token. Six of
-its heads are given that task: each looks in the frame before its own, or the one after, for the
-token with the same noise.
+its heads get that task: each looks in the frame before its own, or the one after, for the token
+with the same noise.
 """
 
 from __future__ import annotations
@@ -21,29 +21,33 @@ from torch.nn import Module
 from torch.nn.functional import conv2d, pad
 from train_common import FRAMES, SIZE
 
-TOKEN = 2 * SPATIAL  # pixels a side
+TOKEN = 2 * SPATIAL  # pixels per side
 GRID = SIZE // TOKEN
 # Block, head, and the frame (before or after its own) in which this head looks for its token.
 FOLLOWING = ((0, 0, -1), (0, 1, 1), (1, 2, -1), (2, 1, 1), (3, 1, -1), (4, 0, 1))
 
 
 def token_centres() -> np.ndarray:
-    """Pixel coordinates (x, y) of the middle of each token, [8, 8, 2]."""
+    """Return the pixel coordinates (x, y) of the middle of each token, [8, 8, 2]."""
     y, x = np.mgrid[0:SIZE:TOKEN, 0:SIZE:TOKEN] + (TOKEN - 1) / 2
     return np.stack([x, y], -1)
 
 
 def token_paths(layers: list[Layer]) -> np.ndarray:
-    """Where each token's centre goes: fp16 [5, 5, 64, 2], (x, y) in tokens, NaN where covered."""
+    """Return where each token's center moves: fp16 [5, 5, 64, 2], (x, y) in tokens.
+
+    It is NaN where the center is covered.
+    """
     paths = whereabouts(layers, token_centres().reshape(-1, 2), range(0, FRAMES, TEMPORAL))
     return ((paths - (TOKEN - 1) / 2) / TOKEN).astype(np.float16)
 
 
 def follow_targets(paths: Tensor) -> Tensor:
-    """Which tokens of other frames show what a token shows: weights [B, 320, 320], rows sum to 1.
+    """Return which tokens of other frames show what a token shows.
 
-    ``paths`` [B, 5, 5, 64, 2] as of ``token_paths``; between tokens the weights are bilinear. Rows
-    of tokens that are seen in no other frame are 0.
+    The result is weights [B, 320, 320] whose rows sum to 1. ``paths`` [B, 5, 5, 64, 2] are those of
+    ``token_paths``; between tokens the weights are bilinear. Rows of tokens that are seen in no
+    other frame are 0.
     """
     grid = torch.arange(GRID, device=paths.device)
     x, y = (1 - (paths.float()[..., None] - grid).abs()).clamp_min(0).nan_to_num(0).unbind(-2)
@@ -56,7 +60,7 @@ def follow_targets(paths: Tensor) -> Tensor:
 
 
 def towards(follow: Tensor, step: int) -> Tensor:
-    """Targets ``follow`` that lie ``step`` frames on, scaled to sum to 1 again."""
+    """Return the targets ``follow`` that are ``step`` frames away, scaled to sum to 1 again."""
     frames = follow.unflatten(2, (-1, GRID**2)).unflatten(1, (-1, GRID**2))  # [B, 5, 64, 5, 64]
     at = torch.arange(frames.shape[1], device=follow.device)
     chosen = (at[None] - at[:, None] == step).view(1, len(at), 1, len(at), 1)
@@ -66,10 +70,10 @@ def towards(follow: Tensor, step: int) -> Tensor:
 
 
 def smooth_tokens(latents: Tensor) -> Tensor:
-    """Latents [B, 12, 5, 16, 16] smoothed by a Gaussian of one latent pixel: tokens [B, 320, 48].
+    """Return latents [B, 12, 5, 16, 16] smoothed by a Gaussian, as tokens [B, 320, 48].
 
-    Its variance is 1. Of all widths and other features that were tried this one tells tokens of
-    warped noise apart best.
+    The Gaussian has a width of one latent pixel, and the result has variance 1. Of all widths and
+    other features that were tried, this one separates tokens of warped noise best.
     """
     batch, channels, frames = latents.shape[:3]
     tap = torch.exp(-(torch.arange(-3, 4, device=latents.device) ** 2) / 2)
@@ -81,11 +85,11 @@ def smooth_tokens(latents: Tensor) -> Tensor:
 
 
 def start_of_head(features: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Queries and keys [64, N] of a head from ``features`` [48, N] (bias last), before rotation.
+    """Return queries and keys [64, N] of a head from ``features`` [48, N], before rotation.
 
-    Logits: 10 times the mean product of the features, and by constants 8 cos(d) and less of slower
-    cosines for a distance of d frames from the wanted one, a quarter of the squared distance in
-    tokens.
+    The bias is the last feature. Logits are 10 times the mean product of the features. Constants
+    add 8 cos(d), and less of slower cosines, for a distance of d frames from the wanted one, and
+    subtract a quarter of the squared distance in tokens.
     """
     width = 64
     axes = (width - 4 * (width // 6), 2 * (width // 6), 2 * (width // 6))  # time, height, width
@@ -112,11 +116,11 @@ def start_of_head(features: Tensor, step: int) -> tuple[Tensor, Tensor]:
 class FollowingHeads:
     """Heads that are taught to attend along the motion, to the frame before or the one after.
 
-    Such a head hands on what a token's pixels look like there, wherever they are. Left to itself
-    training finds heads that look at the same place instead, and stays with them: a token must be
-    recognised by noise that is smoothed beyond its edges, and softmax shows no way there from
-    nothing. So these heads ``begin`` with queries and keys that do this roughly, and a loss keeps
-    them at it.
+    Such a head passes on what a token's pixels look like there, wherever they are. Without help,
+    training finds heads that look at the same place instead, and never leaves them: a token must be
+    recognized by noise that is smoothed beyond its edges, and softmax gives no gradient that leads
+    there. So ``begin`` gives these heads queries and keys that roughly follow the motion, and a
+    loss keeps them there.
     """
 
     def __init__(self, transformer: WanTransformer3DModel) -> None:
@@ -133,7 +137,7 @@ class FollowingHeads:
         return hook
 
     def _logits(self, turn: Tensor, block: int, head: int) -> Tensor:
-        """Of the head's attention in the last call, [B, 320, 320]; ``turn`` rotates its pairs."""
+        """Return the head's logits in the last call, [B, 320, 320]; ``turn`` rotates its pairs."""
         pairs = turn.shape[-1]
         q, k = (
             torch.view_as_real(
@@ -146,7 +150,7 @@ class FollowingHeads:
         return q @ k.transpose(1, 2) * (2 * pairs) ** -0.5
 
     def loss(self, latents: Tensor, follow: Tensor) -> Tensor:
-        """Mean over heads of the cross entropy of their attention in the last call."""
+        """Return the mean over heads of the cross entropy of their attention in the last call."""
         real, imaginary = (x.float() for x in self.transformer.rope(latents))
         turn = torch.complex(real[..., 0::2], imaginary[..., 1::2])[:, :, 0]
         targets, losses = {step: towards(follow, step) for step in (-1, 1)}, []
@@ -157,7 +161,7 @@ class FollowingHeads:
         return torch.stack(losses).mean()
 
     def _input(self, attention: Module, noisy: Tensor, times: Tensor, text: Tensor) -> Tensor:
-        """What ``attention`` is given, [B, 320, 192], in a call of the transformer."""
+        """Return the input of ``attention``, [B, 320, 192], in a call of the transformer."""
         seen: list[Tensor] = []
         hook = attention.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         self.transformer(noisy, timestep=times * 1000, encoder_hidden_states=text)
@@ -166,12 +170,12 @@ class FollowingHeads:
 
     @torch.no_grad()
     def begin(self, noisy: Tensor, times: Tensor, text: Tensor) -> None:
-        """Set the queries and keys of these heads, from what their inputs are for ``noisy``.
+        """Set the queries and keys of these heads, from their inputs for ``noisy``.
 
-        ``noisy`` [B, 12, 5, 16, 16] at ``times`` [B], with prompt embeddings ``text``.
+        ``noisy`` [B, 12, 5, 16, 16] is at ``times`` [B], with prompt embeddings ``text``.
 
         Pairs of slow rotary frequencies take the smoothed latents, the others a constant: those of
-        time so that the wanted frame stands out, those of place so that near tokens do.
+        time favor the wanted frame, those of place favor near tokens.
         """
         wanted = smooth_tokens(noisy)
         for block, head, step in FOLLOWING:

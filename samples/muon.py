@@ -1,7 +1,8 @@
 """Muon in float32: momentum whose matrices are made orthogonal before each step.
 
-``torch.optim.Muon`` computes the same in bfloat16, which takes six seconds a step on a CPU that has
-no instructions for it. Here matrices of one shape go through together, in float32: 0.2 seconds.
+``torch.optim.Muon`` computes the same in bfloat16, which takes six seconds a step on a CPU without
+instructions for it. Here all matrices of one shape are computed together in float32, in 0.2
+seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest orthogonal matrices to ``matrices`` [N, A, B], roughly.
+    """Return the nearest orthogonal matrices to ``matrices`` [N, A, B], roughly.
 
     Singular values end between 0.7 and 1.2: Newton-Schulz iteration with the coefficients of
     Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
@@ -30,14 +31,17 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonal, at the size of an Adam step: 0.2 sqrt(max(A, B)) times it."""
+    """Nesterov momentum, made orthogonal, at the size of an Adam step.
+
+    That size is 0.2 sqrt(max(A, B)) times the orthogonal matrix [A, B].
+    """
 
     def __init__(self, matrices: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """One step for all matrices that have a gradient."""
+        """Take one step for all matrices that have a gradient."""
         for group in self.param_groups:
             alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for matrix in group["params"]:

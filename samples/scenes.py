@@ -1,9 +1,10 @@
-"""A second loss on a middle block: that it knows what its tokens show (REPA, arXiv 2410.06940).
+"""A second loss on a middle block: it must know what its tokens show (REPA, arXiv 2410.06940).
 
-REPA has a middle layer of a diffusion transformer predict the features that a frozen encoder finds
-in the clean picture. Here no encoder is needed: clips are drawn, so what there is to know is known
-exactly. Of each token: how far its points are from the nearest outline, which shape that is, its
-colour and the ground's, and how it moves. The small head that predicts them is not exported.
+In REPA a middle layer of a diffusion transformer predicts the features that a frozen encoder finds
+in the clean picture. Here no encoder is needed: clips are drawn, so their contents are known
+exactly. Predicted for each token are how far its points are from the nearest outline, which shape
+that is, its color and the ground's, and how it moves. The small head that predicts them is not
+exported.
 """
 
 from __future__ import annotations
@@ -20,57 +21,57 @@ from torch import Tensor
 from torch.nn import LayerNorm, Linear, Module, Sequential, SiLU
 from train_common import FRAMES
 
-BLOCK = 2  # of six: the last block that is asked
-POINTS = 4  # a side, of each token
-REACH = 8.0  # pixels; farther from an outline is as good as anywhere
-PARTS = (POINTS**2, len(SHAPES), 3, 3, 2)  # distances, shape, its colour, the ground's, motion
+BLOCK = 2  # the block, of six, whose output is used
+POINTS = 4  # points per side of each token
+REACH = 8.0  # pixels; larger distances from an outline count as this one
+PARTS = (POINTS**2, len(SHAPES), 3, 3, 2)  # distances, shape, its color, the ground's, motion
 WIDTH = sum(PARTS)
 
 
 def latent_times() -> np.ndarray:
-    """The middle of what each latent frame shows, in frames: 0, 2.5, 6.5, ..."""
+    """Return the middle of what each latent frame shows, in frames: 0, 2.5, 6.5, ..."""
     return np.maximum(0.0, TEMPORAL * np.arange((FRAMES - 1) // TEMPORAL + 1) - 1.5)
 
 
 def _moved(layer: Layer, points: np.ndarray, time: float) -> np.ndarray:
-    """How far ``points`` of a layer go in one frame around ``time``, in pixels."""
+    """Return how far ``points`` of a layer move in one frame around ``time``, in pixels."""
     u = layer.path.inverse(points, time)
     return layer.path.forward(u, time + 0.5) - layer.path.forward(u, time - 0.5)
 
 
 def scene_of(layers: list[Layer], time: float) -> np.ndarray:
-    """What tokens show at one time, [8, 8, WIDTH], in the order of ``PARTS``."""
+    """Return what tokens show at one time, [8, 8, WIDTH], in the order of ``PARTS``."""
     ground, *shapes = layers
     y, x = (np.mgrid[0 : GRID * POINTS, 0 : GRID * POINTS] + 0.5) * (TOKEN / POINTS) - 0.5
     far = np.stack([shape_distance(s, np.stack([x, y], -1), time) for s in shapes])
     fine = np.clip(far.min(0) / REACH, -1, 1)
     fine = fine.reshape(GRID, POINTS, GRID, POINTS).transpose(0, 2, 1, 3).reshape(GRID, GRID, -1)
-    centre = token_centres()
-    away = np.stack([shape_distance(s, centre, time) for s in shapes])
-    nearest, motion = away.argmin(0), _moved(ground, centre, time)
+    center = token_centres()
+    away = np.stack([shape_distance(s, center, time) for s in shapes])
+    nearest, motion = away.argmin(0), _moved(ground, center, time)
     for shape, distance in zip(shapes, away, strict=True):  # the last one is on top
         here = distance < 0
-        motion[here] = _moved(shape, centre[here], time)
+        motion[here] = _moved(shape, center[here], time)
     kinds = np.eye(len(SHAPES))[[SHAPES.index(str(s.shape)) for s in shapes]]
-    colours = np.asarray([COLOURS[s.colour] for s in shapes])
+    colors = np.asarray([COLOURS[s.colour] for s in shapes])
     base = np.broadcast_to(COLOURS[ground.colour], (GRID, GRID, 3))
-    return np.concatenate([fine, kinds[nearest], colours[nearest], base, motion], -1)
+    return np.concatenate([fine, kinds[nearest], colors[nearest], base, motion], -1)
 
 
 def scene_targets(layers: list[Layer]) -> np.ndarray:
-    """What each token of a clip shows, fp16 [5, 8, 8, WIDTH], in the order of ``PARTS``."""
+    """Return what each token of a clip shows, fp16 [5, 8, 8, WIDTH], in the order of ``PARTS``."""
     return np.stack([scene_of(layers, time) for time in latent_times()]).astype(np.float16)
 
 
 def mirror_scenes(scenes: Tensor) -> Tensor:
-    """Targets [B, T, 8, 8, WIDTH] of the same clips seen in a mirror, left for right."""
+    """Return the targets [B, T, 8, 8, WIDTH] of the same clips with left and right swapped."""
     fine, *rest, motion = scenes.flip(3).split(PARTS, -1)
     fine = fine.unflatten(-1, (POINTS, POINTS)).flip(-1).flatten(-2)
     return torch.cat([fine, *rest, motion * motion.new_tensor([-1.0, 1.0])], -1)
 
 
 def near_outline(scenes: Tensor) -> Tensor:
-    """1 in latent pixels within or close to a shape, else 0: [B, 1, T, 16, 16]."""
+    """Return 1 in latent pixels within or close to a shape, else 0: [B, 1, T, 16, 16]."""
     fine = scenes[..., : POINTS**2].unflatten(-1, (2, POINTS // 2, 2, POINTS // 2))
     least = fine.amin((-3, -1))  # [B, T, 8, 8, 2, 2]
     plane = least.permute(0, 1, 2, 4, 3, 5).reshape(*least.shape[:2], 2 * GRID, 2 * GRID)
@@ -78,10 +79,12 @@ def near_outline(scenes: Tensor) -> Tensor:
 
 
 class SceneHead(Module):
-    """Predicts targets from what a block of ``transformer`` hands on in its last call."""
+    """Predicts targets from the output of a block of ``transformer`` in its last call.
+
+    ``scenes`` [N, 5, 8, 8, WIDTH] are those of all training clips, for mean and deviation.
+    """
 
     def __init__(self, transformer: WanTransformer3DModel, scenes: Tensor) -> None:
-        """``scenes`` [N, 5, 8, 8, WIDTH]: of all training clips, for mean and deviation."""
         super().__init__()
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         self.net = Sequential(LayerNorm(width), Linear(width, 256), SiLU(), Linear(256, WIDTH))
@@ -94,9 +97,9 @@ class SceneHead(Module):
         self.kept[:] = [output]
 
     def loss(self, scenes: Tensor) -> Tensor:
-        """Mean squared error for targets [B, T, 8, 8, WIDTH], each in units of its deviation.
+        """Return the mean squared error for targets [B, T, 8, 8, WIDTH], in their deviations.
 
-        Single frames (T = 1) show no motion, so of these it is not asked.
+        Single frames (T = 1) show no motion, so it is left out for them.
         """
         guess = self.net(self.kept.pop().float()).view_as(scenes)
         error = guess - (scenes - self.mean) / self.spread

@@ -1,8 +1,8 @@
-"""The parts of the embedded model before training: VAE, tokenizer, text encoder, transformer,
-scheduler.
+"""The parts of the embedded model before training.
 
-All are ordinary diffusers and transformers classes with small numbers in their configs, so whatever
-works on this model meets the same code paths as on Wan 2.1.
+They are VAE, tokenizer, text encoder, transformer and scheduler, all of them ordinary diffusers and
+transformers classes with small numbers in their configs. So code that works on this model takes the
+same paths as on Wan 2.1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ PROMPT_TOKENS = 32
 
 
 def build_vae() -> AutoencoderKLWan:
-    """Causal video VAE, 4 x 4 x 4 compression to 12 channels (``pooled.py``), 0.6 M parameters."""
+    """Return a causal video VAE, 4 x 4 x 4 compression to 12 channels, 0.6 M parameters.
+
+    ``pooled.py`` explains its latents.
+    """
     return AutoencoderKLWan(
         base_dim=8,
         z_dim=CHANNELS,
@@ -42,7 +45,7 @@ def build_vae() -> AutoencoderKLWan:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word; words outside of the clips' vocabulary become <unk>."""
+    """Return a tokenizer of one token per word; words that no clip's caption has become <unk>."""
     words = ["a", "and", "on", "background", *COLOURS, *SHAPES, *PATTERNS]
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -63,11 +66,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_text_encoder(vocabulary: int) -> UMT5EncoderModel:
-    """Two T5 layers of width 128; trained together with the transformer.
+    """Return two T5 layers of width 128, to be trained together with the transformer.
 
-    Heads begin by position alone: at the next word, the one before, two on and two back. T5 does
-    not scale its logits, so from its own start attention settles on single words wherever they
-    stand, and which colour belongs to which thing is never learned.
+    At first heads attend by position alone: to the next word, the one before, two ahead and two
+    back. T5 does not scale its logits, so with its own first weights attention settles on single
+    words at any position, and the model never learns which color belongs to which object.
     """
     encoder = UMT5EncoderModel(
         UMT5Config(
@@ -94,7 +97,10 @@ def build_text_encoder(vocabulary: int) -> UMT5EncoderModel:
 
 
 def build_transformer() -> WanTransformer3DModel:
-    """Six Wan blocks, three heads of 64; a token per 2 x 2 latent pixels (320 for 17 x 64 x 64)."""
+    """Return six Wan blocks with three heads of 64 channels.
+
+    A token covers 2 x 2 latent pixels: 320 tokens for 17 x 64 x 64.
+    """
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=3,
@@ -114,7 +120,7 @@ def build_transformer() -> WanTransformer3DModel:
 def encode_text(
     encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], length: int
 ) -> torch.Tensor:
-    """Prompt embeddings [B, length, 128] as WanPipeline makes them: zeros after the last token."""
+    """Return prompt embeddings [B, length, 128] like WanPipeline: zeros after the last token."""
     tokens = tokenizer(prompts, padding=True, return_tensors="pt").to(encoder.device)
     mask = tokens.attention_mask
     hidden = encoder(tokens.input_ids, mask).last_hidden_state * mask[..., None]

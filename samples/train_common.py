@@ -13,12 +13,15 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent
 WORK = ROOT.parent / "build" / "tiny"
 FRAMES, SIZE = 17, 64
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # of the second stage
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # for the second stage
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained and for how long; ``seed`` fixes data, weights and batches."""
+    """Settings of the training and its length.
+
+    ``seed`` fixes data, weights and batches.
+    """
 
     seed: int = 7
     clips: int = 12000
@@ -39,7 +42,7 @@ class Settings:
 
     @property
     def checkpoint(self) -> Path:
-        """Of the second stage."""
+        """The checkpoint of the second stage."""
         return WORK / ("dit-plain.pt" if self.plain else "dit.pt")
 
 
@@ -52,7 +55,7 @@ def save_state(path: Path, **state: object) -> None:
 
 
 def cosine(step: int, steps: int, peak: float, warmup: int = 200, flat: int = 0) -> float:
-    """Learning rate at ``step``: linear warm-up, then a half cosine down to 1 % of ``peak``.
+    """Return the learning rate at ``step``: linear warm-up, then a half cosine to 1 % of ``peak``.
 
     It stays at its peak up to step ``flat``.
     """
@@ -64,18 +67,21 @@ def cosine(step: int, steps: int, peak: float, warmup: int = 200, flat: int = 0)
 
 
 def to_video(frames: np.ndarray) -> Tensor:
-    """uint8 ``[..., F, H, W, 3]`` to float ``[..., 3, F, H, W]`` in -1..1."""
+    """Return uint8 frames ``[..., F, H, W, 3]`` as float ``[..., 3, F, H, W]`` in -1..1."""
     return torch.from_numpy(frames).float().movedim(-1, -4) / 127.5 - 1.0
 
 
-def descend(optimisers: list[torch.optim.Optimizer], loss: Tensor, rate: float) -> None:
-    """One step down ``loss`` at learning rate ``rate``, gradients clipped to 1 over all weights."""
-    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+def descend(optimizers: list[torch.optim.Optimizer], loss: Tensor, rate: float) -> None:
+    """Take one step down ``loss`` at learning rate ``rate``.
+
+    Gradients are clipped to 1 over all weights.
+    """
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for group in groups:
         group["lr"] = rate
-    for optimiser in optimisers:
-        optimiser.zero_grad()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
-    for optimiser in optimisers:
-        optimiser.step()
+    for optimizer in optimizers:
+        optimizer.step()

@@ -1,18 +1,19 @@
 """Second stage of the embedded model: latents and warped noise, then transformer and text encoder.
 
 Method. Rectified flow: ``x_t = (1 - t) x + t e``, the network predicts ``e - x``. The only
-difference to ordinary training is ``e``: it is Gaussian noise warped along the clip's exact optical
-flow (Go-with-the-Flow, arXiv 2501.08331, section 3): undegraded for three clips in ten, mixed with
-fresh noise at strength gamma ~ U(0, 0.4) for three and U(0, 1) for three, pure fresh noise for one.
-Since the captions never name the motion, noise is the only place to learn it from. A random
-rotation of the noise channels, fresh at each use, gives each stored warp endless variants: the
-channels are independent and share one graph, so the law stays exactly the same.
+difference from ordinary training is ``e``: it is Gaussian noise warped along the clip's exact
+optical flow (Go-with-the-Flow, arXiv 2501.08331, section 3). It is undegraded for three clips in
+ten, mixed with fresh noise at strength gamma ~ U(0, 0.4) for three and U(0, 1) for three, and pure
+fresh noise for one. The captions never name the motion, so it can only be learned from the noise. A
+random rotation of the noise channels, fresh at each use, gives each stored warp endless variants.
+The channels are independent and share one graph, so the distribution stays exactly the same.
 
-One step in four has prompts padded to 512 tokens and is also to predict what it does for the short
-padding of all others, so that a video does not depend on it: there is no mask on padding.
+One step in four has prompts padded to 512 tokens. It also learns to predict the same as for the
+short padding of all other steps, because there is no mask on padding and a video must not depend on
+it.
 
-One step in three is on single frames: what shapes look like is learned from five times as many of
-them for the same work, and carries over to clips.
+One step in three is on single frames. They teach what shapes look like with five times as many
+pictures for the same work, and clips gain from that.
 """
 
 from __future__ import annotations
@@ -57,20 +58,22 @@ from transformers import UMT5EncoderModel
 
 from accel.kernels.warp import warp_noise
 
-# Of a channel in the loss: by coefficient of the cosine transform, slowest first; 1 on average.
+# Weight of a channel in the loss, by coefficient of the cosine transform, slowest first; mean 1.
 WEIGHTS = torch.tensor([1.82, 1.27, 0.64, 0.27]).repeat_interleave(3)
 NEAR = 3.0  # how much more latent pixels near a shape count once the noise is gone
 LONG_PROMPT = 512  # WanPipeline's default padding
 
 
 def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray | str, ...]:
-    """Of one clip: latents and noise [12, 5, 16, 16], paths [5, 5, 64, 2], what tokens show
-    [5, 8, 8, WIDTH], all fp16; caption.
+    """Return one clip: latents, noise, paths, what tokens show, and caption.
+
+    Latents and noise are [12, 5, 16, 16], paths [5, 5, 64, 2], what tokens show [5, 8, 8, WIDTH],
+    all fp16.
     """
     index, s = task
     torch.set_num_threads(1)
     rng = np.random.default_rng(1_000_000 * s.seed + index)
-    # Slow motion is the harder to learn: what moves by less than a latent pixel sticks to the grid.
+    # Slow motion is harder to learn: objects that move less than a latent pixel stick to the grid.
     layers, caption = sample_layers(rng, speed=rng.uniform(0.5, 2.5))
     clip = render(layers, caption)
     latents = pooled_latents(to_video(clip.frames * 255)[None])[0]
@@ -87,9 +90,10 @@ def make_clip(task: tuple[int, Settings]) -> tuple[np.ndarray | str, ...]:
 
 
 def make_still(task: tuple[int, Settings]) -> tuple[np.ndarray | str, ...]:
-    """Of one frame of a clip: latents [12, 1, 16, 16], what tokens show [1, 8, 8, WIDTH]; caption.
+    """Return one frame of a clip: latents, what tokens show, and caption.
 
-    Its seeds follow those of the clips.
+    Latents are [12, 1, 16, 16] and what tokens show is [1, 8, 8, WIDTH], both fp16. The seeds
+    follow those of the clips.
     """
     index, s = task
     torch.set_num_threads(1)
@@ -102,7 +106,7 @@ def make_still(task: tuple[int, Settings]) -> tuple[np.ndarray | str, ...]:
 
 
 def make_all(pool: Any, make: Callable[..., Any], count: int, s: Settings) -> list[list[Any]]:
-    """What ``make`` gives of each of ``count`` seeds, by kind."""
+    """Return the results of ``make`` for ``count`` seeds, by kind."""
     tasks = [(i, s) for i in range(count)]
     made = list(tqdm(pool.imap(make, tasks, 16), make.__name__, count))
     *arrays, captions = zip(*made, strict=True)
@@ -110,9 +114,9 @@ def make_all(pool: Any, make: Callable[..., Any], count: int, s: Settings) -> li
 
 
 def make_data(s: Settings) -> dict[str, Any]:
-    """Latents, warped noise, paths, scenes and captions of all training clips; cached on disk.
+    """Return latents, warped noise, paths, scenes and captions of all training clips.
 
-    ``stills`` are latents, scenes and captions of single frames.
+    They are cached on disk. ``stills`` holds latents, scenes and captions of single frames.
     """
     path = WORK / f"data-{s.seed}-{s.clips}-{s.stills}.pt"
     if not path.exists():
@@ -126,7 +130,7 @@ def make_data(s: Settings) -> dict[str, Any]:
 
 
 def rotate_channels(noise: Tensor) -> Tensor:
-    """``noise [B, C, ...]`` with channels mixed by a random orthogonal matrix per sample."""
+    """Return ``noise [B, C, ...]`` with channels mixed by a random orthogonal matrix per sample."""
     batch, channels = noise.shape[:2]
     q, r = torch.linalg.qr(torch.randn(batch, channels, channels, device=noise.device))
     q = q * torch.diagonal(r, dim1=-2, dim2=-1).sign()[:, None, :]
@@ -134,18 +138,18 @@ def rotate_channels(noise: Tensor) -> Tensor:
 
 
 def mix_noise(warped: Tensor, gamma: Tensor) -> Tensor:
-    """Go-with-the-Flow's degradation: (1 - gamma) warped + gamma fresh, at unit variance."""
+    """Return Go-with-the-Flow's degradation: (1 - gamma) warped + gamma fresh, at unit variance."""
     gamma = gamma.view(-1, *[1] * (warped.dim() - 1))
     mixed = (1 - gamma) * warped + gamma * torch.randn_like(warped)
     return mixed / ((1 - gamma) ** 2 + gamma**2).sqrt()
 
 
 def build_nets() -> torch.nn.ModuleDict:
-    """Transformer and text encoder, which are trained together.
+    """Return transformer and text encoder, which are trained together.
 
-    Keys begin as queries: tokens then attend to tokens that look like them, which are those with
-    the same noise in other frames, so features travel along the commanded motion from the first
-    step on. From independent weights that takes far longer to be found than everything else.
+    At first keys equal queries. So tokens attend to tokens that look like them, which are those
+    with the same noise in other frames, and features travel along the commanded motion from the
+    first step on. Independent weights take far longer to find that than everything else.
     """
     text, transformer = build_text_encoder(len(build_tokenizer())), build_transformer()
     for block in transformer.blocks:
@@ -154,7 +158,10 @@ def build_nets() -> torch.nn.ModuleDict:
 
 
 def exported_nets() -> tuple[torch.nn.ModuleDict, Tensor, Tensor]:
-    """Transformer and text encoder of ``samples/tiny-wan``, and its latents' mean and deviation."""
+    """Return the trained transformer and text encoder, and the latents' mean and deviation.
+
+    They are those of ``samples/tiny-wan``.
+    """
     folder, nets = ROOT / "tiny-wan", build_nets()
     stored = {
         "transformer": WanTransformer3DModel.from_pretrained(folder / "transformer"),
@@ -168,9 +175,10 @@ def exported_nets() -> tuple[torch.nn.ModuleDict, Tensor, Tensor]:
 
 
 class Batch(NamedTuple):
-    """Latents and noise [B, 12, T, 16, 16], times [B], what tokens show [B, T, 8, 8, WIDTH].
+    """One batch of the training.
 
-    ``follow`` are targets of attention [B, 320, 320], of clips; single frames (T = 1) have none.
+    Latents and noise are [B, 12, T, 16, 16], times [B], what tokens show [B, T, 8, 8, WIDTH].
+    ``follow`` are targets of attention [B, 320, 320] for clips; single frames (T = 1) have none.
     """
 
     latents: Tensor
@@ -181,36 +189,39 @@ class Batch(NamedTuple):
     follow: Tensor | None = None
 
     def mixed(self) -> Tensor:
-        """What the transformer is given: latents with noise, by time."""
+        """Return the transformer's input: latents mixed with noise, by time."""
         t = self.times.view(-1, 1, 1, 1, 1)
         return (1 - t) * self.latents + t * self.noise
 
 
 def mirror(latents: Tensor, noise: Tensor, paths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same clips seen in a mirror, left for right; captions name neither."""
+    """Return the same clips with left and right swapped; captions name neither."""
     paths = paths.unflatten(3, (GRID, GRID)).flip(4).flatten(3, 4)  # a copy
     paths[..., 0] = GRID - 1 - paths[..., 0]
     return latents.flip(-1), noise.flip(-1), paths
 
 
 def some(captions: list[str], picks: np.ndarray, rng: np.random.Generator) -> list[str]:
-    """The captions picked; one in ten left empty, for guidance."""
+    """Return the captions picked; one in ten is left empty, for guidance."""
     return [captions[i] if rng.random() > 0.1 else "" for i in picks]
 
 
 def some_times(count: int, device: torch.device) -> Tensor:
-    """Random times [count] in 0..1, more of the noisy end."""
+    """Return random times [count] in 0..1, more of them at the noisy end."""
     u = torch.rand(count, device=device)
     return 2 * u / (1 + u)
 
 
 def sample_clips(s: Settings, step: int, data: dict[str, Any]) -> Batch:
-    """One batch of clips; the step is the seed. The tensors of ``data`` are on one device."""
+    """Return one batch of clips; the step is the seed.
+
+    The tensors of ``data`` are on one device.
+    """
     rng = np.random.default_rng((s.seed, step, 1))
     torch.manual_seed(s.seed * 100_003 + step)
     picks = rng.integers(0, len(data["latents"]), s.dit_batch)
     prompts = some(data["captions"], picks, rng)
-    # Motion is learned from noise that is hardly degraded, so most of the clips have such.
+    # Motion is learned from noise that is hardly degraded, so most clips have such noise.
     draw, gamma = rng.random(s.dit_batch), rng.random(s.dit_batch)
     gamma[draw < 0.6] *= 0.4
     gamma[draw < 0.3] = 0.0
@@ -222,13 +233,16 @@ def sample_clips(s: Settings, step: int, data: dict[str, Any]) -> Batch:
         x, noise, paths = mirror(x, noise, paths)
         scenes = mirror_scenes(scenes)
     noise = mix_noise(rotate_channels(noise), gamma.to(device))
-    # From noise that is mostly fresh there is nothing to learn of where to look.
+    # Noise that is mostly fresh cannot teach where to look.
     follow = follow_targets(paths) * (gamma <= 0.5).to(device).view(-1, 1, 1)
     return Batch(x, noise, some_times(s.dit_batch, device), scenes, prompts, follow)
 
 
 def sample_stills(s: Settings, step: int, data: dict[str, Any]) -> Batch:
-    """One batch of single frames, as many as a batch of clips has; the step is the seed."""
+    """Return one batch of single frames; the step is the seed.
+
+    It has as many frames as a batch of clips has latent frames.
+    """
     rng = np.random.default_rng((s.seed, step, 2))
     torch.manual_seed(s.seed * 100_003 + step)
     count = s.dit_batch * len(latent_times())
@@ -241,7 +255,7 @@ def sample_stills(s: Settings, step: int, data: dict[str, Any]) -> Batch:
 
 
 def velocity(nets: torch.nn.ModuleDict, batch: Batch, text: Tensor) -> Tensor:
-    """What the transformer predicts for a batch: the velocity ``noise - x``, shaped as latents."""
+    """Return the velocity ``noise - x`` that the transformer predicts, shaped as latents."""
     x = batch.mixed()
     fast = x.is_cuda or torch.cpu._is_avx512_bf16_supported()
     with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
@@ -252,12 +266,13 @@ def velocity(nets: torch.nn.ModuleDict, batch: Batch, text: Tensor) -> Tensor:
 
 
 def flow_loss(guess: Tensor, batch: Batch) -> Tensor:
-    """Mean squared error of the predicted velocity, and of its change over frames.
+    """Return the mean squared error of the predicted velocity, and of its change over frames.
 
-    Both have the same minimiser; the second gives motion, which is a small part of the first, more
-    weight. Fast changes within a latent frame, which are hard to predict and hardly seen, count
+    Both have the same minimizer. The second gives more weight to motion, which is a small part of
+    the first. Fast changes within a latent frame, which are hard to predict and hardly seen, count
     less (``WEIGHTS``). Shapes are a small part of a clip, and count more (``NEAR``) the less noise
-    there is: where it hides whether there is a shape, to weigh by that would have too many drawn.
+    there is. Where noise hides whether there is a shape, that weight would make the model draw too
+    many.
     """
     error = guess - (batch.noise - batch.latents)
     error *= WEIGHTS.to(error.device).sqrt().view(-1, 1, 1, 1)
@@ -270,7 +285,7 @@ def flow_loss(guess: Tensor, batch: Batch) -> Tensor:
 def build_optimisers(
     nets: torch.nn.ModuleDict, scene: SceneHead, rate: float
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformer's blocks, AdamW for everything else."""
+    """Return Muon for the matrices of the transformer's blocks, and AdamW for everything else."""
     matrices = [p for p in nets["transformer"].blocks.parameters() if p.dim() == 2]
     taken = {id(p) for p in matrices}
     others = [p for p in (*nets.parameters(), *scene.parameters()) if id(p) not in taken]
@@ -281,7 +296,7 @@ def build_optimisers(
 
 
 def load_data(s: Settings) -> dict[str, Any]:
-    """``make_data`` with its tensors on the device of the training, latents in float."""
+    """Return ``make_data`` with its tensors on the device of the training, latents in float."""
     data = make_data(s)
     for part in (data, data["stills"]):
         part |= {name: x.to(DEVICE) for name, x in part.items() if isinstance(x, Tensor)}
@@ -290,11 +305,11 @@ def load_data(s: Settings) -> dict[str, Any]:
 
 
 def train_dit(s: Settings) -> None:
-    """Rectified flow on the latents, with warped noise; transformer and text encoder together.
+    """Train rectified flow on the latents with warped noise, transformer and text encoder together.
 
-    Goes on from the checkpoint where there is one; else ``warm`` begins with the exported weights,
-    and its heads learn to follow from where they are: to ``begin`` them costs more than a short run
-    wins back. Such a run lowers its rate earlier.
+    It continues from the checkpoint if there is one. Otherwise ``warm`` starts from the exported
+    weights, and its heads learn to follow from there: calling ``begin`` on them costs more than a
+    short run gains back. Such a run lowers its rate earlier.
     """
     torch.manual_seed(s.seed)
     data, tokenizer = load_data(s), build_tokenizer()
@@ -309,14 +324,14 @@ def train_dit(s: Settings) -> None:
         part["latents"] = (part["latents"] - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
     average = copy.deepcopy(nets)
     scene = SceneHead(nets["transformer"], data["scenes"]).to(DEVICE)
-    optimisers = build_optimisers(nets, scene, s.dit_lr)
+    optimizers = build_optimisers(nets, scene, s.dit_lr)
     if path.exists():
         state = torch.load(path, map_location=DEVICE)
         nets.load_state_dict(state["nets"])
         average.load_state_dict(state["average"])
         scene.load_state_dict(state["scene"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        for optimizer, saved in zip(optimizers, state["optimisers"], strict=True):
+            optimizer.load_state_dict(saved)
         start = int(state["step"])
     heads = FollowingHeads(nets["transformer"])
     if not (s.warm or path.exists()):
@@ -343,12 +358,12 @@ def train_dit(s: Settings) -> None:
             losses["follow"] = heads.loss(batch.latents, batch.follow) * s.follow
         flat = s.dit_steps // 2 if s.warm else s.dit_steps * 4 // 5
         rate = cosine(step, s.dit_steps, s.dit_lr, flat=flat)
-        descend(optimisers, sum(losses.values()), rate)
+        descend(optimizers, sum(losses.values()), rate)
         decay = s.ema if s.warm else min(s.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), nets.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
-        if DEVICE.type == "cpu" or step % 50 < 3:  # reading it waits for a card
+        if DEVICE.type == "cpu" or step % 50 < 3:  # reading the losses waits for a GPU
             now = {name: float(loss.detach()) for name, loss in losses.items()}
             smooth |= {name: 0.98 * smooth.get(name, x) + 0.02 * x for name, x in now.items()}
             bar.set_postfix({name: f"{x:.4f}" for name, x in smooth.items()})
@@ -356,5 +371,5 @@ def train_dit(s: Settings) -> None:
             save_state(
                 path, nets=nets.state_dict(), average=average.state_dict(), step=step + 1,
                 scene=scene.state_dict(),
-                optimisers=[o.state_dict() for o in optimisers], mean=mean.cpu(), std=std.cpu(),
+                optimisers=[o.state_dict() for o in optimizers], mean=mean.cpu(), std=std.cpu(),
             )  # fmt: skip

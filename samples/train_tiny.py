@@ -1,4 +1,4 @@
-"""Train the embedded model ``samples/tiny-wan`` from nothing.
+"""Train the embedded model ``samples/tiny-wan`` from scratch.
 
 First the VAE, then text encoder and transformer together, one stage at a time or ``all``:
 
@@ -7,11 +7,11 @@ First the VAE, then text encoder and transformer together, one stage at a time o
     python samples/train_tiny.py dit      WanTransformer3DModel and UMT5EncoderModel, 5 hours
     python samples/train_tiny.py export   samples/tiny-wan as fp16 safetensors
 
-(Times on two cores; the third runs on a CUDA card where there is one, and a larger ``--dit-batch``
-fills it; ``--warm`` begins it with the exported weights; ``--plain``, for the ablation, gives it
-ordinary noise alone and exports to ``build/tiny/plain-wan``.) Every stage is seeded, shows a
-progress bar, saves a checkpoint each 250 steps below ``build/tiny`` and goes on from it when
-started again.
+Times are for two cores. The third stage runs on a CUDA GPU if there is one, and a larger
+``--dit-batch`` fills it. ``--warm`` starts it from the exported weights. ``--plain``, for the
+ablation, gives it only ordinary noise and exports to ``build/tiny/plain-wan``. Every stage is
+seeded, shows a progress bar, saves a checkpoint each 250 steps below ``build/tiny`` and continues
+from it when started again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from train_dit import build_nets, make_data, train_dit
 
 
 def vae_clips(s: Settings) -> np.ndarray:
-    """Rendered training clips for the VAE, uint8 ``[N, F, H, W, 3]``; cached on disk."""
+    """Return rendered training clips for the VAE, uint8 ``[N, F, H, W, 3]``, cached on disk."""
     path = WORK / f"vae-clips-{s.seed}-{s.vae_clips}.npy"
     if not path.exists():
         WORK.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,11 @@ def vae_clips(s: Settings) -> np.ndarray:
 
 
 def vae_batch(clips: np.ndarray, rng: np.random.Generator, *, crop: int, whole: bool) -> Tensor:
-    """Equal work per batch: 5-frame excerpts, or whole clips (long causal context), fewer."""
+    """Return a batch of video, as float [B, 3, F, crop, crop] in -1..1.
+
+    Batches are of equal work: 5-frame excerpts, or a quarter as many ``whole`` clips for a long
+    causal context.
+    """
     length = FRAMES if whole else 5
     batch = (SIZE // crop) ** 2 * (1 if whole else 4)
     cuts = []
@@ -57,19 +61,19 @@ def vae_batch(clips: np.ndarray, rng: np.random.Generator, *, crop: int, whole: 
 
 
 def train_vae(s: Settings) -> None:
-    """Encoder: its mean learns the latents of ``pooled.py``. Decoder: back from these to frames.
+    """Train the VAE: its encoder to the latents of ``pooled.py``, its decoder back from them.
 
-    Losses are L1 + L2; the latents are given to the decoder with a little noise, since those that a
-    diffusion model makes are not exact. Crops of many clips first: a batch must show many colours
-    at once.
+    Losses are L1 + L2. The decoder gets the latents with a little noise, because those that a
+    diffusion model makes are not exact. Crops of many clips come first: a batch must show many
+    colors at once.
     """
     torch.manual_seed(s.seed)
     vae, path, start = build_vae(), WORK / "vae.pt", 0
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=s.vae_lr, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=s.vae_lr, betas=(0.9, 0.99))
     if path.exists():
         state = torch.load(path)
         vae.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimiser"])
         start = int(state["step"])
     clips = vae_clips(s)
     bar, smooth = tqdm(range(start, s.vae_steps), "vae", initial=start, total=s.vae_steps), 0.0
@@ -86,18 +90,18 @@ def train_vae(s: Settings) -> None:
         spread = (posterior.logvar - 2 * math.log(s.vae_noise)).square().mean()
         losses = [e.abs().mean() + e.square().mean() for e in (error, 0.2 * off)]
         rate = cosine(step, s.vae_steps, s.vae_lr)
-        descend([optimiser], sum(losses) + 1e-3 * spread, rate)
+        descend([optimizer], sum(losses) + 1e-3 * spread, rate)
         psnr = -10 * math.log10(float(error.detach().square().mean()) / 4)
         smooth = psnr if smooth == 0 else 0.98 * smooth + 0.02 * psnr
         bar.set_postfix(psnr=f"{smooth:.2f} dB", latents=f"{float(off.detach().std()):.4f}")
         if (step + 1) % 250 == 0 or step + 1 == s.vae_steps:
             save_state(
-                path, model=vae.state_dict(), optimiser=optimiser.state_dict(), step=step + 1
+                path, model=vae.state_dict(), optimiser=optimizer.state_dict(), step=step + 1
             )
 
 
 def trained_vae() -> AutoencoderKLWan:
-    """The VAE of the first stage, from its checkpoint or else from the exported model."""
+    """Return the VAE of the first stage, from its checkpoint or else from the exported model."""
     vae = build_vae().eval()
     if (WORK / "vae.pt").exists():
         vae.load_state_dict(torch.load(WORK / "vae.pt")["model"])
@@ -108,7 +112,7 @@ def trained_vae() -> AutoencoderKLWan:
 
 
 def export(s: Settings) -> None:
-    """Write the averaged weights as a WanPipeline folder; those of ``plain`` below build."""
+    """Write the averaged weights as a WanPipeline folder; those of ``plain`` go below ``build``."""
     state, vae = torch.load(s.checkpoint, map_location="cpu"), trained_vae()
     vae.register_to_config(latents_mean=state["mean"].tolist(), latents_std=state["std"].tolist())
     nets = build_nets()

@@ -33,7 +33,7 @@ CONFIGS: list[tuple[Callable[[], Any], str]] = [
     (lambda: AttentionConfig(smooth_q="yes"), "attention smooth_q must be true or false"),
     (lambda: AttentionConfig(max_error="0.5"), "attention max_error must be a number"),
     (lambda: Rule("int8", start=0.5, end=0.2), "rule needs 0 <= start < end <= 1"),
-    (lambda: Rule("int8", sites=3), "rule sites must be a name or several, got 3"),
+    (lambda: Rule("int8", sites=3), "rule sites must be one or more names, got 3"),
     (lambda: RehashConfig(speedup="fast"), "rehash speedup must be a number"),
     (lambda: RehashConfig(keys=(0, 9), steps=5), "rehash keys must be steps of a run of 5 steps"),
     (lambda: RehashConfig(quality=36.0), "needs a measured schedule"),

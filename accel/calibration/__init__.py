@@ -1,1 +1,1 @@
-"""Measures what precisions and skipped steps cost, and turns the measurements into plans."""
+"""Measure what precisions and skipped steps cost, and turn the measurements into plans."""

@@ -1,8 +1,8 @@
-"""Policy: from measured errors to a plan. Pure functions over numbers.
+"""Policy: from measured errors to a plan, as pure functions over numbers.
 
-A choice gives every site and step a precision, in few phases. Each has a damage and a cost; both
-add up, so the best choice for a limit on one of them minimises ``cost + price * damage`` for some
-price, which a bisection finds.
+A choice gives every site and step a precision, in few phases of the run. Each entry has a damage
+and a cost, and both add up. So the best choice for a limit on one of them minimizes
+``cost + price * damage`` for some price, which a bisection finds.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from accel.calibration.table import ErrorTable
 from accel.config import AttentionConfig, Rule
 from accel.plans import Plan
 
-# Attention's time against torch's, quantization included (tests/bench/bench_attention.py, AVX2).
+# Time of attention relative to torch's, quantization included (bench_attention.py, AVX2).
 COST = {"full": 1.0, "int8": 0.43, "int6": 0.36, "int4": 0.36}
-MAX_BOUNDARIES = 21  # steps at which a phase may end; more steps are thinned out to this many
+MAX_BOUNDARIES = 21  # steps at which a phase may end, chosen evenly where a run has more
 
 Choice = np.ndarray  # precisions as strings, [S, N]
 
 
 def uniform(table: ErrorTable, precision: str) -> Choice:
-    """One precision everywhere."""
+    """Return the choice [S, N] of one precision for all sites and steps.
+
+    Args:
+        table: Measured errors of S sites and N steps.
+        precision: "int8", "int6", "int4" or "full".
+    """
     return np.full((len(table.sites), len(table.sigmas)), precision, object)
 
 
@@ -40,12 +45,23 @@ def by_share(
     phases: int | None = 3,
     axis: str = "both",
 ) -> Choice:
-    """A ``share`` (0 to 1) of the attention work runs in ``low``, the rest in ``high``.
+    """Return the choice that runs a share of attention's work in ``low``, the rest in ``high``.
 
-    ``rank`` "score" puts those pairs in ``low`` whose score is best (SageAttention2's adaptive
-    rule), "damage" those that harm the video least. ``phases``: at most so many parts of the run
-    with their own choice, None for one a step. ``axis`` "site" or "step" lets the choice depend on
-    that alone. Raises ValueError for a share outside 0..1.
+    Args:
+        table: Measured errors of S sites and N steps.
+        share: Share of the work in ``low``, 0 to 1.
+        low: The cheaper precision.
+        high: The more exact precision.
+        rank: "damage" puts the pairs of site and step in ``low`` that harm the video least, "score"
+            those with the best score (adaptive rule of SageAttention2, Zhang et al. 2024).
+        phases: Most parts of the run that have a choice of their own; None allows one per step.
+        axis: "both", or "site" or "step" to let the choice depend on that alone.
+
+    Returns:
+        Precisions [S, N].
+
+    Raises:
+        ValueError: A share outside 0 to 1, or rank "damage" without a measured sensitivity.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must be between 0 and 1, got {share}")
@@ -59,9 +75,18 @@ def by_share(
 
 
 def by_bound(table: ErrorTable, bound: float, *, metric: str = "worst") -> Choice:
-    """The cheapest precision of each site and step whose relative L1 error is at most ``bound``;
-    full precision where there is none. ``metric`` "worst" looks at the worst call, "l1" at the
-    mean.
+    """Return the cheapest precision of each site and step with a relative L1 error up to ``bound``.
+
+    Args:
+        table: Measured errors of S sites and N steps.
+        bound: Largest relative L1 error against full precision.
+        metric: "worst" bounds the worst call, "l1" the mean.
+
+    Returns:
+        Precisions [S, N], "full" where no other one is within the bound.
+
+    Raises:
+        ValueError: A metric that was not measured.
     """
     choice = uniform(table, "full")
     # The last one stays: the cheapest and, of those that cost the same, the most exact.
@@ -71,45 +96,80 @@ def by_bound(table: ErrorTable, bound: float, *, metric: str = "worst") -> Choic
 
 
 def by_quality(table: ErrorTable, decibels: float, *, phases: int | None = 3) -> Choice:
-    """The fastest choice whose predicted PSNR to the pipeline's own output is at least
-    ``decibels``. Raises ValueError if no sensitivity was measured.
+    """Return the fastest choice that is predicted to reach a PSNR.
+
+    Args:
+        table: Measured errors of S sites and N steps, with sensitivities.
+        decibels: Least predicted PSNR in dB against the pipeline's own output.
+        phases: Most parts of the run that have a choice of their own; None allows one per step.
+
+    Returns:
+        Precisions [S, N].
+
+    Raises:
+        ValueError: No sensitivity was measured.
     """
     names = ("full", *table.precisions)
     damage = np.array([table.damage(p) for p in names])
     cost = np.array([COST[p] * table.amount for p in names])
     limit = 10 ** (-decibels / 10)
-    # Damage and cost change places: the least cost with damage under the limit.
+    # Damage and cost swap roles: the least cost with damage under the limit.
     return _search(damage, cost, names, limit, phases, "both", limit_damage=True)[0]
 
 
 def by_cost(table: ErrorTable, limit: float, *, phases: int | None = 3) -> Choice:
-    """The choice of the best predicted quality whose attention time is at most ``limit`` of full
-    precision's, from ``COST``. Raises ValueError for a limit below the cheapest precision's, or if
-    no sensitivity was measured.
+    """Return the choice with the best predicted quality within a limit on the attention time.
+
+    Args:
+        table: Measured errors of S sites and N steps, with sensitivities.
+        limit: Largest attention time relative to full precision, from ``COST``.
+        phases: Most parts of the run that have a choice of their own; None allows one per step.
+
+    Returns:
+        Precisions [S, N].
+
+    Raises:
+        ValueError: A limit below the cheapest precision's time, or no measured sensitivity.
     """
     names = ("full", *table.precisions)
     least = min(COST[p] for p in names)
     if not limit >= least:
-        raise ValueError(f"attention cannot cost {limit} of full precision's; the least is {least}")
+        raise ValueError(f"attention needs {least} of full precision's time, the limit is {limit}")
     damage = np.array([table.damage(p) for p in names])
     cost = np.array([COST[p] * table.amount for p in names])
     return _search(damage, cost, names, limit * float(table.amount.sum()), phases, "both")[0]
 
 
 def predicted(table: ErrorTable, choice: Choice) -> float:
-    """Predicted PSNR in dB of a choice against the pipeline's own output; inf without damage."""
+    """Return the predicted PSNR in dB of a choice [S, N] against the pipeline's own output.
+
+    It is inf for a choice without damage. Raises ValueError if no sensitivity was measured.
+    """
     total = sum(float(table.damage(p)[choice == p].sum()) for p in set(choice.ravel().tolist()))
     return math.inf if total <= 0 else -10 * math.log10(total)
 
 
 def relative_cost(table: ErrorTable, choice: Choice) -> float:
-    """Attention time of a choice against full precision everywhere, from ``COST``."""
+    """Return the attention time of a choice [S, N] relative to full precision, from ``COST``."""
     cost = np.vectorize(COST.__getitem__, otypes=[float])(choice) * table.amount
     return float(cost.sum() / table.amount.sum())
 
 
 def to_plan(table: ErrorTable, choice: Choice, name: str = "calibrated", **options: Any) -> Plan:
-    """The plan of a choice; ``options`` are further fields of ``AttentionConfig``."""
+    """Return the plan of a choice.
+
+    Args:
+        table: Measured errors of S sites and N steps.
+        choice: Precisions [S, N].
+        name: The plan's name.
+        **options: Further fields of ``AttentionConfig``.
+
+    Returns:
+        A plan whose most frequent precision is the default and whose rules set the others.
+
+    Raises:
+        ValueError: An option that ``AttentionConfig`` does not allow.
+    """
     counts = Counter(choice.ravel().tolist())
     usual = counts.most_common(1)[0][0]
     steps, rules, start = choice.shape[1], [], 0
@@ -129,9 +189,9 @@ def _search(
     damage: np.ndarray, cost: np.ndarray, names: tuple[str, ...], limit: float,
     phases: int | None, axis: str, *, limit_damage: bool = False,
 ) -> tuple[Choice, float]:  # fmt: skip
-    """Best choice over all ways to cut the run in phases, and its value.
+    """Return the best choice over all ways to cut the run in phases, and its value.
 
-    damage and cost [P, S, N]; the limit is on cost, or on damage.
+    ``damage`` and ``cost`` are [P, S, N]. The limit is on cost, or on damage.
     """
     (sites, steps), work = damage.shape[1:], cost
     if axis == "site":
@@ -153,7 +213,7 @@ def _search(
 
 
 def _cuts(steps: int, phases: int | None) -> list[tuple[int, ...]]:
-    """Where phases after the first may begin: every way with at most ``phases`` of them."""
+    """Return where phases after the first may begin: every way with at most ``phases`` phases."""
     if phases is None:
         return [tuple(range(1, steps))]
     places = sorted({round(x) for x in np.linspace(0, steps, min(steps, MAX_BOUNDARIES) + 1)})
@@ -162,9 +222,10 @@ def _cuts(steps: int, phases: int | None) -> list[tuple[int, ...]]:
 
 
 def _price(value: np.ndarray, limited: np.ndarray, limit: float) -> np.ndarray:
-    """Index [S, K] along the first axis of ``value`` and ``limited`` [P, S, K] that minimises the
-    sum of ``value`` with the sum of ``limited`` at most ``limit``, as far as one price can; with
-    what is left of the limit, single entries are improved.
+    """Return the index [S, K] along the first axis of ``value`` and ``limited`` [P, S, K].
+
+    It minimizes the sum of ``value`` with the sum of ``limited`` at most ``limit``, as far as one
+    price can. What is left of the limit improves single entries.
     """
     low, high = -60.0, 60.0  # logarithm of the price
     for _ in range(60):
@@ -177,7 +238,7 @@ def _price(value: np.ndarray, limited: np.ndarray, limit: float) -> np.ndarray:
 
 
 def _fill(picked: np.ndarray, value: np.ndarray, limited: np.ndarray, limit: float) -> np.ndarray:
-    """Spend what is left of the limit, the best gain for its price first."""
+    """Spend what is left of the limit, starting with the best gain for its price."""
     now_v, now_l = (np.take_along_axis(x, picked[None], 0)[0] for x in (value, limited))
     left = limit * (1 + 1e-12) - now_l.sum()
     gain, price = now_v - value, limited - now_l

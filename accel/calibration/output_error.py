@@ -1,9 +1,9 @@
-"""How much an error of attention at a site shows in the denoiser's output of the same step.
+"""How an error of attention at a site changes the denoiser's output of the same step.
 
 While a job runs at full precision, the denoiser is called again at a few of its steps, once for
 each group of sites, with only that group in the least exact candidate. On the embedded model such
 errors nearly add up over the sites, and are nearly in proportion to the squared error of the
-attention, whatever the precision; so one precision and each site by itself will do.
+attention, whatever the precision. So it is enough to measure one precision, one group at a time.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ import torch
 from torch import Tensor, nn
 
 SAMPLED = 5  # steps at which the denoiser is called again
-MAX_GROUPS = 12  # such calls at each
+MAX_GROUPS = 12  # further calls at each of those steps
 
 Errors = dict[tuple[tuple[str, ...], int], float]  # by group of sites and step
 
 
 def sampled_steps(steps: int) -> set[int]:
-    """Evenly spread steps of a run, with the first and the last."""
+    """Return evenly spread steps of a run, including the first and the last."""
     return {round(x) for x in np.linspace(0, steps - 1, min(SAMPLED, steps))}
 
 
 def groups(sites: Sequence[str]) -> list[tuple[str, ...]]:
-    """At most about ``MAX_GROUPS`` groups of neighbours of one kind (the name's last part)."""
+    """Return about ``MAX_GROUPS`` groups, at most, of neighboring sites of one kind.
+
+    The kind is the last part of a site's name.
+    """
 
     def kind(site: str) -> str:
         return site.rpartition(".")[2]
@@ -49,10 +52,12 @@ def output_errors(
     where: Callable[[nn.Module], tuple[int, Sequence[str]] | None],
     only: Callable[[tuple[str, ...] | None], None],
 ) -> Iterator[Errors]:
-    """Collects mean squared errors of the denoisers' outputs, summed over the calls of a step.
+    """Collect mean squared errors of the denoisers' outputs, summed over the calls of a step.
 
-    ``where(module)`` gives step and sites after a call, or None to leave it; ``only(group)`` makes
-    that group low and all others full, until ``only(None)``.
+    Args:
+        denoisers: The denoisers by component name.
+        where: Gives step and sites after a call of a module, or None to skip the call.
+        only: Makes only the given group low and all others full; None makes all full again.
     """
     found: Errors = defaultdict(float)
     again = False
@@ -83,8 +88,10 @@ def output_errors(
 
 def gains(found: Errors, caused: Callable[[str, int], float], sites: Sequence[str], steps: int
 ) -> np.ndarray:  # fmt: skip
-    """Squared error of the output for each unit of ``caused(site, step)`` [S, N], between sampled
-    steps on a straight line of logarithms; the mean where nothing is known.
+    """Return the output's squared error [S, N] per unit of ``caused(site, step)``.
+
+    Between sampled steps its logarithm is interpolated linearly. Sites without a sample get the
+    mean.
     """
     known: dict[str, dict[int, float]] = defaultdict(dict)
     for (group, step), error in found.items():

@@ -1,6 +1,4 @@
-"""Plain runs in numbers: outputs, timesteps and latents as the sampler got them, and the sampler's
-own arithmetic.
-"""
+"""Runs without step rehash in numbers: outputs, timesteps, latents, the sampler's arithmetic."""
 
 from __future__ import annotations
 
@@ -19,16 +17,18 @@ from accel.core.structure import denoisers
 from accel.patching import patched
 from accel.plans import Plan
 
-ELEMENTS = 1 << 17  # of an output that are kept: inner products need no more
+ELEMENTS = 1 << 17  # elements kept of an output: inner products need no more
 LINEAR = 0.02  # relative error up to which a sampler counts as linear; half precision rounds
 
 
 @dataclass
 class Run:
-    """A plain run: frames uint8 [F, H, W, 3]; ``outputs`` [N][E] elements of what the sampler was
-    stepped with, ``times`` [N] timesteps, ``names`` [N] of the denoiser that ran, ``first`` and
-    ``final`` [E] the same elements of the latents; ``response`` as ``answer`` gives it, or why it
-    is not there; ``sampler`` the scheduler's class.
+    """A run without step rehash.
+
+    ``frames`` are uint8 [F, H, W, 3]. ``outputs`` [N][E] are elements of the outputs that the
+    sampler was stepped with, ``times`` [N] their timesteps, and ``names`` [N] the denoisers that
+    ran. ``first`` and ``final`` [E] are the same elements of the latents. ``response`` is what
+    ``answer`` returns. ``sampler`` is the scheduler's class name.
     """
 
     frames: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -41,36 +41,38 @@ class Run:
     sampler: str = ""
 
     def gram(self) -> np.ndarray:
-        """[N, N] inner products of the outputs over the final latent's own."""
+        """Return the inner products [N, N] of the outputs, divided by the final latent's own."""
         rows = torch.stack([y.double() for y in self.outputs])
         return (rows @ rows.T / self.final.double().square().sum()).numpy()
 
     def why_not_linear(self) -> str:
-        """Why the final latent is no fixed combination of the outputs, "" if it is."""
+        """Return why the final latent is no fixed combination of the outputs, or "" if it is."""
         if isinstance(self.response, str):
             return self.response
         if len(self.response) != len(self.times) + 1:
-            return "the run was a part of its sampler's schedule"
+            return "the run used only a part of its sampler's schedule"
         row = torch.from_numpy(self.response[-1])
         known = torch.stack([*self.outputs, self.first]).double()
         off = float((row @ known - self.final).norm() / self.final.double().norm())
         if not off <= LINEAR:
-            return f"its arithmetic is not linear or has noise of its own (off by {off:.2g})"
+            return f"its arithmetic is not linear or it adds noise (relative error {off:.2g})"
         return ""
 
 
 def full_run(pipe: Any, job: Mapping[str, Any], plan: Plan) -> Run:
-    """Run ``job`` with every step computed, under the rest of ``plan``."""
+    """Run ``job`` with every step computed, under the rest of ``plan``, and return the run."""
     with patched(pipe, plan=replace(plan, rehash=None)), listening(pipe) as run:
         run.frames = call(pipe, job)
     return run
 
 
 def answer(scheduler: Any, dimensions: int) -> np.ndarray | str:
-    """[N + 1, N + 1] latents before each step and at the end, to a unit of each step's output and
-    (last column) of the first latent. Samplers work element by element, so one run with one element
-    per unit gives all. Text: why there is no answer. ``scheduler`` is used up; ``dimensions`` of a
-    latent.
+    """Return a sampler's answer [N + 1, N + 1] to unit impulses, or the reason why it has none.
+
+    The rows are the latents before each step and at the end. The columns are a unit of each step's
+    output and, last, of the first latent. Samplers work element by element, so one run with one
+    element per unit gives all of them. ``scheduler`` is used up; a latent has ``dimensions``
+    dimensions.
     """
     times = scheduler.timesteps
     x = torch.zeros(len(times) + 1, dtype=torch.float64)
@@ -84,14 +86,14 @@ def answer(scheduler: Any, dimensions: int) -> np.ndarray | str:
             impulse[j] = 1.0
             x = scheduler.step(impulse.reshape(x.shape), t, x, return_dict=False)[0].double()
             rows.append(x.flatten())
-    except Exception as error:  # somebody else's sampler: whatever it raises, it has no answer
+    except Exception as error:  # a sampler may raise anything; it then has no answer
         return f"{type(scheduler).__name__} cannot be stepped on its own: {error}"
     return torch.stack(rows).cpu().numpy()
 
 
 @contextmanager
 def listening(pipe: Any) -> Iterator[Run]:
-    """Note what the scheduler is stepped with."""
+    """Record what the scheduler is stepped with, in the ``Run`` that this context yields."""
     scheduler = pipe.scheduler
     run = Run(sampler=type(scheduler).__name__)
     step, own = scheduler.step, "step" in vars(scheduler)
@@ -128,7 +130,7 @@ def listening(pipe: Any) -> Iterator[Run]:
 
 
 def _some(x: Tensor) -> Tensor:
-    """[E] elements of a latent, fp32 on the CPU: all, or the same random ones of each."""
+    """Return elements [E] of a latent in fp32 on the CPU: all, or the same random ones of each."""
     flat = x.detach().flatten()
     if len(flat) > ELEMENTS:
         chosen = torch.randint(len(flat), (ELEMENTS,), generator=torch.Generator().manual_seed(0))

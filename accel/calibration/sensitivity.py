@@ -1,17 +1,18 @@
-"""How much errors of attention show in the video: fitted to runs of plans that mix precisions.
+"""How errors of attention change the video, fitted to runs of plans that mix precisions.
 
 Model. A plan causes squared errors x_sk of the denoiser's output by site s at step k. They add up
-as variances do, each with a weight for its site and one for its time. Run r of job j comes out at
+as variances do, each with a weight for its site and one for its time. Run r of job j reaches
 
     dB_r = level + job_j - 10 log10 sum_sk exp(u_s + v_k) x_sk + noise
 
 Method. ``probes`` draws the plans, ``fit`` finds the most probable u and v (Gauss-Newton) for
-normal noise and priors: u and job around 0, v in straight lines between a few knots, with rises
-around 0.
+normal noise and priors: u and job are around 0; v is linear between a few knots, with rises around
+0.
 
-Why not one site, or one part of the run, in low precision at a time: such a run is one noisy number
-(jobs differ by 3 to 5 dB in what a plan does to them) for one weight, at an error unlike a plan's.
-In a mixed plan every run bears on every weight. More jobs help more than more runs of one.
+Why not run one site, or one part of the run, in low precision at a time: such a run gives one noisy
+number (jobs differ by 3 to 5 dB in what a plan does to them) for one weight, at an error unlike a
+plan's. With mixed plans every run informs every weight. More jobs help more than more runs of one
+job.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-KNOTS = 3  # of the weight over the run
-PHASES = 3  # of a probing plan
+KNOTS = 3  # knots of the weight over the run
+PHASES = 3  # phases of a probing plan
 NOISE, JOB = 4.0, 4.0  # standard deviations in dB
-SITE, RISE = 0.5, 2.0  # the same of u, and of a rise of v between knots: natural logarithms
-SLOPE = 10 / np.log(10)  # dB of a unit of a natural logarithm
+SITE, RISE = 0.5, 2.0  # standard deviations of u and of v's rise between knots: natural logarithms
+SLOPE = 10 / np.log(10)  # dB per unit of a natural logarithm
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """``site`` [S] and ``step`` [N]: mean squared error of the video (levels 0 to 1) for each unit
-    of squared error is their product; ``step`` has mean 1. ``spread``: typical error in dB of a
-    prediction for a run that was not fitted to, of a job that was (root mean square).
+    """How strongly errors of the denoiser's output change the video.
+
+    The product of ``site`` [S] and ``step`` [N] is the mean squared error of the video (levels 0 to
+    1) per unit of squared error; ``step`` has mean 1. ``spread`` is the typical error in dB (root
+    mean square) of a prediction for a run that was not fitted, of a job that was.
     """
 
     site: np.ndarray
@@ -41,9 +44,10 @@ class Sensitivity:
 
 
 def probes(sites: int, steps: int, names: Sequence[str], count: int) -> list[np.ndarray]:
-    """``count`` random choices [S, N] of ``names``: up to three phases, each with a mix of its own
-    (Dirichlet 1/2, so that some are nearly of one precision), of which each site draws one. The
-    same ones every time.
+    """Return ``count`` random choices [S, N] of ``names``, the same ones every time.
+
+    Each has up to three phases with a mix of their own (Dirichlet 1/2, so that some are nearly of
+    one precision), and each site draws its precision from that mix.
     """
     rng = np.random.default_rng(0)
     found: list[np.ndarray] = []
@@ -59,9 +63,17 @@ def probes(sites: int, steps: int, names: Sequence[str], count: int) -> list[np.
 
 
 def fit(errors: np.ndarray, decibels: Sequence[float], jobs: Sequence[int]) -> Sensitivity:
-    """Weights out of R runs: ``errors`` [R, S, N] squared errors of each run's plan, ``decibels``
-    [R] PSNR, ``jobs`` [R] numbers. Runs without any error are left out; raises ValueError if there
-    are no others.
+    """Fit the weights of sites and steps to R runs.
+
+    Runs without any error are left out.
+
+    Args:
+        errors: Squared errors [R, S, N] of each run's plan.
+        decibels: PSNR [R] of the runs.
+        jobs: Job numbers [R] of the runs.
+
+    Raises:
+        ValueError: No run has an error.
     """
     some = errors.any((1, 2))
     if not some.any():
@@ -74,7 +86,10 @@ def fit(errors: np.ndarray, decibels: Sequence[float], jobs: Sequence[int]) -> S
 
 
 class _Problem:
-    """Residuals, Jacobian, penalties; parameters are u [S], knots of v [K], level, jobs [J]."""
+    """Residuals, Jacobian and penalties.
+
+    The parameters are u [S], the knots of v [K], the level, and the jobs [J].
+    """
 
     def __init__(self, errors: np.ndarray, decibels: np.ndarray, jobs: np.ndarray) -> None:
         self.decibels, self.unit = decibels, errors.mean()
@@ -87,14 +102,12 @@ class _Problem:
         self.levels = np.concatenate([np.ones((len(jobs), 1)), of_job], 1)
 
     def weights(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """Weights of the sites [S] and steps [N], and the mean squared error that they all have as
-        a factor.
-        """
+        """Return the weights of sites [S] and steps [N], and the squared error they multiply."""
         u, v, level = np.split(parameters, self.ends)
         return np.exp(u), np.exp(self.hats @ v), float(10 ** (-level[0] / 10) / self.unit)
 
     def linear(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Residuals [R] in dB, and the Jacobian [R, parameters] of what is predicted."""
+        """Return residuals [R] in dB and the Jacobian [R, parameters] of the predictions."""
         site, step, _ = self.weights(parameters)
         parts = site[:, None] * step * self.errors
         total = parts.sum((1, 2))
@@ -104,8 +117,9 @@ class _Problem:
         return self.decibels - guess, slopes
 
     def prior(self) -> np.ndarray:
-        """Matrix [parameters, parameters] of the quadratic form that the priors add to the squares
-        of the residuals.
+        """Return the matrix [parameters, parameters] of the priors' quadratic form.
+
+        The form is added to the squares of the residuals.
         """
         (sites, end), knots = self.ends, self.hats.shape[1]
         rise = np.diff(np.eye(knots), axis=0)
@@ -116,8 +130,9 @@ class _Problem:
         return form * NOISE**2
 
     def solve(self) -> tuple[np.ndarray, float]:
-        """Parameters, and the root mean square in dB of what leaving one run out gives, by the hat
-        matrix of the linearised problem.
+        """Return the parameters and the root mean square in dB of leave-one-out residuals.
+
+        The latter follow from the hat matrix of the linearized problem.
         """
         form = self.prior()
         parameters = np.zeros(len(form))

@@ -1,4 +1,4 @@
-"""What measuring step rehash found, and which schedule answers to a speed-up or to decibels."""
+"""The result of measuring step rehash, and the schedules it holds for a speed-up or a quality."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from accel.rehash.schedule import budget
 
 CERTAINTY = 1.6449  # normal quantile of 19 in 20
 LOSSLESS = 100.0  # dB that stand for equal frames
-ALONE = 10.0  # dB that a single job may be off
+ALONE = 10.0  # dB below the measurement where only one job was measured
 
 
 @dataclass(frozen=True)
 class Point:
-    """A schedule and the PSNR in dB that it reached on each measured job; ``found`` by what."""
+    """A schedule and the PSNR in dB that it reached on each measured job.
+
+    ``found`` names the method that proposed it.
+    """
 
     keys: tuple[int, ...]
     psnr: tuple[float, ...]
@@ -31,13 +34,13 @@ class Point:
 
     @property
     def expected(self) -> float:
-        """dB that 9 of 10 further jobs should reach.
+        """PSNR in dB that 9 of 10 further jobs should reach.
 
-        The rule for how far to back off: as many dB below the measured jobs' mean as one further
-        job of the same kind falls below it in 1 case of 20, by Student's t for n jobs with standard
-        deviation s, ``t s sqrt(1 + 1 / n)``, and not above the worst of them. 1 in 20 and not 1 in
-        10, because the schedule is the best of several on the same jobs. A single job says nothing
-        about others: 10 dB off.
+        This is the mean of the measured jobs less a margin, and at most their worst. By Student's
+        t, one further job of the same kind falls below the margin in 1 case of 20: ``t s sqrt(1 + 1
+        / n)`` for n jobs with standard deviation s. The margin uses 1 in 20, not 1 in 10, because
+        the schedule is the best of several on the same jobs. A single job says nothing about
+        others, so its margin is 10 dB.
         """
         values, n = np.asarray(self.psnr), len(self.psnr)
         if n == 1:
@@ -47,8 +50,9 @@ class Point:
 
 
 def student(freedom: int) -> float:
-    """Quantile ``CERTAINTY`` of Student's t (exact for 1 and 2 degrees of freedom, else the
-    expansion of Abramowitz and Stegun 26.7.5).
+    """Return the quantile ``CERTAINTY`` of Student's t for ``freedom`` degrees of freedom.
+
+    It is exact for 1 and 2, else the expansion of Abramowitz and Stegun 26.7.5.
     """
     if freedom <= 2:
         return (6.314, 2.920)[freedom - 1]
@@ -63,9 +67,11 @@ def student(freedom: int) -> float:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What ``measure`` found. ``times`` [steps] timesteps, ``gram`` [steps][steps] inner products
-    of the outputs over the final latent's, mean of the jobs; ``points`` from most to fewest keys;
-    ``plain``: why no weights were fitted, if none were.
+    """What ``accel.measure_steps`` found.
+
+    ``times`` [steps] are timesteps. ``gram`` [steps][steps] holds inner products of the outputs
+    divided by the final latent's own, as a mean over the jobs. ``points`` run from most to fewest
+    keys. ``plain`` says why no weights were fitted, if none were.
     """
 
     steps: int
@@ -77,11 +83,14 @@ class Measurement:
     plain: str = ""
 
     def similarity(self) -> np.ndarray:
-        """[steps, steps] cosine similarity of the outputs: the paper's map."""
+        """Return the cosine similarity [steps, steps] of the outputs.
+
+        It is the similarity map of Streamlined Inference (Zhan et al. 2024, section 3.3).
+        """
         return cosine(np.asarray(self.gram))
 
     def at_speedup(self, speedup: float) -> RehashConfig:
-        """The measured schedule with at most steps / ``speedup`` computed steps that came out best.
+        """Return the best measured schedule with at most steps / ``speedup`` computed steps.
 
         Raises ValueError if none is as fast.
         """
@@ -95,10 +104,11 @@ class Measurement:
         return self._with(max(fits, key=lambda p: p.expected))
 
     def at_quality(self, decibel: float) -> RehashConfig:
-        """The fastest measured schedule that 9 of 10 jobs like the measured ones should reach
-        ``decibel`` dB PSNR with (``Point.expected`` states the rule); one that computes every step
-        if there is none. It is a promise for jobs of the measured number of steps and of like
-        prompts, size and guidance.
+        """Return the fastest measured schedule that should keep ``decibel`` dB in 9 of 10 jobs.
+
+        The dB are PSNR, and ``Point.expected`` states the rule. If no schedule should keep it,
+        every step is computed. This is a promise for jobs with the measured number of steps and
+        with similar prompts, size and guidance.
         """
         fits = [p for p in self.points if p.expected >= decibel]
         full = Point(tuple(range(self.steps)), (LOSSLESS,), "every step")
@@ -112,12 +122,15 @@ class Measurement:
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the measurement as plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
-        """Inverse of ``to_dict``. Raises ValueError for something else."""
+        """Return the measurement of ``to_dict``.
+
+        Raises ValueError for anything else.
+        """
         data = dict(data)
         data["config"] = from_dict(RehashConfig, data.get("config"), "rehash measurement config")
         points = [from_dict(Point, p, "rehash measurement point") for p in data.get("points", ())]
@@ -135,23 +148,26 @@ class Measurement:
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON."""
+        """Write the measurement to ``path`` as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Measurement:
-        """Read what ``save`` wrote."""
+        """Return the measurement that ``save`` wrote.
+
+        Raises FileNotFoundError, or ValueError for a file that holds no measurement.
+        """
         return cls.from_dict(json.loads(Path(path).read_text()))
 
 
 def cosine(gram: np.ndarray) -> np.ndarray:
-    """[N, N] cosine similarities from inner products."""
+    """Return the cosine similarities [N, N] from inner products [N, N]."""
     norm = np.sqrt(np.diag(gram))
     return gram / np.outer(norm, norm)
 
 
 def curve(points: Sequence[Point]) -> tuple[Point, ...]:
-    """From most to fewest keys, without points that are worse than a faster one."""
+    """Return the points from most to fewest keys, without any that is worse than a faster one."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda p: len(p.keys)):
         if not kept or point.expected > kept[-1].expected:

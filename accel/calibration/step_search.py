@@ -1,12 +1,12 @@
-"""Which key steps of a given number make the smallest error. Pure functions over numbers.
+"""Key steps of a given number with the smallest error, as pure functions over numbers.
 
 Everything follows from inner products of a run's outputs, G[i, j] = <y_i, y_j> in units of the
-final latent's <x, x>. A step that is not computed gets a combination of earlier outputs instead
-(``weights``), so to first order the final latent is off by e = sum_j w_j (sum_k a_jk y_k - y_j),
-where w_j is the length of step j in the timestep and a_jk the weights: a quadratic form of G for a
-whole schedule, errors that cancel included. What it leaves out is the model's answer to its own
-error; early errors are answered longest. So w_j is multiplied by (timestep / first timestep) to a
-power, several powers are tried, and real runs decide (``accel/calibration/steps.py``).
+final latent's <x, x>. A skipped step gets a combination of earlier outputs instead (``weights``).
+So to first order the error of the final latent is e = sum_j w_j (sum_k a_jk y_k - y_j), where w_j
+is the length of step j in the timestep and a_jk are the weights. That is a quadratic form of G for
+a whole schedule, and it includes errors that cancel. It leaves out how the model responds to its
+own error; it responds longest to early errors. So w_j is multiplied by (timestep / first timestep)
+to a power, several powers are tried, and real runs decide (``accel/calibration/steps.py``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ GROWTH = (0.0, 1.0, 2.0)  # powers that are tried
 
 
 def step_weights(times: Sequence[float], growth: float) -> np.ndarray:
-    """[steps] lengths of the steps as parts of the whole, times (time / first time) ** growth."""
+    """Return the lengths [steps] of the steps as fractions of the whole.
+
+    Each is multiplied by (time / first time) ** growth.
+    """
     t = np.asarray([*times, 0.0])
     return (t[:-1] - t[1:]) / t[0] * (t[:-1] / t[0]) ** growth
 
@@ -29,7 +32,10 @@ def step_weights(times: Sequence[float], growth: float) -> np.ndarray:
 def coefficients(
     keys: Iterable[int], times: Sequence[float], order: int, part: np.ndarray
 ) -> np.ndarray:
-    """[steps] how much of each output is in the final latent's error, for step weights ``part``."""
+    """Return the share [steps] of each output in the final latent's error.
+
+    ``part`` [steps] are the step weights.
+    """
     c = np.zeros(len(times))
     known: list[int] = []
     keys = set(keys)
@@ -46,7 +52,7 @@ def coefficients(
 def error(
     keys: Iterable[int], gram: np.ndarray, times: Sequence[float], order: int, growth: float = 0.0
 ) -> float:
-    """Relative squared error of the final latent, to first order."""
+    """Return the relative squared error of the final latent, to first order."""
     c = coefficients(keys, times, order, step_weights(times, growth))
     return max(0.0, float(c @ gram @ c))
 
@@ -54,17 +60,17 @@ def error(
 def best_keys(
     gram: np.ndarray, times: Sequence[float], count: int, order: int, growth: float
 ) -> frozenset[int]:
-    """``count`` key steps, forced ones included: dynamic programming over gaps, then exchanges of
-    single steps.
+    """Return ``count`` key steps, including the forced ones.
 
-    What is made small is the squared errors of all gaps, each by itself, and for the exchanges also
-    that of the whole schedule. The latter alone would bet on errors of different gaps cancelling,
-    which they do not do on other jobs.
+    Dynamic programming over gaps finds them, and exchanges of single steps improve them. Minimized
+    is the sum of the squared errors of the gaps, plus that of the whole schedule during exchanges.
+    The whole schedule's error alone would rely on errors of different gaps that cancel, which they
+    do not on other jobs.
     """
     costs = gap_costs(gram, times, order, growth)
 
     def objective(keys: frozenset[int]) -> float:
-        return error(keys, gram, times, order, growth) + _apart(keys, costs)
+        return error(keys, gram, times, order, growth) + _sum_of_gaps(keys, costs)
 
     keys = _by_gaps(costs, count)
     best = objective(keys)
@@ -80,15 +86,18 @@ def best_keys(
         best, keys = scored[0], frozenset(scored[1])
 
 
-def _apart(keys: frozenset[int], costs: np.ndarray) -> float:
-    """Sum of the gaps' squared errors."""
+def _sum_of_gaps(keys: frozenset[int], costs: np.ndarray) -> float:
+    """Return the sum of the gaps' squared errors."""
     k = sorted(keys)
     before = [k[0], *k[:-2]]
     return float(sum(costs[a, b, c] for a, b, c in zip(before, k[:-1], k[1:], strict=True)))
 
 
 def _by_gaps(costs: np.ndarray, count: int) -> frozenset[int]:
-    """Dynamic programming over pairs of neighbouring keys (a, b), since a line needs both."""
+    """Return the best keys by dynamic programming over neighboring keys (a, b).
+
+    A line needs both of them.
+    """
     steps = len(costs)
     if count >= steps:
         return frozenset(range(steps))
@@ -109,8 +118,9 @@ def _by_gaps(costs: np.ndarray, count: int) -> frozenset[int]:
 
 
 def gap_costs(gram: np.ndarray, times: Sequence[float], order: int, growth: float) -> np.ndarray:
-    """[steps, steps, steps] squared error of not computing the steps between keys b and c, where a
-    is the key before b; infinite unless a < b < c (a = b = 0 at the start).
+    """Return the squared error [steps, steps, steps] of skipping the steps between keys b and c.
+
+    Key a is the one before b. Entries are infinite unless a < b < c (a = b = 0 at the start).
     """
     steps, part = len(times), step_weights(times, growth)
     cost = np.full((steps, steps, steps), np.inf)

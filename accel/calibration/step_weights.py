@@ -1,23 +1,23 @@
-"""Linear multistep weights: what the sampler gets at each step of a schedule. Pure functions.
+"""Linear multistep weights: what the sampler gets at each step, as pure functions over numbers.
 
-A run with key steps is a solver on a coarser grid, and its coefficients can be fitted (Shaul et al.
-2024, "Bespoke Non-Stationary Solvers", arXiv 2403.01329, does so by gradient; here it is linear
-algebra over numbers that one plain run leaves). At a step that is left out the sampler gets
+A run with key steps is a solver on a coarser grid, and its coefficients can be fitted. Shaul et al.
+2024 ("Bespoke Non-Stationary Solvers", arXiv 2403.01329) do so by gradient; here it is linear
+algebra over numbers from one run without rehash. At a skipped step the sampler gets
 ``sum_k a_k y_k`` of the last ``depth`` computed outputs. At a key step it gets its own output and a
-correction, ``(1 + a_0) y_j + sum_k a_k y_k``: the new output shows how the steps left out before it
-should have been guessed, as the corrector of a predictor-corrector method does, at no cost.
+correction, ``(1 + a_0) y_j + sum_k a_k y_k``: the new output shows how the skipped steps before it
+should have been predicted. The corrector of a predictor-corrector method does the same, at no cost.
 
-The latents follow from outputs by the sampler's own arithmetic, x_d = p_d x_0 + sum_j L[d, j] y_j,
-and L is the answer to unit impulses (``accel/calibration/plain_runs.py``). So with inner products G
-of a plain run's outputs, the distance to that run's latents is a quadratic form of the weights. For
-each stretch from key step c to the next one d they are the least squares of
+The latents follow from the outputs by the sampler's own arithmetic, x_d = p_d x_0 +
+sum_j L[d, j] y_j, where L is the answer to unit impulses (``accel/calibration/plain_runs.py``). So
+with inner products G of a run's outputs, the distance to that run's latents is a quadratic form of
+the weights. For each stretch from key step c to the next one d they are the least squares of
 
-    |x_d off|^2 + DAMPING sum_j L[d, j]^2 |output j off|^2
+    |error of x_d|^2 + DAMPING sum_j L[d, j]^2 |error of output j|^2
 
-where "off" counts everything since the start, so later stretches take back what earlier ones left.
-What is left out is the model's answer to latents that are off: an error at timestep t is taken to
-grow by ``1 + rise (t / first) ** power`` until the end. ``accel/calibration/steps.py`` fits those
-two numbers to real runs.
+Errors count from the start of the run, so later stretches correct what earlier ones left. Left out
+is how the model responds to latents with an error: an error at timestep t is assumed to grow by
+``1 + rise (t / first) ** power`` until the end. ``accel/calibration/steps.py`` fits those two
+numbers to real runs.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DAMPING = 1.0  # weight of outputs that are off; without it corrections grow, and the model answers
+DAMPING = 1.0  # weight of errors of outputs; without it corrections grow and disturb the model
 RIDGE = 1e-6  # part of the mean diagonal, for outputs that are multiples of each other
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A plain run in numbers. ``gram`` [N, N]: inner products of its outputs over the final
-    latent's own; ``response`` [N + 1, N]: latents before each step and at the end, per output;
-    ``times`` [N] timesteps; ``groups`` [N]: steps with equal numbers are run by one denoiser.
+    """A run without rehash in numbers.
+
+    ``gram`` [N, N]: inner products of its outputs divided by the final latent's own. ``response``
+    [N + 1, N]: latents before each step and at the end, per output. ``times`` [N]: timesteps.
+    ``groups`` [N]: steps with equal numbers are run by one denoiser.
     """
 
     gram: np.ndarray
@@ -44,16 +46,21 @@ class Sampler:
     groups: tuple[int, ...]
 
     def growth(self, rise: float, power: float) -> np.ndarray:
-        """[N + 1] how often larger an error at a step is in the final latent; 1 at the end."""
+        """Return the factor [N + 1] by which an error at a step grows until the final latent.
+
+        It is 1 at the end.
+        """
         part = np.abs(self.times) / max(float(np.abs(self.times).max()), 1e-12)
         return np.append(1 + rise * part**power, 1.0)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """``weights`` [N]: per step, of its own output if it is a key step, then of the stored ones,
-    newest first. ``final``: relative squared error of the final latent, ``apart``: the same summed
-    over the stretches, each by itself. Both count the model's growth of errors.
+    """Weights fitted to a schedule, and the errors that remain.
+
+    ``weights`` [N]: per step, the weight of its own output if it is a key step, then those of the
+    stored ones, newest first. ``final``: relative squared error of the final latent. ``apart``: the
+    sum of the squared errors of the single stretches. Both count the model's growth of errors.
     """
 
     weights: tuple[tuple[float, ...], ...]
@@ -62,8 +69,9 @@ class Fit:
 
 
 def banks(keys: Iterable[int], groups: Sequence[int], depth: int) -> list[list[int]]:
-    """[N] per step the key steps whose outputs are at hand, newest first: ``depth`` stored ones of
-    its denoiser, and before them its own if it is a key step.
+    """Return for each step [N] the key steps whose outputs are available, newest first.
+
+    These are ``depth`` stored ones of its denoiser and, before them, its own if it is a key step.
     """
     found: list[list[int]] = []
     known: list[int] = []
@@ -79,7 +87,7 @@ def banks(keys: Iterable[int], groups: Sequence[int], depth: int) -> list[list[i
 
 
 def fit(sampler: Sampler, keys: Iterable[int], depth: int, growth: np.ndarray) -> Fit:
-    """Weights for the key steps ``keys``, the first of which must be step 0."""
+    """Return the weights for the key steps ``keys``, the first of which must be step 0."""
     steps = len(sampler.times)
     keys = sorted(set(keys))
     at_hand = banks(keys, sampler.groups, depth)
@@ -103,12 +111,14 @@ def fit(sampler: Sampler, keys: Iterable[int], depth: int, growth: np.ndarray) -
 def _stretch(
     gram: np.ndarray, answer: np.ndarray, past: np.ndarray, steps: range, at_hand: list[list[int]]
 ) -> dict[int, np.ndarray]:
-    """Weights of the steps from one key to the next. ``answer`` [N] of the latent after them to
-    outputs, ``past`` [N] what is off there already.
+    """Return the weights of the steps from one key to the next.
+
+    ``answer`` [N]: response of the latent after them to each output. ``past`` [N]: the error that
+    this latent already has, in outputs.
     """
     first = steps[0]
     places = [(j, k) for j in steps for k in at_hand[j]]
-    if at_hand[first] == [first]:  # nothing stored: the output stays what it is
+    if at_hand[first] == [first]:  # nothing stored: the output stays unchanged
         places = places[1:]
     found = {first: np.ones(1)} if at_hand[first] == [first] else {}
     if not places:
@@ -121,7 +131,7 @@ def _stretch(
     same = at[:, None] == at
     matrix = np.outer(slopes, slopes) * inner * (1 + DAMPING * same)
     right = slopes * (target[of] + DAMPING * answer[at] * gram[at, of])
-    newest = np.array([k == at_hand[j][0] for j, k in places], float)  # where nothing tells, repeat
+    newest = np.array([k == at_hand[j][0] for j, k in places], float)  # by default, repeat
     right -= matrix @ newest
     matrix[np.diag_indices(len(matrix))] += RIDGE * np.trace(matrix) / len(matrix)
     solved = newest + np.linalg.solve(matrix, right)
@@ -135,9 +145,11 @@ def _square(row: np.ndarray, gram: np.ndarray) -> float:
 def best_keys(
     sampler: Sampler, must: frozenset[int], count: int, depth: int, growth: np.ndarray
 ) -> frozenset[int]:
-    """``count`` key steps, those of ``must`` included: evenly spread ones, improved by exchanges of
-    single steps. What is made small is the final error and that of all stretches, each by itself:
-    the final one alone would bet on errors cancelling, which they do not do on other jobs.
+    """Return ``count`` key steps, including those of ``must``.
+
+    They start evenly spread and are improved by exchanges of single steps. Minimized is the final
+    error plus the errors of the single stretches. The final error alone would rely on errors that
+    cancel, which they do not on other jobs.
     """
     steps = len(sampler.times)
 

@@ -1,16 +1,14 @@
-"""Measures a pipeline's steps on a few jobs, and finds schedules that hold on them.
+"""Measure a pipeline's steps on a few jobs, and find schedules that hold on them.
 
-One full run per job gives the outputs' inner products, and from them the similarity map of
+One full run per job gives the inner products of the outputs. From them follow the similarity map of
 Streamlined Inference, the weights of any schedule (``accel/calibration/step_weights.py``) and its
-error. For every number of computed steps asked for, the schedules with the smallest error are run
-for real, each under another assumption on how errors grow, and the one closest to the full runs is
-kept, with what it reached on each job. A schedule with more computed steps that comes out worse
-than one with fewer is dropped, so the curve has no cliff.
+error. For every requested number of computed steps, the schedules with the smallest error are run,
+each under another assumption on how errors grow. The one closest to the full runs is kept, with
+what it reached on each job. A schedule that is worse than one with fewer computed steps is dropped.
 
-Each job is run with weights fitted to the other jobs, so that what it reaches is what an unseen job
-would; the weights that are kept are fitted to all. At level "features", and with samplers whose
-arithmetic is not linear, schedules are found as ``accel/calibration/step_search.py`` says, without
-weights.
+Each job is run with weights fitted to the other jobs, so it reaches what an unseen job would; the
+weights that are kept are fitted to all jobs. At level "features", and with samplers whose
+arithmetic is not linear, ``accel/calibration/step_search.py`` finds schedules without weights.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ SPEEDUPS = (1.25, 1.5, 1.9, 2.4, 3.0)
 # An error at timestep t grows by 1 + rise (t / first) ** power until the end: (rise, power) tried.
 GROWTH = ((1.0, 2.0), (4.0, 4.0), (13.0, 6.0))
 DEPTH = 3  # outputs kept per branch of guidance where weights are fitted
-HEAD_SHARE = 0.4  # of the computed steps; the first fifth of a run is no more than that
+HEAD_SHARE = 0.4  # largest share of the computed steps that the first fifth of a run may take
 
 Say = Callable[[str], None]
 
@@ -53,12 +51,32 @@ def measure_steps(
     depth: int = DEPTH,
     say: Say = lambda text: None,
 ) -> Measurement:
-    """Measure on ``jobs``: arguments of the pipeline's call, and ``seed``. All need one number of
-    steps. ``config`` gives level, tail and store, and the order where no weights can be fitted,
-    ``plan`` what else will be patched. ``depth``: outputs kept per branch of guidance, 1 to 4.
+    """Measure which denoising steps of a pipeline can be skipped, on a few jobs.
 
-    Costs one run per job, and a part of one per speed-up and proposed schedule (five at most).
-    Raises ValueError for no jobs, different numbers of steps, or few-step runs.
+    It costs one run per job, and for each speed-up a part of a run per job and proposed schedule
+    (five at most).
+
+    Args:
+        pipe: A diffusers pipeline.
+        jobs: Arguments of the pipeline's call, and ``seed``. All need the same number of steps.
+        config: Gives level, tail and store, and the order where no weights can be fitted.
+        plan: What else will be patched.
+        speedups: Denoising steps per computed one to find schedules for.
+        depth: Outputs kept per branch of guidance, 1 to 4.
+        say: Called with one line of text after each part of the measurement.
+
+    Returns:
+        The measured schedules; its ``at_quality`` and ``at_speedup`` give a configuration.
+
+    Raises:
+        ValueError: No jobs, jobs with different numbers of steps, runs of 8 steps or fewer, or a
+            depth that is not allowed.
+
+    Example::
+
+        jobs = [{"prompt": "a red ball", "seed": 1}, {"prompt": "a blue cube", "seed": 2}]
+        measured = accel.measure_steps(pipe, jobs)
+        accel.patch(pipe, plan=accel.Plan(rehash=measured.at_quality(36)))
     """
     config = config or RehashConfig()
     base = plan or Plan("measured", attention=None)
@@ -84,14 +102,14 @@ def measure_steps(
     )  # fmt: skip
 
 
-# What to try for a speed-up: a name, the config to keep, and one for each job.
+# A proposal for a speed-up: its name, the config to keep, and one config for each job.
 Proposal = tuple[str, RehashConfig, list[RehashConfig]]
 Proposals = Callable[[float], Iterator[Proposal]]
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """Real runs of what is proposed, on the jobs that were measured."""
+    """Real runs of the proposals, on the jobs that were measured."""
 
     pipe: Any
     jobs: Sequence[Mapping[str, Any]]
@@ -100,7 +118,7 @@ class _Trial:
     say: Say
 
     def best(self, speedup: float, proposals: Iterator[Proposal]) -> Point:
-        """The proposal that promises most dB."""
+        """Return the proposal with the most expected dB."""
         tried = []
         for found, whole, each in proposals:
             reached = tuple(
@@ -113,13 +131,13 @@ class _Trial:
         return max(tried, key=lambda p: p.expected)
 
     def reached(self, job: Mapping[str, Any], config: RehashConfig, run: Run) -> float:
-        """PSNR in dB of a run with rehash against the full one."""
+        """Return the PSNR in dB of a run with rehash against the full one."""
         with patched(self.pipe, plan=replace(self.plan, rehash=config)):
             return min(LOSSLESS, psnr(run.frames, call(self.pipe, job)))
 
 
 def _fitted(config: RehashConfig, runs: Sequence[Run], depth: int) -> Proposals:
-    """Schedules with weights; those for a job are fitted to the others."""
+    """Propose schedules with weights; those for a job are fitted to the other jobs."""
     groups = tuple(i for i, (_, g) in enumerate(groupby(runs[0].names)) for _ in g)
     response = runs[0].response
     assert isinstance(response, np.ndarray)
@@ -157,7 +175,7 @@ def _fitted(config: RehashConfig, runs: Sequence[Run], depth: int) -> Proposals:
 
 
 def _plain(config: RehashConfig, base: Plan, runs: Sequence[Run]) -> Proposals:
-    """Schedules without weights: those of the paper among them."""
+    """Propose schedules without weights, those of the paper among them."""
     order, times = order_of(config, base.attention)[0], runs[0].times
     gram = np.mean([run.gram() for run in runs], axis=0)
 
@@ -178,17 +196,20 @@ def _plain(config: RehashConfig, base: Plan, runs: Sequence[Run]) -> Proposals:
 
 
 def _steps(runs: Sequence[Run]) -> int:
-    """Number of steps of all runs. Raises ValueError where they differ or are few."""
+    """Return the number of steps of all runs.
+
+    Raises ValueError where they differ or are few.
+    """
     lengths = sorted({len(run.times) for run in runs})
     if len(lengths) > 1:
-        raise ValueError(f"all jobs need one number of steps, got {lengths}")
+        raise ValueError(f"all jobs need the same number of steps, got {lengths}")
     if lengths[0] <= FEW:
         raise ValueError(f"runs of {FEW} steps or fewer leave nothing to skip, got {lengths[0]}")
     return lengths[0]
 
 
 def _why_not_linear(runs: Sequence[Run]) -> str:
-    """Why no weights can be fitted to the runs, "" if they can."""
+    """Return why no weights can be fitted to the runs, or "" if they can."""
     for run in runs:
         if why := run.why_not_linear():
             return why

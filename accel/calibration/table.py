@@ -1,8 +1,8 @@
 """What calibration found: errors of each precision by site and step, and how much they matter.
 
-An ``ErrorTable`` holds averages only, so it is small, can be merged over jobs and machines, and can
-be carried over to another number of steps: errors belong to noise levels (sigma), not to step
-numbers.
+An ``ErrorTable`` holds averages only. So it is small, tables of several jobs and machines can be
+merged, and it can be used for another number of steps: errors belong to noise levels (sigma), not
+to step numbers.
 """
 
 from __future__ import annotations
@@ -21,17 +21,29 @@ METRICS = ("l1", "cosine", "score", "l2", "worst")
 
 @dataclass(frozen=True)
 class ErrorTable:
-    """Errors against full precision on sampled query rows, S sites, N steps, B branches.
+    """Errors against full precision on sampled query rows, for S sites, N steps and B branches.
 
-    ``branches`` are the calls of a site in one step: 1 with batched guidance or none, 2 where the
-    pipeline calls the denoiser once with the prompt and once without. ``sigmas`` [N] falls from
-    most to least noise; ``work`` [S] is multiply-adds of one call; ``counts`` [S, N, B] calls
-    measured; ``errors`` maps each precision to ``METRICS`` x [S, N, B]: means of the relative L1
-    error, of the cosine, of the score cosine * (1 - L1) (SageAttention2's adaptive rule) and of the
-    relative squared L2 error, and the worst L1. ``site_weight`` [S, N] and ``step_weight`` [N]:
-    mean squared error of the video (levels 0 to 1) for each unit of relative squared L2 at a site
-    and step is their product; None where it was not measured. ``spread``: typical error in dB of
-    what follows from them for one job and a plan that was not measured.
+    Branches are the calls of a site in one step: 1 with batched guidance or none, 2 where the
+    pipeline calls the denoiser once with the prompt and once without.
+
+    Args:
+        sites: Site names.
+        sigmas: Noise levels [N], from most to least noise.
+        work: Multiply-adds [S] of one call.
+        counts: Measured calls [S, N, B].
+        errors: For each precision ``METRICS`` x [S, N, B]: means of the relative L1 error, of the
+            cosine, of the score cosine * (1 - L1) (adaptive rule of SageAttention2) and of the
+            relative squared L2 error, and the worst L1.
+        site_weight: Weights [S, N]; None if no sensitivity was measured.
+        step_weight: Weights [N]. Times ``site_weight`` they are the mean squared error of the video
+            (levels 0 to 1) per unit of relative squared L2 error at a site and step.
+        spread: Typical error in dB of a prediction for one job and a plan that was not measured.
+        jobs: Number of measured jobs.
+
+    Example::
+
+        table = accel.ErrorTable.load("cal/table.json")
+        plan = accel.choose.to_plan(table, accel.choose.by_quality(table, 35.0))
     """
 
     sites: tuple[str, ...]
@@ -46,11 +58,11 @@ class ErrorTable:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """The candidates that were measured."""
+        """The precisions that were measured."""
         return tuple(self.errors)
 
     def mean(self, metric: str, precision: str) -> np.ndarray:
-        """A metric over the branches [S, N]: their worst for "worst", else the mean of all calls.
+        """Return a metric [S, N]: the worst branch for "worst", else the mean of all calls.
 
         Raises ValueError for a metric or precision that was not measured.
         """
@@ -65,15 +77,19 @@ class ErrorTable:
 
     @property
     def amount(self) -> np.ndarray:
-        """Work [S, N] of the calls that were made: 0 where a site does not run at a step, as in
-        one of two denoisers that share the steps.
+        """Work [S, N] of the calls that were made.
+
+        It is 0 where a site does not run at a step, as in one of two denoisers that share the
+        steps.
         """
         calls = self.counts.sum(-1)
         return self.work[:, None] * calls / max(float(calls.max()), 1e-30)
 
     def damage(self, precision: str) -> np.ndarray:
-        """Predicted mean squared error of the video [S, N] if only that site at that step ran in
-        ``precision``; "full" is 0. Raises ValueError if no sensitivity was measured.
+        """Return the predicted mean squared error [S, N] of the video for one site and step alone.
+
+        Only that site at that step then runs in ``precision``; "full" gives 0. Raises ValueError if
+        no sensitivity was measured.
         """
         if self.site_weight is None or self.step_weight is None:
             raise ValueError("no sensitivity measured; calibrate with probe_runs=24")
@@ -82,9 +98,10 @@ class ErrorTable:
         return self.site_weight * self.step_weight * self.mean("l2", precision)
 
     def at(self, sigmas: Sequence[float] | np.ndarray) -> ErrorTable:
-        """The table on another schedule, interpolated over sigma; beyond the ends the end values.
+        """Return the table on another schedule, interpolated over sigma.
 
-        A step's weight shrinks as steps get more: the whole run's stays what it was.
+        Beyond the measured ends the end values hold. A step's weight shrinks as the number of steps
+        grows, so the weight of the whole run stays the same.
         """
         new, old = np.asarray(sigmas, float), self.sigmas[::-1]
         if new.ndim != 1 or not len(new):
@@ -112,8 +129,10 @@ class ErrorTable:
         )  # fmt: skip
 
     def merge(self, other: ErrorTable) -> ErrorTable:
-        """Both tables' jobs in one, on this one's schedule. Raises ValueError for other sites,
-        precisions or branches: another model, or another way of guidance.
+        """Return one table of both tables' jobs, on this one's schedule.
+
+        Raises ValueError for other sites, precisions or branches: another model, or another kind of
+        guidance.
         """
         for name in ("sites", "precisions"):
             if getattr(self, name) != getattr(other, name):
@@ -121,16 +140,16 @@ class ErrorTable:
         if self.counts.shape[-1] != other.counts.shape[-1]:
             raise ValueError(
                 f"tables with {self.counts.shape[-1]} and {other.counts.shape[-1]} calls of a site "
-                "in a step cannot be merged: another way of guidance?"
+                "in a step cannot be merged: another kind of guidance?"
             )
         if not np.array_equal(self.sigmas, other.sigmas):
             other = other.at(self.sigmas)
         counts = self.counts + other.counts
         errors = {}
-        for p, mine in self.errors.items():
-            theirs = other.errors[p]
-            mean = (mine * self.counts + theirs * other.counts) / np.maximum(counts, 1)
-            mean[METRICS.index("worst")] = np.maximum(mine[-1], theirs[-1])
+        for p, first in self.errors.items():
+            second = other.errors[p]
+            mean = (first * self.counts + second * other.counts) / np.maximum(counts, 1)
+            mean[METRICS.index("worst")] = np.maximum(first[-1], second[-1])
             errors[p] = mean
         jobs = self.jobs + other.jobs
 
@@ -145,7 +164,7 @@ class ErrorTable:
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the table as plain JSON values."""
         arrays = {
             name: None if (value := getattr(self, name)) is None else value.tolist()
             for name in ("sigmas", "work", "counts", "site_weight", "step_weight")
@@ -158,7 +177,10 @@ class ErrorTable:
 
     @classmethod
     def from_dict(cls, data: Any) -> ErrorTable:
-        """Inverse of ``to_dict``. Raises ValueError for anything else."""
+        """Return the table of ``to_dict``.
+
+        Raises ValueError for anything else.
+        """
         if not isinstance(data, dict) or data.get("version") != VERSION:
             raise ValueError(f"not a calibration table of version {VERSION}: {str(data)[:60]!r}")
         try:
@@ -177,15 +199,18 @@ class ErrorTable:
                 **arrays,
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"calibration table without {error}") from error
+            raise ValueError(f"calibration table lacks {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the table as JSON."""
+        """Write the table to ``path`` as JSON."""
         Path(path).write_text(json.dumps(self.to_dict()) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> ErrorTable:
-        """Read a table. Raises FileNotFoundError, or ValueError for something that is none."""
+        """Return the table in a file.
+
+        Raises FileNotFoundError, or ValueError for a file that holds no table.
+        """
         try:
             return cls.from_dict(json.loads(Path(path).read_text()))
         except json.JSONDecodeError as error:

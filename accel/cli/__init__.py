@@ -1,7 +1,7 @@
-"""The command ``accel``: one file per command, loaded only when it is asked for.
+"""The command ``accel``: one file per command, loaded only when it is used.
 
-A command's file has ``add_arguments(parser)`` and ``run(args)``, which returns the exit code.
-Exit codes: 0 all done, 1 a job failed or was invalid, 2 wrong usage or environment, 130 and 143
+A command's file has ``add_arguments(parser)`` and ``run(args)``, which returns the exit code. Exit
+codes: 0 all done, 1 a job failed or was invalid, 2 wrong usage or environment, 130 and 143
 interrupted.
 """
 
@@ -29,7 +29,7 @@ COMMANDS = {
 
 
 def _parser(wanted: str | None) -> argparse.ArgumentParser:
-    """The parser; only the command ``wanted`` is loaded to add its arguments."""
+    """Return the parser; only the file of the command ``wanted`` is loaded."""
     parser = argparse.ArgumentParser(
         prog="accel", description="Accelerate video and image diffusion with diffusers."
     )
@@ -47,10 +47,10 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line.
+    """Run a command line and return its exit code.
 
     Args:
-        argv: Arguments after the program's name; ``sys.argv`` without it by default.
+        argv: Arguments after the program's name; those of ``sys.argv`` by default.
 
     Returns:
         The exit code.

@@ -1,4 +1,4 @@
-"""``accel calibrate``: job files in; an error table, a plan and pictures out."""
+"""``accel calibrate``: reads job files; writes an error table, a plan and pictures."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     aim = parser.add_mutually_exclusive_group()
     aim.add_argument(
         "--quality", type=float, metavar="DB",
-        help="fastest plan with this PSNR to the model's own output (35)",
+        help="make the fastest plan with this PSNR to the model's own output (35)",
     )  # fmt: skip
-    aim.add_argument("--share", type=float, help="this share of attention in four bits, 0 to 1")
+    aim.add_argument("--share", type=float, help="run this share of attention in INT4, 0 to 1")
     aim.add_argument("--bound", type=float, help="largest relative L1 error of a call")
     parser.add_argument(
         "--impl", default="auto", choices=["auto", "cpu", "gpu", "reference"],
-        help="auto leaves out calls too short to profit",
+        help="auto leaves short calls to torch",
     )  # fmt: skip
     parser.add_argument(
         "--merge", action="append", default=[], type=Path, metavar="TABLE.json",
@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a parsed command line; returns the exit code. Raises ValueError or OSError for 2."""
+    """Run a parsed command line and return the exit code.
+
+    Raises ValueError or OSError, which mean exit code 2.
+    """
     jobs = [job.resolved() for file in args.jobfiles for job in read_jobs(file)]
     models = sorted({job.model for job in jobs})
     if len(models) != 1:
@@ -113,7 +116,7 @@ def _summary(
 ) -> str:
     counts = {p: float(np.mean(choice == p)) for p in ("full", *table.precisions)}
     parts = ", ".join(f"{p} {share:.0%}" for p, share in counts.items() if share)
-    within = "" if table.spread is None else f" (one job within {table.spread:.1f} dB)"
+    within = "" if table.spread is None else f" (one job typically within {table.spread:.1f} dB)"
     return (
         f"{len(table.sites)} sites, {len(table.sigmas)} steps, {table.jobs} jobs, impl {impl}\n"
         f"plan: {parts}\n"

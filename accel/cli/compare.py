@@ -8,11 +8,11 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``accel compare``."""
     parser.add_argument("a", metavar="A", help="a video, or a folder of PNG frames")
-    parser.add_argument("b", metavar="B", help="another of the same size and length")
+    parser.add_argument("b", metavar="B", help="another video of the same size and length")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print both numbers."""
+    """Print PSNR and SSIM of the two videos, and return the exit code."""
     from accel.core.quality import psnr, ssim
     from accel.pipelines.video import existing, read_video
 

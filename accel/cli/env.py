@@ -1,4 +1,4 @@
-"""``accel env``: what a bug report needs."""
+"""``accel env``: prints what a bug report needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def environment() -> dict[str, dict[str, str]]:
-    """Return versions, devices and kernels, as text by name, under three headings."""
+    """Return versions, devices and kernels as text by name, under three headings."""
     from accel.kernels.dispatch import ATTENTION, WARP
     from accel.kernels.dispatch import environment as machine
 
@@ -67,7 +67,7 @@ def _processor() -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the environment."""
+    """Print the environment and return the exit code."""
     found = environment()
     if args.json:
         print(json.dumps(found, indent=2))

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the settings in the file as JSON."""
+    """Print the settings in the file as JSON, and return the exit code."""
     from accel.pipelines.job import job_from_settings
     from accel.pipelines.video import existing, read_comment
 

@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the predicted peaks, and with a budget the fewest slices that fit."""
+    """Print the predicted peaks and, with a budget, the fewest slices that fit.
+
+    Returns the exit code. Raises ValueError for a size, budget or model that cannot be read.
+    """
     from accel.core.units import parse_bytes
     from accel.memory.fit import DoesNotFit, of_peaks
     from accel.memory.meta_models import Video, find
@@ -63,7 +66,7 @@ def table(peaks: Peaks) -> str:
     most = max(b for _, b in rows)
     sizes = {"denoiser": peaks.denoiser_weights, "VAE": peaks.vae_weights, **peaks.encoder_weights}
     weights = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items())
-    lines = [f"weights: {weights}", "activations beside them:"]
+    lines = [f"weights: {weights}", "activations in addition:"]
     for name, size in rows:
         lines.append(f"  {name:<40}{_size(size):>26}  {'█' * max(1, round(30 * size / most))}")
     levels = ", ".join(f"{name}: {_size(size)}" for name, size in peaks.rehash.items())

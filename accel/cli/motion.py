@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw every job's motion; print the files made."""
+    """Draw every job's motion, print the files made, and return the exit code."""
     from accel.pipelines.batch.jobfile import read_jobs
     from accel.pipelines.batch.output import prepare_folder
     from accel.pipelines.motion.flow_pictures import draw_job

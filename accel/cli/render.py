@@ -46,7 +46,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--fail-fast": {"action": "store_true", "help": "stop at the first failed or invalid job"},
     "--retries": {
         "type": _count, "default": 1, "metavar": "N",
-        "help": "further tries of a failed job (1); 0 also turns the memory ladder off",
+        "help": "retries of a failed job (1); 0 also turns off the memory ladder",
     },
     "--checkpoint-steps": {
         "type": _count, "default": 5, "metavar": "K",
@@ -69,7 +69,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``accel render``."""
+    """Add the arguments of ``accel render``."""
     text = "YAML, JSON, JSON Lines or CSV with jobs, or a rendered video to render again"
     parser.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help=text)
     for name, options in _OPTIONS.items():
@@ -77,7 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a parsed command line; returns the exit code. Raises ValueError or OSError for 2."""
+    """Run a parsed command line and return the exit code.
+
+    Raises ValueError or OSError, which mean exit code 2.
+    """
     overrides = [parse_override(text) for text in args.overrides]
     shard = parse_shard(args.shard)
     if args.dry_run:
@@ -115,14 +118,14 @@ def _render(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -
     progress(events.End(code, **vars(summary)))
     if summary.disk:
         raise JobError(
-            f"{summary.disk}; make room and run the same command again, it goes on from here"
+            f"{summary.disk}; make room and run the same command again: it continues from here"
         )
     return code
 
 
 @contextmanager
 def _signals(stop: Stop, engine: Engine, progress: Progress) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM lets running jobs save their step; the second ends us at once."""
+    """Let running jobs save their step at the first Ctrl-C or SIGTERM; the second ends at once."""
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -142,7 +145,7 @@ def _signals(stop: Stop, engine: Engine, progress: Progress) -> Iterator[None]:
 
 
 def _known(out: Path) -> dict[str, str]:
-    """Id of every name that has been rendered or entered in ``out``."""
+    """Return the id of every name that has been rendered or entered in ``out``."""
     return {row["name"]: row["id"] for row in measured_rows(out) if row["id"]}
 
 
@@ -183,7 +186,7 @@ def _print_entry(
 
 
 def _brief(item: Item) -> str:
-    """The settings that differ from a job's defaults, in one line."""
+    """Return the settings that differ from a job's defaults, in one line."""
     settings = json.loads(settings_text(item.job))
     kept = {k: v for k, v in settings.items() if v not in (None, "") and k != "accel_job"}
     return json.dumps(kept, ensure_ascii=False)

@@ -11,15 +11,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port (the first free one from 7860)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="output folder (out)")
-    text = "offer this folder or hub id beside the embedded model; may be repeated"
+    text = "also offer this folder or hub id, besides the embedded model; may be repeated"
     parser.add_argument("--model", action="append", default=[], metavar="MODEL", help=text)
-    text = "offer the plan in this JSON file beside the presets; may be repeated"
+    text = "also offer the plan in this JSON file, besides the presets; may be repeated"
     parser.add_argument("--plan", action="append", default=[], type=Path, metavar="PLAN", help=text)
     parser.add_argument("--auth-file", type=Path, help="file with one line USER:PASSWORD")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve the page until Ctrl-C. Raises ValueError where Gradio is not installed."""
+    """Serve the page until Ctrl-C, and return the exit code.
+
+    Raises ValueError where Gradio is not installed.
+    """
     try:
         from accel.pipelines.ui.page import run as serve
     except ModuleNotFoundError as error:

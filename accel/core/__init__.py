@@ -1,1 +1,1 @@
-"""What every technique may use: checks, structure, run state, diffusers bridge."""
+"""What every technique may use: checks, structure, run state, and the bridge to diffusers."""

@@ -21,20 +21,21 @@ HOOK_ATTRIBUTES = ("_diffusers_hook", "_hf_hook", "forward", "_old_forward")
 # afterwards, such as caches that need the residual.
 WEIGHT_HOOKS = ("group_offloading", "layerwise_casting", "layer_execution_tracker",
                 "lazy_prefetch_group_offloading")  # fmt: skip
-# Norms of [B, tokens, channels] that treat every token alone, conditioned by nothing or by [B, C].
+# Norms of [B, tokens, channels] that treat each token on its own, without a condition or with one
+# of [B, C].
 TOKEN_NORMS = ("LayerNorm", "FP32LayerNorm", "RMSNorm", "AdaLayerNormContinuous", "AdaLayerNorm")
 CHANNELS_LAST_NORM = "RMSNorm"  # of VAE decoders
-GROUP_NORM_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")  # call ``group_norm`` as it is
+GROUP_NORM_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")  # call ``group_norm`` unchanged
 CONFIG_ATTRIBUTE = "_internal_dict"  # where a scheduler keeps its configuration
 
 
 def register(module: nn.Module, hook: Any, name: str) -> Callable[[], None]:
-    """Register ``hook`` (a diffusers ``ModelHook``) on ``module``; returns the way back.
+    """Register ``hook`` (a diffusers ``ModelHook``) on ``module``; return a function to remove it.
 
-    It stands below accelerate's hook where there is one, since that is taken off and put back
-    around every pipeline call. What is undone holds weak references only, so that a dropped
-    pipeline goes. If somebody wraps the module's forward later, the hook stays and only passes
-    through: it has to look at its ``alive``.
+    The hook stands below accelerate's hook if there is one, because diffusers removes and restores
+    that hook around every pipeline call. The returned function holds weak references only, so it
+    keeps no dropped pipeline alive. If other code wraps the module's forward later, the hook stays
+    in place and must pass calls through: it checks its own ``alive`` attribute.
     """
     from diffusers.hooks.hooks import HookRegistry
 
@@ -51,11 +52,11 @@ def register(module: nn.Module, hook: Any, name: str) -> Callable[[], None]:
 
     def restore() -> None:
         place: Any = known[0]()
-        mine = known[1]()
-        if mine is not None:
-            mine.alive = False
-        if place is not None and mine is not None:
-            _remove(place, mine, name, own)
+        live_hook = known[1]()
+        if live_hook is not None:
+            live_hook.alive = False
+        if place is not None and live_hook is not None:
+            _remove(place, live_hook, name, own)
             if fresh and not place._diffusers_hook.hooks:
                 del place._diffusers_hook
 
@@ -72,7 +73,7 @@ def _remove(module: Any, hook: Any, name: str, own: bool) -> None:
         return
     slot = next((s for s in SLOTS if vars(module).get(s) is hook.installed), None)
     if slot is None:
-        return  # wrapped by somebody else: what they hold passes through now
+        return  # other code wrapped the forward: the hook it holds now passes calls through
     outer = vars(module).get("forward")
     registry.remove_hook(name, recurse=False)
     if slot == "_old_forward":
@@ -82,12 +83,14 @@ def _remove(module: Any, hook: Any, name: str, own: bool) -> None:
 
 
 def _take_from_below(registry: Any, name: str) -> None:
-    """Take out a hook that others stand on. diffusers 0.42's ``remove_hook`` switches the one above
-    it off if that has a forward of its own; so that one is put back.
+    """Take out a hook that other hooks stand on.
+
+    diffusers 0.42's ``remove_hook`` disables the hook above it if that hook has a forward of its
+    own, so that one is restored.
     """
     index = registry._hook_order.index(name)
-    mine, above = registry._fn_refs[index], registry._fn_refs[index + 1]
-    below = mine.forward if mine.original_forward is None else mine.original_forward
+    taken, above = registry._fn_refs[index], registry._fn_refs[index + 1]
+    below = taken.forward if taken.original_forward is None else taken.original_forward
     forward, wraps = above.forward, above.original_forward is not None
     registry.remove_hook(name, recurse=False)
     if wraps:
@@ -102,7 +105,7 @@ def refresh_registries(denoiser: nn.Module) -> None:
 
 
 def innermost(block: nn.Module) -> tuple[Any, str]:
-    """Object and attribute that hold the forward below all hooks."""
+    """Return the object and the attribute name that hold the forward below all hooks."""
     registry = getattr(block, "_diffusers_hook", None)
     if registry is not None and registry._fn_refs:
         first = registry._fn_refs[0]
@@ -113,7 +116,7 @@ def innermost(block: nn.Module) -> tuple[Any, str]:
 
 
 def offloaded(module: nn.Module) -> bool:
-    """Whether parameters of its own may be elsewhere except in a call of the module itself."""
+    """Return whether the module's own parameters may be on another device between its calls."""
     hooked = hasattr(module, "_diffusers_hook") or hasattr(module, "_hf_hook")
     return hooked and any(True for _ in module.parameters(recurse=False))
 
@@ -124,18 +127,20 @@ def hooks_on(module: nn.Module) -> dict[str, Any]:
 
 
 def offloads(pipe: Any) -> bool:
-    """Whether a pipeline loads its components one at a time."""
+    """Return whether a pipeline loads its components one at a time."""
     return bool(getattr(pipe, "_all_hooks", None))
 
 
 def execution_device(pipe: Any) -> torch.device | None:
-    """Return where a pipeline runs, None if it does not say."""
+    """Return the device a pipeline runs on, or None if it does not say."""
     return getattr(pipe, "_execution_device", None)
 
 
 class BlockKind:
-    """What diffusers' registry knows of a transformer block's class. Raises ValueError for a class
-    that is not in it.
+    """What diffusers' registry knows about the class of a transformer block.
+
+    Raises:
+        ValueError: A class that is not in the registry.
     """
 
     def __init__(self, cls: type) -> None:
@@ -156,8 +161,10 @@ class BlockKind:
 def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
     """Point a processor at diffusers' native attention backend, the one that calls torch.
 
+    The function that restores the former backend is put on ``undo``.
+
     Returns:
-        The name of the backend that was set aside, "" if none was. The way back is put on ``undo``.
+        The name of the backend that was replaced, or "" if it was native already.
     """
     processor = getattr(module, "processor", None)
     if processor is None or not hasattr(processor, "_attention_backend"):

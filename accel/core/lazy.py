@@ -1,4 +1,4 @@
-"""Stands for a tensor until somebody looks at it."""
+"""A stand-in for a tensor that is made only when code looks at it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from accel.core.tree import tree_map
 
 
 class Lazy:
-    """What a subclass does not do itself is done to the ``whole`` tensor."""
+    """Base class that forwards everything a subclass does not define to the ``whole`` tensor."""
 
     def whole(self) -> Tensor:
-        """The tensor."""
+        """Return the tensor that this object stands for."""
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:

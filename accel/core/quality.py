@@ -1,4 +1,4 @@
-"""Full-reference quality: how far an accelerated run is from the unaccelerated one of its seed."""
+"""Full-reference quality: the distance of an accelerated run from its reference run."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from accel.core.structure import denoisers
 def _check(a: np.ndarray, b: np.ndarray) -> None:
     if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8 or a.ndim != 4:
         raise ValueError(
-            "need two uint8 videos [F, H, W, 3] of one shape, got "
+            "need two uint8 videos [F, H, W, 3] of the same shape, got "
             f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
         )
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 videos [F, H, W, 3], all frames; inf if equal."""
+    """Return the peak signal-to-noise ratio in dB over all frames of two uint8 videos [F, H, W, 3].
+
+    Equal videos give inf. Raises ValueError for another dtype or for different shapes.
+    """
     _check(a, b)
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5), mean over frames and
-    channels.
+    """Return the structural similarity of two uint8 videos [F, H, W, 3], averaged over all frames.
 
-    uint8 videos [F, H, W, 3], at least 11 x 11. Raises ValueError otherwise.
+    Wang et al. 2004, with an 11 x 11 Gaussian window of sigma 1.5, averaged over the channels too.
+    Raises ValueError for another dtype, different shapes, or frames smaller than 11 x 11.
     """
     _check(a, b)
     if min(a.shape[1:3]) < 11:
@@ -55,11 +58,11 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 @contextmanager
 def latents_by_step(pipe: Any) -> Iterator[list[Tensor]]:
-    """Collects what the denoiser is given at each step of the runs inside: the latents after the
-    step before, fp16 on the CPU, conditioning channels included.
+    """Collect the latents that the denoiser is given at each step of the runs inside.
 
-    With several denoisers or calls in a step it is the first call for each timestep. Raises
-    ValueError for a pipeline without a known denoiser.
+    Those are the latents after the step before, fp16 on the CPU, including conditioning channels.
+    With several denoisers, or several calls in a step, the first call for each timestep counts.
+    Raises ValueError for a pipeline without a known denoiser.
     """
     found: list[Tensor] = []
     last: list[float] = []
@@ -86,8 +89,9 @@ def latents_by_step(pipe: Any) -> Iterator[list[Tensor]]:
 
 
 def latent_errors(reference: Sequence[Tensor], run: Sequence[Tensor]) -> list[float]:
-    """Relative L2 distance of the latents of two runs, step by step. Raises ValueError for runs of
-    different length.
+    """Return the relative L2 distance between the latents of two runs, step by step.
+
+    Raises ValueError for runs of different length.
     """
     if len(reference) != len(run):
         raise ValueError(f"runs of different length: {len(reference)} and {len(run)} steps")

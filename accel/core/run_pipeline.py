@@ -1,4 +1,4 @@
-"""Runs a pipeline, and takes frames out of what it returns."""
+"""Run a pipeline and take the frames out of what it returns."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import torch
 
 
 def shown(output: Any) -> Any:
-    """The first clip of a video pipeline's output, or an image pipeline's images, levels 0 to 1."""
+    """Return the first clip of a video pipeline's output, or the images, as levels from 0 to 1."""
     return output.frames[0] if hasattr(output, "frames") else output.images
 
 
 def to_uint8(video: Any) -> np.ndarray:
-    """Levels 0 to 1 [F, H, W, 3] as uint8; what is not a number is black."""
+    """Return levels from 0 to 1 [F, H, W, 3] as uint8 from 0 to 255; NaN becomes black."""
     return np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)
 
 
 def call(pipe: Any, job: Mapping[str, Any]) -> np.ndarray:
-    """Run the pipeline with the arguments ``job``; frames uint8 [F, H, W, 3]. Without a
-    ``generator`` among them, ``seed`` (0 if it is not there either) seeds one on the CPU.
+    """Run the pipeline with the arguments in ``job`` and return its frames, uint8 [F, H, W, 3].
+
+    Without a ``generator`` in ``job``, its ``seed`` (0 by default) seeds one on the CPU.
     """
     arguments = dict(job)
     generator = torch.Generator().manual_seed(int(arguments.pop("seed", 0)))

@@ -1,9 +1,8 @@
-"""Where a run is: step, number of steps, sigma. Read from the scheduler, so nothing has to be
-patched.
+"""Where a run is: its step, number of steps and sigma, read from the scheduler without a patch.
 
-A scheduler keeps ``timesteps`` (a new tensor for every pipeline call) and most keep ``step_index``.
-Those that do not (DDIM, PNDM and a few others) are followed by the timestep the denoiser was last
-called with.
+A scheduler keeps ``timesteps`` (a new tensor for every pipeline call), and most keep
+``step_index``. Those that do not (DDIM, PNDM and a few others) are followed by the timestep of the
+last denoiser call.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from torch import Tensor
 
 
 class RunState:
-    """Follows one pipeline's scheduler. ``run`` counts pipeline calls; it changes when a call
-    starts.
+    """Follows the scheduler of one pipeline.
+
+    ``run`` counts pipeline calls; it changes when a call starts.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -30,20 +30,18 @@ class RunState:
         return getattr(self._pipe(), "scheduler", None)
 
     def observe(self, timestep: object) -> None:
-        """Take note of the timestep the denoiser is called with (scalar, or tensor of equal
-        values).
-        """
+        """Take note of the timestep of a denoiser call: a scalar, or a tensor of equal values."""
         if isinstance(timestep, Tensor):
             if timestep.numel() == 0 or timestep.device.type == "meta":
                 return
             timestep = timestep.flatten()[0].item()
         if isinstance(timestep, (int, float)):
             if self._scheduler() is None and (self._seen is None or timestep > self._seen):
-                self.run += 1  # a bare denoiser: noise went up again, so this is another run
+                self.run += 1  # a denoiser without a pipeline: more noise again starts a new run
             self._seen = float(timestep)
 
     def refresh(self) -> int:
-        """Number of the current run; a new ``timesteps`` tensor in the scheduler begins one."""
+        """Return the number of the current run; new ``timesteps`` in the scheduler start one."""
         timesteps = getattr(self._scheduler(), "timesteps", None)
         if isinstance(timesteps, Tensor):
             known = self._timesteps() if self._timesteps is not None else None

@@ -1,4 +1,4 @@
-"""Puts a stand-in where an object's function was, and takes it out without a trace."""
+"""Replace one function of an object by a stand-in, and restore it without a trace."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any
 
 
 def put_in_place(holder: Any, name: str, hook: Any) -> Callable[[], None]:
-    """Put ``hook`` in its place. What has to be undone holds weak references only, so that a
-    pipeline that is dropped without unpatch goes.
+    """Set ``hook`` as attribute ``name`` of ``holder`` and return a function that undoes it.
+
+    That function holds weak references only, so it keeps no dropped pipeline alive.
     """
     own = name in vars(holder)
     setattr(holder, name, hook)
     holding, hooked = weakref.ref(holder), weakref.ref(hook)
 
     def restore() -> None:
-        place, mine = holding(), hooked()
-        if place is None or mine is None:
+        place, live_hook = holding(), hooked()
+        if place is None or live_hook is None:
             return
-        mine.alive = False
-        if vars(place).get(name) is not mine:
-            return  # somebody wrapped it after us: what they hold passes through now
+        live_hook.alive = False
+        if vars(place).get(name) is not live_hook:
+            return  # other code wrapped the hook later: the hook now passes calls through
         if own:
-            setattr(place, name, mine.forward)
+            setattr(place, name, live_hook.forward)
         else:
             delattr(place, name)
 

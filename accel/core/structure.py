@@ -1,6 +1,4 @@
-"""Finds what can be accelerated in a pipeline and gives it names: denoisers and their attention
-modules.
-"""
+"""Find and name what can be accelerated in a pipeline: denoisers and their attention modules."""
 
 from __future__ import annotations
 
@@ -14,9 +12,10 @@ DENOISERS = ("transformer", "transformer_2", "unet")
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """Denoisers of a pipeline by component name; a bare module is its own denoiser, named "".
+    """Return the denoisers of a pipeline by component name.
 
-    Raises ValueError, listing the components, for a pipeline that has none we know.
+    A module without a pipeline is its own denoiser, named "". Raises ValueError, listing the
+    components, for a pipeline without a known denoiser.
     """
     if isinstance(pipe, nn.Module):
         return {"": pipe}
@@ -28,14 +27,15 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
     if not found:
         parts = sorted(getattr(pipe, "components", {}))
         raise ValueError(
-            f"{type(pipe).__name__} has no denoiser accel knows: looked for {list(DENOISERS)}, "
-            f"its components are {parts}. Pass the denoiser itself: accel.patch(pipe.my_denoiser)"
+            f"{type(pipe).__name__} has no denoiser that accel knows: looked for "
+            f"{list(DENOISERS)}, its components are {parts}. Pass the denoiser itself: "
+            "accel.patch(pipe.my_denoiser)"
         )
     return found
 
 
 def attention_modules(name: str, denoiser: nn.Module, *, several: bool) -> dict[str, nn.Module]:
-    """Attention modules of a denoiser by site name, such as ``blocks.3.attn1``.
+    """Return the attention modules of a denoiser by site name, such as ``blocks.3.attn1``.
 
     With ``several`` denoisers in a pipeline the component's name comes first:
     ``transformer_2.blocks.3.attn1``.
@@ -53,9 +53,11 @@ def attention_modules(name: str, denoiser: nn.Module, *, several: bool) -> dict[
 
 
 def blocks(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """What is sliced in a denoiser, by path: in a UNet its residual and transformer blocks;
-    otherwise members of the denoiser's own module lists that hold attention; the denoiser itself,
-    named "", if it is such a block.
+    """Return the blocks of a denoiser that slicing applies to, by path.
+
+    In a UNet these are its residual and transformer blocks. In other denoisers they are the members
+    of its own module lists that hold attention, or the denoiser itself, named "", if it has no such
+    list.
     """
     if hasattr(denoiser, "down_blocks"):
         parts, known = denoiser.named_modules(), families.unet_parts()

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Apply to every leaf of nested tuples, lists, dicts and slices."""
+    """Return nested tuples, lists, dicts and slices with ``function`` applied to every leaf."""
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(tree_map(function, leaf) for leaf in tree))
     if isinstance(tree, (tuple, list)):
@@ -21,7 +21,7 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def leaves(tree: Any) -> list[Any]:
-    """All leaves in order."""
+    """Return all leaves of nested tuples, lists, dicts and slices, in order."""
     found: list[Any] = []
     tree_map(found.append, tree)
     return found

@@ -1,4 +1,7 @@
-"""Sizes in bytes as people write and read them. The unit is GiB (2^30 bytes)."""
+"""Sizes in bytes as text.
+
+The unit of printed sizes is GiB (2^30 bytes).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
 
 
 def parse_bytes(text: str | int) -> int:
-    """Return the bytes of "8GiB", "500 MB" or a number. Raises ValueError for anything else."""
+    """Return the bytes of "8GiB", "500 MB" or a number.
+
+    Raises ValueError for anything else.
+    """
     if isinstance(text, int):
         return text
     digits = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")

@@ -1,4 +1,4 @@
-"""Checks of what people write: each error names the value, what is allowed, and the way out.
+"""Checks of user input: each error names the value, what is allowed, and the way out.
 
 Values are parsed once, when a configuration, plan or job is made, so a mistake is raised in the
 line that wrote it.
@@ -30,7 +30,10 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
 
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """Return ``value`` as a finite float in [low, high]. Raises ValueError naming it."""
+    """Return ``value`` as a finite float in [low, high].
+
+    Raises ValueError, naming the value, for anything else.
+    """
     bad = isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
     if bad or not low <= value <= high:
         limits = "" if low == -math.inf and high == math.inf else f" from {low:g} to {high:g}"
@@ -39,7 +42,10 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
 
 
 def whole(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
-    """Return ``value`` as an int of at least ``low`` and at most ``high``. Raises ValueError."""
+    """Return ``value`` as an int from ``low`` to ``high``.
+
+    Raises ValueError, naming the value, for anything else.
+    """
     bad = isinstance(value, bool) or not isinstance(value, int)
     if bad or (low is not None and value < low) or (high is not None and value > high):
         limits = "" if low is None else f" from {low}" + ("" if high is None else f" to {high}")
@@ -60,7 +66,10 @@ def text(name: str, value: Any) -> None:
 
 
 def pair(name: str, value: Any) -> tuple[float, float]:
-    """Return ``value`` as two finite floats (x, y). Raises ValueError naming it."""
+    """Return ``value`` as two finite floats (x, y).
+
+    Raises ValueError, naming the value, for anything else.
+    """
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise ValueError(f"{name} must be two numbers [x, y], got {value!r}")
     try:
@@ -70,13 +79,16 @@ def pair(name: str, value: Any) -> tuple[float, float]:
 
 
 def instance(name: str, value: Any, cls: type[T], example: str) -> None:
-    """Raise ValueError unless ``value`` is a ``cls`` or None. ``example``: how one is written."""
+    """Raise ValueError unless ``value`` is a ``cls`` or None; ``example`` shows one."""
     if value is not None and not isinstance(value, cls):
         raise ValueError(f"{name} must be {cls.__name__} or None, such as {example}, got {value!r}")
 
 
 def known_keys(data: Any, known: Sequence[str], where: str) -> dict[str, Any]:
-    """Return a mapping as a dictionary. Raises ValueError for another value or an unknown key."""
+    """Return a mapping as a dictionary.
+
+    Raises ValueError for another value or an unknown key.
+    """
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be a mapping, got {data!r}")
     for key in data:
@@ -87,14 +99,14 @@ def known_keys(data: Any, known: Sequence[str], where: str) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], data: Any, where: str) -> T:
-    """Return the dataclass ``cls`` made of a mapping, or ``data`` if it is one already.
+    """Return the dataclass ``cls`` made from a mapping, or ``data`` itself if it is one already.
 
-    Raises ValueError for anything else, an unknown or a missing key.
+    Raises ValueError for any other value, and for an unknown or a missing key.
     """
     if isinstance(data, cls):
         return data
-    mine = fields(cls)  # type: ignore[arg-type]
-    given = known_keys(data, [f.name for f in mine if f.init], where)
+    known = fields(cls)  # type: ignore[arg-type]
+    given = known_keys(data, [f.name for f in known if f.init], where)
     try:
         return cls(**given)
     except TypeError as error:

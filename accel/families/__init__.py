@@ -1,8 +1,8 @@
-"""Model families: one file each, with everything accel knows of it by name.
+"""Model families: one file each, with everything accel knows about a family by name.
 
 To add one, write a file here that has ``FAMILY``, or call ``register`` from a package of your own.
-What is in no file works as well, as far as it can be found out from the model itself; the report
-says what could not be.
+A model without a file works too, as far as accel can learn what it needs from the model itself; the
+report says what it could not learn.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def families() -> tuple[Family, ...]:
 
 
 def register(family: Family) -> Callable[[], None]:
-    """Add a family of another package; later ones win over earlier ones of the same class.
+    """Add a family from another package; of two with the same class, the later one wins.
 
     Args:
-        family: What is known of it.
+        family: What is known about it.
 
     Returns:
-        A function that takes it out again.
+        A function that removes it again.
     """
     _registered.append(family)
     _forget()
@@ -67,55 +67,55 @@ def _table(name: str) -> Mapping[str, Any]:
 
 
 def denoisers() -> Mapping[str, Denoiser]:
-    """Return what is known of denoisers, by class."""
+    """Return what is known about denoisers, by class name."""
     return _table("denoisers")
 
 
 def vaes() -> Mapping[str, Vae]:
-    """Return what is known of VAEs, by class."""
+    """Return what is known about VAEs, by class name."""
     return _table("vaes")
 
 
 def decoders() -> Mapping[str, Decoder]:
-    """Return what is known of the decoders of VAEs, by class."""
+    """Return what is known about the decoders of VAEs, by class name."""
     return _table("decoders")
 
 
 def strips() -> Mapping[str, Strip]:
-    """Return decoder blocks whose norms look at one pixel, by class."""
+    """Return the decoder blocks whose norms look at one pixel, by class name."""
     return _table("strips")
 
 
 def grouped_blocks() -> Mapping[str, BlockKind]:
-    """Return blocks of decoders with GroupNorm, by class."""
+    """Return the kinds of decoder blocks with GroupNorm, by class name."""
     return _table("grouped_blocks")
 
 
 def models() -> Mapping[str, Model]:
-    """Return configurations of released models, by short name."""
+    """Return the configurations of released models, by short name."""
     return _table("models")
 
 
 def unet_parts() -> frozenset[str]:
-    """Return classes of UNet parts that are sliced one by one."""
+    """Return the class names of UNet parts that are sliced one by one."""
     return frozenset(part for f in families() for part in f.unet_parts)
 
 
 def tracings() -> tuple[Tracing, ...]:
-    """Return what helps recording blocks whose path depends on values."""
+    """Return the families' helpers for recording blocks whose path depends on values."""
     return tuple(f.tracing for f in families() if f.tracing is not None)
 
 
 def geometry_rules() -> Mapping[str, Callable[[Any], Geometry]]:
-    """Return geometry rules, by how the name of a pipeline's class begins."""
+    """Return geometry rules by the start of a pipeline's class name."""
     return _table("latents")
 
 
 def only_returns_frames(pipe: Any) -> bool:
-    """Whether a pipeline makes frames for its caller of what it decodes, and nothing else.
+    """Return whether a pipeline only makes frames for its caller from what it decodes.
 
-    Others may put what they decode beside tensors on the device, as Wan Animate does for its next
-    segment.
+    Other pipelines may combine what they decode with tensors on the device, as Wan Animate does for
+    its next segment.
     """
     known = {name for f in families() for name in f.return_frames}
     return any(cls.__name__ in known for cls in type(pipe).__mro__)

@@ -1,4 +1,4 @@
-"""Components of a pipeline on the meta device, built from a class's name and a configuration."""
+"""Components of a pipeline on the meta device, built from a class name and a configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Return a tensor that has sizes only."""
+    """Return a tensor on the meta device, which has sizes but no values."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
@@ -23,14 +23,20 @@ def size_of(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Part:
-    """A diffusers class and its configuration; ``dtype`` of its weights and activations."""
+    """A diffusers class and its configuration.
+
+    ``dtype`` is that of its weights and activations.
+    """
 
     cls: str
     config: Mapping[str, Any]
     dtype: torch.dtype = torch.bfloat16
 
     def build(self, **changes: Any) -> Any:
-        """Return the module on the meta device, without weights."""
+        """Return the module on the meta device, without weights.
+
+        ``changes`` replace settings of its configuration.
+        """
         import diffusers
 
         with torch.device("meta"):
@@ -49,7 +55,10 @@ class Part:
         }
 
     def weights(self) -> int:
-        """Return the bytes of all weights, from one layer of each kind and from one more."""
+        """Return the bytes of all weights.
+
+        They follow from a model with one layer of each kind and from models with one layer more.
+        """
         counts = self.layers()
         ones = dict.fromkeys(counts, 1)
         base = total = size_of(self.build(**ones))
@@ -60,8 +69,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A transformers class that encodes a prompt of ``tokens`` tokens, or an image. ``states``:
-    whether the pipeline asks it for the hidden states of all layers.
+    """A transformers class that encodes a prompt of ``tokens`` tokens, or an image.
+
+    ``states``: whether the pipeline asks for the hidden states of all layers.
     """
 
     cls: str
@@ -76,7 +86,10 @@ class Encoder:
         return int(self._config().num_hidden_layers)
 
     def weights(self) -> int:
-        """Return the bytes of all weights, from one layer and from one more."""
+        """Return the bytes of all weights.
+
+        They follow from models with one and with two layers.
+        """
         one, two = (size_of(self.build(n)) for n in (1, 2))
         return one + (self.layers - 1) * (two - one)
 
@@ -86,7 +99,7 @@ class Encoder:
         return getattr(transformers, self.cls).config_class.from_dict(dict(self.config))
 
     def build(self, layers: int) -> Any:
-        """Return the module with so many layers on the meta device, without weights."""
+        """Return the module with ``layers`` layers on the meta device, without weights."""
         import transformers
 
         config = self._config()
@@ -96,7 +109,7 @@ class Encoder:
         return nn.Module.to(module, "meta", self.dtype).eval()
 
     def inputs(self, config: Any) -> dict[str, Tensor]:
-        """Return tokens [1, T], without a mask of no contents, or pixels [1, C, H, W]."""
+        """Return the inputs of one call: tokens [1, T] or pixels [1, C, H, W], without a mask."""
         if hasattr(config, "image_size"):
             size = (1, config.num_channels, config.image_size, config.image_size)
             return {"pixel_values": meta(*size, dtype=self.dtype)}

@@ -1,7 +1,7 @@
 """Encoders of prompts and images that families share, with the sizes of released ones.
 
-Configurations are transformers'. Encoders take most weights of some pipelines (UMT5-XXL 11 GB,
-Llama 3 8B 15 GB in bf16), little beside them: prompts are encoded one by one.
+The configurations are those of transformers. In some pipelines encoders hold most of the weights
+(UMT5-XXL 11 GB, Llama 3 8B 15 GB in bf16) but need few activations: prompts are encoded one by one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 
 from accel.families.components import Encoder
 
-# Classes that can be simulated, and whether pipelines ask for the hidden states of all layers:
-# HunyuanVideo and Wan take one before the last.
+# Classes that can be simulated, and whether pipelines ask for the hidden states of all layers.
+# HunyuanVideo and Wan take a layer before the last.
 KINDS = {
     "T5EncoderModel": False,
     "UMT5EncoderModel": False,

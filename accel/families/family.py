@@ -1,4 +1,4 @@
-"""What can be known of a model family: one record, filled in by one file per family."""
+"""What accel knows about a model family: one record, filled in by one file per family."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ BlockKind = Literal["resnet", "upsampler", "blender", "causal middle"]
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser, its VAE and its encoders of prompts and images by component. ``batch``: 2 where
-    both guidance branches run in one call. ``unknown``: encoders that cannot be simulated.
+    """A denoiser, its VAE, and its encoders of prompts and images by component name.
+
+    ``batch`` is 2 where both guidance branches run in one call. ``unknown`` names encoders that
+    cannot be simulated.
     """
 
     denoiser: Part
@@ -31,9 +33,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A denoiser's class. ``inputs(denoiser, latent)``: arguments of one call on the meta device,
-    for a latent of [batch, channels, frames, height, width]; ``batched``: its pipelines run both
-    guidance branches in one call; ``text_tokens``: what they pad a prompt to.
+    """A denoiser's class.
+
+    ``inputs(denoiser, latent)`` gives the arguments of one call on the meta device for a latent of
+    shape [batch, channels, frames, height, width]. ``batched``: its pipelines run both guidance
+    branches in one call. ``text_tokens``: the number of tokens that they pad a prompt to.
     """
 
     inputs: Inputs
@@ -43,8 +47,10 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class Vae:
-    """A VAE's class. ``scales(config)``: pixels and frames per latent cell; ``framewise``: frames
-    are samples of a batch; ``mixes_frames``: its decoder sees several frames at once all the same.
+    """A VAE's class.
+
+    ``scales(config)`` gives pixels and frames per latent cell. ``framewise``: frames are samples of
+    a batch. ``mixes_frames``: its decoder still looks at several frames at once.
     """
 
     scales: Callable[[Mapping[str, Any]], tuple[int, int]]
@@ -56,10 +62,10 @@ class Vae:
 class Decoder:
     """The decoder of a VAE.
 
-    ``head``: names of its last norm and activation, where norms look at one pixel; ``grouped``: it
-    has GroupNorm, whose statistics run over the picture. ``pieces``: "joined" or "apart" where the
-    VAE calls it for a few latent frames at a time, "joined" if it joins what it has after every
-    piece.
+    ``head`` names its last norm and activation, if its norms look at one pixel. ``grouped``: it has
+    GroupNorm, whose statistics run over the whole picture. ``pieces`` is set where the VAE calls it
+    for a few latent frames at a time: "joined" if the VAE joins the results after every piece,
+    "apart" if it keeps them separate until the end.
     """
 
     head: tuple[str, str] | None = None
@@ -69,8 +75,10 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Strip:
-    """A block of a VAE decoder whose norms look at one pixel. ``halo``: rows that its convolutions
-    see beyond a strip; ``scale``: rows of the result per row; ``cached``: it takes caches.
+    """A block of a VAE decoder whose norms look at one pixel.
+
+    ``halo``: rows that its convolutions see beyond a strip. ``scale``: rows of the result per row.
+    ``cached``: it takes caches.
     """
 
     halo: int
@@ -80,13 +88,13 @@ class Strip:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Latent grid of a pipeline.
+    """The latent grid of a pipeline.
 
-    ``channels`` that are noise; ``spatial`` pixels per latent pixel; ``temporal`` frames per latent
-    frame: "causal" VAEs (frames = temporal n + 1) keep frames 0, temporal, 2 temporal, ...;
-    ``layout`` of the latents that the pipeline takes ("tokens": patches of one latent pixel in a
-    sequence, "BCHW": one image per call). Pipelines scale by their scheduler's first sigma
-    themselves.
+    ``channels`` counts the channels that are noise, ``spatial`` is pixels per latent pixel, and
+    ``temporal`` is frames per latent frame. "Causal" VAEs (frames = temporal n + 1) keep frames 0,
+    temporal, 2 temporal, and so on. ``layout`` is that of the latents the pipeline takes: "tokens"
+    are patches of one latent pixel in a sequence, "BCHW" is one image per call. Pipelines multiply
+    latents by their scheduler's first sigma themselves.
     """
 
     channels: int
@@ -95,33 +103,37 @@ class Geometry:
     layout: Layout = "BCFHW"
 
     def latent_frames(self, frames: int) -> int:
-        """Return the latent frames of a clip. Raises ValueError for a wrong number of frames."""
+        """Return the number of latent frames of a clip.
+
+        Raises ValueError for a number of frames that the model cannot make.
+        """
         SizeRule(1, self.temporal).check(None, None, frames)
         return (frames - 1) // self.temporal + 1
 
 
 class Tracing(Protocol):
-    """How a block whose path depends on values is recorded, where only sizes are known."""
+    """How to record a block whose path depends on values, when only sizes are known."""
 
     def settled(self, block: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, ...]:
-        """Return the values a program of ``block`` depends on beside sizes; () for other blocks.
+        """Return the values that a program of ``block`` depends on besides sizes.
 
-        Raises ValueError with the reason for values that cannot be followed.
+        They are () for other blocks. Raises ValueError with the reason for values that cannot be
+        followed.
         """
 
     def prepare(self, twin: nn.Module, values: tuple[int, ...]) -> None:
-        """Let a copy without weights run with the settled ``values``."""
+        """Make a copy without weights run with the settled ``values``."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Everything that is known of one model family, by the names of diffusers' classes.
+    """Everything that is known about one model family, by the names of diffusers' classes.
 
-    ``latents``: geometry of a pipeline, by how its class's name begins; ``return_frames``:
-    pipelines that make frames for the caller of what they decode, and nothing else; ``models``:
-    configurations of released models by a short name; ``unet_parts``: parts of a UNet that are
-    sliced one by one, each called with frames, images or pixels as samples of a batch, or with
-    tokens; ``grouped_blocks``: blocks of decoders with GroupNorm.
+    ``latents``: geometry by the start of a pipeline's class name. ``return_frames``: pipelines that
+    only make frames for the caller from what they decode. ``models``: configurations of released
+    models by short name. ``unet_parts``: parts of a UNet that are sliced one by one; each is called
+    with frames, images or pixels as samples of a batch, or with tokens. ``grouped_blocks``: kinds
+    of decoder blocks with GroupNorm.
     """
 
     name: str

@@ -30,7 +30,7 @@ def _geometry(pipe: Any) -> Geometry:
 
 FAMILY = Family(
     "hunyuanvideo",
-    # 256 tokens of text behind a template of 95.
+    # A template of 95 tokens, then 256 tokens of text.
     denoisers={"HunyuanVideoTransformer3DModel": Denoiser(_inputs, text_tokens=351)},
     vaes={"AutoencoderKLHunyuanVideo": Vae(lambda config: (8, 4))},
     decoders={

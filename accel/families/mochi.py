@@ -1,10 +1,10 @@
-"""Mochi, and its attention as a dry run can follow it.
+"""Mochi, with an equal form of its attention that can be recorded without values.
 
-Its attention joins video and text in one attention and leaves out padded text by the values in its
-mask, sample by sample. A dry run knows sizes, not values. So the copy that is recorded gets an
-equal attention in which the numbers of valid text tokens are known beforehand, and in which video
-and text queries attend one after the other to the same joined keys: the video's tokens are then a
-stream like any other, and the text runs whole. Equal bits, since every query stands alone.
+Mochi's attention joins video and text, and leaves out padded text by the values in its mask, sample
+by sample. A recording knows sizes, not values. So the recorded copy gets an equal attention that
+knows the number of valid text tokens beforehand. There, video and text queries attend one after the
+other to the same joined keys, so the video's tokens are a stream as in other models, and the text
+runs on all tokens at once. The results have the same bits, because each query is independent.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ BLOCK, PROCESSOR, MASK = "MochiTransformerBlock", "MochiAttnProcessor2_0", "enco
 
 
 class Processor:
-    """Stands in for diffusers' processor in a copy that is recorded. ``valid``: text tokens of each
-    sample that take part, all at its start; () for all tokens of all samples.
+    """Replaces diffusers' processor in a copy that is recorded.
+
+    ``valid`` counts the text tokens of each sample that take part, all at its start; () means all
+    tokens of all samples.
     """
 
     def __init__(self, valid: tuple[int, ...]) -> None:
@@ -39,7 +41,10 @@ class Processor:
         attention_mask: Tensor,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Video [B, N, C] and text [B, T, C] to the same; rotary tables [N, H, D / 2]."""
+        """Return the attention of video [B, N, C] and text [B, T, C] in the same shapes.
+
+        The rotary tables are [N, H, D / 2].
+        """
         seen = (attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k), (attn.to_v, None)
         read = (
             (attn.add_q_proj, attn.norm_added_q), (attn.add_k_proj, attn.norm_added_k),
@@ -58,14 +63,14 @@ class Processor:
             for i, count in enumerate(self.valid or (text[0].shape[1],) * len(text[0]))
         ]
         video_out, text_out = (
-            _apart(torch.cat(part).transpose(1, 2).flatten(2, 3))
+            _separated(torch.cat(part).transpose(1, 2).flatten(2, 3))
             for part in zip(*outs, strict=True)
         )
         video_out = attn.to_out[1](attn.to_out[0](video_out))
         return video_out, attn.to_add_out(text_out) if hasattr(attn, "to_add_out") else text_out
 
     def _sample(self, video: list[Tensor], text: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
-        """One sample's attention [1, H, N, D] and [1, H, T, D]; zeros where text is padding."""
+        """Return one sample's attention [1, H, N, D] and [1, H, T, D], zero for padded text."""
         padding = text[0].shape[2] - count
         text = [x[:, :, :count] for x in text]
         key, value = (torch.cat([video[i], text[i]], dim=2) for i in (1, 2))
@@ -79,27 +84,29 @@ def _heads(x: Tensor, norm: Any, heads: int) -> Tensor:
     return x if norm is None else norm(x)
 
 
-def _apart(x: Tensor) -> Tensor:
-    """x [B, N, C] with room between its samples, as diffusers' has, which cuts both results out of
-    a joint one: in a layer on such a view torch rounds once before it adds the bias.
+def _separated(x: Tensor) -> Tensor:
+    """Return x [B, N, C] with a gap in memory between its samples.
+
+    Diffusers cuts both results out of a joint tensor, which leaves such gaps. In a linear layer on
+    such a view torch rounds once before it adds the bias.
     """
     return torch.stack([x, x], 1)[:, 0]
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Neighbouring channels of x [B, N, H, D] turned by the angles of the tables."""
+    """Turn neighboring channels of x [B, N, H, D] by the angles of the tables."""
     even, odd = x[..., 0::2].float(), x[..., 1::2].float()
     first, second = even * cos - odd * sin, even * sin + odd * cos
     return torch.stack([first.to(x.dtype), second.to(x.dtype)], dim=-1).flatten(-2)
 
 
 class MochiTracing:
-    """See ``family.Tracing``."""
+    """How Mochi's blocks are recorded; see ``family.Tracing``."""
 
     def settled(self, block: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, ...]:
-        """Return the valid text tokens by sample; all of them where the mask has no values (meta).
+        """Return the number of valid text tokens of each sample.
 
-        Raises ValueError for a mask with holes.
+        A mask without values (meta) counts all of them. Raises ValueError for a mask with holes.
         """
         mask = arguments.get(MASK)
         if type(block).__name__ != BLOCK or not isinstance(mask, Tensor):
@@ -113,8 +120,9 @@ class MochiTracing:
         return counts
 
     def prepare(self, twin: nn.Module, values: tuple[int, ...]) -> None:
-        """Give every attention in a copy without weights the processor above, if it has diffusers'
-        own, and rotary tables that meta can make.
+        """Give a copy without weights attention and rotary tables that run on the meta device.
+
+        Only processors of diffusers' own class are replaced.
         """
         _prepare_rotary(twin)
         part: Any
@@ -124,7 +132,7 @@ class MochiTracing:
 
 
 def _prepare_rotary(twin: nn.Module) -> None:
-    """Give a copy without weights rotary tables that run there: diffusers' ask for autocast."""
+    """Replace the rotary tables of a copy without weights: those of diffusers need autocast."""
     part: Any
     for part in twin.modules():
         if type(part).__name__ == "MochiRoPE":
@@ -134,14 +142,17 @@ def _prepare_rotary(twin: nn.Module) -> None:
 def _tables(
     pos_frequencies: Tensor, num_frames: int, height: int, width: int, *_: Any, **__: Any
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [N, H, D / 2] of no values, fp32; pos_frequencies [3, H, D / 2]."""
+    """Return cosines and sines [N, H, D / 2] in fp32 without values.
+
+    ``pos_frequencies`` is [3, H, D / 2].
+    """
     size = (num_frames * height * width, *pos_frequencies.shape[1:])
     table = pos_frequencies.new_empty(size, dtype=torch.float32)
     return table, table.clone()
 
 
 def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
-    """Also gives ``denoiser`` rotary tables that meta can make."""
+    """Return one call's arguments; ``denoiser`` gets rotary tables that run on the meta device."""
     _prepare_rotary(denoiser)
     batch, config = latent[0], denoiser.config
     return {

@@ -1,4 +1,4 @@
-"""Which sizes a model can make: one rule, one message."""
+"""The sizes that a model can make: one rule and one message."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def check_multiple(name: str, value: int, multiple: int, plus: int = 0) -> None:
 
 @dataclass(frozen=True)
 class SizeRule:
-    """``space``: pixels that width and height must be a multiple of; ``time``: frames must be a
-    multiple of it plus 1.
+    """The sizes that a model can make.
+
+    Width and height must be multiples of ``space`` pixels; frames must be a multiple of ``time``
+    plus 1 (any number for ``time`` 1).
     """
 
     space: int

@@ -1,1 +1,1 @@
-"""Predicts memory from configurations and answers whether a job fits."""
+"""Predict memory from configurations, and answer whether a job fits."""

@@ -1,4 +1,4 @@
-"""Encoders of prompts and images: those of stored and of loaded models, and what one call takes."""
+"""Encoders of prompts and images in stored and loaded models, and the memory of one call."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from accel.families.components import Encoder
 from accel.families.encoders import KINDS, encoder
 from accel.memory.tracker import activation_peak
 
-NAMES = ("text_encoder", "image_encoder")  # of components begin like this
+NAMES = ("text_encoder", "image_encoder")  # how names of components begin
 
 
 def peak(encoder: Encoder) -> int:
-    """Return the bytes of activations in one call. What grows with the layers, such as hidden
-    states that are asked for, is counted for all of them.
+    """Return the bytes of activations in one call.
+
+    What grows with the number of layers, such as requested hidden states, is counted for all of
+    them.
     """
     layers = encoder.layers
     if layers <= 3:
@@ -36,8 +38,12 @@ def _peak(encoder: Encoder, layers: int) -> int:
 def stored(
     model: str, index: Mapping[str, Any], denoiser: str
 ) -> tuple[dict[str, Encoder], tuple[str, ...]]:
-    """Return the encoders of a folder or hub id with the ``model_index.json`` ``index``, and the
-    names of those that cannot be simulated. ``denoiser``: its class.
+    """Return the known encoders of a stored model by component, and the names of the others.
+
+    Args:
+        model: A folder or hub id.
+        index: Its ``model_index.json``.
+        denoiser: The class name of its denoiser.
     """
     from transformers import PretrainedConfig
 
@@ -54,7 +60,7 @@ def stored(
 
 
 def _tokens(denoiser: str) -> int:
-    """Tokens a pipeline pads a prompt to, by denoiser; CLIP's own limit comes first."""
+    """Return the tokens a pipeline pads a prompt to, by denoiser; CLIP's own limit comes first."""
     known = families.denoisers().get(denoiser)
     return 512 if known is None else known.text_tokens
 
@@ -65,7 +71,7 @@ def _encoders(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def loaded(pipe: Any, denoiser: str) -> tuple[dict[str, Encoder], tuple[str, ...]]:
-    """Return the same of a loaded pipeline."""
+    """Return the known encoders of a loaded pipeline by component, and the names of the others."""
     known, unknown = {}, []
     for name, part in getattr(pipe, "components", {}).items():
         if part is None or not name.startswith(NAMES):

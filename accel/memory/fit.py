@@ -1,8 +1,8 @@
 """Will it fit? Bytes of a job by phase, weights included, and the fewest slices within a budget.
 
-This is the one answer of ``accel.plan``, ``accel memory``, dry runs and the page. Counted are live
+``accel.plan``, ``accel memory``, dry runs and the web page all use this answer. Counted are live
 tensors: weights that stay loaded, activations of text encoding, denoising and decoding, and what
-step rehash keeps; no scratch memory of kernels, and no activations of encoders that are not known.
+step rehash keeps. Not counted are scratch memory of kernels and activations of unknown encoders.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ PHASES = ("encode", "denoise", "decode")
 
 @dataclass(frozen=True)
 class Kept:
-    """What step rehash keeps: bytes by level for each of ``calls`` denoiser calls in a step, of
-    elements of ``itemsize`` bytes.
+    """What step rehash keeps.
+
+    ``levels`` maps a level to bytes for each of ``calls`` denoiser calls in a step; one element has
+    ``itemsize`` bytes.
     """
 
     levels: Mapping[str, int] = field(default_factory=dict)
@@ -51,7 +53,7 @@ class Kept:
     itemsize: int = 2
 
     def bytes(self, rehash: RehashConfig | None) -> int:
-        """Return what stays on the denoiser's device, for both branches of guidance."""
+        """Return the bytes that stay on the denoiser's device, for both branches of guidance."""
         if rehash is None:
             return 0
         share = {"native": 1.0, "int8": 1 / self.itemsize, "cpu": 0.0}
@@ -60,8 +62,9 @@ class Kept:
 
 
 class DoesNotFit(ValueError):
-    """No number of slices fits. ``phase`` needs ``needed`` bytes at least, the whole job ``least``,
-    of a ``budget``.
+    """No number of slices fits.
+
+    ``phase`` needs at least ``needed`` bytes and the whole job ``least``, more than ``budget``.
     """
 
     def __init__(self, phase: str, needed: int, least: int, budget: int) -> None:
@@ -74,10 +77,12 @@ class DoesNotFit(ValueError):
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a job needs, weights included. ``denoise`` by number of slices; ``decode`` whole
-    (as the VAE is set) and in strips, as it runs with the most slices; ``encode`` 0 if no encoder
-    is known. ``at_least``: some weights are unknown. ``kept``: what step rehash adds.
-    ``others``: decoding by diffusers' own ways, by name.
+    """Bytes that a job needs, weights included.
+
+    ``denoise`` maps a number of slices to bytes. ``decode`` has "whole" (with the VAE's current
+    settings) and "strips", as it runs with the most slices. ``encode`` is 0 if no encoder is known.
+    ``at_least``: some weights are unknown. ``kept``: what step rehash adds. ``others``: decoding by
+    diffusers' own settings, by name.
     """
 
     denoise: Mapping[int, int]
@@ -89,22 +94,25 @@ class Needs:
 
     @property
     def slices(self) -> int:
-        """Most slices that were simulated."""
+        """The largest number of slices that was simulated."""
         return max(self.denoise)
 
     def phases(self, slices: int, rehash: RehashConfig | None = None) -> dict[str, int]:
-        """Return bytes by phase."""
+        """Return bytes by phase, for a number of slices and a step rehash."""
         way = STRIPS if slices == self.slices else WHOLE
         first = {"encode": self.encode} if self.encode else {}
         denoise = self.denoise[slices] + self.kept.bytes(rehash)
         return {**first, "denoise": denoise, "decode": self.decode[way]}
 
     def peak(self, slices: int, rehash: RehashConfig | None = None) -> int:
-        """Return the bytes of the worst phase."""
+        """Return the bytes of the phase that needs most."""
         return max(self.phases(slices, rehash).values())
 
     def fewest_slices(self, budget: int, rehash: RehashConfig | None = None) -> int:
-        """Return the fewest slices within ``budget`` bytes. Raises DoesNotFit."""
+        """Return the fewest slices that fit in ``budget`` bytes.
+
+        Raises DoesNotFit if none do.
+        """
         most, kept = self.slices, self.kept.bytes(rehash)
         fits = [n for n in sorted(self.denoise) if self.peak(n, rehash) <= budget]
         if fits:
@@ -122,13 +130,13 @@ class Needs:
 def of_model(
     model: Model, video: Video, *, others: int | None = None, at_least: bool = False
 ) -> Needs:
-    """Return what a job needs by configurations alone.
+    """Return what a job needs, from configurations alone.
 
     Args:
         model: Its components, on the meta device.
         video: Pixels and frames.
-        others: Bytes of weights that stay loaded beside those of denoiser and VAE; None where one
-            component is loaded at a time.
+        others: Bytes of weights that stay loaded besides denoiser and VAE; None where one component
+            is loaded at a time.
         at_least: Some weights are unknown.
     """
     return of_peaks(model, simulate(model, video), others=others, at_least=at_least)
@@ -137,13 +145,13 @@ def of_model(
 def of_peaks(
     model: Model, peaks: Peaks, *, others: int | None = None, at_least: bool = False
 ) -> Needs:
-    """Return ``of_model`` from peaks that have been simulated."""
+    """Return what a job needs, as ``of_model`` does, from peaks that have been simulated."""
     total = None if others is None else peaks.denoiser_weights + peaks.vae_weights + others
     return _needs(model, peaks, total, peaks.decode["whole"], peaks.decode.get(IN_STRIPS), at_least)
 
 
 def of_loaded(pipe: Any, video: Video) -> Needs:
-    """Return what a job needs on a loaded pipeline, the way its VAE and its offloading are set.
+    """Return what a job needs on a loaded pipeline, with its current VAE and offloading settings.
 
     Raises ValueError for a pipeline whose classes cannot be simulated.
     """
@@ -168,7 +176,7 @@ def _needs(
     strips: int | None,
     at_least: bool = False,
 ) -> Needs:
-    """Add weights: ``total`` of all components, or those of the phase's own."""
+    """Add weights to peaks: ``total`` bytes, or those of the phase's component if None."""
     denoiser = peaks.denoiser_weights if total is None else total
     vae = peaks.vae_weights if total is None else total
     encode = [
@@ -187,7 +195,7 @@ def _needs(
 
 
 def _as_set(peaks: Peaks, vae: Any) -> int:
-    """The decoding peak for the VAE's current tiling and slicing settings."""
+    """Return the decoding peak for the VAE's current tiling and slicing settings."""
     for setting, name in (("use_tiling", "tiled"), ("use_slicing", "frame by frame")):
         sizes = [b for way, b in peaks.decode.items() if way.startswith(name)]
         if getattr(vae, setting, False) and sizes:
@@ -198,11 +206,10 @@ def _as_set(peaks: Peaks, vae: Any) -> int:
 def peak_of_plan(
     model: Model, video: Video, slicing: SlicingConfig | None, rehash: RehashConfig | None
 ) -> int:
-    """Return the peak of one plan with denoiser and VAE loaded, in bytes; other weights come on
-    top.
+    """Return the peak of one plan in bytes, with denoiser and VAE loaded.
 
-    Attention in fewer bits makes no larger tensors. Raises ValueError if the model cannot be called
-    at this size.
+    Other weights come on top. Attention in fewer bits makes no larger tensors. Raises ValueError if
+    the model cannot run at this size.
     """
     denoiser, kwargs = denoiser_call(model, video)
     denoise = denoise_peak(denoiser, kwargs, slicing, Programs())

@@ -1,6 +1,6 @@
-"""Models from configurations alone: released ones, those of a folder or hub id, loaded ones.
+"""Models on the meta device from configurations: released ones, folders, hub ids, loaded ones.
 
-Everything is on the meta device; nothing is downloaded but configurations.
+Nothing but configurations is downloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from accel.memory import encoders
 
 @dataclass(frozen=True)
 class Video:
-    """What is generated: pixels and frames."""
+    """The size of what is generated, in pixels and frames."""
 
     width: int
     height: int
@@ -31,9 +31,9 @@ class Video:
 
 
 def find(model: str) -> Model:
-    """Return a released model by its short name, or that of a folder or hub id.
+    """Return a released model by its short name, or the model of a folder or hub id.
 
-    Raises ValueError for a model whose denoiser or VAE is of a class in no family.
+    Raises ValueError for a model whose denoiser or VAE has a class that is in no family.
     """
     released = families.models()
     if model in released:
@@ -69,8 +69,9 @@ def in_dtype(model: Model, dtype: torch.dtype) -> Model:
 
 
 def of_pipeline(pipe: Any) -> Model:
-    """Return the classes and configurations of a loaded pipeline. Raises ValueError for unknown
-    ones.
+    """Return the classes and configurations of a loaded pipeline.
+
+    Raises ValueError for classes that are in no family.
     """
     denoiser: Any = next(iter(denoisers(pipe).values()))
     vae, name, known = getattr(pipe, "vae", None), type(denoiser).__name__, families.denoisers()
@@ -98,13 +99,13 @@ def _stored(model: str, name: str, index: Mapping[str, Any]) -> Part:
 
 
 def scales(cls: str, config: Mapping[str, Any]) -> tuple[int, int]:
-    """Return pixels and frames per latent cell of a VAE; 8 and 4 for an unknown one."""
+    """Return pixels and frames per latent cell of a VAE; 8 and 4 for an unknown class."""
     known = families.vaes().get(cls)
     return (8, 4) if known is None else known.scales(config)
 
 
 def size_rule(denoiser: Mapping[str, Any], vae: str, config: Mapping[str, Any]) -> SizeRule:
-    """Return the sizes a model can make, by the configurations of its denoiser and its VAE."""
+    """Return the sizes a model can make, from the configurations of its denoiser and its VAE."""
     space, time = scales(vae, config)
     patch = denoiser.get("patch_size") or 1
     return SizeRule(space * int(patch if isinstance(patch, int) else patch[-1]), time)
@@ -113,7 +114,7 @@ def size_rule(denoiser: Mapping[str, Any], vae: str, config: Mapping[str, Any]) 
 def latent_shape(model: Model, video: Video) -> tuple[int, int, int, int, int]:
     """Return [batch, channels, frames, height, width] of the denoiser's latent.
 
-    Raises ValueError if the size is no multiple of what one token covers.
+    Raises ValueError for a size that is no multiple of what one token covers.
     """
     space, time = scales(model.vae.cls, model.vae.config)
     rule = size_rule(model.denoiser.config, model.vae.cls, model.vae.config)
@@ -126,6 +127,6 @@ def latent_shape(model: Model, video: Video) -> tuple[int, int, int, int, int]:
 
 
 def framewise(vae: str) -> bool:
-    """Whether frames are samples of a batch for a VAE of this class."""
+    """Return whether a VAE of this class takes frames as samples of a batch."""
     known = families.vaes().get(vae)
     return known is not None and known.framewise

@@ -1,4 +1,4 @@
-"""Memory of a model's phases, simulated without weights; ``tracker.py`` counts."""
+"""Memory of a model's phases, simulated without weights; ``tracker.py`` counts it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ from accel.slicing.vae.apply import apply_strips
 
 MOST = 16  # slices and strips that are tried
 STRIPS = f"{MOST} strips"
-STREAMED = f"{MOST} strips, frames to the CPU"  # of VAEs on an accelerator
+STREAMED = f"{MOST} strips, frames to the CPU"  # for VAEs on an accelerator
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Bytes of a model at one size. ``denoise``: activations by number of slices (1 is diffusers
-    as it comes), ``decode``: activations of the VAE's decoder, by ways of which some are
-    approximate. Weights are those of the phase's own component. ``rehash``: what step
-    rehash keeps at each level, beside the activations, per call of the denoiser in a step.
-    ``encode``: activations of each text or image encoder; ``not_counted``: encoders of other kinds.
+    """Bytes of a model at one size; weights and activations are counted separately.
+
+    ``denoise``: activations by number of slices, where 1 is plain diffusers. ``decode``:
+    activations of the VAE's decoder by way of decoding; some ways are approximate. Weights are
+    those of the phase's own component. ``rehash``: what step rehash keeps at each level, besides
+    the activations, per denoiser call in a step. ``encode``: activations of each text or image
+    encoder. ``not_counted``: encoders of other kinds.
     """
 
     denoise: dict[int, int]
@@ -57,10 +59,10 @@ def simulate(
     decode: bool = True,
     prepare: Callable[[Any], None] = lambda denoiser: None,
 ) -> Peaks:
-    """Peaks on the meta device, from configurations alone.
+    """Return the peaks of a model on the meta device, from configurations alone.
 
-    Two layers of each kind stand for all, since layers run one after another. ``prepare`` may set
-    the denoiser up. Raises ValueError if the model cannot be called at this size.
+    Two layers of each kind stand for all, because layers run one after another. ``prepare`` may
+    change the denoiser first. Raises ValueError if the model cannot run at this size.
     """
     denoiser, kwargs = denoiser_call(model, video)
     prepare(denoiser)
@@ -79,7 +81,10 @@ def simulate(
 
 
 def denoiser_call(model: Model, video: Video) -> tuple[Any, dict[str, Any]]:
-    """A denoiser with at most two layers of each kind, and the arguments of one call, on meta."""
+    """Return a denoiser with at most two layers of each kind, and the arguments of one call.
+
+    Both are on the meta device.
+    """
     layers = {k: min(2, v) for k, v in model.denoiser.layers().items()}
     denoiser, dtype = model.denoiser.build(**layers), model.denoiser.dtype
     kwargs = families.denoisers()[model.denoiser.cls].inputs(denoiser, latent_shape(model, video))
@@ -87,13 +92,20 @@ def denoiser_call(model: Model, video: Video) -> tuple[Any, dict[str, Any]]:
 
 
 def decoder_input(model: Model, video: Video) -> Tensor:
-    """Latent as the VAE's decoder takes it, [1, C, F, H, W] or, frame by frame, [F, C, H, W]."""
+    """Return the latent that the VAE's decoder takes, [1, C, F, H, W] or [F, C, H, W].
+
+    The latter is for VAEs that take frames as samples of a batch.
+    """
     z = meta(1, *latent_shape(model, video)[1:], dtype=model.vae.dtype)
     return z[0].transpose(0, 1).contiguous() if framewise(model.vae.cls) else z
 
 
 def rehash_bytes(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
-    """Bytes of two outputs, of three (measured), and of the features a computed step leaves."""
+    """Return the bytes that step rehash keeps per denoiser call, by level.
+
+    Level "output" keeps two outputs, measured weights three, and "features" the features of a
+    computed step.
+    """
     from accel.rehash.features import Unsupported, find
 
     undo = ExitStack()
@@ -113,7 +125,7 @@ def rehash_bytes(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
 def denoise_peak(
     denoiser: Any, kwargs: dict[str, Any], slicing: SlicingConfig | None, programs: Programs
 ) -> int:
-    """Bytes of activations in one call of the denoiser."""
+    """Return the bytes of activations in one call of the denoiser."""
     undo = ExitStack()
     if slicing is not None:
         apply_slicing(denoiser, slicing, undo, programs)
@@ -133,7 +145,10 @@ def denoise_peak(
 
 
 def _decoders(cls: str, vae: Any, z: Tensor) -> dict[str, int]:
-    """Peaks of decoding ``decoder_input`` by diffusers' own ways, and in exact strips."""
+    """Return the peaks of decoding by diffusers' own settings and in exact strips.
+
+    ``z`` is what ``decoder_input`` returns.
+    """
     found = {"whole": decode_peak(vae, z)}
     if framewise(cls) and len(z) > 2:
         temporal = families.vaes()[cls].mixes_frames  # then it is not exact
@@ -150,8 +165,10 @@ def _decoders(cls: str, vae: Any, z: Tensor) -> dict[str, int]:
 
 
 def strips_peak(vae: Any, z: Tensor, *, streamed: bool) -> int:
-    """Peak of decoding in the most strips, 0 if this VAE has none. Of a video whose frames go to
-    the CPU a few stand for all: no more than latents, which are counted, grows with the others.
+    """Return the peak of decoding in the most strips, 0 if this VAE has none.
+
+    When frames are streamed to the CPU, a few frames stand for all: only latents grow with the
+    rest, and they are counted.
     """
     undo = ExitStack()
     try:
@@ -166,7 +183,7 @@ def strips_peak(vae: Any, z: Tensor, *, streamed: bool) -> int:
 
 
 def decode_peak(vae: Any, z: Tensor, chunk: int = 0) -> int:
-    """Peak of decoding; with ``chunk`` that many frames at a time, all frames kept."""
+    """Return the peak of decoding; with ``chunk``, of that many frames at a time, all kept."""
     weights = [*vae.parameters(), *vae.buffers()]
     temporal = "num_frames" in inspect.signature(vae.decode).parameters
 

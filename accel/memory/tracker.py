@@ -1,9 +1,9 @@
-"""Memory by tensor lifetimes: who is alive when, measured or simulated.
+"""Memory by tensor lifetimes: which tensors are alive when, measured or simulated.
 
 ``Tracker`` follows the storage of every tensor that an operation makes until it is freed, on any
-device. On the meta device nothing is computed and nothing allocated, so the same code run there
-gives the peak of a model nobody has downloaded. Counted are live tensor bytes: no weights, no
-scratch memory of kernels, no fragmentation of an allocator.
+device. On the meta device nothing is computed or allocated, so the same code gives the peak of a
+model that nobody has downloaded. Counted are bytes of live tensors: no weights, no scratch memory
+of kernels, no fragmentation of an allocator.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from accel.core.tree import leaves
 
 
 class Tracker(TorchDispatchMode):
-    """Follows live tensors while active. ``peak``: most bytes alive at once, ``at``: the operation
-    that reached it, ``live``: bytes alive now. ``hold`` counts a tensor made before.
+    """Counts live tensors while it is active.
 
-    Tensors elsewhere than on ``device`` are not counted, if it is given. A copy from the meta
-    device to the CPU stays on meta, where its shape is known, but is elsewhere from then on, and so
-    is what is made of such tensors alone.
+    ``peak`` is the most bytes alive at once, ``at`` the operation that reached it, and ``live`` the
+    bytes alive now. ``hold`` counts a tensor made before.
+
+    With a ``device``, only tensors on it are counted. A copy from the meta device to the CPU stays
+    on meta, where its shape is known, but counts as elsewhere from then on. So does what is made of
+    such tensors alone.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -62,7 +64,7 @@ class Tracker(TorchDispatchMode):
         weakref.finalize(storage, self._free, key)
 
     def ignore(self, tree: Any) -> None:
-        """Never count these tensors: weights."""
+        """Never count the tensors of ``tree``, such as weights."""
         for tensor in _tensors(tree):
             self._known[tensor.untyped_storage()._cdata] = 0
 
@@ -82,8 +84,10 @@ class Tracker(TorchDispatchMode):
         return out
 
     def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Result of an operation. On meta its sizes follow from those of its arguments, and torch
-        derives them in slow Python: they are derived once for equal arguments.
+        """Return the result of an operation.
+
+        On meta, the sizes of a result follow from those of the arguments, and torch derives them in
+        slow Python. So they are derived once for equal arguments.
         """
         try:
             key = (func, _sizes(args), _sizes(kwargs)) if _makes_new(func) else None
@@ -105,11 +109,14 @@ class Tracker(TorchDispatchMode):
 
 
 class _Values(Exception):
-    """A tensor with contents is among the arguments."""
+    """One of the arguments is a tensor with values."""
 
 
 def _sizes(tree: Any) -> Any:
-    """What the sizes of a result can depend on, to be hashed. Raises _Values for real tensors."""
+    """Return a hashable value of all sizes that the sizes of a result can depend on.
+
+    Raises _Values for tensors that are not on meta.
+    """
     if isinstance(tree, Tensor):
         if not tree.is_meta:
             raise _Values
@@ -123,7 +130,7 @@ def _sizes(tree: Any) -> Any:
 
 @functools.cache
 def _makes_new(func: Any) -> bool:
-    """Whether all results are new tensors: no view of an argument, none written in place."""
+    """Return whether all results are new tensors: no views, none written in place."""
     schema = func._schema
     return not any(x.alias_info for x in [*schema.arguments, *schema.returns]) and all(
         isinstance(x.type, torch.TensorType) for x in schema.returns
@@ -140,15 +147,18 @@ def _leaves_meta(tensor: Tensor, kwargs: Any) -> bool:
 
 
 def all_true() -> AbstractContextManager[Any]:
-    """On the meta device masks are all true. Mochi's attention asks its own which text it keeps."""
+    """Return a context in which masks on the meta device count as all true.
+
+    Mochi's attention reads from its mask which text tokens it keeps.
+    """
     return config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
 
 
 @contextmanager
 def fused() -> Iterator[None]:
-    """On the meta device attention and RMS norm make nothing but their result, as fused kernels do.
+    """Make attention and RMS norm on meta allocate only their result, as fused kernels do.
 
-    Attention lays its result out [B, T, H, D] in memory, like torch's flash kernels.
+    Attention lays its result out as [B, T, H, D] in memory, like torch's flash kernels.
     """
     attention, rms_norm = F.scaled_dot_product_attention, F.rms_norm
 
@@ -169,8 +179,9 @@ def fused() -> Iterator[None]:
 
 
 def activation_peak(run: Callable[[], Any], inputs: Any, weights: Any) -> tuple[int, str]:
-    """Most bytes alive while ``run`` runs, ``inputs`` included and ``weights`` not, and the
-    operation that reached it. Counted are tensors on the device of the inputs.
+    """Return the most bytes alive while ``run`` runs, and the operation that reached them.
+
+    ``inputs`` are included, ``weights`` are not. Only tensors on the device of the inputs count.
     """
     tracker = Tracker(next((x.device for x in _tensors(inputs)), None))
     tracker.ignore(weights)

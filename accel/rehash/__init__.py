@@ -1,1 +1,1 @@
-"""Step rehash: steps whose result hardly changes reuse what earlier ones computed."""
+"""Step rehash: denoising steps that can be predicted from earlier ones are skipped."""

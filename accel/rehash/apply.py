@@ -1,4 +1,4 @@
-"""Puts step rehash on the denoisers of a pipeline."""
+"""Apply step rehash to the denoisers of a pipeline."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from accel.core.run_state import RunState
 from accel.rehash.state import RehashState
 
 NAME = "accel_rehash"
-# Beside these a line through two outputs is worse than repeating one: 27.6 against 28.6 dB in INT4.
-# Beside INT8 it is better, 39.9 against 35.3 dB (embedded model, 25 steps, 13 computed, six jobs;
+# With these precisions extrapolating is worse than repeating: 27.6 against 28.6 dB in INT4. With
+# INT8 it is better: 39.9 against 35.3 dB (embedded model, 25 steps, 13 computed, six jobs;
 # bench_rehash.py, rows "line" and "repeat").
 NOISY = ("int6", "int4")
 
 
 def order_of(config: RehashConfig, attention: AttentionConfig | None) -> tuple[int, str]:
-    """One less than the outputs that are kept per branch, and the reason if it is lower than could
-    be expected.
+    """Return the order of the prediction, and the reason if it is lower than usual.
+
+    The order is one less than the number of outputs that are kept per branch.
     """
     if config.multistep is not None:
         keys = set(config.keys)
@@ -37,7 +38,7 @@ def order_of(config: RehashConfig, attention: AttentionConfig | None) -> tuple[i
     if low := [precision for precision in used if precision in NOISY]:
         return (
             0,
-            f"repeats outputs beside {low[0].upper()} attention, whose noise a line would amplify",
+            f"repeats outputs: extrapolation would amplify {low[0].upper()} attention's noise",
         )
     return 1, ""
 
@@ -45,7 +46,7 @@ def order_of(config: RehashConfig, attention: AttentionConfig | None) -> tuple[i
 def new_state(
     config: RehashConfig, attention: AttentionConfig | None, run: RunState
 ) -> RehashState:
-    """State of one pipeline's rehash."""
+    """Return the run state of one pipeline's rehash."""
     order, why = order_of(config, attention)
     state = RehashState(config, order, run)
     if why:
@@ -54,7 +55,7 @@ def new_state(
 
 
 def apply_rehash(denoiser: nn.Module, name: str, state: RehashState, undo: ExitStack) -> None:
-    """Hook one denoiser. What has to be undone is put on ``undo`` as it is done.
+    """Put a hook on one denoiser; the functions that undo it are put on ``undo``.
 
     Raises ValueError for a tail that the denoiser does not have.
     """
@@ -75,7 +76,7 @@ def apply_rehash(denoiser: nn.Module, name: str, state: RehashState, undo: ExitS
 
 
 def _around_compiled(denoiser: Any, hook: Any) -> Callable[[], None]:
-    """Stand outside the graph of a denoiser that was compiled in place: no graph break."""
+    """Wrap the compiled graph of a denoiser from outside, without a graph break."""
     compiled = denoiser._compiled_call_impl
     module = weakref.ref(denoiser)
 

@@ -1,14 +1,14 @@
-"""What a denoiser keeps and leaves out at level "features".
+"""The features that are kept at level "features", and how a denoiser runs on them.
 
-Transformers: the sum that the blocks before the last ``tail`` added to the token stream (and, with
-a tail, to the text stream) is kept, and added instead of running them. It is built in one buffer,
-minus the stream before the first block plus the stream after the last, so blocks that write in
-place (feature slicing) may overwrite their input.
+Transformers: kept is the sum that the blocks before the last ``tail`` added to the token stream
+(and, with a tail, to the text stream). A reused step adds it instead of running those blocks. The
+sum is built in one buffer, minus the stream before the first block plus the stream after the last,
+so blocks that write in place (feature slicing) may overwrite their input.
 
 UNets (Streamlined Inference, Zhan et al. 2024, section 3.3): the temporal feature inside the last
-up-block is kept. It lies behind the skip connections of all but the last ``tail`` layers, so at a
-reused step only the input convolution, those layers and the output head run; with a tail of 1 no
-down-block does.
+up-block is kept. It lies behind the skip connections of all but the last ``tail`` layers, so a
+reused step runs only the input convolution, those layers and the output head. With a tail of 1 it
+runs no down-block.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Unsupported(Exception):
 
 
 class Features(Protocol):
-    """One denoiser's features."""
+    """The features of one denoiser."""
 
     def recording(self) -> Any:
-        """Context in which the denoiser runs fully; gives the list that is filled with them."""
+        """Return a context in which the denoiser runs fully; it yields the list of kept tensors."""
 
     def reusing(self, values: list[Tensor]) -> Any:
-        """Context in which the denoiser runs on ``values`` instead."""
+        """Return a context in which the denoiser runs on ``values`` instead."""
 
 
 class _Span:
-    """What the part hooks of one denoiser share: nothing set, recording, or reusing."""
+    """State that the part hooks of one denoiser share: idle, recording, or reusing."""
 
     def __init__(self) -> None:
         self.kept: list[Tensor] | None = None
@@ -51,7 +51,7 @@ class _Span:
 
     @contextmanager
     def recording(self) -> Iterator[list[Tensor]]:
-        """See Features."""
+        """Record; see ``Features``."""
         kept: list[Tensor] = []
         self.kept, self.partial = kept, []
         try:
@@ -61,7 +61,7 @@ class _Span:
 
     @contextmanager
     def reusing(self, values: list[Tensor]) -> Iterator[None]:
-        """See Features."""
+        """Reuse ``values``; see ``Features``."""
         self.values = values
         try:
             yield
@@ -70,7 +70,10 @@ class _Span:
 
 
 class _Part(ModelHook):
-    """A hook on a part of the denoiser; ``keeps_input`` False: the part may work in place."""
+    """A hook on a part of the denoiser.
+
+    ``keeps_input`` False: the part may work in place.
+    """
 
     keeps_input = False
 
@@ -80,7 +83,7 @@ class _Part(ModelHook):
         self.alive = True
 
     def run(self, args: Any, kwargs: Any) -> Any:
-        """The part itself."""
+        """Run the part itself."""
         forward: Any = self.fn_ref.original_forward
         return forward(*args, **kwargs)
 
@@ -96,7 +99,7 @@ class _Block(_Part):
         self._kind, self._first, self._last, self._text = kind, first, last, text
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The block's forward."""
+        """Run the block, or replace it while features are reused."""
         span = self.span
         if torch.compiler.is_compiling() or (span.kept is None and span.values is None):
             return self.run(args, kwargs)
@@ -138,7 +141,7 @@ def _transformer(denoiser: nn.Module, tail: int, undo: ExitStack) -> Features:
     except ValueError as error:
         raise Unsupported("diffusers does not say what its blocks return") from error
     if tail >= len(found):
-        raise ValueError(f"rehash tail must be less than its {len(found)} blocks, got {tail}")
+        raise ValueError(f"rehash tail must be less than the {len(found)} blocks, got {tail}")
     span = _Span()
     body = found[: len(found) - tail]
     for i, block in enumerate(body):
@@ -154,17 +157,17 @@ class _Layer(_Part):
     """The temporal module whose output is kept."""
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
-        """Takes the feature."""
+        """Keep the output while features are recorded."""
         if self.span.kept is not None and not torch.compiler.is_compiling():
             self.span.kept[:] = [output[0] if isinstance(output, tuple) else output]
         return output
 
 
 class _Down(_Part):
-    """A down-block that is left out: its skip connections are never read, only counted."""
+    """A down-block that is skipped: its skip connections are counted but never read."""
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        """The block's forward."""
+        """Run the block, or pass its input through while features are reused."""
         if torch.compiler.is_compiling() or self.span.values is None:
             return self.run(args, kwargs)
         sample = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
@@ -173,17 +176,17 @@ class _Down(_Part):
 
 
 class _Middle(_Part):
-    """The middle block or an up-block that is left out."""
+    """The middle block or an up-block that is skipped."""
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        """The block's forward."""
+        """Run the block, or pass its input through while features are reused."""
         if torch.compiler.is_compiling() or self.span.values is None:
             return self.run(args, kwargs)
         return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
 
 
 class _LastUp(_Part):
-    """The last up-block: only its last ``tail`` layers run, on the kept feature."""
+    """The last up-block: a reused step runs only its last ``tail`` layers, on the kept feature."""
 
     LISTS = ("resnets", "attentions", "motion_modules")
 
@@ -192,7 +195,7 @@ class _LastUp(_Part):
         self._tail = tail
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        """The block's forward."""
+        """Run the block, or only its last layers while features are reused."""
         if torch.compiler.is_compiling() or self.span.values is None:
             return self.run(args, kwargs)
         skips = kwargs["res_hidden_states_tuple"][: self._tail]
@@ -211,8 +214,8 @@ def _unet(denoiser: Any, tail: int, undo: ExitStack) -> Features:
     layers = len(last.resnets)
     if not 1 <= tail < layers:
         raise ValueError(
-            f"rehash tail must be from 1 to {layers - 1}, layers of its last up-block that still "
-            f"run, got {tail}"
+            f"rehash tail (layers of the last up-block that still run) must be from 1 to "
+            f"{layers - 1}, got {tail}"
         )
     temporal = next(
         parts
@@ -231,9 +234,12 @@ def _unet(denoiser: Any, tail: int, undo: ExitStack) -> Features:
 
 
 def find(denoiser: nn.Module, tail: int, undo: ExitStack) -> Features:
-    """Hook the parts of a denoiser. Raises Unsupported, or ValueError for a tail it has not."""
+    """Put hooks on the parts of a denoiser and return its features.
+
+    Raises Unsupported, or ValueError for a tail that it does not have.
+    """
     if getattr(denoiser, "_compiled_call_impl", None) is not None or hasattr(denoiser, "_orig_mod"):
-        raise Unsupported("it runs under torch.compile, whose graph has no way round its blocks")
+        raise Unsupported("it runs under torch.compile, whose graph cannot skip its blocks")
     unet = all(hasattr(denoiser, name) for name in ("down_blocks", "up_blocks", "mid_block"))
     features = (_unet if unet else _transformer)(denoiser, tail, undo)
     refresh_registries(denoiser)

@@ -2,8 +2,8 @@
 
 At level "output" a reused step is predicted from the branch's last outputs and the denoiser does
 not run. At level "features" (``accel/rehash/features.py``) it runs without most of its blocks. The
-branch of guidance is named by the pipeline's ``cache_context``; pipelines that set none are told
-apart by values sampled from their conditions, never by counting calls.
+pipeline's ``cache_context`` names the branch of guidance. In pipelines that set none, values
+sampled from the conditions identify branches; calls are never counted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from accel.rehash.features import Features
 from accel.rehash.state import RehashState
 from accel.rehash.stored import Branch, Entry, Stored
 
-SAMPLES = 16  # values of each condition that tell branches apart
+SAMPLES = 16  # values of each condition that identify a branch
 
 
 class RehashHook(ModelHook):
-    """Stands around one denoiser. ``features`` None: level "output"."""
+    """Wraps one denoiser; ``features`` is None at level "output"."""
 
     _is_stateful = True
 
@@ -37,24 +37,24 @@ class RehashHook(ModelHook):
         self.manager = StateManager(BaseState())  # diffusers puts the cache context here
 
     def reset_state(self, module: Any) -> Any:
-        """diffusers calls this when a pipeline call ends."""
+        """Forget the run; diffusers calls this when a pipeline call ends."""
         self.state.clear()
         self.manager.reset()
         return module
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        """The denoiser's forward."""
+        """Run the denoiser, or replace its result."""
         return self.around(module, self.fn_ref.original_forward, args, kwargs)
 
     def around(self, module: Any, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Call ``forward``, or do without it."""
+        """Call ``forward``, or return a prediction instead."""
         if torch.compiler.is_compiling() or not self.alive or module.training:
             return forward(*args, **kwargs)
         state, named = self.state, _named(module, args, kwargs)
         inputs = _inputs(named)
         if inputs is None or inputs[0].is_meta:
             if inputs is None:
-                state.record.note("the denoiser was called without latents or timestep; not reused")
+                state.record.note("nothing reused: a denoiser call had no latents or timestep")
             return forward(*args, **kwargs)
         sample, timestep = inputs
         state.run.observe(timestep)
@@ -84,7 +84,7 @@ class RehashHook(ModelHook):
             value is not None and name.startswith(("down_", "mid_"))
             for name, value in named.items()
         ):
-            return "features cannot be reused beside a ControlNet"
+            return "features cannot be reused with a ControlNet"
         return ""
 
     def _context(self) -> Any:
@@ -104,15 +104,16 @@ class RehashHook(ModelHook):
         return values
 
     def _learn(self, branch: Branch, step: int | None, time: float, output: Any) -> Any:
-        """Keep a computed output, and tell the rule how well it could have been predicted. Returns
-        what the sampler gets: the output, corrected where weights were measured.
+        """Keep a computed output, and tell the rule how well it could have been predicted.
+
+        Returns what the sampler gets: the output, corrected if weights were measured.
         """
         state = self.state
         values = output if isinstance(output, tuple) else tuple(output.to_tuple())
         if not isinstance(output, tuple):
             self._template = type(output)
         if not all(isinstance(v, Tensor) for v in values):
-            state.record.note("an output of the denoiser is no tensor; not reused")
+            state.record.note("nothing reused: an output of the denoiser is not a tensor")
             return output
         factors = state.weights(step, time, branch.entries, True)
         assert factors is not None
@@ -135,7 +136,7 @@ class RehashHook(ModelHook):
                 error = _relative_error(combine(factors, entries)[0], values[0])
                 state.observe(step, time, error, entries)
         if state.order and not state.fitted and entries and entries[0].time == time:
-            branch.entries = entries[1:]  # Heun: two values at one time draw no line
+            branch.entries = entries[1:]  # Heun: two values at one time define no line
         kept = tuple(Stored(v, state.config.store) for v in values)
         state.keep(branch, Entry(-1 if step is None else step, time, kept))
 
@@ -168,8 +169,10 @@ class RehashHook(ModelHook):
 def combine(
     factors: Sequence[float], entries: Sequence[Entry], fresh: tuple[Tensor, ...] = ()
 ) -> tuple[Tensor, ...]:
-    """Weighted sum of the outputs ``fresh``, if there are any, and kept ``entries``: one tensor per
-    stream, in its own dtype.
+    """Return the weighted sum of the outputs ``fresh``, if there are any, and kept ``entries``.
+
+    ``factors`` belong to ``fresh`` first, then to the entries, newest first. The result has one
+    tensor per stream, in the stream's own dtype.
     """
     older = entries if fresh else entries[1:]
     streams = []
@@ -190,14 +193,14 @@ def _relative_error(guess: Tensor, truth: Tensor) -> float:
 
 
 def _named(module: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """All arguments of a denoiser call by name."""
+    """Return all arguments of a denoiser call by name."""
     inner = getattr(module, "_orig_mod", module)
     names = list(inspect.signature(type(inner).forward).parameters)[1:]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _inputs(named: dict[str, Any]) -> tuple[Tensor, Any] | None:
-    """Latents and timestep of a denoiser call."""
+    """Return the latents and the timestep of a denoiser call, or None."""
     sample, timestep = named.get("hidden_states", named.get("sample")), named.get("timestep")
     if isinstance(sample, Tensor) and isinstance(timestep, (Tensor, int, float)):
         return sample, timestep
@@ -205,7 +208,7 @@ def _inputs(named: dict[str, Any]) -> tuple[Tensor, Any] | None:
 
 
 def _branch_key(context: Any, named: dict[str, Any]) -> tuple[Hashable, ...]:
-    """The cache context's name; without one, sampled values of the text or image condition."""
+    """Return the cache context's name, or without one sampled values of the condition."""
     if context is not None:
         return (context.name,)
     key: list[Hashable] = []

@@ -1,7 +1,7 @@
-"""Policy of step rehash: which steps are computed. Pure functions over numbers.
+"""Policy of step rehash: which steps are computed, as pure functions over numbers.
 
-Steps are 0-based; a key step is one that is computed. Whatever chooses them, the first fifth of a
-run, where the picture is laid out, and the last step, which nothing corrects any more, are keys.
+Steps are 0-based; a key step is one that is computed. The first fifth of a run and the last step
+are always keys: the first fifth lays out the picture, and nothing corrects an error of the last.
 """
 
 from __future__ import annotations
@@ -10,32 +10,35 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-HEAD = 0.2  # part of a run that is always computed, from its start
+HEAD = 0.2  # fraction of a run, from its start, that is always computed
 FEW = 8  # runs of this many steps or fewer leave nothing to skip
 UNMEASURED = 2.0  # steps per computed one up to which the rule is known to beat a shorter run
 
 
 def head(steps: int) -> int:
-    """Number of steps at the start of a run that are always computed."""
+    """Return the number of steps at the start of a run that are always computed."""
     return math.ceil(HEAD * steps)
 
 
 def forced(steps: int) -> frozenset[int]:
-    """Steps that are always computed."""
+    """Return the steps that are always computed."""
     if steps <= FEW:
         return frozenset(range(steps))
     return frozenset((*range(head(steps)), steps - 1))
 
 
 def budget(steps: int, speedup: float) -> int:
-    """Number of steps to compute for ``speedup`` = steps / computed, at least the forced ones."""
+    """Return how many steps to compute for ``speedup`` = steps / computed.
+
+    There are at least the forced ones.
+    """
     return min(steps, max(len(forced(steps)), round(steps / speedup)))
 
 
 def stretch(keys: Sequence[int], measured: int, steps: int) -> frozenset[int]:
-    """Keys of a run of ``measured`` steps carried over to one of ``steps``, forced ones included.
+    """Return the keys of a run of ``measured`` steps stretched to ``steps``, forced ones included.
 
-    The share of keys and how densely they lie along the run stay the same.
+    The share of keys and their density along the run stay the same.
     """
     wanted = sorted(forced(measured) | set(keys))
     if steps == measured:
@@ -61,11 +64,11 @@ def _nearest_free(wanted: int, steps: int, taken: set[int]) -> int:
 
 
 def similar_keys(similarity: Sequence[Sequence[float]], gamma: float) -> frozenset[int]:
-    """Algorithm 1 of Streamlined Inference (Zhan et al. 2024, arXiv 2411.01171).
+    """Return the keys of Algorithm 1 of Streamlined Inference (Zhan et al. 2024, arXiv 2411.01171).
 
     An anchor, at first step 0, serves the steps after it whose similarity to it is at least
-    ``gamma``; the first that is less similar is the next anchor. The last step is always a key.
-    ``similarity`` [steps, steps], 1 on the diagonal. No forced steps are added.
+    ``gamma``. The first step that is less similar is the next anchor. The last step is always a
+    key. ``similarity`` is [steps, steps] with 1 on the diagonal. No forced steps are added.
     """
     steps = len(similarity)
     anchor, keys = 0, {0, steps - 1}
@@ -77,8 +80,9 @@ def similar_keys(similarity: Sequence[Sequence[float]], gamma: float) -> frozens
 
 
 def similar_keys_of_count(similarity: Sequence[Sequence[float]], count: int) -> frozenset[int]:
-    """Keys of Algorithm 1 with the largest gamma that gives at most ``count`` of them, forced
-    steps included.
+    """Return the keys of Algorithm 1, forced steps included, for at most ``count`` of them.
+
+    Gamma is the largest value that gives no more than ``count`` keys.
     """
     steps = len(similarity)
     best = forced(steps)
@@ -90,8 +94,10 @@ def similar_keys_of_count(similarity: Sequence[Sequence[float]], count: int) -> 
 
 
 def weights(times: Sequence[float], at: float) -> list[float]:
-    """Weights of values at ``times``, newest first, that give the line (or with one value, the
-    constant) through them at time ``at``. Equal times, as in Heun's method, count as one value.
+    """Return weights of values at ``times``, newest first, that predict the value at ``at``.
+
+    Two values give the line through them, one value a constant. Equal times, as in Heun's method,
+    count as one value.
     """
     if len(times) == 1:
         return [1.0]
@@ -103,18 +109,19 @@ def weights(times: Sequence[float], at: float) -> list[float]:
 
 
 class Rate:
-    """Chooses key steps while a run goes on, from how well the last ones could be predicted.
+    """Chooses key steps during a run from how well the last ones could be predicted.
 
-    At each key step the output is compared with what reuse would have given. The error grows with
-    the distance in steps, d (order 0) or d (d + h) (order 1; h between the two values the line goes
-    through), so the rate per step follows; it counts with the step's length in the timestep and,
-    because early errors are answered by all later steps, with the timestep itself. Where that is
-    above its recent mean, the next gap is shorter, where it is below, longer, as in step-size
-    control of differential equations. EasyCache (arXiv 2507.02860) has such a rate of order 0 and a
-    threshold; here the number of computed steps is exactly ``count``.
+    At each key step the output is compared with what reuse would have given. That error grows with
+    the distance in steps, as d (order 0) or as d (d + h) (order 1, where h is the distance between
+    the two values of the line), which gives an error rate per step. The rate is multiplied by the
+    step's length in the timestep, and by the timestep itself, because all later steps respond to
+    early errors. Where it is above its recent mean the next gap is shorter, where it is below the
+    gap is longer, as in step-size control for differential equations. EasyCache (arXiv 2507.02860)
+    has such a rate of order 0 and a threshold; here the number of computed steps is exactly
+    ``count``.
     """
 
-    MEMORY = 0.7  # share of the mean that stays at each observation
+    MEMORY = 0.7  # share of the mean that each observation keeps
 
     def __init__(self, steps: int, count: int, order: int) -> None:
         self.steps, self.left, self.order = steps, count, order
@@ -122,7 +129,10 @@ class Rate:
         self._mean: float | None = None
 
     def key(self, step: int) -> bool:
-        """Whether ``step`` is computed. Steps are asked for once each, in order."""
+        """Return whether ``step`` is computed.
+
+        Call it once for each step, in order.
+        """
         if step in forced(self.steps):
             compute = True
         else:
@@ -132,8 +142,13 @@ class Rate:
         return compute
 
     def observe(self, step: int, error: float, known: Sequence[int], weight: float) -> None:
-        """After key step ``step``: the relative ``error`` of predicting it from steps ``known``,
-        newest first, and how much an error counts here.
+        """Learn from key step ``step`` how well it could have been predicted.
+
+        Args:
+            step: The key step.
+            error: Relative error of predicting it from the steps ``known``.
+            known: Earlier key steps, newest first.
+            weight: How much an error counts at this step.
         """
         distance = step - known[0]
         growth = distance * (step - known[1]) if self.order else distance
@@ -148,9 +163,9 @@ class Rate:
         self.next = step + max(1, int(gap))  # rounded down: what is left over serves later steps
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that ``restore`` takes back."""
+        """Return plain values that ``restore`` takes."""
         return {"left": self.left, "next": self.next, "mean": self._mean}
 
     def restore(self, data: dict[str, Any]) -> None:
-        """Inverse of ``to_dict``."""
+        """Set the state from the values of ``to_dict``."""
         self.left, self.next, self._mean = data["left"], data["next"], data["mean"]

@@ -1,6 +1,4 @@
-"""State of step rehash: what is kept per branch of guidance, the decisions of the current run, and
-the record of what happened.
-"""
+"""State of step rehash: what each branch keeps, the run's decisions, and what happened."""
 
 from __future__ import annotations
 
@@ -22,15 +20,17 @@ from accel.core.run_state import RunState
 from accel.rehash.schedule import FEW, UNMEASURED, Rate, budget, forced, head, stretch, weights
 from accel.rehash.stored import Branch, Entry, Stored
 
-MAX_BRANCHES = 8  # a pipeline whose branches cannot be told apart would make new ones forever
+MAX_BRANCHES = 8  # a pipeline whose branches cannot be recognized would add new ones forever
 
 
 @dataclass
 class RehashRecord:
-    """What happened. ``computed`` and ``reused`` count steps by reason, ``calls`` denoiser calls;
-    ``keys`` are the computed steps of the last run, ``steps`` its length, ``state_bytes`` the most
-    that was kept at once; ``corrected`` computed calls whose output was corrected by measured
-    weights; ``notes`` what could not be done as asked.
+    """What step rehash did so far.
+
+    ``computed`` and ``reused`` count steps by reason, ``calls`` counts denoiser calls. ``keys`` are
+    the computed steps of the last run and ``steps`` its length. ``state_bytes`` is the most that
+    was kept at once. ``corrected`` counts computed calls whose output was corrected by measured
+    weights. ``notes`` say what could not be done as requested.
     """
 
     computed: Counter[str] = field(default_factory=Counter)
@@ -43,13 +43,15 @@ class RehashRecord:
     notes: dict[str, None] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
-        """Say ``text`` in the report, once."""
+        """Add ``text`` to the report, once."""
         self.notes[text] = None
 
 
 class RehashState:
-    """Run state of a pipeline's rehash, shared by its denoisers and their branches, so that all
-    take the same decision at a step. Emptied when a run starts and when the pipeline ends one.
+    """Run state of a pipeline's rehash, shared by its denoisers and their branches.
+
+    So all of them take the same decision at a step. It is cleared when a run starts and when the
+    pipeline call ends.
     """
 
     def __init__(self, config: RehashConfig, order: int, run: RunState) -> None:
@@ -59,16 +61,16 @@ class RehashState:
         self._decided: dict[int, tuple[bool, str]] = {}
         self._keys: frozenset[int] | None = None
         self._rate: Rate | None = None
-        self._rows: tuple[tuple[float, ...], ...] = ()  # fitted weights, where they hold
+        self._rows: tuple[tuple[float, ...], ...] = ()  # fitted weights, if they hold for this run
         self._first = 0.0  # largest timestep of the run
         self.branches: dict[Hashable, Branch] = {}
 
     def clear(self) -> None:
-        """Let go of everything kept."""
+        """Drop everything that is kept."""
         self.branches.clear()
 
     def start(self) -> None:
-        """Called before each decision: begins a new run if the pipeline has."""
+        """Start a new run if the pipeline has; call this before each decision."""
         number = self.run.refresh()
         if number == self._number:
             return
@@ -81,7 +83,7 @@ class RehashState:
             self._plan(steps)
 
     def _plan(self, steps: int) -> None:
-        """Settle how the steps of a run are chosen."""
+        """Choose how the steps of a run are selected."""
         if steps <= FEW:
             self.record.note(f"off in runs of {FEW} steps or fewer, which leave nothing to skip")
             return
@@ -101,18 +103,18 @@ class RehashState:
         count = budget(steps, speedup)
         if count > round(steps / speedup):
             self.record.note(
-                f"{speedup:g}× asked; the steps that are always computed allow "
+                f"{speedup:g}× requested; the steps that are always computed allow "
                 f"{steps / count:.2f}× in {steps} steps"
             )
         if steps / count > UNMEASURED:
             self.record.note(
                 f"{steps / count:.2f}× without a measurement: beyond {UNMEASURED:g}× a run of "
-                f"{count} steps can be better; measure, or ask for less"
+                f"{count} steps can be better; measure, or lower the speedup"
             )
         self._rate = Rate(steps, count, self.order)
 
     def _fits(self, fitted: Multistep) -> bool:
-        """Whether fitted weights hold for this run's sampler and timesteps."""
+        """Return whether fitted weights hold for this run's sampler and timesteps."""
         sampler, times = self.run.schedule
         why = ""
         if sampler != fitted.sampler:
@@ -128,8 +130,10 @@ class RehashState:
     def weights(
         self, step: int | None, time: float, entries: Sequence[Entry], computed: bool
     ) -> Sequence[float] | None:
-        """Of the output at hand if ``computed``, then of kept ``entries``, newest first: what the
-        sampler gets at ``step``. None: too little was kept.
+        """Return the weights behind the sampler's input at ``step``; None if too little was kept.
+
+        They are the weight of the new output if ``computed``, then those of kept ``entries``,
+        newest first.
         """
         if self._rows and step is not None and self._keys is not None:
             row = self._rows[step]
@@ -149,7 +153,10 @@ class RehashState:
         return bool(self._rows)
 
     def decide(self, step: int | None) -> tuple[bool, str]:
-        """Whether ``step`` is computed, and why. Asked by every branch, decided by the first."""
+        """Return whether ``step`` is computed, and why.
+
+        Every branch asks; the first one that does sets the decision.
+        """
         steps = self.run.steps
         if step is None or steps is None:
             return True, "step unknown"
@@ -186,14 +193,14 @@ class RehashState:
         return self._rate is not None
 
     def branch(self, key: Hashable) -> Branch:
-        """State of a branch, new if it is not known."""
+        """Return the state of a branch; an unknown ``key`` makes a new one."""
         if key not in self.branches and len(self.branches) >= MAX_BRANCHES:
             self.branches.pop(next(iter(self.branches)))
             self.record.note("branches of guidance change from step to step; less is reused")
         return self.branches.setdefault(key, Branch())
 
     def keep(self, branch: Branch, entry: Entry) -> None:
-        """Add an entry, drop what is too old."""
+        """Add an entry to a branch and drop entries that are too old."""
         branch.entries = [entry, *branch.entries][: self.order + 1]
         kept = sum(b.bytes for b in self.branches.values())
         self.record.state_bytes = max(self.record.state_bytes, kept)
@@ -201,7 +208,7 @@ class RehashState:
     # ------------------------------------------------------------------------------ checkpoints
 
     def to_dict(self) -> dict[str, Any]:
-        """What decides the rest of the run, as tensors and plain values."""
+        """Return what decides the rest of the run, as tensors and plain values."""
         return {
             "decided": {str(k): list(v) for k, v in self._decided.items()},
             "rate": None if self._rate is None else self._rate.to_dict(),
@@ -215,7 +222,7 @@ class RehashState:
         }  # fmt: skip
 
     def restore(self, data: dict[str, Any]) -> None:
-        """Inverse of ``to_dict``, for a run that goes on from a saved step."""
+        """Set the state from ``to_dict``, for a run that continues from a saved step."""
         self.start()
         self._decided = {int(k): (bool(v[0]), str(v[1])) for k, v in data["decided"].items()}
         self.record.keys = [step for step, (compute, _) in self._decided.items() if compute]

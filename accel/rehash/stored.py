@@ -1,4 +1,4 @@
-"""What step rehash keeps of a computed step, per branch of guidance."""
+"""The tensors that step rehash keeps of a computed step, per branch of guidance."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from accel.config import Storage
 
 
 class Stored:
-    """One tensor as it is kept: as it is, in the CPU's memory, or as INT8 with a scale for each
-    channel of a latent [B, C, F, H, W] or token of a stream [B, T, C]. Outputs are close to normal,
-    where 8-bit integers lose 8 dB less than E4M3, which spends its bits on small values.
+    """One kept tensor: unchanged, in the CPU's memory, or as INT8 with scales.
+
+    INT8 has a scale for each channel of a latent [B, C, F, H, W] or for each token of a stream [B,
+    T, C]. Outputs are close to normal; there 8-bit integers lose 8 dB less than E4M3, which spends
+    its bits on small values.
     """
 
     def __init__(self, tensor: Tensor, store: Storage) -> None:
@@ -29,7 +31,7 @@ class Stored:
         self.tensor = tensor.cpu() if store == "cpu" else tensor
 
     def get(self) -> Tensor:
-        """The tensor in its own dtype, where it was."""
+        """Return the tensor in its own dtype, on its own device."""
         if self.scale is not None:
             return (self.tensor.float() * self.scale).to(self.dtype)
         return self.tensor.to(self.device)
@@ -40,7 +42,7 @@ class Stored:
         return self.tensor.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Tensors and plain values for a checkpoint."""
+        """Return tensors and plain values for a checkpoint."""
         return {
             "tensor": self.tensor.cpu().clone(),
             "scale": None if self.scale is None else self.scale.cpu().clone(),
@@ -50,7 +52,7 @@ class Stored:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], store: Storage) -> Stored:
-        """Inverse of ``to_dict``."""
+        """Return the stored tensor of ``to_dict``."""
         self = cls.__new__(cls)
         self.device, self.dtype = torch.device(data["device"]), getattr(torch, data["dtype"])
         at = torch.device("cpu") if store == "cpu" else self.device
@@ -61,7 +63,7 @@ class Stored:
 
 @dataclass
 class Entry:
-    """What one computed call left: its step, its time, and one tensor per stream."""
+    """The result of one computed call: its step, its timestep, and one tensor per stream."""
 
     step: int
     time: float
@@ -70,8 +72,9 @@ class Entry:
 
 @dataclass
 class Branch:
-    """Entries of one branch of guidance, newest first. ``signature``: shape, dtype and device of
-    the denoiser's input they were computed from.
+    """Entries of one branch of guidance, newest first.
+
+    ``signature`` holds shape, dtype and device of the denoiser's input they were computed from.
     """
 
     signature: Any = None

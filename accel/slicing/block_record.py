@@ -1,4 +1,4 @@
-"""What happened in one sliced block."""
+"""The record of one sliced block."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class BlockRecord:
-    """What happened in one block. ``sliced`` counts calls by number of slices, ``whole`` calls that
-    ran unsliced by reason; ``in_place`` calls that overwrote their input; ``mixing`` functions that
-    had to run on all tokens at once; ``note`` whatever else happened.
+    """What one block did so far.
+
+    ``sliced`` counts calls by number of slices, and ``whole`` counts calls that ran on all tokens
+    at once by reason. ``in_place`` counts calls that overwrote their input. ``copied`` says why the
+    last call could not. ``mixing`` names functions that had to run on all tokens at once. ``note``
+    says anything else that happened.
     """
 
     sliced: Counter[int] = field(default_factory=Counter)

@@ -1,8 +1,8 @@
 """Feature slicing in a model: every transformer block of a denoiser, sliced on its first call.
 
 Config is ``SlicingConfig``, State the record of each block, Hook a forward that stands below every
-hook the block already has (offloading, caches), and ``apply`` puts it there. A block that cannot be
-sliced runs as it is, and its record says why.
+hook the block already has (offloading, caches), and ``apply_slicing`` puts it there. A block that
+cannot be sliced runs unchanged, and its record says why.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ from accel.slicing.program.ir import Program
 from accel.slicing.program.run import run
 from accel.slicing.trace.record import Underivable
 
-HEAD = "head"  # its name among the blocks
+HEAD = "head"  # name of the output head among the blocks
 # -------------------------------------------------------------------------------------------- Hook
 
 
 class _Sliced:
-    """Stands in for one block's forward. ``reusable``: arguments the model never reads again."""
+    """Replaces one block's forward.
+
+    ``reusable`` gives the arguments that the model never reads again.
+    """
 
     def __init__(
         self,
@@ -61,11 +64,11 @@ class _Sliced:
         return self._call(args, kwargs, self._reusable())
 
     def opaque(self, *args: Any, **kwargs: Any) -> Any:
-        """The call of a compiled graph, which keeps its arguments."""
+        """Run a call of a compiled graph, which keeps its arguments."""
         return self._call(args, kwargs, frozenset(), "a compiled graph keeps its input")
 
     def layout(self, args: Any, kwargs: Any) -> torch_compile.Layout | None:
-        """What a sliced call would return; None if it would run whole, which is noted."""
+        """Return what a sliced call returns, or None if it would run whole, which is recorded."""
         arguments = self._bind(args, kwargs)
         found = self._program(arguments)
         if isinstance(found, str):
@@ -86,7 +89,7 @@ class _Sliced:
         return self._run(*found, arguments, in_place, kept)
 
     def _program(self, arguments: Mapping[str, Any]) -> tuple[Program, int] | str:
-        """The program and its slices, or the reason why the block runs whole."""
+        """Return the program and its slices, or the reason why the block runs whole."""
         if reason := self._why_whole(arguments):
             return reason
         try:
@@ -115,19 +118,19 @@ class _Sliced:
         return "" if not self._block.training else "in training mode"
 
     def _slices(self, program: Program) -> int:
-        """No more slices than leave each ``min_tokens`` of the longest stream."""
+        """Return the most slices that leave each ``min_tokens`` tokens of the longest stream."""
         return min(self._config.slices, program.most_slices(self._config.min_tokens))
 
     def _check_hooks(self, program: Program) -> None:
-        """Raises Underivable for somebody's hook on a submodule that would not be called."""
+        """Raise Underivable if a submodule has a foreign hook that would not be called."""
         for path in program.opened:
             part = self._block.get_submodule(path)
-            mine = int(sdpa.has_site(part))
+            own_hooks = int(sdpa.has_site(part))
             others = [h for h in hooks_on(part) if h not in WEIGHT_HOOKS]
-            if max(len(part._forward_hooks), len(part._forward_pre_hooks)) > mine or others:
+            if max(len(part._forward_hooks), len(part._forward_pre_hooks)) > own_hooks or others:
                 raise Underivable(f"{path} has a hook {others[0] if others else ''}".rstrip())
             if offloaded(part):
-                raise Underivable(f"the weights of {path} are offloaded by themselves")
+                raise Underivable(f"the weights of {path} are offloaded on their own")
 
     def _run(
         self,
@@ -162,8 +165,10 @@ class _Sliced:
 def apply_slicing(
     denoiser: nn.Module, config: SlicingConfig, undo: ExitStack, programs: Programs | None = None
 ) -> dict[str, BlockRecord]:
-    """Slice every block of ``denoiser``; returns the records by path. What has to be undone is
-    put on ``undo`` as it is done. ``programs``: those known from before.
+    """Slice every block of ``denoiser`` and return the records by path.
+
+    The functions that undo it are put on ``undo`` as it is done. ``programs`` are those known
+    already.
     """
     programs = programs or Programs()
     memory = _Reusable(denoiser, undo, programs.reusable)
@@ -182,7 +187,7 @@ def apply_slicing(
 
 
 class _Reusable:
-    """Which block arguments may be overwritten, found out on the denoiser's first call."""
+    """The block arguments that may be overwritten, found on the denoiser's first call."""
 
     def __init__(
         self, denoiser: nn.Module, undo: ExitStack, known: dict[Any, dict[str, frozenset[str]]]
@@ -201,5 +206,5 @@ class _Reusable:
         self._found = self._known[key]
 
     def of(self, path: str) -> Callable[[], frozenset[str]]:
-        """Looks up a block's arguments for the current call."""
+        """Return a function that gives a block's arguments for the current call."""
         return lambda: self._found.get(path, frozenset())

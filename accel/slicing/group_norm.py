@@ -1,10 +1,10 @@
-"""Group normalization in two passes, so that what it runs over may be sliced.
+"""Group normalization in two passes, so that its input may be sliced.
 
 GroupNorm's mean and variance run over a group's channels and all pixels and frames of a sample.
 ``group_statistics`` takes them from the whole tensor, one group at a time, with torch's own kernel
-in fp32; ``normalize`` then works on any slice: y = x·s + (b - m·s) with s = w / sqrt(v + eps), each
-product and sum rounded once. On CPUs that is torch's own arithmetic, with the same bits, except
-where channels come last in memory: there torch sums statistics in another order.
+in fp32. ``normalize`` then works on any slice: y = x·s + (b - m·s) with s = w / sqrt(v + eps),
+where each product and sum is rounded once. On CPUs that is torch's own arithmetic, with the same
+bits, except where channels come last in memory: there torch sums statistics in another order.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from torch import Tensor
 
 
 def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1/sqrt(variance + eps), fp32 [N, groups], of ``x`` [N, C, ...]. Scratch memory is
-    that of one group of one sample.
+    """Return mean and 1/sqrt(variance + eps), fp32 [N, groups], of ``x`` [N, C, ...].
+
+    Scratch memory is that of one group of one sample.
     """
     samples, channels = x.shape[:2]
     size = channels // groups
     mean = x.new_empty(samples, groups, dtype=torch.float32)
     scale = torch.empty_like(mean)
-    # On CPUs low precision goes in as it is, since the kernel sums it in another order than fp32;
-    # beside weights in fp32 its statistics are fp32.
+    # On CPUs low precision is not converted, since the kernel sums it in another order than fp32;
+    # with weights in fp32 its statistics are fp32.
     low = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
     own = torch.ones(size, device=x.device) if low else None
     once = x.is_meta  # one group stands for all
@@ -39,7 +40,10 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor
 def normalize(
     x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """A slice [N, C, ...] with the statistics [N, groups] of the whole tensor; weight, bias [C]."""
+    """Return a slice [N, C, ...] normalized with the statistics [N, groups] of the whole tensor.
+
+    Weight and bias are [C].
+    """
     size = x.shape[1] // mean.shape[1]
     factor, shift = (t.repeat_interleave(size, 1) for t in (scale, mean))
     if weight is not None:

@@ -1,9 +1,9 @@
 """The output head slice by slice: last norm, modulation and projection of a transformer.
 
-Between ``norm_out`` and ``proj_out`` a denoiser's own forward may modulate and cast: element-wise
-steps on whole tensors, in fp32 some. ``norm_out`` gives a ``Deferred`` instead of a tensor: it
-notes such steps, and ``proj_out`` runs norm, steps and itself for one slice after the other.
-Whatever else is done to a ``Deferred`` makes it an ordinary tensor first.
+Between ``norm_out`` and ``proj_out`` a denoiser's own forward may modulate and cast whole tensors
+element by element, sometimes in fp32. ``norm_out`` returns a ``Deferred`` instead of a tensor. It
+records such steps, and ``proj_out`` runs the norm, the steps and itself for one slice after the
+other. Any other use of a ``Deferred`` makes it an ordinary tensor first.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from accel.core.cuts import cuts
 from accel.core.diffusers_bridge import TOKEN_NORMS, offloaded
 from accel.core.lazy import Lazy
 
-Step = Callable[[Tensor, int, int], Tensor]  # of tokens start … stop
+Step = Callable[[Tensor, int, int], Tensor]  # applied to tokens start … stop
 
 
 @dataclass
 class Deferred(Lazy):
-    """The norm of ``x`` [B, T, C], and what was done to it since."""
+    """The norm of ``x`` [B, T, C], and the steps that were applied to it."""
 
     x: Tensor
     norm: Callable[[Tensor], Tensor]
     steps: list[Step] = field(default_factory=list)
 
     def part(self, start: int, stop: int) -> Tensor:
-        """Tokens start … stop of the result, [B, stop - start, C]."""
+        """Return tokens start … stop of the result, [B, stop - start, C]."""
         y = self.norm(self.x[:, start:stop])
         for step in self.steps:
             y = step(y, start, stop)
         return y
 
     def whole(self) -> Tensor:
-        """The result as a tensor."""
+        """Return the result as a tensor."""
         return self.part(0, self.x.shape[1])
 
     def _then(self, step: Step) -> Deferred:
@@ -62,21 +62,22 @@ class Deferred(Lazy):
         return self._with(other, torch.add)
 
     def type_as(self, other: Tensor) -> Deferred:
-        """The dtype and device of ``other``."""
+        """Convert to the dtype and device of ``other``."""
         return self._then(lambda y, start, stop: y.type_as(other))
 
     def to(self, *args: Any, **kwargs: Any) -> Deferred:
-        """Like ``Tensor.to``."""
+        """Convert as ``Tensor.to`` does."""
         return self._then(lambda y, start, stop: y.to(*args, **kwargs))
 
 
 class Norm:
-    """Stands in for ``norm_out``'s forward."""
+    """Replaces the forward of ``norm_out``."""
 
     def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         self.module, self.forward, self.alive = module, forward, True
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the norm of ``x``, deferred where that is possible."""
         if not self.alive or torch.compiler.is_compiling():
             return self.forward(x, *args, **kwargs)
         conditions = [c for c in (*args, *kwargs.values()) if isinstance(c, Tensor)]
@@ -88,13 +89,14 @@ class Norm:
 
 
 class Projection:
-    """Stands in for ``proj_out``'s forward. ``record``: an ``apply.Record``."""
+    """Replaces the forward of ``proj_out``; ``record`` is a ``BlockRecord``."""
 
     def __init__(self, forward: Callable[..., Any], config: SlicingConfig, record: Any) -> None:
         self.forward, self.alive = forward, True
         self._config, self._record = config, record
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the projection, slice by slice where ``x`` is deferred."""
         if not isinstance(x, Deferred):
             return self.forward(x, *args, **kwargs)
         tokens = x.x.shape[1]
@@ -116,7 +118,7 @@ class Projection:
 
 
 def head(denoiser: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """The denoiser's ``norm_out`` and ``proj_out``, if they can be sliced together."""
+    """Return ``norm_out`` and ``proj_out`` of a denoiser, or None if they cannot be sliced."""
     norm, projection = (getattr(denoiser, name, None) for name in ("norm_out", "proj_out"))
     if type(norm).__name__ in TOKEN_NORMS and isinstance(projection, nn.Linear):
         return norm, projection  # type: ignore[return-value]

@@ -1,9 +1,9 @@
 """Which arguments of a block may be overwritten: those whose memory the model never reads again.
 
-A denoiser's own forward runs once on a copy without weights. What a block was given is watched
-from the moment the block is done; a later operation that reads it, or the model returning it,
-forbids overwriting. The model's own inputs are never overwritten. Where code asks whether something
-is true of a tensor's values (HunyuanVideo 1.5: is there an image?), it runs once with each answer.
+A denoiser's own forward runs once on a copy without weights. A block's arguments are watched from
+the moment the block is done. A later operation that reads one, or a model that returns it, forbids
+overwriting. The model's own inputs are never overwritten. Where code tests a tensor's values
+(HunyuanVideo 1.5: is there an image?), it runs once with each answer.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ def _storage(tensor: Tensor) -> int:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes reads of the watched storages outside of the running block. ``answer`` is the truth of
-    every tensor that is asked for it; ``asked``: whether one was.
+    """Records reads of the watched storages outside of the running block.
+
+    ``answer`` is the truth value of every tensor that code tests; ``asked``: whether code tested
+    one.
     """
 
     def __init__(self, answer: bool) -> None:
@@ -35,13 +37,15 @@ class _Watch(TorchDispatchMode):
         self.answer, self.asked = answer, False
         self.watched: dict[int, list[tuple[str, str]]] = {}
         self.read: set[tuple[str, str]] = set()
-        self.alive: list[Tensor] = []  # a freed storage's address would come again
+        self.alive: list[Tensor] = []  # the address of a freed storage would be reused
 
     def watch(self, path: str, name: str, tensor: Tensor) -> None:
+        """Watch the memory of a block's argument."""
         self.alive.append(tensor)
         self.watched.setdefault(_storage(tensor), []).append((path, name))
 
     def reads(self, tree: Any) -> None:
+        """Record the watched arguments whose memory is in ``tree``."""
         for tensor in leaves(tree):
             if isinstance(tensor, Tensor):
                 self.read.update(self.watched.get(_storage(tensor), ()))
@@ -57,8 +61,10 @@ class _Watch(TorchDispatchMode):
 def overwritable(
     denoiser: nn.Module, paths: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, frozenset[str]]:
-    """For each block path the arguments (such as "hidden_states.0") that may be overwritten when
-    the denoiser is called like this. None for all of them if the dry run fails.
+    """Return the arguments that may be overwritten, such as "hidden_states.0", by block path.
+
+    They hold for calls of the denoiser with the same kinds of arguments. The result is empty if the
+    dry run fails.
     """
     twin = weightless(denoiser)
     prepare(twin, ())
@@ -68,7 +74,7 @@ def overwritable(
             other, _ = _dry_run(twin, paths, args, kwargs, False)
             found = {path: names & other.get(path, frozenset()) for path, names in found.items()}
         return found
-    except Exception:  # whatever a model does on meta tensors: then nothing is overwritten
+    except Exception:  # a model may fail in any way on meta tensors: then nothing is overwritten
         return {}
 
 
@@ -93,7 +99,7 @@ def _dry_run(
             handles.append(
                 block.register_forward_hook(_after(watch, given, path), with_kwargs=True)
             )
-    # Where code asks for the places of valid tokens, all are.
+    # Where code asks for the positions of valid tokens, all tokens are valid.
     try:
         with values.patch(meta_nonzero_assume_all_nonzero=True), watch:  # type: ignore[attr-defined]
             result = twin(*args, **kwargs)
@@ -113,7 +119,7 @@ def _dry_run(
 
 
 def _after(watch: _Watch, given: dict[str, dict[str, Tensor]], path: str) -> Any:
-    """A forward hook that starts watching the block's arguments."""
+    """Return a forward hook that starts watching the block's arguments."""
 
     def after(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         bound = inspect.signature(type(block).forward).bind(block, *args, **kwargs)

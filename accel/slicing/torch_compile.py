@@ -1,12 +1,12 @@
 """Sliced blocks inside a graph of ``torch.compile``.
 
-There a block's call is one opaque op that runs the block's program when the graph runs, with its
-memory. What the op returns is settled while the graph is made: ``Layout`` is what a dry run on the
-meta device says of the result. A hook names itself by a tensor (see ``accel/attention/sdpa.py``),
-so equal blocks share one graph, also under ``compile_repeated_blocks``. A block that cannot be
-sliced, or not in so few tokens, is traced like any other code.
+There, a block's call is one opaque op that runs the block's program, with its memory, when the
+graph runs. What the op returns is decided while the graph is made: ``Layout`` is what a dry run on
+the meta device says about the result. A tensor names the hook (see ``accel/attention/sdpa.py``), so
+equal blocks share one graph, also under ``compile_repeated_blocks``. A block that cannot be sliced,
+or has too few tokens, is traced like any other code.
 
-An op may not change its arguments, so in a graph nothing takes the memory of its input.
+An op may not change its arguments, so in a graph no result takes the memory of its input.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from accel.slicing.trace.record import Affine, Ref, refs
 
 _numbers = itertools.count()
 _hooks: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-# A result: "tensor", or "tuple" and for each of its parts whether it is a tensor, not None; and
-# (sizes, dtype) of each tensor in it.
+# A result: "tensor" or "tuple", for each part whether it is a tensor (not None), and (sizes, dtype)
+# of each tensor.
 Layout = tuple[str, tuple[bool, ...], tuple[tuple[tuple[int, ...], str], ...]]
 
 
 def label(hook: Any) -> Tensor:
-    """The name of a hook in graphs, int64 []. The hook is held weakly."""
+    """Return the name of a hook in graphs, an int64 tensor []; the hook is held weakly."""
     number = next(_numbers)
     _hooks[number] = hook
     return torch.tensor(number)
 
 
 def layout(program: Program) -> Layout | None:
-    """What a program returns; None for anything else than a tensor or a tuple of tensors, of which
-    some may be None.
+    """Return the layout of a program's result.
+
+    It is None for anything but a tensor or a tuple of tensors, of which some may be None.
     """
     result = program.result
     parts = (result,) if isinstance(result, Ref) else result
@@ -61,8 +62,9 @@ def layout(program: Program) -> Layout | None:
 
 
 def described(value: Any, tensors: list[Tensor]) -> str | None:
-    """``value`` as a Python literal, its tensors added to ``tensors`` and named ("tensor", place);
-    None if it holds something that is no literal. Plain code, for Dynamo to trace.
+    """Return ``value`` as a Python literal, or None if it holds something that is no literal.
+
+    Its tensors are added to ``tensors`` and named ("tensor", place). Dynamo traces this plain code.
     """
     if isinstance(value, Tensor):
         tensors.append(value)
@@ -85,7 +87,7 @@ def described(value: Any, tensors: list[Tensor]) -> str | None:
 
 
 def _restored(value: Any, tensors: list[Tensor]) -> Any:
-    """Inverse of ``described``, after ``ast.literal_eval``."""
+    """Return the value of ``described``, after ``ast.literal_eval``."""
     if isinstance(value, dict):
         return {k: _restored(x, tensors) for k, x in value.items()}
     if isinstance(value, tuple):
@@ -98,7 +100,7 @@ def _restored(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def blank(text: str, shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...]) -> Any:
-    """The described arguments with tensors without memory, of these sizes and dtypes."""
+    """Return the described arguments, with tensors of these sizes and dtypes but without memory."""
     tensors = [torch.empty(size, dtype=dtype, device="meta") for size, dtype in shapes]
     return _restored(ast.literal_eval(text), tensors)
 
@@ -106,12 +108,12 @@ def blank(text: str, shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...]) ->
 def call(
     hook: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], otherwise: Callable[..., Any]
 ) -> Any:
-    """A block's call while a graph is made: the op, or else what is traced of ``otherwise``."""
+    """Return a block's call while a graph is made: the op, or else the trace of ``otherwise``."""
     tensors: list[Tensor] = []
     text = described((args, dict(kwargs)), tensors)
     if text is None or (any([x.requires_grad for x in tensors]) and torch.is_grad_enabled()):
         return otherwise(*args, **kwargs)
-    # Numbers, where a graph for many sizes has symbols: every size is compiled by itself.
+    # Plain numbers, where a graph for many sizes has symbols: each size is compiled on its own.
     shapes = tuple([(tuple([operator.index(n) for n in x.shape]), x.dtype) for x in tensors])
     found = _layout(hook.label, text, shapes)
     if found is None:
@@ -124,19 +126,20 @@ def call(
 def _layout(
     number: Tensor, text: str, shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...]
 ) -> Layout | None:
-    """What the block returns sliced; None if it runs whole, and then its record says why."""
+    """Return what the sliced block returns; None if it runs whole, and then its record says why."""
     hook = _hooks.get(int(number))
     return None if hook is None else hook.layout(*blank(text, shapes))
 
 
-# What torch.compiler.assume_constant_result does, which would load the compiler for everybody.
+# The same as torch.compiler.assume_constant_result, which would always load the compiler.
 _layout._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @torch.library.custom_op("accel::sliced_block", mutates_args=())
 def _op(tensors: list[Tensor], text: str, made: str, label: Tensor) -> list[Tensor]:
-    """The call ``text`` of the block named by ``label``. Raises RuntimeError after unpatch, when
-    the graph has to be compiled anew.
+    """Run the call ``text`` of the block named by ``label``.
+
+    Raises RuntimeError after unpatch, because then the graph has to be compiled again.
     """
     hook = _hooks.get(int(label))
     if hook is None:

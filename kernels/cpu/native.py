@@ -1,8 +1,8 @@
-"""Finds and loads the native library, and declares its C interface.
+"""Find and load the native library, and declare its C interface.
 
 The library is found through the installed distribution's record, which is right for a wheel, an
-editable install and a start from the checkout root alike; a bare checkout has none and gets a
-reason instead. Nothing is loaded at import; ``library()`` loads once.
+editable install and a start from the checkout root alike. A checkout that was not installed has no
+record and gets a reason instead. Nothing is loaded at import; ``library()`` loads once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ DISTRIBUTION = "accel-diffusion"
 
 @dataclass(frozen=True)
 class Native:
-    """The loaded library, or why there is none. ``isa``: instruction set in use, or "none"."""
+    """The loaded library, or the reason why there is none.
+
+    ``isa`` is the instruction set in use, or "none".
+    """
 
     lib: ctypes.CDLL | None
     isa: str
@@ -66,13 +69,16 @@ def _declare(lib: ctypes.CDLL) -> None:
 
 
 def instruction_sets(lib: ctypes.CDLL) -> list[str]:
-    """Instruction sets compiled into the library and present here, best first."""
+    """Return the instruction sets that are compiled into the library and run here, best first."""
     raw = (lib.accel_isa_name(i) for i in range(8))
     return [name.decode() for name in raw if name is not None]
 
 
 def require() -> ctypes.CDLL:
-    """The loaded library. Raises RuntimeError with the reason where there is none."""
+    """Return the loaded library.
+
+    Raises RuntimeError with the reason if there is none.
+    """
     native = library()
     if native.lib is None:
         raise RuntimeError(f"native library not available: {native.reason}")
@@ -81,9 +87,9 @@ def require() -> ctypes.CDLL:
 
 @cache
 def library() -> Native:
-    """Load the library once. Never raises: a missing or foreign library comes back as a reason.
+    """Load the library once; a missing or foreign library becomes a reason, not an error.
 
-    ACCEL_ISA names the instruction set to use; one that is not to be had raises ValueError.
+    ACCEL_ISA names the instruction set to use. Raises ValueError for one that cannot run here.
     """
     try:
         lib = ctypes.CDLL(_find())

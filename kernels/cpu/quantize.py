@@ -1,4 +1,4 @@
-"""Pointer-level launcher of the native row quantiser."""
+"""Pointer-level launcher of the native row quantizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from accel.kernels.cpu.native import require
 
 
 def quantize_rows(x: Tensor, qmax: int, floor: float) -> tuple[Tensor, Tensor]:
-    """Quantise ``x [..., D]`` per row: codes int8 ``[..., D]``, scale fp32 ``[..., 1]``."""
+    """Quantize ``x [..., D]`` per row: codes int8 ``[..., D]``, scale fp32 ``[..., 1]``.
+
+    Codes are in [-qmax, qmax]; ``floor`` is the least largest magnitude of a row. Raises
+    RuntimeError without the native library.
+    """
     lib = require()
     x = x.to(torch.float32).contiguous()
     codes = torch.empty(x.shape, dtype=torch.int8)

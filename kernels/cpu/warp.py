@@ -39,10 +39,10 @@ def step(
     q: Tensor, rho: Tensor, forward: Tensor, backward: Tensor | None, u: tuple[float, float], *,
     seed: int, frame: int, out: Tensor,
 ) -> Tensor:  # fmt: skip
-    """One frame: writes the noise to ``out`` and returns the density fp32 [H, W].
+    """Write one frame's noise to ``out`` and return its density fp32 [H, W].
 
-    q and ``out`` fp32 [C, H, W], rho fp32 [H, W], flows fp32 [2, H, W]; all but the flows must be
-    contiguous. Raises RuntimeError without the native library, MemoryError without memory.
+    q and ``out`` fp32 [C, H, W], rho fp32 [H, W], flows fp32 [2, H, W] pixels; all but the flows
+    must be contiguous. Raises RuntimeError without the native library, MemoryError without memory.
     """
     lib = _library()
     density = torch.empty_like(rho)
@@ -60,11 +60,14 @@ def step(
 
 
 def _library() -> ctypes.CDLL:
-    """The native library, on torch's threads. Raises RuntimeError if it does not fit."""
+    """Return the native library, on torch's threads.
+
+    Raises RuntimeError if its interface does not fit.
+    """
     lib = require()
     use_torchs_threads(lib)
     if lib.accel_warp_call_size() != ctypes.sizeof(_Call):
-        raise RuntimeError("the native library describes a warp differently; reinstall")
+        raise RuntimeError("the native library has another interface for the warp; reinstall")
     return lib
 
 

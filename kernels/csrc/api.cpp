@@ -38,7 +38,7 @@ Registers cpuid(uint32_t leaf, uint32_t sub) {
   return r;
 }
 
-// Register state the operating system saves; 0 if it does not say.
+// Register state that the operating system saves; 0 if it does not say.
 uint64_t saved_state() {
   if (!(cpuid(1, 0).c & (1u << 27))) return 0;
 #if defined(_MSC_VER)
@@ -66,7 +66,7 @@ bool has_avx512vnni() {
 
 bool always() { return true; }
 
-// Best first. `by_default` is false for what only runs when it is asked for.
+// Best first. `by_default` is false for instruction sets that run only when requested.
 struct Isa {
   const char* name;
   bool (*present)();
@@ -110,14 +110,14 @@ ACCEL_EXPORT int32_t accel_abi() { return ACCEL_ABI; }
 
 ACCEL_EXPORT const char* accel_isa() { return current().name; }
 
-// Name of the i-th instruction set compiled in and present here, null beyond the last.
+// Name of the i-th instruction set that is compiled in and runs here, null beyond the last.
 ACCEL_EXPORT const char* accel_isa_name(int32_t i) {
   for (const Isa& isa : ISAS)
     if (isa.present() && i-- == 0) return isa.name;
   return nullptr;
 }
 
-// Use the named instruction set from now on (null: the default); 0 if it is not to be had.
+// Use the named instruction set from now on (null: the default); 0 if it cannot run here.
 ACCEL_EXPORT int32_t accel_choose_isa(const char* name) {
   if (!name) {
     chosen = &best();
@@ -175,11 +175,11 @@ ACCEL_EXPORT void accel_attention_free(void* packed) {
   --alive;
 }
 
-// How many packed K and V have not been freed.
+// The number of packed K and V that have not been freed.
 ACCEL_EXPORT int64_t accel_attention_alive() { return alive; }
 
-// Bytes of memory the call needs beside its inputs and its result, at most; with `all`, if K and V of all
-// heads are packed for several calls.
+// Most bytes of memory that the call needs besides its inputs and its result; with `all`, if K and V of
+// all heads are packed for several calls.
 ACCEL_EXPORT int64_t accel_attention_scratch(const accel::AttentionCall* call, int32_t all) {
   return accel::attention_scratch(*call, all != 0);
 }

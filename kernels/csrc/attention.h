@@ -1,14 +1,14 @@
 // Quantized attention on the CPU: the call's description, shared by the driver and every ISA.
 //
-// Method. For each (batch, key head) K and V are quantised once into packed 8-bit tiles; then each
-// task takes 96 query rows, quantises them, and runs over blocks of 128 keys:
+// Method. For each (batch, key head) K and V are quantized once into packed 8-bit tiles; then each
+// task takes 96 query rows, quantizes them, and runs over blocks of 128 keys:
 //
-//   S = (Qu Kt - offset sum(K)) sq sk        Qu = Q + offset is unsigned, as vpmaddubsw wants it
+//   S = (Qu Kt - offset sum(K)) sq sk        Qu = Q + offset is unsigned, as vpmaddubsw needs it
 //   P = round(L 2^(S - m))                   m: the row's maximum inside this key block
 //   O = O 2^(M - M') + (P V) sv 2^(m - M')   M': new running maximum; the sum likewise, unrounded
 //
 // Packed layout of both products: tiles of 16 columns (keys for QK, channels for PV), inside a tile
-// four consecutive contraction indices of one column lie together:  [steps][16][4] bytes. One step of
+// four consecutive contraction indices of one column are adjacent:  [steps][16][4] bytes. One step of
 // the inner kernel broadcasts four bytes of a row and multiplies them with 2 x 8 columns.
 //
 // Bits (with the sign) and how many steps accumulate in 16 bits before they could overflow:
@@ -18,7 +18,7 @@
 //   int6      6  6     8       127     7     2
 //   int4      4  4    all       63     7     4
 //
-// V has a scale per key block and channel. Six-bit P costs int4 nothing next to its logits.
+// V has a scale per key block and channel. Six-bit P adds no cost to int4 beyond its logits.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -55,18 +55,18 @@ struct AttentionCall {
 // K and V of all (batch, key head) pairs of a call, for other calls with the same K, V and options on them.
 struct PackedKeys {
   virtual ~PackedKeys() = default;
-  // On the instruction set that packed; reads k only to smooth queries, and v not at all.
+  // Runs on the instruction set that packed; reads k only to smooth queries, and never reads v.
   virtual void attend(const AttentionCall&) const = 0;
 };
 
 struct AttentionKernels {
-  void (*forward)(const AttentionCall&);  // packs a few pairs at a time and keeps none
+  void (*forward)(const AttentionCall&);  // packs a few pairs at a time and keeps none of them
   std::unique_ptr<PackedKeys> (*pack)(const AttentionCall&);
 };
 extern const AttentionKernels attention_scalar, attention_avx2, attention_avxvnni,
     attention_avx512vnni, attention_emulated;
 
-// How the work is cut: (batch, key head) pairs whose packed K and V are held at a time, and the bytes
+// How the work is divided: (batch, key head) pairs whose packed K and V are held at a time, and the bytes
 // of one pair and of one running task.
 struct Footprint {
   int64_t pairs, pair_bytes, task_bytes;

@@ -1,5 +1,5 @@
-// The VNNI path with the instruction spelt out in AVX2, so that its tiles can be tested on processors
-// that lack it. Slow; never chosen by itself.
+// The VNNI path with its instruction emulated in AVX2, so that its tiles can be tested on processors
+// without it. It is slow and never chosen automatically.
 #include <immintrin.h>
 
 static inline __m256i dot4(__m256i a, __m256i q, __m256i c) {

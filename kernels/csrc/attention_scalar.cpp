@@ -6,7 +6,7 @@
 namespace accel {
 namespace {
 
-constexpr int64_t ROWS = 6, TILES = 1;  // of the inner kernels
+constexpr int64_t ROWS = 6, TILES = 1;  // size of the inner kernels
 
 void qk_tile(int, int64_t, const uint8_t* q, int64_t q_stride, const int8_t* k, int64_t steps,
              const int32_t* init, int32_t* s, int64_t s_stride) {

@@ -1,4 +1,4 @@
-// How many heads are packed at a time, and what that takes.
+// The number of heads packed at a time, and the memory that takes.
 #include <algorithm>
 
 #include "attention.h"
@@ -9,7 +9,7 @@ Footprint footprint(const AttentionCall& c) {
   const auto up = [](int64_t n, int64_t to) { return (n + to - 1) / to * to; };
   const int64_t pairs = c.batch * c.key_heads;
   const int64_t tasks = c.heads / c.key_heads * ((c.queries + QUERY_BLOCK - 1) / QUERY_BLOCK);
-  // One head at a time while it has work for all threads; with few queries, as many as that takes.
+  // One head at a time if it has work for all threads; with few queries, as many heads as that needs.
   const int64_t wanted = c.threads > 1 ? (4 * c.threads + tasks - 1) / tasks : 1;
   const int64_t keys = up(c.keys, KEY_BLOCK), width = up(c.dim, 4), value_width = up(c.value_dim, TILE);
   Footprint f;

@@ -1,5 +1,5 @@
-// Memory as large as a frame, in large pages where Linux gives them on request: the first touch of 4 KiB
-// pages costs more than the work done on them.
+// Memory as large as a frame, in large pages if Linux grants them: the first touch of 4 KiB pages costs
+// more than the work done on them.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,10 +12,10 @@
 namespace accel {
 
 constexpr size_t LARGE_PAGE = size_t{1} << 21;
-// Below this, an allocator keeps what is freed and hands it out again without a new first touch.
+// Below this size an allocator keeps freed memory and reuses it without a new first touch.
 constexpr size_t MAPPED_ANEW = size_t{1} << 25;
 
-// Asks for large pages wherever one lies wholly inside; a hint, so a refusal changes nothing.
+// Asks for large pages wherever one fits wholly inside; this is a hint, so a refusal changes nothing.
 inline void prefer_large_pages([[maybe_unused]] void* start, [[maybe_unused]] size_t bytes) {
 #ifdef __linux__
   const auto begin = reinterpret_cast<uintptr_t>(start), end = begin + bytes;

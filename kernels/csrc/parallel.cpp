@@ -1,5 +1,5 @@
-// Threads. Torch's own OpenMP runtime is used when Python hands over its GOMP_parallel: a second runtime
-// would start a second pool that fights with the first for the cores. Without it, plain threads.
+// Threads. Torch's own OpenMP runtime is used if Python passes its GOMP_parallel: a second runtime would
+// start a second pool that competes with the first for the cores. Without it, plain threads are used.
 #include <atomic>
 #include <thread>
 #include <vector>

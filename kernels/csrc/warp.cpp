@@ -1,4 +1,4 @@
-// One frame of the warp: who goes where (a graph, made once for all channels), then the noise.
+// One frame of the warp: the graph of edges (made once for all channels), then the noise.
 #include "warp.h"
 
 #include <algorithm>
@@ -21,14 +21,14 @@ template <class T>
 using Array = std::vector<T, LargePages<T>>;
 using Indices = Array<int32_t>;
 
-// What a target receives is coded in one number `via`: below N, that pixel's noise as it is; from N on,
-// slot via - N: first the edges of sources with several edges, grouped by source, then the holes; behind
-// the slots, via - N - slots is the number of a merge.
+// One number `via` encodes what a target receives. Below N: that pixel's noise, unchanged. From N on:
+// slot via - N (first the edges of sources with several edges, grouped by source, then the holes). After
+// the slots: via - N - slots is the number of a merge.
 struct Graph {
   int64_t pixels;
   Indices via;                 // [N] per target
-  Indices slot_pixel;          // [slots] where and
-  Array<uint8_t> slot_stream;  // what for a slot's normal is drawn
+  Indices slot_pixel;          // [slots] pixel of a slot's normal
+  Array<uint8_t> slot_stream;  // [slots] random stream of a slot's normal
   Indices source, first_slot;  // sources with several edges; their slots first_slot[i] .. first_slot[i + 1]
   Indices merge_start;         // merges; their edges merge_start[i] .. merge_start[i + 1]
   Indices merge_via;           // [edges of merges]
@@ -43,7 +43,7 @@ void run(int64_t count, int threads, const Body& body) {
       const_cast<Body*>(&body));
 }
 
-// Target of every source (-1: leaves the frame), then source of every target that nobody reached.
+// Target of every source (-1: leaves the frame), then source of every target that no edge reached.
 void find_edges(const WarpCall& call, const WarpKernels& kernels, Indices& there, Indices& origin,
                 Indices& arrivals) {
   const int64_t width = call.width;
@@ -56,7 +56,7 @@ void find_edges(const WarpCall& call, const WarpKernels& kernels, Indices& there
 }
 
 // Numbers the slots: for each source with several edges its forward edge, then its backward edges by
-// target; afterwards `there_via` and `origin_via` say what an edge carries.
+// target. Then `there_via` and `origin_via` say what an edge carries.
 void number_slots(Graph& g, const Indices& there, const Indices& origin, const Indices& degree,
                   Indices& there_via, Indices& origin_via) {
   Indices cursor(g.pixels);
@@ -84,7 +84,7 @@ void number_slots(Graph& g, const Indices& there, const Indices& origin, const I
     if (origin[t] >= 0) origin_via[t] = place(origin[t], t, BACKWARD);
 }
 
-// What every target receives, and the later frame's density.
+// Finds what every target receives, and the later frame's density.
 Graph make_graph(const WarpCall& call, const WarpKernels& kernels) {
   Graph g;
   g.pixels = call.height * call.width;

@@ -1,7 +1,7 @@
-// Noise carried along a flow, one frame per call. kernels/reference_warp.py is the specification, met
+// Noise carried along a flow, one frame per call. It matches the specification, kernels/reference_warp.py,
 // bit for bit: one rounding per operation (no contraction to FMA), sums in the order of the edges, random
-// numbers looked up by pixel, frame, stream and channel. So the result depends on neither the number of
-// threads nor the instruction set nor how channels are grouped.
+// numbers looked up by pixel, frame, stream and channel. So the result does not depend on the number of
+// threads, the instruction set, or how channels are grouped.
 #pragma once
 #include <cstdint>
 
@@ -22,8 +22,8 @@ struct WarpCall {
   float offset[2];  // rounding offset (x, y) of the frame
 };
 
-// Normals of `count` pixels for the channels 4 group .. 4 group + 3: out[c * stride + i]. streams[i] says
-// what the number is for; only the first `channels` rows are written.
+// Normals of `count` pixels for the channels 4 group .. 4 group + 3: out[c * stride + i]. streams[i] is
+// the stream of pixel i's number; only the first `channels` rows are written.
 using Normals = void (*)(const int32_t* pixels, const uint8_t* streams, int64_t count, uint64_t seed,
                          uint32_t frame, uint32_t group, int64_t channels, float* out, int64_t stride);
 

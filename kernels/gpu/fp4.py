@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 """Four-bit floating point for tensor cores of compute capability 10 and up (NVFP4).
 
-Values are E2M1 (0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives), two in a byte; each 16 along the
-contracted axis share an E4M3 scale. A token (or a channel of V) has an fp32 scale besides, which
-makes the E4M3 scales use their whole range: the token's peak becomes 448 * 6 (SageAttention3,
-arXiv 2505.11594, section 3.2, does this to P only). Exact definition: ``reference_formats.nvfp4``.
+Values are E2M1 (0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives), two in a byte. Each 16 along the
+contracted axis share an E4M3 scale. A token (or a channel of V) also has an fp32 scale, which maps
+its peak to 448 * 6, so that the E4M3 scales use their whole range (SageAttention3, arXiv
+2505.11594, section 3.2, does this to P only). Exact definition: ``reference_formats.nvfp4``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton.language as tl
 
 GROUP = tl.constexpr(16)
 
-# Four pairs of fp32 to four bytes; the first operand of the conversion is the upper half.
+# Convert four pairs of fp32 to four bytes; the conversion's first operand is the upper half.
 _TO_E2M1 = tl.constexpr("""{
 .reg .b8 a, b, c, d;
 cvt.rn.satfinite.e2m1x2.f32 a, $5, $1;
@@ -27,7 +27,7 @@ mov.b32 $0, {a, b, c, d};
 
 @triton.jit
 def _nearest(x):
-    """E2M1 code of x, ties to the even code, saturating: what the conversion instruction does."""
+    """Return the E2M1 code of x like the conversion instruction: ties to even, saturating."""
     a = tl.abs(x)
     code = (a > 0.25).to(tl.uint8) + (a >= 0.75).to(tl.uint8) + (a > 1.25).to(tl.uint8)
     code += (a >= 1.75).to(tl.uint8) + (a > 2.5).to(tl.uint8) + (a >= 3.5).to(tl.uint8)
@@ -37,15 +37,15 @@ def _nearest(x):
 
 @triton.jit
 def to_fp4(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NATIVE: tl.constexpr):
-    """x fp32 [ROWS, COLUMNS] to codes uint8 [ROWS, COLUMNS / 2], scales E4M3 [ROWS, COLUMNS / 16].
+    """Convert x fp32 [ROWS, COLUMNS] to E2M1 codes and E4M3 scales.
 
-    NATIVE uses the conversion instruction; the interpreter and older cards get the same by
-    comparisons.
+    Codes are uint8 [ROWS, COLUMNS / 2], scales [ROWS, COLUMNS / 16]. NATIVE uses the conversion
+    instruction; the interpreter and older GPUs get the same result by comparisons.
     """
     grouped = tl.reshape(x, [ROWS, COLUMNS // GROUP, GROUP])
     scale = (tl.max(tl.abs(grouped), 2) / 6.0).to(tl.float8e4nv)
     wide = scale.to(tl.float32)
-    # A group below the least E4M3 number is zero whatever its codes.
+    # A group below the least E4M3 number is zero for any codes.
     grouped = grouped / tl.where(wide == 0.0, 1.0, wide)[:, :, None]
     low, high = tl.split(tl.reshape(grouped, [ROWS, COLUMNS // 2, 2]))
     if NATIVE:

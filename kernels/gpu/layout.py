@@ -1,4 +1,4 @@
-"""Shapes and containers that the GPU kernels share; no Triton here."""
+"""Shapes and containers that the GPU kernels share; this module needs no Triton."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class Queries:
 
 
 def padded_dim(dim: int, least: int = 32) -> int:
-    """Head size as the tensor cores take it: the next power of two, at least ``least``."""
+    """Return the head size for tensor cores: the next power of two, at least ``least``."""
     return max(least, 1 << (dim - 1).bit_length())
 
 
 def padded_tokens(tokens: int) -> int:
-    """Tokens rounded up to whole key tiles."""
+    """Return the tokens rounded up to whole key tiles."""
     return -(-tokens // TOKENS) * TOKENS
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How one launch of the attention kernel is cut: query rows, keys, warps, pipeline stages."""
+    """The tile of one launch of the attention kernel: query rows, keys, warps, pipeline stages."""
 
     rows: int
     keys: int
@@ -56,17 +56,19 @@ class Tile:
 
 
 def with_mask(tile: Tile, rows: bool) -> Tile:
-    """The tile that runs for ``tile`` where a mask has ``rows`` of its own: a row of it takes as
-    many registers as one of the logits, and 128 keys of both do not fit.
+    """Return the tile to use instead of ``tile`` where a mask differs by query ``rows``.
+
+    A row of such a mask takes as many registers as one of the logits, and 128 keys of both do not
+    fit.
     """
     return replace(tile, keys=64) if rows and tile.keys > 64 else tile
 
 
 def candidates(values: str, dim: int) -> tuple[Tile, ...]:
-    """Tiles worth trying for values held so and padded head size ``dim``, the likeliest first.
+    """Return the tiles to try for a format of values and a padded head size, likeliest first.
 
-    Two accumulators [rows, dim] in fp32 live in registers beside the logits, which is what bounds
-    rows * dim / warps; each of these compiles without spilling (``make gpu-report``).
+    Two accumulators [rows, dim] in fp32 are in registers besides the logits, which bounds
+    rows * dim / warps. Each of these tiles compiles without spilling (``make gpu-report``).
     """
     if dim >= 256:
         return (Tile(64, 64, 8, 2),)

@@ -14,19 +14,19 @@ those. ``_pack`` reads K and V a second time and writes
           or fp16  [B, Hk, N, Dv']
     V scale, V mean, K mean  fp32 [B, Hk, Dv' or Dk]
 
-N is Tk rounded up to 128, Dk and Dv' the head sizes rounded up to a power of two; the padding is
-zero, so the attention kernel loads whole tiles. With values "e2m1" all is NVFP4 (``gpu/fp4.py``):
-codes uint8, two in a byte along the contracted axis ([B, Hk, N, Dk / 2], [B, Hk, Dv', N / 2]), and
-an E4M3 scale for each 16. Knowing least and largest V gives the peak of V - mean without a third
-pass. ``_pack_queries`` reads Q once and writes
+N is Tk rounded up to 128, Dk and Dv' are the head sizes rounded up to a power of two. The padding
+is zero, so the attention kernel loads whole tiles. With values "e2m1" all is NVFP4
+(``gpu/fp4.py``): codes uint8, two in a byte along the contracted axis ([B, Hk, N, Dk / 2],
+[B, Hk, Dv', N / 2]), and an E4M3 scale for each 16. The least and largest V give the peak of
+V - mean without a third pass. ``_pack_queries`` reads Q once and writes
 
-    Q codes  int8  [B, H, M, Dk]     Q, less the mean of its 128 rows if asked
+    Q codes  int8  [B, H, M, Dk]     Q, less the mean of its 128 rows if smoothed
     Q scale  fp32  [B, H, M]         times softmax scale and log2(e)
     Q mean   fp32  [B, H, M / 128, Dk], and what smoothing K took from each logit, [B, H, M]
 
-with M = Tq rounded up to 128. Offsets between tokens and heads are 64-bit: views out of a fused
-QKV buffer span more than 2^31 elements. Queries could be quantized by the attention kernel, which
-reads each once, and were at first: compiled for Blackwell it then spilled 448 bytes a thread.
+with M = Tq rounded up to 128. Offsets between tokens and heads are 64-bit: views of a fused QKV
+buffer span more than 2^31 elements. Queries are not quantized by the attention kernel itself,
+although it reads each once: compiled for Blackwell that version spilled 448 bytes a thread.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds
 
 @triton.jit
 def row_scales(x, qmax, ROWS: tl.constexpr, GRANULARITY: tl.constexpr, IS_KEY: tl.constexpr):
-    """Scale [ROWS] of each row of x [ROWS, D]; not finite where x is not.
+    """Return the scale [ROWS] of each row of x [ROWS, D]; it is not finite where x is not.
 
     GRANULARITY "token"; "thread": rows {i, i+8, i+16, i+24} of 32 queries, {2j, 2j+1} of each 8 in
     64 keys; "block": 64 keys, or all ROWS queries.
@@ -75,7 +75,7 @@ def row_scales(x, qmax, ROWS: tl.constexpr, GRANULARITY: tl.constexpr, IS_KEY: t
 
 @triton.jit
 def to_codes(x, scale):
-    """Nearest integers of x [T, D] / scale [T], half to even, as int8."""
+    """Return the nearest integers of x [T, D] / scale [T], half to even, as int8."""
     return ((x / scale[:, None] + ROUND) - ROUND).to(tl.int8)
 
 
@@ -102,7 +102,7 @@ def _statistics(
     k_sb, k_sh, k_st, k_sd, v_sb, v_sh, v_st, v_sd,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, ROWS: tl.constexpr, HAS_VALID: tl.constexpr,
 ):  # fmt: skip
-    """Partial statistics of one chunk of one head: [B * Hk, chunks, 4, max(DIM, VALUE_DIM)]."""
+    """Store partial statistics of a chunk of a head: [B * Hk, chunks, 4, max(DIM, VALUE_DIM)]."""
     head, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = head // heads, head % heads
     d, dv = tl.arange(0, DIM), tl.arange(0, VALUE_DIM)
@@ -143,7 +143,7 @@ def _fold(
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, CHUNKS: tl.constexpr, HAS_VALID: tl.constexpr,
     VALUES: tl.constexpr, SMOOTH_V: tl.constexpr,
 ):  # fmt: skip
-    """Means of K and V and scales of V of one head, from its partial statistics."""
+    """Store means of K and V and scales of V of one head, from its partial statistics."""
     head = tl.program_id(0).to(tl.int64)
     d, dv, c = tl.arange(0, DIM), tl.arange(0, VALUE_DIM), tl.arange(0, CHUNKS)
     WIDE: tl.constexpr = max(DIM, VALUE_DIM)
@@ -180,7 +180,7 @@ def _pack(
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, ROWS: tl.constexpr, HAS_VALID: tl.constexpr,
     GRANULARITY: tl.constexpr, VALUES: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Codes of ROWS tokens of one head."""
+    """Store the codes of ROWS tokens of one head."""
     head, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = head // heads, head % heads
     d, dv = tl.arange(0, DIM), tl.arange(0, VALUE_DIM)
@@ -232,7 +232,7 @@ def _pack_queries(
     DIM: tl.constexpr, ROWS: tl.constexpr, GRANULARITY: tl.constexpr, SMOOTH: tl.constexpr,
     SHIFT: tl.constexpr, FP4: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Codes of ROWS queries of one head; ``scale`` is softmax scale times log2(e)."""
+    """Store the codes of ROWS queries of one head; ``scale`` is softmax scale times log2(e)."""
     head, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b, h = head // heads, head % heads
     t, d = block * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
@@ -257,7 +257,7 @@ def _pack_queries(
 
 
 def _codes(x: Tensor, padded: int, wide: int, fp4: bool) -> Tensor:
-    """Room for the codes of Q or K [B, H, T, D]."""
+    """Return an empty tensor for the codes of Q or K [B, H, T, D]."""
     shape = (*x.shape[:2], padded, wide // 2 if fp4 else wide)
     return x.new_empty(shape, dtype=torch.uint8 if fp4 else torch.int8)
 

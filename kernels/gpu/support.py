@@ -1,8 +1,8 @@
-"""What the GPU kernels can do on which compute capability, and why not the rest. No Triton here.
+"""What the GPU kernels can run on which compute capability, and why not the rest, without Triton.
 
-Facts from NVIDIA's instruction set: INT8 tensor cores from 8.0 on, E4M3 from 8.9, FP4 block-scaled
-products from 10.0. Four-bit integers exist on 8.0 to 8.9 only, and neither Triton nor its shipped
-tools can be made to use them in a way that could be checked without such a card.
+Facts from NVIDIA's instruction set: INT8 tensor cores exist from 8.0 on, E4M3 from 8.9, FP4
+block-scaled products from 10.0. Four-bit integers exist on 8.0 to 8.9 only. Neither Triton nor its
+shipped tools can use them in a way that could be checked without such a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 MIN_CAPABILITY = (8, 0)
 FP4_CAPABILITY = (10, 0)
 FP4_TRITON = (3, 9)  # compiles FP4 for 10.x too; 3.7.1, which torch 2.13 brings, does not
-INTERPRETED = (8, 9)  # stands in for a card when Triton's interpreter runs the kernels
+INTERPRETED = (8, 9)  # capability that is assumed when Triton's interpreter runs the kernels
 
 
 ValueFormat = Literal["e4m3", "e2m1", "fp16"]
@@ -31,7 +31,7 @@ def _has_triton() -> bool:
 
 @cache
 def triton_version() -> tuple[int, int]:
-    """Of the installed Triton; (0, 0) without one."""
+    """Return the version of the installed Triton, (0, 0) without one."""
     if not _has_triton():
         return 0, 0
     major, minor = importlib.metadata.version("triton").split(".")[:2]
@@ -39,18 +39,18 @@ def triton_version() -> tuple[int, int]:
 
 
 def interpreting() -> bool:
-    """Whether Triton was told to interpret kernels on the CPU (``TRITON_INTERPRET=1``)."""
+    """Return whether Triton was told to interpret kernels on the CPU (``TRITON_INTERPRET=1``)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 @cache
 def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability of a CUDA device."""
+    """Return the compute capability of a CUDA device."""
     return INTERPRETED if device.type != "cuda" else torch.cuda.get_device_capability(device)
 
 
 def why_not_gpu(device: torch.device) -> str:
-    """Why the Triton kernels cannot run on ``device``; "" if they can."""
+    """Return why the Triton kernels cannot run on ``device``, or "" if they can."""
     if device.type != "cuda" and not (device.type == "cpu" and interpreting()):
         return f"runs on cuda tensors only, got {device.type}"
     if not _has_triton():
@@ -66,8 +66,9 @@ def why_not_gpu(device: torch.device) -> str:
 
 
 def value_format(cc: tuple[int, int], precision: str = "int8") -> ValueFormat:
-    """How P and V are held: "e4m3" where tensor cores have it, else "fp16"; "e2m1" is NVFP4 for
-    everything, which is what "int4" means on a card.
+    """Return the format of P and V: "e4m3" where tensor cores have it, else "fp16".
+
+    For "int4" on a GPU with FP4 it is "e2m1", which stands for NVFP4 throughout.
     """
     if precision == "int4" and cc >= FP4_CAPABILITY:
         return "e2m1"
@@ -75,9 +76,9 @@ def value_format(cc: tuple[int, int], precision: str = "int8") -> ValueFormat:
 
 
 def why_not_precision(precision: str, cc: tuple[int, int], dim: int = 128) -> str:
-    """Why "auto" takes INT8 where ``precision`` was asked for with heads of ``dim``, or ""."""
+    """Return why "auto" uses INT8 instead of ``precision`` for heads of ``dim``, or ""."""
     if precision == "int6":
-        return "six bits cost what eight cost on tensor cores"
+        return "six bits cost as much as eight on tensor cores"
     if precision != "int4":
         return ""
     if cc >= FP4_CAPABILITY:
@@ -91,7 +92,7 @@ def why_not_precision(precision: str, cc: tuple[int, int], dim: int = 128) -> st
 
 
 def describe(cc: tuple[int, int]) -> str:
-    """One line for the report: what attention can run on a card."""
+    """Return one line for the report: what attention can run on a GPU."""
     if cc < MIN_CAPABILITY:
         return f"no kernel for compute capability {cc[0]}.{cc[1]}"
     values = "E4M3" if value_format(cc) == "e4m3" else "FP16"

@@ -1,10 +1,10 @@
-"""Which tile a card runs fastest, and whether that beats torch: measured once, kept as JSON.
+"""The fastest tile on a GPU and its gain over torch: measured once, kept as JSON.
 
 The first call of a kind (dtype, head sizes, tokens to a factor of two) times every candidate tile
-on synthetic inputs, and torch's own attention beside them, alternating, median of ``REPEATS``.
-Packing grows with the tokens and attention with their square, so more tokens gain more. What came
-out decides for every later process too, so "auto" never runs a kernel that lost on this very card.
-A tile whose result is not near torch's is never used. Without a card to measure, or where the
+on synthetic inputs. Torch's own attention takes turns with them; each time is the median of
+``REPEATS``. Packing grows with the tokens and attention with their square, so more tokens gain
+more. Later processes use the result too, so "auto" never runs a kernel that lost on this very GPU.
+A tile whose result is not near torch's is never used. Without a GPU to measure on, or where the
 first call is captured in a CUDA graph, the first candidate runs and no gain is claimed.
 """
 
@@ -25,18 +25,21 @@ from torch import Tensor
 
 from accel.kernels.gpu.layout import Tile, candidates, padded_dim
 
-# Tokens of the synthetic calls; a real one counts as the next smaller of them.
+# Tokens of the synthetic calls; a real call counts as the next smaller one.
 TOKENS = (2048, 4096, 8192, 16384, 32768, 65536)
-MOST_HEADS, ROWS = 12, 131072  # of a synthetic call: enough to fill a card
+MOST_HEADS, ROWS = 12, 131072  # limits of a synthetic call: enough to fill a GPU
 REPEATS = 7
 BURST = 3  # calls in a row that are timed together: a pipeline's next call does not wait either
-MIN_GAIN = 1.05  # time of torch's attention over ours; packing included
+MIN_GAIN = 1.05  # time of torch's attention over this one, packing included
 TOLERANCE = {"e4m3": 0.08, "fp16": 0.03, "e2m1": 0.4}  # relative L1 to torch on N(0, 1)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A tile and its measured gain: time of torch's attention over ours; None if not measured."""
+    """A tile and its measured gain.
+
+    The gain is the time of torch's attention over that of the tile, None if it was not measured.
+    """
 
     tile: Tile
     gain: float | None = None
@@ -44,7 +47,7 @@ class Choice:
 
     @property
     def why_not(self) -> str:
-        """Why "auto" does not use the kernel; "" if it won or was not measured."""
+        """The reason why "auto" does not use the kernel; "" if it won or was not measured."""
         if self.note:
             return self.note
         if self.gain is not None and self.gain < MIN_GAIN:
@@ -57,10 +60,15 @@ _memory: dict[str, Choice] = {}
 
 
 def choose(q: Tensor, value_dim: int, tokens: int, values: str, run: Run) -> Choice:
-    """The tile for calls like this one; measures on the first call of its kind on a card.
+    """Return the tile for calls like this one; the first call of its kind on a GPU measures it.
 
-    q [B, H, Tq, D]; ``tokens``: keys, or queries where they are fewer and the keys are packed for
-    them alone; ``values`` as in ``layout.candidates``; ``run(q, k, v, tile)`` is the kernel.
+    Args:
+        q: Queries [B, H, Tq, D].
+        value_dim: Head size of the values.
+        tokens: Number of keys, or of queries where these are fewer and the keys are packed for
+            them alone.
+        values: Format of the values, as in ``layout.candidates``.
+        run: The kernel, called as ``run(q, k, v, tile)``.
     """
     tokens = max(n for n in TOKENS if n <= max(tokens, TOKENS[0]))
     device, wide = q.device, max(padded_dim(q.shape[-1]), padded_dim(value_dim))
@@ -84,7 +92,7 @@ def choose(q: Tensor, value_dim: int, tokens: int, values: str, run: Run) -> Cho
 def measure(
     q: Tensor, value_dim: int, tokens: int, tiles: tuple[Tile, ...], run: Run, tolerance: float
 ) -> Choice:
-    """Time ``tiles`` and torch's attention with the dtype and head sizes of ``q``."""
+    """Return the fastest of ``tiles`` and its gain, for the dtype and head sizes of ``q``."""
     heads = min(MOST_HEADS, max(1, ROWS // tokens))
     generator = torch.Generator(q.device).manual_seed(0)
     a, b, v = (
@@ -96,7 +104,7 @@ def measure(
     for tile in tiles:
         try:
             error = (run(a, b, v, tile).float() - exact).abs().sum() / exact.abs().sum()
-        except Exception as failure:  # a tile too large for the card: the next may fit
+        except Exception as failure:  # a tile too large for the GPU: the next may fit
             note = f"{type(failure).__name__}: {str(failure)[:200]}"
             continue
         if float(error) < tolerance:
@@ -107,13 +115,13 @@ def measure(
         return Choice(tiles[0], 0.0, f"no tile gives torch's result here ({note})")
     jobs: list[Callable[[], object]] = [partial(run, a, b, v, tile) for tile in right]
     jobs.append(partial(torch.nn.functional.scaled_dot_product_attention, a, b, v))
-    *mine, torchs = alternate(jobs, q.device)
-    best = min(range(len(right)), key=mine.__getitem__)
-    return Choice(right[best], torchs / mine[best])
+    *tile_times, torch_time = alternate(jobs, q.device)
+    best = min(range(len(right)), key=tile_times.__getitem__)
+    return Choice(right[best], torch_time / tile_times[best])
 
 
 def alternate(jobs: list[Callable[[], object]], device: torch.device) -> list[float]:
-    """Median milliseconds of each job over ``REPEATS`` rounds in which every job has its turn."""
+    """Return the median milliseconds of each job over ``REPEATS`` rounds of one turn per job."""
     times: list[list[float]] = [[] for _ in jobs]
     with torch.cuda.device(device):
         for job in jobs:
@@ -132,8 +140,9 @@ def alternate(jobs: list[Callable[[], object]], device: torch.device) -> list[fl
 
 @cache
 def cache_file(device: torch.device) -> Path:
-    """``$XDG_CACHE_HOME/accel-diffusion/gpu-<card>-<versions>.json``; the last version is that of
-    the kernels themselves: changed ones are measured again.
+    """Return ``$XDG_CACHE_HOME/accel-diffusion/gpu-<card>-<versions>.json``.
+
+    The last version is that of the kernels themselves: changed kernels are measured again.
     """
     import triton
 
@@ -145,7 +154,7 @@ def cache_file(device: torch.device) -> Path:
 
 
 def _read(path: Path) -> dict[str, Choice]:
-    """Stored choices; a file that cannot be read counts as none."""
+    """Return stored choices; a file that cannot be read counts as empty."""
     try:
         data = json.loads(path.read_text("utf-8"))
         return {k: Choice(Tile(**c["tile"]), c["gain"], c["note"]) for k, c in data.items()}

@@ -1,11 +1,11 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""Noise warp for GPUs: the bytes of ``kernels/reference_warp.py``, which defines it.
+"""Noise warp for GPUs, with the same bytes as ``kernels/reference_warp.py``, which defines it.
 
-Edges are found and sorted by torch on the card. One program per block of target pixels and four
-channels (one call of the random generator) then walks the edges that arrive there in the order of
-the reference, so that sums round alike: no atomics. Split noise is not stored but drawn again where
-it is needed, twice an edge. Fused multiply-add is switched off, division and root are the correctly
-rounded ones.
+Torch finds and sorts the edges on the GPU. One program per block of target pixels and four channels
+(one call of the random generator) then walks the edges that arrive there in the order of the
+reference, so that sums round alike: no atomics. Split noise is not stored but drawn again where it
+is needed, twice an edge. Fused multiply-add is off; division and root are the correctly rounded
+ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from accel.kernels.flow import find_edges, inverse_flow
 
 BLOCK = 128
 EXACT = {"num_warps": 4, "enable_fp_fusion": False}
-# Triton makes a constant of an integer that is 1, and compiles anew for multiples of 16.
+# Triton turns an integer of 1 into a constant, and compiles again for multiples of 16.
 NUMBERS = ["forward", "channels", "pixels", "frame", "seed_low", "seed_high"]
 FRESH, FORWARD, BACKWARD = (tl.constexpr(n) for n in range(3))  # streams of random numbers
 LEAST, MOST = tl.constexpr(1e-6), tl.constexpr(1e6)  # density
@@ -37,7 +37,7 @@ HALF_BITS = tl.constexpr(0x3F3504F3)  # bits of sqrt(1/2)
 
 @triton.jit
 def natural_log(u):
-    """ln of fp32 u in (0, 1]."""
+    """Return the natural logarithm of fp32 u in (0, 1]."""
     bits = u.to(tl.int32, bitcast=True) - HALF_BITS
     exponent = (bits >> 23).to(tl.float32)
     x = ((bits & 0x7FFFFF) + HALF_BITS).to(tl.float32, bitcast=True) - 1.0
@@ -49,7 +49,7 @@ def natural_log(u):
 
 @triton.jit
 def box_muller(first, second):
-    """Two normals fp32 from two words of 32 bits."""
+    """Return two fp32 normals from two words of 32 bits."""
     u = (first >> 1).to(tl.float32) * 4.656612873077393e-10 + 2.3283064365386963e-10
     radius = tl.sqrt_rn(-2.0 * natural_log(u))
     quarter = (second >> 30).to(tl.int32)
@@ -67,7 +67,7 @@ def box_muller(first, second):
 
 @triton.jit
 def normals(pixel, group, frame, stream, seed_low, seed_high):
-    """Normals of channels 4 group ... 4 group + 3 at ``pixel`` [P]: four times fp32 [P]."""
+    """Return normals of channels 4 group ... 4 group + 3 at ``pixel`` [P], four times fp32 [P]."""
     seed = (seed_high.to(tl.uint32, bitcast=True).to(tl.uint64) << 32) | seed_low.to(
         tl.uint32, bitcast=True
     ).to(tl.uint64)
@@ -81,7 +81,7 @@ def normals(pixel, group, frame, stream, seed_low, seed_high):
 
 @triton.jit
 def _edge_noise(edge, forward, source, target, group, frame, seed_low, seed_high):
-    """The draw of edges: keyed by the source of a forward one, the target of a backward one."""
+    """Return the draw of edges, keyed by a forward edge's source or a backward edge's target."""
     ahead = edge < forward
     pixel = tl.where(ahead, source, target)
     stream = tl.where(ahead, FORWARD, BACKWARD).to(tl.uint32)
@@ -90,7 +90,7 @@ def _edge_noise(edge, forward, source, target, group, frame, seed_low, seed_high
 
 @triton.jit
 def _store4(ptr, group, channels, pixels, pixel, mask, n0, n1, n2, n3):
-    """Store four channels [P] of an array [C, N], less those past the last channel."""
+    """Store four channels [P] of an array [C, N], except those past the last channel."""
     left = pixel * 0 + (channels - group * 4)
     at = ptr + (group * 4).to(tl.int64) * pixels + pixel
     tl.store(at, n0, mask=mask)
@@ -101,7 +101,7 @@ def _store4(ptr, group, channels, pixels, pixel, mask, n0, n1, n2, n3):
 
 @triton.jit
 def _load4(ptr, group, channels, pixels, pixel, mask):
-    """Four channels [P] of an array [C, N]; 0 past the last channel."""
+    """Load four channels [P] of an array [C, N]; 0 past the last channel."""
     left = pixel * 0 + (channels - group * 4)
     at = ptr + (group * 4).to(tl.int64) * pixels + pixel
     n0 = tl.load(at, mask=mask, other=0.0)
@@ -113,7 +113,7 @@ def _load4(ptr, group, channels, pixels, pixel, mask):
 
 @triton.jit(do_not_specialize=NUMBERS)
 def _fresh(out_ptr, channels, pixels, frame, seed_low, seed_high, BLOCK: tl.constexpr):
-    """Fresh noise of a frame, [C, N]."""
+    """Store fresh noise of a frame, [C, N]."""
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     group = tl.program_id(1)
     n0, n1, n2, n3 = normals(pixel, group, frame, FRESH, seed_low, seed_high)
@@ -122,8 +122,9 @@ def _fresh(out_ptr, channels, pixels, frame, seed_low, seed_high, BLOCK: tl.cons
 
 @triton.jit
 def _edges_of_block(start_ptr, count_ptr, pixels, BLOCK: tl.constexpr):
-    """This program's pixels, which of them are in the picture, and where their edges lie in the
-    order: first and number, each [BLOCK].
+    """Return this program's pixels, which are in the picture, and where their edges are.
+
+    The latter are the first edge in the order and the number of edges, each [BLOCK].
     """
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
@@ -136,7 +137,7 @@ def _totals(
     out_ptr, target_ptr, order_ptr, start_ptr, degree_ptr, forward, channels, pixels, frame,
     seed_low, seed_high, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum of the draws of all edges that leave a source, [C, N]; 0 with fewer than two."""
+    """Store the sum of the draws of all edges that leave a source, [C, N]; 0 for fewer than two."""
     origin, inside, start, degree = _edges_of_block(start_ptr, degree_ptr, pixels, BLOCK)
     group = tl.program_id(1)
     degree = tl.where(degree > 1, degree, 0)
@@ -156,7 +157,7 @@ def _totals(
 
 @triton.jit
 def _split(q, z, total, count, root):
-    """What one edge carries: a copy of ``q``, or its share plus centred noise."""
+    """Return what one edge carries: a copy of ``q``, or its share plus centered noise."""
     return tl.where(count > 1.0, tl.div_rn(q, root) + (z - tl.div_rn(total, count)), q)
 
 
@@ -166,7 +167,7 @@ def _merge(
     arrivals_ptr, degree_ptr, forward, channels, pixels, frame, seed_low, seed_high,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Noise [C, N] and density [N] of the new frame."""
+    """Store noise [C, N] and density [N] of the new frame."""
     target, inside, start, arrivals = _edges_of_block(start_ptr, arrivals_ptr, pixels, BLOCK)
     group = tl.program_id(1)
     density = tl.zeros([BLOCK], tl.float32)
@@ -217,10 +218,10 @@ def step(
     q: Tensor, rho: Tensor, forward: Tensor, backward: Tensor | None, u: tuple[float, float], *,
     seed: int, frame: int, out: Tensor,
 ) -> Tensor:  # fmt: skip
-    """One frame: writes the noise to ``out`` and returns the density fp32 [H, W].
+    """Write one frame's noise to ``out`` and return its density fp32 [H, W].
 
-    q and ``out`` fp32 [C, H, W], rho fp32 [H, W], both contiguous; flows fp32 [2, H, W]; all on
-    one device.
+    q and ``out`` fp32 [C, H, W], rho fp32 [H, W], all contiguous; flows fp32 [2, H, W] pixels; all
+    on one device.
     """
     back = inverse_flow(forward) if backward is None else backward
     offset = torch.tensor(u, device=forward.device).view(2, 1, 1)
@@ -243,13 +244,13 @@ def step(
 
 
 def _by_pixel(end: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Edges sorted by one end, in their own order there: int32 order [E], counts and starts [N]."""
+    """Sort edges by one end, in their own order there: int32 order [E], counts and starts [N]."""
     order = torch.argsort(end, stable=True).int()
     count = torch.bincount(end, minlength=pixels)
     return order, count.int(), (count.cumsum(0) - count).int()
 
 
 def _words(seed: int) -> tuple[int, int]:
-    """The two halves of a 64-bit seed as signed 32-bit numbers."""
+    """Return the two halves of a 64-bit seed as signed 32-bit numbers."""
     low, high = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
     return low - (low >> 31 << 32), high - (high >> 31 << 32)

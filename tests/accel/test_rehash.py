@@ -263,7 +263,7 @@ def test_what_a_denoiser_cannot_do_is_said():
     with accel.patched(pipe, plan=plan(level="features", **FIXED)) as handle:
         pipe()
         assert any("outputs instead of features" in n for n in handle.report().rehash.notes)
-    with pytest.raises(ValueError, match=r"tail must be less than its 2 blocks, got 2"):
+    with pytest.raises(ValueError, match=r"tail must be less than the 2 blocks, got 2"):
         accel.patch(Pipe("wan"), plan=plan(level="features", tail=2))
     with pytest.raises(ValueError, match=r"from 1 to 1.*got 5"):
         accel.patch(Pipe("svd"), plan=plan(level="features", tail=5))

@@ -138,5 +138,5 @@ def test_weights_offloaded_leaf_by_leaf_keep_a_temporal_block_whole():
         assert_same(forward(module, inputs), plain)
         blocks = {b.name: b for b in handle.report().blocks}
     reasons = {why for name, b in blocks.items() if "temporal_res" in name for why in b.whole}
-    assert reasons == {"the weights of norm1 are offloaded by themselves"}
+    assert reasons == {"the weights of norm1 are offloaded on their own"}
     assert all(b.sliced for name, b in blocks.items() if "spatial_res" in name)

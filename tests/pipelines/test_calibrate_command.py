@@ -38,7 +38,7 @@ def test_job_files_become_a_table_a_plan_and_pictures(jobs, tmp_path, capsys, mo
                  "reference"]) == 0  # fmt: skip
     assert len(made) == 1 + 24 + 1  # with errors measured, mixed plans, the plan
     said = capsys.readouterr().out
-    assert "PREDICTED" in said and "one job within" in said and "measured on the first job" in said
+    assert "PREDICTED" in said and "one job typically" in said and "on the first job" in said
     found = ErrorTable.load(out / "table.json")
     assert len(found.sites) == 12 and len(found.sigmas) == 3 and found.step_weight is not None
     plan = Plan.load(out / "plan.json")

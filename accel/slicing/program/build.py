@@ -1,9 +1,9 @@
-"""A block as groups of operators that run slice by slice (``accel/slicing/program/run.py``).
+"""Build a program, the groups of operators of a block (``accel/slicing/program/run.py`` runs it).
 
-``build`` turns a merged trace into a ``Program``. A submodule whose every operator is point-wise
-on the tokens stays one call, so its hooks, LoRA branches and quantized weights work as they are;
-one that holds attention, or matrix products that do not depend on the slice, is opened, and so are
-diffusers' own containers, which would keep their arguments alive for too long.
+``build`` turns a merged trace into a ``Program``. A submodule in which every operator is point-wise
+on the tokens stays one call, so its hooks, LoRA branches and quantized weights work unchanged. A
+submodule that holds attention, or matrix products that do not depend on the slice, is opened. So
+are diffusers' own containers, which would keep their arguments alive for too long.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ FRESH = ("empty_like", "zeros_like", "new_empty", "new_zeros")
 
 
 class _Flattener:
-    """Calls of a trace as operators, with submodules kept whole where that is right."""
+    """Turns the calls of a trace into operators, and keeps submodules whole where possible."""
 
     def __init__(self, trace: Trace, rules: Rules) -> None:
         self.trace, self.rules = trace, rules
-        self.same: dict[int, int] = {}  # a submodule's result: the value inside that it is
+        self.same: dict[int, int] = {}  # a submodule's result: the value inside it that it equals
         self.mixing: list[str] = []
         self.opened: list[str] = []
 
     def real(self, number: int) -> int:
-        """The value behind the results of opened submodules."""
+        """Return the value behind the results of opened submodules."""
         while number in self.same:
             number = self.same[number]
         return number
 
     def flatten(self, calls: Sequence[Call], owner: str) -> list[Node]:
+        """Return calls made in the submodule ``owner`` as operators."""
         nodes: list[Node] = []
         for call in calls:
             if not call.function:
@@ -53,7 +54,7 @@ class _Flattener:
         return nodes
 
     def _group_norm(self, call: Call, owner: str) -> list[Node]:
-        """Statistics of the whole value, then the slice normalized with them."""
+        """Return two operators: statistics of the whole value, and its slice normalized by them."""
         names = ("input", "num_groups", "weight", "bias", "eps")
         given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
         x, groups, eps = given["input"], given["num_groups"], given.get("eps", 1e-5)
@@ -119,8 +120,9 @@ class _Flattener:
 
 
 def _explicit(call: Call, values: Sequence[Any], lengths: Sequence[int]) -> Any:
-    """Arguments that mean the same where a slice holds no token of a stream: ends such as -tokens
-    in ``x[...]`` counted from the start, sizes of -1 spelt out.
+    """Return arguments that mean the same where a slice holds no token of a stream.
+
+    Ends such as -tokens in ``x[...]`` are counted from the start, and sizes of -1 are written out.
     """
     if call.name in ("view", "reshape") and -1 in leaves(call.args[1:]):
         return (call.args[0], values[refs(call.result)[0]].dims)
@@ -145,7 +147,7 @@ def _explicit(call: Call, values: Sequence[Any], lengths: Sequence[int]) -> Any:
 
 
 def _renumbered(node: Node, real: Any, trace: Trace) -> Node:
-    """With the results of opened submodules replaced by the values they are."""
+    """Return the node with the results of opened submodules replaced by the values they equal."""
     op, call = node.operator, node.call
     call = replace(call, args=_explicit(call, trace.values, trace.lengths))
     operator = Operator(
@@ -161,7 +163,10 @@ def _renumbered(node: Node, real: Any, trace: Trace) -> Node:
 
 
 def build(trace: Trace, inputs: Mapping[str, Axis], streams: tuple[str, ...]) -> Program:
-    """The program of a merged trace whose arguments have these axes."""
+    """Return the program of a merged trace whose arguments have the axes ``inputs``.
+
+    Raises Underivable if its result mixes tokens, or if the trace cannot be run in slices.
+    """
     rules = Rules(trace.values, trace.lengths)
     for name, axis in inputs.items():
         rules.set_axis(trace.inputs[name], axis)
@@ -186,8 +191,9 @@ def build(trace: Trace, inputs: Mapping[str, Axis], streams: tuple[str, ...]) ->
 
 
 def _check(nodes: Sequence[Node], trace: Trace) -> None:
-    """Every value must come from somewhere. What is changed in place must be no argument, and is
-    copied first unless it was made for that.
+    """Check that each value has a source, and decide what is copied before it is changed in place.
+
+    Raises Underivable for a value without a source and for an argument that is changed in place.
     """
     made = {n for node in nodes for n in node.operator.makes} | set(trace.inputs.values())
     for node in nodes:

@@ -1,4 +1,4 @@
-"""Programs known so far, by what they depend on: a block's structure and its arguments' shapes."""
+"""Cache of programs, by what they depend on: a block's structure and its arguments' shapes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ REMEMBERED = 64  # programs
 
 class Programs:
     """Programs by block structure and argument shapes, shared by the equal blocks of a model.
+
     ``reusable``: arguments of its blocks that may be overwritten, by how the model is called.
     """
 
@@ -26,7 +27,10 @@ class Programs:
         self._known: dict[Any, Program | str] = {}
 
     def find(self, block: nn.Module, arguments: Mapping[str, Any]) -> Program:
-        """Known or newly derived. Raises Underivable with the reason, known ones again."""
+        """Return the cached program of a block, or derive one.
+
+        Raises Underivable with the reason; failures are cached too.
+        """
         key = (_structure(block), _signature(arguments), settled(block, arguments))
         if key not in self._known:
             if len(self._known) >= REMEMBERED:
@@ -46,12 +50,12 @@ class Programs:
 def _dry_run_failed(error: Exception) -> str:
     first = str(error).splitlines()[0]
     if isinstance(error, NotImplementedError) or "meta" in first:
-        return "what it does depends on the values in a tensor"
+        return "its operations depend on the values in a tensor"
     return f"a dry run failed: {first}"
 
 
 def _structure(block: nn.Module) -> tuple[Any, ...]:
-    """What a program depends on in a block: its submodules, processors and plain settings."""
+    """Return what a program depends on in a block: submodules, processors, plain settings."""
     parts: list[Any] = []
     for path, part in block.named_modules():
         plain = [

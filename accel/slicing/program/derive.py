@@ -1,10 +1,10 @@
-"""Finds out how a block can be sliced, from one look at its arguments and a few dry runs.
+"""Derive how a block can be sliced, from one look at its arguments and a few dry runs.
 
 The streams are the arguments [B, tokens, channels] that come back as results of the same shape. In
 UNets, where frames are samples of a batch, the batch [N, ...] itself is a stream if it is long.
 Other arguments (rotary tables, masks, per-token modulation) hold tokens where a size equals a
-stream's length or the sum of two. Sizes can be equal by chance, so every reading is tried in turn
-on a copy without weights and the one with the lowest predicted peak is taken.
+stream's length or the sum of two. Sizes can be equal by chance, so each interpretation is tried in
+turn on a copy without weights. The one with the lowest predicted peak is used.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from accel.slicing.trace.merge import merge
 from accel.slicing.trace.record import Affine, Axis, Trace, Underivable, record, refs, weightless
 from accel.slicing.trace.values import prepare, settled
 
-STEP = 7  # tokens more in a dry run; odd, so that halves of a length are noticed
-READINGS = 48  # ways to read the arguments' sizes that are tried at most
-MOST_SAMPLES = 4  # of which the tokens may lie in one dimension
-BATCH = 16  # samples from which on a block [N, tokens, channels] is sliced between samples
+STEP = 7  # additional tokens in a dry run; odd, so that halves of a length are noticed
+READINGS = 48  # most interpretations of the arguments' sizes that are tried
+MOST_SAMPLES = 4  # most samples whose tokens may lie in one dimension
+BATCH = 16  # fewest samples for which a block [N, tokens, channels] is sliced between samples
 
 
 def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
-    """The program of ``block`` for arguments of these shapes; the block itself is only read.
+    """Return the program of ``block`` for arguments of these shapes; the block itself is only read.
 
     Raises Underivable with the reason if it cannot be sliced.
     """
@@ -46,7 +46,7 @@ def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
     alone = bool(settled(block, arguments))
     choices = itertools.chain(_of_unets(first, shapes), _readings(first, shapes, alone))
     best: tuple[int, Program] | None = None
-    reason = ""  # of the likeliest reading
+    reason = ""  # why the likeliest reading failed
     for streams, inputs in itertools.islice(choices, READINGS):
         try:
             program = _attempt(block, arguments, first, streams, inputs)
@@ -59,13 +59,13 @@ def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
         if not program.mixing:
             break
     if best is None:
-        none = "it has no argument [B, tokens, channels] that comes back, and no batch to slice"
+        none = "it returns no argument [B, tokens, channels], and it has no batch to slice"
         raise Underivable(reason or none)
     return best[1]
 
 
 def predicted_peak(program: Program, slices: int) -> int:
-    """Bytes alive at most, by the grouping alone (``groups.peak``)."""
+    """Return the most bytes alive at once, estimated from the grouping alone (``groups.peak``)."""
     sizes = {}
     for n, value in enumerate(program.trace.values):
         size = value.dtype.itemsize
@@ -81,8 +81,9 @@ Reading = tuple[Streams, dict[str, Axis]]
 
 
 def _of_unets(trace: Trace, shapes: Mapping[str, Tensor]) -> Iterator[Reading]:
-    """The reading by which every argument with as many samples as the result is sliced, or rows of
-    pixels.
+    """Yield the reading of a UNet's block, in which samples or rows of pixels are sliced.
+
+    Every argument with as many samples as the result is sliced with it.
     """
     results = [trace.values[n].dims for n in refs(trace.result)]
     if len(results) != 1 or len(results[0]) < 3:
@@ -102,7 +103,10 @@ def _of_unets(trace: Trace, shapes: Mapping[str, Tensor]) -> Iterator[Reading]:
 
 
 def _readings(trace: Trace, shapes: Mapping[str, Tensor], alone: bool) -> Iterator[Reading]:
-    """Streams and the arguments' axes, likeliest first. ``alone``: the longest is the only one."""
+    """Yield streams and the arguments' axes, likeliest first.
+
+    ``alone``: the longest stream is the only one.
+    """
     results = {trace.values[n].dims for n in refs(trace.result)}
     carriers = [
         name
@@ -126,8 +130,8 @@ def _readings(trace: Trace, shapes: Mapping[str, Tensor], alone: bool) -> Iterat
         lengths = {name: shapes[name].shape[1] for name in names}
         distinct = list(dict.fromkeys(lengths.values()))
         together = {name: distinct.index(n) for name, n in lengths.items()}
-        apart = {name: i for i, name in enumerate(names)}
-        for streams in [together, apart] if together != apart else [together]:
+        separate = {name: i for i, name in enumerate(names)}
+        for streams in [together, separate] if together != separate else [together]:
             yield from _axes(streams, shapes)
 
 
@@ -163,7 +167,10 @@ def _choices(
 
 
 def _dry_run(block: nn.Module, arguments: Mapping[str, Any], more: Mapping[str, Any]) -> Trace:
-    """Record a copy without weights; ``more``: tokens to add, as {argument: (dim, number)}."""
+    """Record a copy without weights.
+
+    ``more`` maps an argument to a dimension and the number of tokens to add to it.
+    """
     meta: dict[str, Any] = {}
     for name, value in arguments.items():
         numbers = itertools.count()

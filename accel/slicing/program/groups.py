@@ -1,12 +1,12 @@
-"""Operator grouping: which operators run slice by slice together, and what that costs at most.
+"""Operator grouping: which operators run slice by slice together, and the peak memory of that.
 
-The method of Streamlined Inference (Zhan et al., arXiv 2411.01171, "Operator Grouping"), for any
-chain of operators. An operator says on which axes it is point-wise: on those, slice j of its result
-needs only slice j of what it reads. Values it needs whole in spite of that (keys and values of
-attention, statistics of a norm) are barriers: they are stored whole by an earlier group.
+The method is "Operator Grouping" of Streamlined Inference (Zhan et al. 2024, arXiv 2411.01171), for
+any chain of operators. An operator says on which axes it is point-wise: on those, slice j of its
+result needs only slice j of what it reads. Values it needs whole nevertheless (keys and values of
+attention, statistics of a norm) are barriers: an earlier group stores them whole.
 
 Each group computes the values it stores, slice by slice, from the block's inputs and from what
-earlier groups stored. Cheap operators run again in every group that needs them; the result of an
+earlier groups stored. Cheap operators run again in every group that needs them. The result of an
 expensive one that a later group needs too is stored as well. So the peak is
 
     inputs + stored values + (largest live set inside a group) / slices.
@@ -20,7 +20,7 @@ from accel.slicing.program.ir import Group, Name, Operator
 
 
 class _Chain:
-    """The operators seen along one axis."""
+    """The operators with their properties along one axis."""
 
     def __init__(self, operators: Sequence[Operator], streams: Iterable[Name], axis: str) -> None:
         self.axis = axis
@@ -45,24 +45,28 @@ class _Chain:
                 self.sliced.add(value)
 
     def loops(self, op: Operator) -> bool:
+        """Return whether an operator may run slice by slice."""
         return self.axis in op.pointwise
 
     def slices(self, op: Operator) -> tuple[Name, ...]:
-        """Values read slice by slice."""
+        """Return the values that an operator reads slice by slice."""
         return tuple(v for v in op.reads if v not in op.whole)
 
     def in_loop(self, value: Name) -> bool:
-        """Whether an operator makes the value slice by slice."""
+        """Return whether an operator makes the value slice by slice."""
         return value in self.sliced and value in self.maker
 
 
 def group(
     operators: Sequence[Operator], streams: Sequence[Name], outputs: Sequence[Name], axis: str
 ) -> list[Group]:
-    """Groups along ``axis``, in the order they run.
+    """Return the groups along ``axis``, in the order they run.
 
-    ``operators`` in an order in which every value is made before it is read; ``streams``: input
-    values that have the axis; ``outputs``: values to store in the end.
+    Args:
+        operators: In an order in which every value is made before it is read.
+        streams: Input values that have the axis.
+        outputs: Values to store in the end.
+        axis: The name of the axis.
     """
     chain = _Chain(operators, streams, axis)
     stores = _stores(chain, outputs)
@@ -80,7 +84,7 @@ def group(
 
 
 def _stores(chain: _Chain, outputs: Sequence[Name]) -> dict[int, list[Name]]:
-    """Values to keep whole, by the level of the group that makes them."""
+    """Return the values to keep whole, by the level of the group that makes them."""
     stores: dict[int, list[Name]] = {}
 
     def store(value: Name) -> None:
@@ -91,7 +95,7 @@ def _stores(chain: _Chain, outputs: Sequence[Name]) -> dict[int, list[Name]]:
     last = max((chain.level.get(v, 0) for v in outputs), default=0)
     for value in outputs:
         store(value)
-    # Everything that any needed operator wants whole.
+    # Everything that any needed operator needs whole.
     pending, seen = list(outputs), set(outputs)
     while pending:
         op = chain.maker.get(pending.pop())
@@ -124,8 +128,9 @@ def _spill(chain: _Chain, stores: dict[int, list[Name]], store, last: int) -> No
 def _needed(
     chain: _Chain, wanted: Sequence[Name], known: set[Name], ran: Mapping[Name, int] | None = None
 ) -> list[Operator]:
-    """Operators of one slice for ``wanted``, deepest operand first, stopping at known values and,
-    with ``ran``, behind an expensive operator that has run before.
+    """Return the operators of one slice that make ``wanted``, deepest operand first.
+
+    They stop at known values and, with ``ran``, behind an expensive operator that has run before.
     """
     order: list[Operator] = []
     done: set[Name] = set()
@@ -148,7 +153,7 @@ def _needed(
 def _once(
     chain: _Chain, loop: Sequence[Operator], wanted: Sequence[Name], ran: set[Name]
 ) -> list[Operator]:
-    """Operators on whole values that ``loop`` and ``wanted`` need and that have not run."""
+    """Return the operators on whole values that are needed and have not run."""
     order: list[Operator] = []
 
     def visit(value: Name) -> None:
@@ -172,7 +177,7 @@ def _once(
 
 
 def last_uses(operators: Sequence[Operator], keep: Iterable[Name]) -> list[set[Name]]:
-    """After each operator, the values nobody reads any more."""
+    """Return for each operator the values that no later one reads."""
     free: list[set[Name]] = []
     alive = set(keep)
     for op in reversed(operators):
@@ -189,9 +194,17 @@ def peak(
     slices: int,
     in_place: Mapping[Name, Name] | None = None,
 ) -> int:
-    """Largest number of bytes alive: ``sizes`` of whole values, ``inputs`` held throughout,
-    ``in_place`` maps a stored value to the input whose memory it takes. Views count as copies and
-    an operator's own scratch memory does not count, so this is an estimate.
+    """Return the largest number of bytes alive at once.
+
+    Views count as copies, and an operator's own scratch memory does not count, so this is an
+    estimate.
+
+    Args:
+        groups: The groups in the order they run.
+        sizes: Bytes of whole values.
+        inputs: Values held throughout.
+        slices: Number of slices.
+        in_place: Maps a stored value to the input whose memory it takes.
     """
     held = sum(sizes[v] for v in inputs)
     highest = held

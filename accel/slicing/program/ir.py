@@ -1,7 +1,8 @@
-"""The data that describe a block in slices: operators, groups, and what is ready to run.
+"""The data that describe a block in slices: operators, groups, and stages that are ready to run.
 
-``groups.py`` makes groups of operators, ``build.py`` a program of a trace, ``memory_reuse.py`` says
-where its values lie, ``prepare.py`` makes it ready to run, ``run.py`` runs it.
+``groups.py`` makes groups of operators, ``build.py`` makes a program of a trace,
+``memory_reuse.py`` says where its values lie, ``prepare.py`` makes it ready to run, and ``run.py``
+runs it.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from torch import Tensor, nn
 
 from accel.slicing.trace.record import Affine, Axis, Call, Trace
 
-Name = Any  # of a value, hashable
+Name = Any  # the hashable name of a value
 TOKENS = "tokens"  # the axis that is sliced
 JOINS = ("cat", "concat")  # functions that put values side by side
 
 
 @dataclass(frozen=True)
 class Operator:
-    """``makes`` values from ``reads``. ``pointwise``: axes on which it may run slice by slice, then
-    needing only the values in ``whole`` in full. ``cheap``: running it twice costs less than
-    storing its result (norms, element-wise operations; not matrix products, not attention).
+    """An operation that makes values from others.
+
+    It ``makes`` values from ``reads``. ``pointwise``: axes on which it may run slice by slice; then
+    it needs only the values in ``whole`` in full. ``cheap``: running it twice costs less than
+    storing its result (norms and element-wise operations, but not matrix products or attention).
     """
 
     name: str
@@ -38,8 +41,10 @@ class Operator:
 
 @dataclass(frozen=True)
 class Group:
-    """``once``: operators that run on whole values first. ``loop``: operators of one slice, in
-    order. ``stores``: values made in the loop and kept whole.
+    """Operators that run together.
+
+    ``once``: operators that run on whole values first. ``loop``: operators of one slice, in order.
+    ``stores``: values that the loop makes and that are kept whole.
     """
 
     once: tuple[Operator, ...]
@@ -49,7 +54,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Node:
-    """An operator and the call it stands for. ``owner``: submodule an attention call is made in."""
+    """An operator and the call that it represents.
+
+    ``owner`` is the submodule that makes an attention call.
+    """
 
     operator: Operator
     call: Call
@@ -57,8 +65,10 @@ class Node:
 
 
 class Execution(Protocol):
-    """What a step sees of a run (``run.py``). ``whole``: values needed in full; ``now``: those of
-    the current slice, in which the streams have ``lengths`` tokens.
+    """What a step sees of a run (``run.py``).
+
+    ``whole``: values needed in full. ``now``: those of the current slice, in which the streams have
+    ``lengths`` tokens.
     """
 
     whole: dict[int, Tensor]
@@ -74,7 +84,7 @@ class Execution(Protocol):
         """Return the live block's submodule."""
 
     def join(self, call: Call, joined: Tensor) -> None:
-        """Put what is not there yet into a joined value that others were stored in."""
+        """Fill the missing parts of a joined value that others were stored in."""
 
     def attend(
         self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], looping: bool
@@ -84,8 +94,10 @@ class Execution(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One call. ``run`` makes it and puts its results into the values it is given. ``stores``: what
-    of them is kept whole and has no place yet; ``gone``: what nobody reads any more afterwards.
+    """One call.
+
+    ``run`` makes it and puts its results into the values it is given. ``stores``: results that are
+    kept whole and have no place yet. ``gone``: values that no later step reads.
     """
 
     run: Callable[[Execution, dict[int, Tensor]], None]
@@ -95,8 +107,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Stage:
-    """A group. ``shared``: its slices attend to the same keys; ``placed``: values that take an
-    argument's memory; ``keep``: whole values that are needed after it.
+    """A group that is ready to run.
+
+    ``shared``: its slices attend to the same keys. ``placed``: values that take an argument's
+    memory. ``keep``: whole values that are needed after it.
     """
 
     once: tuple[Step, ...]
@@ -108,11 +122,13 @@ class Stage:
 
 @dataclass
 class Program:
-    """A block's forward for one set of argument shapes. ``lengths``: tokens of each stream,
-    ``streams`` the argument that carries each, ``overwrites`` maps a result to the argument whose
-    memory it may take, ``homes`` a stored value to the joined one (and dimension and place in it)
-    that it is made for; ``opened`` are submodules that are not called as such, ``prepared`` what
-    ``prepare.stages`` made for the arguments that may be overwritten.
+    """A block's forward for one set of argument shapes.
+
+    ``lengths``: tokens of each stream. ``streams``: the argument that carries each. ``overwrites``
+    maps a result to the argument whose memory it may take. ``homes`` maps a stored value to the
+    joined value that it is made for, and its dimension and offset there. ``opened``: submodules
+    that are not called themselves. ``prepared``: the result of ``prepare.stages`` by the arguments
+    that may be overwritten.
     """
 
     trace: Trace
@@ -133,10 +149,10 @@ class Program:
         return self.trace.lengths
 
     def most_slices(self, tokens: int) -> int:
-        """How many slices leave each ``tokens`` tokens of the longest stream."""
+        """Return the most slices that leave each ``tokens`` tokens of the longest stream."""
         name = self.streams[0]
         axis, dims = self.axes[self.trace.inputs[name]], self._sizes(name)
-        # Beside the axis: all but the channels, and not the samples where tokens are sliced.
+        # Besides the axis: all but the channels, and not the samples where tokens are sliced.
         channels = len(dims) - 1 if len(dims) == 3 else 1
         rows = math.prod(n for d, n in enumerate(dims) if d not in (0, axis.dim, channels))
         return min(self.lengths[0] * rows // tokens, self.lengths[0])
@@ -145,6 +161,6 @@ class Program:
         return self.sizes(self.trace.inputs[name])
 
     def sizes(self, number: int) -> list[int]:
-        """Sizes of a value that is whole."""
+        """Return the sizes of a whole value."""
         dims = self.trace.values[number].dims
         return [d.at(self.lengths) if isinstance(d, Affine) else d for d in dims]

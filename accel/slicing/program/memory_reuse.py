@@ -1,4 +1,4 @@
-"""Where a program's results and stored values lie: in memory that is there already, if possible."""
+"""Where a program's results and stored values lie: in existing memory, if possible."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from accel.slicing.trace.record import refs
 
 
 def overwrites(program: Program, outputs: Sequence[int]) -> dict[int, str]:
-    """Results that may take the memory of a stream: made by the last group's loop, with the
-    stream's sizes, from a stream that nothing reads whole.
+    """Return the results that may take the memory of a stream, with that stream's argument.
+
+    The last group's loop makes them, with the stream's sizes, from a stream that nothing reads
+    whole.
     """
     trace, values = program.trace, program.trace.values
     statistics = group_norm.group_statistics  # keeps no view of what it reads
@@ -34,8 +36,10 @@ def overwrites(program: Program, outputs: Sequence[int]) -> dict[int, str]:
 
 
 def homes(program: Program, outputs: Sequence[int]) -> dict[int, tuple[int, int, int]]:
-    """Stored values that are only read to be joined with others on whole values: they can be stored
-    where the joined value has them, which saves a copy of each.
+    """Return the stored values that can lie inside a joined value, which saves a copy of each.
+
+    They are read only to be joined with others on whole values. Each is mapped to the joined value,
+    the dimension, and its offset there.
     """
     stored = {v for g in program.groups for v in g.stores} - set(outputs)
     readers: dict[int, int] = {}

@@ -1,8 +1,8 @@
-"""A program made ready to run: what every call reads and every group keeps, found out once.
+"""Make a program ready to run: what every call reads and every group keeps, found once.
 
-A slice of a small block is a hundred short calls, and a card waits while Python looks up what the
+A slice of a small block is a hundred short calls, and a GPU waits while Python looks up what the
 next one needs. So arguments are read by closures, one for each place of a call that changes from
-slice to slice, and what a group keeps or drops is settled before the first run.
+slice to slice, and what a group keeps or drops is decided before the first run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ Reader = Callable[[Execution], Any]
 
 
 def stages(program: Program, in_place: frozenset[str]) -> list[Stage]:
-    """The program's groups, where the arguments ``in_place`` may be overwritten; found out once."""
+    """Return the program's stages where the arguments ``in_place`` may be overwritten.
+
+    They are made once and cached.
+    """
     if in_place not in program.prepared:
         program.prepared[in_place] = _stages(program, in_place)
     return program.prepared[in_place]
@@ -48,7 +51,7 @@ def _stages(program: Program, in_place: frozenset[str]) -> list[Stage]:
 
 
 def _shared(program: Program, g: Group) -> bool:
-    """Whether slices of a group attend to keys that are the same for all of them."""
+    """Return whether slices of a group attend to keys that are the same for all of them."""
 
     def same(op: Operator) -> bool:
         call = program.nodes[op.name].call
@@ -70,7 +73,7 @@ def _step(
 def _caller(
     program: Program, node: Node, looping: bool
 ) -> Callable[[Execution, dict[int, Tensor]], None]:
-    """Runs a call and puts what it makes into the values it is given."""
+    """Return a function that runs a call and puts its results into the values it is given."""
     op, call = node.operator, node.call
 
     def sliced(number: int) -> bool:
@@ -113,7 +116,7 @@ def _caller(
 def _function(
     node: Node, looping: bool
 ) -> Callable[[Execution, tuple[Any, ...], dict[str, Any]], Any]:
-    """What a call does with its arguments."""
+    """Return what a call does with its arguments."""
     call = node.call
     if call.name == "scaled_dot_product_attention":
         return lambda state, args, kwargs: state.attend(node, args, kwargs, looping)
@@ -124,7 +127,7 @@ def _function(
 
 
 def _reader(tree: Any, sliced: Callable[[int], bool], program: Program) -> Reader | None:
-    """What reads an argument during a run; None if it is ``tree`` in all of them."""
+    """Return the function that reads an argument during a run, or None if it is always ``tree``."""
     if isinstance(tree, Ref):
         return _value(tree.index, sliced(tree.index), program)
     if isinstance(tree, Affine):
@@ -149,7 +152,7 @@ def _reader(tree: Any, sliced: Callable[[int], bool], program: Program) -> Reade
 
 
 def _value(number: int, sliced: bool, program: Program) -> Reader:
-    """Reads a tensor: its current slice, or whole, or a parameter of the block."""
+    """Return a function that reads a tensor: its current slice, or whole, or a parameter."""
     name = program.trace.values[number].parameter
     parameter = attrgetter(name) if name else None
 

@@ -1,4 +1,4 @@
-"""Runs a program: group by group, slice by slice, with the live block's own submodules."""
+"""Run a program: group by group, slice by slice, with the live block's own submodules."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(
     slices: int,
     in_place: frozenset[str] = frozenset(),
 ) -> Any:
-    """What ``block.forward(**arguments)`` returns, computed in ``slices`` slices.
+    """Return what ``block.forward(**arguments)`` returns, computed in ``slices`` slices.
 
     ``in_place``: arguments (such as "hidden_states.0") whose memory may be overwritten.
     """
@@ -35,8 +35,10 @@ def run(
 
 
 class Run:
-    """One execution. ``whole``: values needed in full; ``now``: those of the current slice ``j``,
-    in which the streams have ``lengths`` tokens.
+    """One execution of a program.
+
+    ``whole``: values needed in full. ``now``: those of the current slice ``j``, in which the
+    streams have ``lengths`` tokens.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Run:
         self._modules: dict[str, nn.Module] = {}
 
     def go(self) -> Any:
-        """The block's result."""
+        """Return the block's result."""
         for stage in self.stages:
             for step in stage.once:
                 step.run(self, self.whole)
@@ -100,7 +102,7 @@ class Run:
         self.lengths = self.program.lengths
 
     def _pieces(self, number: int, tensor: Tensor) -> list[Tensor]:
-        """Slice j of each stream in a whole value."""
+        """Return slice j of each stream in a whole value."""
         axis, at, pieces = self.program.axes[number], 0, []
         for s in axis.streams:
             start = at + sum(self.sizes[s][: self.j])
@@ -115,7 +117,7 @@ class Run:
             piece.copy_(part)
 
     def _store(self, number: int) -> None:
-        """Put this slice into the whole value, or where that has its home."""
+        """Put this slice into the whole value, or into the joined value where it has its place."""
         value = self.now[number]
         if self.j == 0:
             joined, dim, start = self.program.homes.get(number, (number, 0, 0))
@@ -127,14 +129,14 @@ class Run:
         self._write(self.whole[number], number, value)
 
     def _blank(self, like: Tensor, sizes: Sequence[int]) -> Tensor:
-        """A whole value, laid out in memory like a slice of it."""
+        """Return a new whole value, laid out in memory like a slice of it."""
         strides = like.stride()
         order = sorted(range(like.dim()), key=lambda d: -strides[d])
         whole = like.new_empty([sizes[d] for d in order])
         return whole.permute(sorted(range(like.dim()), key=order.__getitem__))
 
     def join(self, call: Call, joined: Tensor) -> None:
-        """Put what is not there yet into a joined value that others were stored in."""
+        """Fill the missing parts of a joined value that others were stored in."""
         homes, parts, at = self.program.homes, refs(call.args[:1]), 0
         dim = next(homes[n][1] for n in parts if n in homes)
         for n in parts:
@@ -144,20 +146,20 @@ class Run:
             at += part.shape[dim]
 
     def _tensor(self, number: int) -> Tensor:
-        """A value needed whole."""
+        """Return a value that is needed whole."""
         if number in self.whole:
             return self.whole[number]
         return attrgetter(self.program.trace.values[number].parameter)(self.block)
 
     def slice(self, number: int) -> Tensor:
-        """This slice of a whole value that has the axis."""
+        """Return this slice of a whole value that has the axis."""
         pieces = self._pieces(number, self.whole[number])
         dim = self.program.axes[number].dim
         self.now[number] = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
         return self.now[number]
 
     def module(self, path: str) -> nn.Module:
-        """The live block's submodule."""
+        """Return the live block's submodule."""
         found = self._modules.get(path)
         if found is None:
             found = self._modules[path] = self.block.get_submodule(path)
@@ -166,7 +168,7 @@ class Run:
     def attend(
         self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any], looping: bool
     ) -> Tensor:
-        """Attention of this slice's queries, at the site of the module that calls it."""
+        """Return the attention of this slice's queries, at the site of the module that calls it."""
         given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False))
         given.update(kwargs)
         mask, query = given.get("attn_mask"), node.call.args[0] if node.call.args else None
@@ -183,7 +185,7 @@ class Run:
             )
 
     def _rows(self, mask: Tensor, axis: Axis) -> Tensor:
-        """Rows of a mask [..., Tq, Tk] that belong to this slice's queries."""
+        """Return the rows of a mask [..., Tq, Tk] that belong to this slice's queries."""
         at, pieces = 0, []
         for s in axis.streams:
             start = at + sum(self.sizes[s][: self.j])

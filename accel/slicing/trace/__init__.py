@@ -1,1 +1,1 @@
-"""What a block does, recorded without weights, and along which axis each call may be sliced."""
+"""Record what a block does without weights, and find the axes along which calls may be sliced."""

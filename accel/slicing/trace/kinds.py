@@ -1,4 +1,4 @@
-"""Torch functions by kind, for the rules: by name, as a recording holds them."""
+"""Kinds of torch functions for the rules, by the names that a recording holds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHAPE = _words("""
 REDUCE = _words("""
     mean sum var amax amin norm softmax log_softmax logsumexp normalize any all cumsum flip
 """)
-# Each sample of a batch [N, ...] stands alone.
+# Each sample of a batch [N, ...] is independent.
 SAMPLEWISE = _words("""
     conv1d conv2d conv3d conv_transpose2d group_norm instance_norm interpolate pad avg_pool2d
     max_pool2d pixel_shuffle pixel_unshuffle

@@ -1,4 +1,4 @@
-"""Merges recordings at different numbers of tokens into one, with sizes as formulas."""
+"""Merge recordings at different numbers of tokens into one, with sizes as formulas."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from accel.slicing.trace.record import Affine, Call, Trace, Underivable, Value
 
 
 def merge(traces: Sequence[Trace], lengths: Sequence[int], steps: Sequence[int]) -> Trace:
-    """One trace with formulas from a run at ``lengths`` and, per stream, one ``steps`` longer."""
+    """Return one trace with formulas, from recordings at different lengths.
+
+    Args:
+        traces: One at ``lengths`` and, for each stream, one in which it is longer.
+        lengths: Tokens of each stream in the first trace.
+        steps: Additional tokens of each stream in its own trace.
+
+    Raises:
+        Underivable: Sizes or calls that do not follow from the lengths.
+    """
     merger = _Merger(lengths, steps)
     first = traces[0]
     if len({len(t.values) for t in traces}) > 1:
-        raise Underivable("it takes another path for another number of tokens")
+        raise Underivable("its path depends on the number of tokens")
     values = [
         Value(merger.tree([t.values[i].dims for t in traces]), v.dtype, v.parameter)
         for i, v in enumerate(first.values)
@@ -28,10 +37,10 @@ class _Merger:
         self._lengths, self._steps = lengths, steps
 
     def tree(self, trees: Sequence[Any]) -> Any:
-        """Merge leaf by leaf."""
+        """Merge trees leaf by leaf."""
         flat = [leaves(t) for t in trees]
         if len({len(f) for f in flat}) > 1:
-            raise Underivable("it takes another path for another number of tokens")
+            raise Underivable("its path depends on the number of tokens")
         merged = iter([self._leaf(leaf) for leaf in zip(*flat, strict=True)])
         return tree_map(lambda _: next(merged), trees[0])
 
@@ -57,13 +66,13 @@ class _Merger:
     def calls(self, runs: Sequence[Sequence[Call]]) -> list[Call]:
         """Merge the same call of each run."""
         if len({len(run) for run in runs}) > 1:
-            raise Underivable("it takes another path for another number of tokens")
+            raise Underivable("its path depends on the number of tokens")
         return [self._call(same) for same in zip(*runs, strict=True)]
 
     def _call(self, same: Sequence[Call]) -> Call:
         first = same[0]
         if any((c.name, c.path) != (first.name, first.path) for c in same):
-            raise Underivable("it takes another path for another number of tokens")
+            raise Underivable("its path depends on the number of tokens")
         return Call(
             first.name,
             self.tree([c.args for c in same]),

@@ -1,10 +1,10 @@
-"""Records what a block does as a list of torch calls, with lengths as formulas.
+"""Record what a block does as a list of torch calls, with lengths as formulas.
 
-A copy of the block without weights (meta tensors) runs once at the real lengths and once more for
-every stream with that stream a few tokens longer. Calls are taken at the level of torch's functions
-and of submodules, so replaying them runs the same kernels and the live submodules' own hooks. A
-number that changed between the runs becomes a formula in the lengths (``Affine``); where a run
-takes another path, or a number is no such formula, ``Underivable`` says so.
+A copy of the block without weights (meta tensors) runs once at the real lengths, and once more for
+every stream with that stream a few tokens longer. Calls are recorded at the level of torch's
+functions and of submodules, so replaying them runs the same kernels and the live submodules' own
+hooks. A number that changed between the runs becomes a formula in the lengths (``Affine``). Where a
+run takes another path, or a number is no such formula, ``Underivable`` is raised.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MUTATING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
 
 
 class Underivable(Exception):
-    """The block cannot be sliced; the message is the reason a report gives."""
+    """The block cannot be sliced; the message is the reason that the report gives."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,19 @@ class Ref:
 
 @dataclass(frozen=True)
 class Affine:
-    """``constant + Σ slopes[s] · lengths[s]`` over the streams s."""
+    """The number ``constant + Σ slopes[s] · lengths[s]`` over the streams s."""
 
     constant: int
     slopes: tuple[int, ...]
 
     def at(self, lengths: Sequence[int]) -> int:
-        """Value for these stream lengths."""
+        """Return the number for these stream lengths."""
         return self.constant + sum(a * n for a, n in zip(self.slopes, lengths, strict=True))
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Dimension ``dim`` of a value holds the tokens of ``streams``, one stream after another."""
+    """Dimension ``dim`` of a value, which holds the tokens of ``streams`` one after another."""
 
     dim: int
     streams: tuple[int, ...]
@@ -58,10 +58,11 @@ class Axis:
 
 @dataclass
 class Call:
-    """One call of a torch function (``function``) or of a submodule (``path``, with the calls
-    inside it). ``aliases`` maps a submodule's results to the values inside that they are, ``start``
-    is the first value that was made in it. A call that ``mutates`` its first argument and
-    ``copies`` changes a copy, since others read the original.
+    """One call of a torch function (``function``) or of a submodule (``path``).
+
+    ``inside`` lists the calls of a submodule. ``aliases`` maps a submodule's results to the values
+    inside that they equal, and ``start`` is the first value that was made in it. A call that
+    ``mutates`` its first argument and ``copies`` changes a copy, because others read the original.
     """
 
     name: str
@@ -80,7 +81,10 @@ class Call:
 
 @dataclass
 class Value:
-    """A tensor's sizes and dtype; ``parameter``: its name in the block."""
+    """A tensor's sizes and dtype.
+
+    ``parameter`` is its name in the block.
+    """
 
     dims: tuple[Any, ...]
     dtype: torch.dtype
@@ -89,7 +93,10 @@ class Value:
 
 @dataclass
 class Trace:
-    """A recorded run: ``inputs`` maps the block's tensor arguments to value numbers."""
+    """A recorded run.
+
+    ``inputs`` maps the block's tensor arguments to value numbers.
+    """
 
     values: list[Value]
     inputs: dict[str, int]
@@ -99,23 +106,27 @@ class Trace:
 
 
 def refs(tree: Any) -> list[int]:
-    """Numbers of the tensors in a recorded tree, in order."""
+    """Return the numbers of the tensors in a recorded tree, in order."""
     return [leaf.index for leaf in leaves(tree) if isinstance(leaf, Ref)]
 
 
 class _RowWise(nn.Module):
-    """Stands in for a linear layer of a quantized format: only its shapes are known."""
+    """Replaces a linear layer of a quantized format, of which only the shapes are known."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.features = features
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a result of the layer's shape."""
         return x[..., :1].repeat(*[1] * (x.dim() - 1), self.features)
 
 
 def weightless(module: nn.Module) -> nn.Module:
-    """A copy on the meta device, without weights and hooks; the module itself is only read."""
+    """Return a copy on the meta device, without weights and hooks.
+
+    The module itself is only read.
+    """
     memo: dict[int, Any] = {}
     for part in module.modules():
         for key, value in vars(part).items():
@@ -149,7 +160,7 @@ def weightless(module: nn.Module) -> nn.Module:
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes every call that makes a tensor."""
+    """Records every call that makes a tensor."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -163,7 +174,7 @@ class _Recorder(TorchFunctionMode):
             self.values[self.add(tensor)].parameter = name
 
     def add(self, tensor: Tensor) -> int:
-        """Give a tensor a (new) number."""
+        """Give a tensor a new number and return it."""
         number = len(self.values)
         self.values.append(Value(tuple(tensor.shape), tensor.dtype))
         self._numbers[id(tensor)] = number
@@ -171,7 +182,7 @@ class _Recorder(TorchFunctionMode):
         return number
 
     def note(self, tree: Any) -> Any:
-        """Tensors replaced by their numbers."""
+        """Return a tree with its tensors replaced by their numbers."""
 
         def leaf(x: Any) -> Any:
             if not isinstance(x, Tensor):
@@ -201,14 +212,14 @@ class _Recorder(TorchFunctionMode):
         out = func(*args, **kwargs)
         made = args[0] if name == "__setitem__" else out
         if not mutates and isinstance(out, Tensor) and id(out) in self._numbers:
-            return out  # such as .float() of what is float already
+            return out  # such as .float() of a float tensor
         if any(isinstance(leaf, Tensor) for leaf in leaves(made)):
             call.result = self._new(made)
             self._into().append(call)
         return out
 
     def _forget_views(self, tensor: Tensor) -> None:
-        """A tensor is about to change: whatever shares its memory must not be read any more."""
+        """Forbid reading other tensors with the memory of ``tensor``, which is about to change."""
         storage = tensor.untyped_storage()._cdata
         for other in self._alive:
             if other is not tensor and other.untyped_storage()._cdata == storage:
@@ -218,7 +229,7 @@ class _Recorder(TorchFunctionMode):
         return self._open[-1].inside if self._open else self.calls
 
     def watch(self, block: nn.Module) -> None:
-        """Note the calls of the block's submodules."""
+        """Record the calls of the block's submodules."""
         for path, part in block.named_modules():
             if path:
                 part.register_forward_pre_hook(self._before(path), with_kwargs=True)
@@ -247,9 +258,10 @@ class _Recorder(TorchFunctionMode):
 
 @torch.no_grad()
 def record(block: nn.Module, arguments: Mapping[str, Any]) -> Trace:
-    """Run ``block``, a copy made by ``weightless``, with these named arguments; meta tensors.
+    """Run ``block``, a copy made by ``weightless``, on meta tensors and return its trace.
 
-    Its hooks stay on, so a copy serves one recording.
+    Its hooks stay on, so a copy serves one recording. Raises Underivable for a call that cannot be
+    recorded.
     """
     recorder = _Recorder(block)
     inputs: dict[str, int] = {}

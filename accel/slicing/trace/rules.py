@@ -2,8 +2,8 @@
 
 A value's tokens lie on one ``Axis``: a dimension, and the streams whose tokens follow each other
 on it (joint attention has text and video tokens in one sequence). A rule gives the axis of each
-result and the arguments that are needed whole, or nothing: then the call needs everything whole.
-A function that is in no table has no rule, so what is unknown is never sliced.
+result and the arguments that are needed whole, or nothing: then the call needs everything whole. A
+function that is in no table has no rule, so unknown functions are never sliced.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class Found:
 
 
 class Rules:
-    """Finds the axes of every value of a trace. ``axes``: what is known so far, by number."""
+    """Finds the axes of every value of a trace; ``axes`` holds those known so far, by number."""
 
     def __init__(self, values: Sequence[Value], lengths: Sequence[int]) -> None:
         self.values, self.lengths = values, lengths
         self.axes: dict[int, Axis] = {}
 
     def sloped(self, number: int) -> bool:
-        """Whether any size of the value grows with a stream."""
+        """Return whether any size of the value grows with a stream."""
         return any(isinstance(d, Affine) for d in self.values[number].dims)
 
     def set_axis(self, number: int, axis: Axis) -> bool:
-        """Keep an axis if it agrees with the value's sizes: no other dimension may grow."""
+        """Keep an axis if no other dimension grows; return whether it agrees with the sizes."""
         for dim, size in enumerate(self.values[number].dims):
             if isinstance(size, Affine) != (dim == axis.dim):
                 return False
@@ -51,7 +51,7 @@ class Rules:
         return Affine(0, slopes)
 
     def find(self, call: Call) -> Found | None:
-        """The rule's answer for a call of a torch function, axes included in ``axes``."""
+        """Return the axes of a torch call's results, or None if it needs everything whole."""
         tensors = list(dict.fromkeys(refs(call.args) + refs(call.kwargs)))
         sloped = [n for n in tensors if self.sloped(n)]
         results = [n for n in refs(call.result) if self.sloped(n)]
@@ -88,7 +88,7 @@ class Rules:
         return len(self.values[number].dims)
 
     def _elementwise(self, sloped: list[int], results: list[int]) -> Found | None:
-        """Operands are aligned at their last dimension; all must hold the same streams there."""
+        """Return the axes of results: operands, aligned at the end, must hold the same streams."""
         ends = {(self.axes[n].dim - self._rank(n), self.axes[n].streams) for n in sloped}
         if len(ends) != 1:
             return None
@@ -96,7 +96,7 @@ class Rules:
         return Found({n: Axis(end + self._rank(n), streams) for n in results})
 
     def _along_other_dims(self, call: Call, sloped: list[int], results: list[int]) -> Found | None:
-        """Norms, linear layers and reductions whose dimensions are not the tokens'."""
+        """Return the axes for norms, linear layers and reductions over other dimensions."""
         if len(sloped) != 1 or call.name not in REDUCE | {
             "linear", "layer_norm", "rms_norm", "repeat", "repeat_interleave", "glu",
             "view_as_complex", "view_as_real",
@@ -132,8 +132,9 @@ class Rules:
         return all(isinstance(d, int) and d % rank != dim for d in over)
 
     def _attention(self, call: Call, results: list[int]) -> Found | None:
-        """Every query row stands alone; keys, values and the mask are needed whole. Where samples
-        of a batch are sliced, these are sliced with the queries.
+        """Return the axis of attention: each query row is independent, keys and mask are whole.
+
+        Where samples of a batch are sliced, keys, values and mask are sliced with the queries.
         """
         given = dict(zip(("query", "key", "value", "attn_mask"), call.args, strict=False))
         given.update(call.kwargs)
@@ -150,7 +151,7 @@ class Rules:
         return Found({results[0]: axis}, tuple(n for n in whole if self.sloped(n)))
 
     def _matmul(self, call: Call, results: list[int]) -> Found | None:
-        """Rows of the first factor stand alone; the second is needed whole."""
+        """Return the axis of a product: the first factor's rows are independent."""
         first, second = (call.args[i].index for i in (0, 1))
         axis = self.axes.get(first)
         if axis is None or axis.dim > self._rank(first) - 2 or len(results) != 1:
@@ -163,7 +164,7 @@ class Rules:
         return Found({results[0]: Axis(dim, axis.streams)}, whole)
 
     def _samplewise(self, call: Call, sloped: list[int], results: list[int]) -> Found | None:
-        """Convolutions and norms over a sample's channels and pixels."""
+        """Return the axis for convolutions and norms over a sample's channels and pixels."""
         if sloped != refs(call.args[:1]) or len(results) != 1:
             return None
         axis = self.axes[sloped[0]]
@@ -171,7 +172,7 @@ class Rules:
         return Found({results[0]: axis}) if alone else None
 
     def _one_wide(self, call: Call, dim: int) -> bool:
-        """Whether a convolution's kernel is one pixel wide along ``dim`` of [N, C, ...]."""
+        """Return whether a convolution's kernel is one pixel wide along ``dim`` of [N, C, ...]."""
         if call.name not in ("conv1d", "conv2d", "conv3d") or call.kwargs or dim < 2:
             return False
         _, weight, _, stride, padding = (*call.args, None, None, None)[:5]
@@ -183,7 +184,7 @@ class Rules:
         return (kernel, along(stride, 1), along(padding, 0)) == (1, 1, 0)
 
     def crosses(self, call: Call) -> bool:
-        """Whether a norm's statistics run along the axis of its argument."""
+        """Return whether a norm's statistics run along the axis of its argument."""
         number = refs(call.args[:1])[0] if refs(call.args[:1]) else -1
         return number in self.axes and self.axes[number].dim > 1
 
@@ -215,8 +216,8 @@ class Rules:
             return None
         for n in sloped:
             if n != target:
-                mine = self.axes[n]
-                if (mine.dim - self._rank(n), mine.streams) != (at[0] - kept.dim(), part):
+                other = self.axes[n]
+                if (other.dim - self._rank(n), other.streams) != (at[0] - kept.dim(), part):
                     return None
         return Found({results[0]: axis})
 
@@ -226,7 +227,7 @@ class Rules:
         return tuple(d.at(self.lengths) if isinstance(d, Affine) else d for d in dims)
 
     def _view(self, number: int, function: Any, args: Any, kwargs: Any) -> Any:
-        """The call on an ordinary tensor of the argument's sizes, on the meta device."""
+        """Return the call's result for a meta tensor of the argument's sizes."""
         value = self.values[number]
         fresh = torch.empty(self._sizes(value.dims), dtype=value.dtype, device="meta")
 
@@ -241,8 +242,9 @@ class Rules:
             raise Underivable(f"cannot follow a change of shape: {error}") from error
 
     def _place(self, view: torch.Tensor, number: int) -> tuple[int, int] | None:
-        """Dimension of ``view`` that runs along the tokens of a contiguous value, and its first
-        token; None if there is none. Strides tell: they are unique where sizes exceed one.
+        """Return the dimension of ``view`` along a contiguous value's tokens, and its first token.
+
+        It is None if there is none. Strides tell: they are unique where sizes exceed one.
         """
         axis = self.axes[number]
         sizes = self._sizes(self.values[number].dims)
@@ -255,7 +257,7 @@ class Rules:
         return dims[0], view.storage_offset() % (stride * sizes[axis.dim]) // stride
 
     def _shape(self, call: Call, sloped: list[int], results: list[int]) -> Found | None:
-        """Views of a fresh tensor keep the tokens' stride; a cut must fall between streams."""
+        """Return the axes of views, which keep the tokens' stride; cuts must be between streams."""
         if len(sloped) != 1 or len(set(refs(call.args) + refs(call.kwargs))) != 1:
             return None
         number = sloped[0]
@@ -277,11 +279,11 @@ class Rules:
         return Found(axes)
 
     def _repeated(self, streams: tuple[int, ...], size: int) -> tuple[int, ...]:
-        """The streams once more for each sample, where samples and tokens became one dimension."""
+        """Repeat the streams for each sample, where samples and tokens became one dimension."""
         return streams * max(1, size // sum(self.lengths[s] for s in streams))
 
     def _between(self, number: int, start: int, size: int) -> tuple[int, ...]:
-        """Streams of a value's tokens start … start + size, or () if that cuts one."""
+        """Return the streams of a value's tokens start … start + size, or () if that cuts one."""
         streams, at = self.axes[number].streams, 0
         taken: list[int] = []
         for s in streams:

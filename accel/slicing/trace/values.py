@@ -1,4 +1,4 @@
-"""Values that a block's path depends on, where a dry run knows sizes only."""
+"""Values that a block's path depends on, because a dry run knows only sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from accel.slicing.trace.record import Underivable
 
 
 def settled(block: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return what a program of ``block`` depends on beside sizes; () for most blocks.
+    """Return the values that a program of ``block`` depends on besides sizes; () for most blocks.
 
     Raises Underivable with the reason for values that cannot be followed.
     """
@@ -24,6 +24,6 @@ def settled(block: nn.Module, arguments: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def prepare(twin: nn.Module, values: tuple[int, ...]) -> None:
-    """Let a copy without weights run with the settled ``values``."""
+    """Make a copy without weights run with the settled ``values``."""
     for tracing in families.tracings():
         tracing.prepare(twin, values)

@@ -1,4 +1,4 @@
-"""The decoder of a VAE: exact strips in its blocks, and finished frames to the CPU."""
+"""Apply exact strips to a VAE's decoder, and send finished frames to the CPU."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from accel.core.stand_in import put_in_place
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.vae import norm_strips, stream, strips
 
-VAE = "vae.decoder"  # its name among the blocks
+VAE = "vae.decoder"  # name of the decoder among the blocks
 
 
 def apply_strips(
     vae: Any, config: SlicingConfig, undo: ExitStack, streamed: bool = True
 ) -> dict[str, BlockRecord]:
-    """Run the decoder of ``vae`` in strips, if it is of a kind known here, and, if ``streamed``
-    and ``config`` allow it, send finished frames to the CPU. What has to be undone is appended to
-    ``undo`` as it is done. Returns one record for all blocks, or none.
+    """Run the decoder of ``vae`` in strips, if its kind is known here.
+
+    If ``streamed`` and ``config`` allow it, finished frames go to the CPU. The functions that undo
+    it are put on ``undo`` as it is done. Returns one record for all blocks, or none.
     """
     decoder: Any = getattr(vae, "decoder", None)
     if not isinstance(decoder, nn.Module):

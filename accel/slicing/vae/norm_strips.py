@@ -1,24 +1,24 @@
 """Exact strips in VAE decoders with GroupNorm, by two passes.
 
 A GroupNorm's mean and variance run over the whole picture. They are taken from the whole tensor
-first (``norms.group_statistics``); then rows are normalized with them, activated and convolved
-strip by strip, with a halo for the convolution. A residual block, with x its input:
+first (``group_norm.group_statistics``). Then rows are normalized with them, activated and convolved
+strip by strip, with a halo for the convolution. A residual block with input x:
 
     h = conv1(act(norm1(x)))    strip by strip, kept whole: norm2 needs its statistics
     y = conv2(act(norm2(h))) + shortcut(x)    strip by strip, written over h
 
-Strips of y go where strips of h were, except that the next strip's halo needs the last row of h
-before it is overwritten, so that row is copied. Alive are x, h and what one strip takes.
+Strips of y replace strips of h. The next strip's halo needs the last row of h before it is
+overwritten, so that row is copied. Alive are x, h and what one strip takes.
 
 Bits: each row is computed from the same numbers as without strips, and the normalization is torch's
-own arithmetic (``norms.py``). On CPUs results were equal bit for bit in fp32, fp16 and bf16, but
-that is not promised: where torch sums statistics in another order (channels last, GPUs) or picks
-another convolution for a strip, values round to a neighbour, and a decoder's result differs from
-the plain one by as much as that differs from fp64.
+own arithmetic (``group_norm.py``). On CPUs results were equal bit for bit in fp32, fp16 and bf16,
+but that is not promised. Where torch sums statistics in another order (channels last, GPUs) or
+picks another convolution for a strip, values round to a neighboring number, and a decoder's result
+differs from the plain one by as much as that differs from fp64.
 
 HunyuanVideo's middle block gives attention a mask of all tokens by all tokens, by which a frame
 sees itself and earlier ones. Attention of one frame after the other, to the frames up to it, needs
-no mask. Stable Video Diffusion's blocks blend two tensors: that runs in strips too.
+no mask. Stable Video Diffusion's blocks blend two tensors; that runs in strips too.
 """
 
 from __future__ import annotations
@@ -40,19 +40,20 @@ from accel.slicing.vae.strips import Block, Head, Put, Through, _cut, _keep, _po
 
 
 def normalizer(norm: nn.GroupNorm, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """``norm`` with the statistics of ``x`` [B, C, ...], for any slice of it."""
+    """Return ``norm`` with the statistics of ``x`` [B, C, ...], for any slice of it."""
     mean, scale = group_statistics(x, norm.num_groups, norm.eps)
     return lambda part: normalize(part, mean, scale, norm.weight, norm.bias)
 
 
 class Resnet(_Strips):
-    """Stands in for the forward of a residual block, x [B, C, H, W] or [B, C, T, H, W]."""
+    """Replaces the forward of a residual block, x [B, C, H, W] or [B, C, T, H, W]."""
 
     def __init__(self, block: Any, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self._block = block
 
     def __call__(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        """Run the block in strips where that is possible."""
         temb = rest[0] if rest else named.get("temb")
         if reason := _why_whole(self._block, x, temb):
             self._record.whole[reason] += 1
@@ -62,7 +63,7 @@ class Resnet(_Strips):
         return self._second(x, self._first(x, strips), strips)
 
     def _first(self, x: Tensor, strips: int) -> Tensor:
-        """The first convolution's whole result, [B, C', (T,) H, W]."""
+        """Return the first convolution's whole result, [B, C', (T,) H, W]."""
         block, norm = self._block, normalizer(self._block.norm1, x)
         h: Tensor | None = None
         for start, stop, low, high in rows(x.shape[-2], strips, 1):
@@ -71,7 +72,7 @@ class Resnet(_Strips):
         return h  # type: ignore[return-value]
 
     def _second(self, x: Tensor, h: Tensor, strips: int) -> Tensor:
-        """The block's result, written over ``h``."""
+        """Return the block's result, written over ``h``."""
         block, norm = self._block, normalizer(self._block.norm2, h)
         above = _cut(h, 0, 0)
         for start, stop, low, high in rows(h.shape[-2], strips, 1):
@@ -87,7 +88,7 @@ class Resnet(_Strips):
 
 
 def _why_whole(block: Any, x: Tensor, temb: Tensor | None) -> str:
-    """Why a residual block cannot run in strips here, or ""."""
+    """Return why a residual block cannot run in strips here, or ""."""
     norms = (block.norm1, block.norm2)
     if temb is not None or getattr(block, "time_embedding_norm", "") == "scale_shift":
         return "conditioned on a timestep"
@@ -99,11 +100,14 @@ def _why_whole(block: Any, x: Tensor, temb: Tensor | None) -> str:
 
 
 class Blend(_Strips):
-    """Stands in for the forward of an ``AlphaBlender``: strips [B, C, T, h, W] of the result are
-    written over ``x_spatial``, which belongs to the block around it and is not read again.
+    """Replaces the forward of an ``AlphaBlender``.
+
+    Strips [B, C, T, h, W] of the result are written over ``x_spatial``, which belongs to the block
+    around it and is not read again.
     """
 
     def __call__(self, x_spatial: Tensor, x_temporal: Tensor, *rest: Any, **named: Any) -> Tensor:
+        """Blend two tensors in strips where that is possible."""
         if (strips := self._count(x_spatial)) < 2:
             return self.forward(x_spatial, x_temporal, *rest, **named)
         for start, stop, _, _ in rows(x_spatial.shape[-2], strips, 0):
@@ -113,24 +117,26 @@ class Blend(_Strips):
 
 
 class Given:
-    """Stands in for a GroupNorm's forward: while ``normalize`` is set, it is that."""
+    """Replaces a GroupNorm's forward: while ``normalize`` is set, that function runs instead."""
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self.forward, self.alive = forward, True
         self.normalize: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Any:
+        """Normalize ``x``."""
         return (self.normalize or self.forward)(x)
 
 
 class CausalMiddle:
-    """Stands in for the forward of HunyuanVideo's middle block, x [B, C, T, H, W]."""
+    """Replaces the forward of HunyuanVideo's middle block, x [B, C, T, H, W]."""
 
     def __init__(self, block: Any, forward: Callable[..., Any], norms: list[Given | None]) -> None:
         self.forward, self.alive = forward, True
         self._block, self._norms = block, norms
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Run the block with attention frame by frame where that is possible."""
         if not self.alive or not _possible() or x.shape[2] < 2:
             return self.forward(x)
         block = self._block
@@ -144,7 +150,7 @@ class CausalMiddle:
         return x
 
     def _attend(self, attn: Any, norm: Given, x: Tensor) -> Tensor:
-        """Attention of each frame to itself and earlier ones; ``norm`` sees them all."""
+        """Return the attention of each frame to itself and earlier ones; ``norm`` sees them all."""
         size = x.shape[-2] * x.shape[-1]
         tokens = x.permute(0, 2, 3, 4, 1).flatten(1, 3)  # [B, T·H·W, C]
         norm.normalize = normalizer(attn.group_norm, tokens.transpose(1, 2))
@@ -160,13 +166,17 @@ class CausalMiddle:
 
 
 class NormHead(Head):
-    """``Head`` with a GroupNorm: statistics first. ``norm``: its module and its own forward."""
+    """A ``Head`` with a GroupNorm, whose statistics are taken first.
+
+    ``norm`` is the GroupNorm, ``activation`` the forward of the activation.
+    """
 
     def __init__(self, *args: Any, norm: Any, activation: Callable[..., Any], **named: Any) -> None:
         super().__init__(*args, before=activation, **named)
         self._norm, self._activation = norm, activation
 
     def __call__(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        """Run norm, activation and convolution in strips where that is possible."""
         if self.alive and self._together():
             norm = normalizer(self._norm, x)
             self._before = lambda part: self._activation(norm(part))
@@ -177,7 +187,7 @@ class NormHead(Head):
 
 
 def known(decoder: nn.Module) -> bool:
-    """Whether ``replace`` can do something."""
+    """Return whether ``replace`` can change this decoder."""
     norm, kind = getattr(decoder, "conv_norm_out", None), type(decoder).__name__
     decoders = families.decoders()
     return kind in decoders and decoders[kind].grouped and isinstance(norm, nn.GroupNorm)

@@ -1,13 +1,13 @@
-"""Finished frames go to the CPU while a VAE decodes the next ones.
+"""Send finished frames to the CPU while a VAE decodes the next ones.
 
-Some VAEs call their decoder for a few latent frames at a time and join what it returns. Where each
-piece leaves the device as it is done, joining, clamping and unpatching happen on the CPU, with the
-same bits, and memory on the device does not grow with the length of the video. Wan's and
-Qwen-Image's VAEs join after every piece, which copies the video again and again: there a ``Pieces``
-stands for what is joined until somebody looks at it.
+Some VAEs call their decoder for a few latent frames at a time and join what it returns. If each
+piece leaves the device when it is done, joining, clamping and unpatching happen on the CPU, with
+the same bits, and memory on the device does not grow with the length of the video. The VAEs of Wan
+and Qwen-Image join after every piece, which copies the video again and again. There a ``Pieces``
+represents the joined video until code looks at it.
 
-Decoders that return all frames at once have nothing to send ahead: their result is small beside
-what they hold when they make it (128 channels against 3).
+Decoders that return all frames at once have nothing to send early. Their result is small compared
+with what they hold when they make it (3 channels against 128).
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from accel.slicing.block_record import BlockRecord
 
 
 class Pieces(Lazy):
-    """Parts [B, C, T, H, W] of a video, to be joined along T. Joining with more pieces makes longer
-    ``Pieces``; whatever else is done to it is done to the whole video.
+    """Parts [B, C, T, H, W] of a video, to be joined along T.
+
+    Joining with more pieces makes longer ``Pieces``. All other operations use the whole video.
     """
 
     def __init__(self, parts: list[Tensor]) -> None:
         self._parts = parts
 
     def whole(self) -> Tensor:
-        """The video, always the same tensor."""
+        """Return the video, always the same tensor."""
         if len(self._parts) > 1:
             self._parts[:] = [torch.cat(self._parts, 2)]
         return self._parts[0]
@@ -49,8 +50,9 @@ class Pieces(Lazy):
 
 
 class Streamed:
-    """Stands in for a decoder's forward: what it returns goes to the CPU, its caches stay.
-    ``growing``: the VAE joins what it has after every piece.
+    """Replaces a decoder's forward: its result goes to the CPU, its caches stay.
+
+    ``growing``: the VAE joins its frames after every piece.
     """
 
     def __init__(self, forward: Callable[..., Any], record: BlockRecord, growing: bool) -> None:
@@ -58,10 +60,11 @@ class Streamed:
         self._record, self._growing = record, growing
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Decode one piece and move it to the CPU where that is possible."""
         out = self.forward(*args, **kwargs)
         frames = out[0] if isinstance(out, tuple) else out
         if not self._possible(frames) or not kwargs.keys() & {"feat_cache", "conv_cache"}:
-            return out  # without caches these are all frames there are
+            return out  # without caches these are all the frames
         self._record.note = "finished frames went to the CPU"
         if self._growing:
             return Pieces([frames.to("cpu")])
@@ -75,7 +78,7 @@ class Streamed:
 def replacement(
     decoder: nn.Module, record: BlockRecord
 ) -> Callable[[Callable[..., Any]], Any] | None:
-    """What makes the hook of a decoder; None for one that makes all frames at once."""
+    """Return the function that makes a decoder's hook, or None if it makes all frames at once."""
     known = families.decoders().get(type(decoder).__name__)
     if known is None or not known.pieces:
         return None

@@ -1,10 +1,10 @@
 """Exact strips in a video VAE's decoder: each block runs on some rows of the picture at a time.
 
-A convolution of width 3 sees one row above and below, so a strip is given ``halo`` rows more on
-each side (two for two convolutions), and these rows of the result are thrown away: what is kept
-was computed from the same numbers as without strips. That holds where norms look at one pixel only
-(Wan, Qwen-Image, HunyuanVideo 1.5, LTX); for a GroupNorm see ``norm_strips.py``. Wan's and
-Qwen-Image's VAEs keep the last frames of each convolution's input for the next frames; these caches
+A convolution of width 3 sees one row above and one below. So a strip gets ``halo`` more rows on
+each side (two for two convolutions), and these rows of the result are discarded: what is kept was
+computed from the same numbers as without strips. That holds where norms look at one pixel only
+(Wan, Qwen-Image, HunyuanVideo 1.5, LTX); for a GroupNorm see ``norm_strips.py``. The VAEs of Wan
+and Qwen-Image keep the last frames of each convolution's input for the next frames; these caches
 are cut and joined in the same way.
 """
 
@@ -24,13 +24,14 @@ from accel.core.diffusers_bridge import CHANNELS_LAST_NORM, innermost, offloaded
 from accel.families.family import Strip
 from accel.slicing.block_record import BlockRecord
 
-LEAST_ROWS = 4  # of a strip; below, most of what is computed would be thrown away
+LEAST_ROWS = 4  # fewest rows of a strip; with fewer, most computed rows would be discarded
 Put = Callable[[nn.Module, Callable[[Callable[..., Any]], Any]], None]
 
 
 def _keep(whole: Tensor | None, part: Tensor, first: int, height: int) -> Tensor:
-    """Put ``part`` [..., h, W] into rows first … first + h of ``whole`` [..., height, W], which is
-    made with the first part, in its order of dimensions in memory.
+    """Put ``part`` [..., h, W] into rows first … first + h of ``whole`` [..., height, W].
+
+    The first part makes ``whole``, with its own order of dimensions in memory.
     """
     if whole is None:
         *start, _, width = part.shape
@@ -51,7 +52,10 @@ def _possible() -> bool:
 
 
 class _Strips:
-    """What blocks and heads share: how many strips. ``record``: an ``apply.Record``."""
+    """Base of blocks and heads that run in strips: it counts the strips.
+
+    ``record`` is a ``BlockRecord``.
+    """
 
     def __init__(self, forward: Callable[..., Any], config: SlicingConfig, record: Any) -> None:
         self.forward, self.alive = forward, True
@@ -72,8 +76,9 @@ class _Strips:
 
 
 class Block(_Strips):
-    """Stands in for the forward of a block without caches, x [B, C, T, H, W]; what else it is given
-    has no rows. ``halo``, ``scale``: see ``families.Strip``.
+    """Replaces the forward of a block without caches, x [B, C, T, H, W].
+
+    Its other arguments have no rows. ``halo`` and ``scale``: see ``families.Strip``.
     """
 
     def __init__(self, *args: Any, halo: int, scale: int, **named: Any) -> None:
@@ -81,6 +86,7 @@ class Block(_Strips):
         self._halo, self._scale = halo, scale
 
     def __call__(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        """Run the block in strips where that is possible."""
         if (strips := self._count(x)) < 2:
             return self.forward(x, *rest, **named)
         return self._joined(
@@ -88,7 +94,7 @@ class Block(_Strips):
         )
 
     def _joined(self, x: Tensor, strips: int, strip: Callable[..., Tensor]) -> Tensor:
-        """The rows that are kept of every ``strip((start, stop), low, high)``."""
+        """Return the rows that are kept of every ``strip((start, stop), low, high)``."""
         height, scale = x.shape[-2], self._scale
         out: Tensor | None = None
         for start, stop, low, high in rows(height, strips, self._halo):
@@ -99,9 +105,10 @@ class Block(_Strips):
 
 
 class CachedBlock(Block):
-    """Stands in for the forward of a block ``(x, feat_cache, feat_idx)``."""
+    """Replaces the forward of a block ``(x, feat_cache, feat_idx)``."""
 
     def __call__(self, x: Tensor, feat_cache: Any = None, feat_idx: Any = None) -> Tensor:
+        """Run the block in strips where that is possible."""
         feat_idx = [0] if feat_idx is None else feat_idx
         if (strips := self._count(x)) < 2:
             return self.forward(x, feat_cache, feat_idx)
@@ -112,10 +119,10 @@ class CachedBlock(Block):
         def strip(inner: tuple[int, int], low: int, high: int) -> Tensor:
             start, stop = inner
             index[0] = first
-            mine = None if feat_cache is None else [_cut(c, low, high) for c in feat_cache]
-            y = self.forward(x[..., low:high, :], mine, index)
+            cut = None if feat_cache is None else [_cut(c, low, high) for c in feat_cache]
+            y = self.forward(x[..., low:high, :], cut, index)
             for i in range(first, index[0]):
-                new = mine[i]  # type: ignore[index]
+                new = cut[i]  # type: ignore[index]
                 if isinstance(new, Tensor):
                     new = _keep(caches.get(i), _cut(new, start - low, stop - low), start, height)
                 caches[i] = new
@@ -129,20 +136,22 @@ class CachedBlock(Block):
 
 
 class Through:
-    """Stands in for the head's norm and activation: they run in strips in ``Head``."""
+    """Replaces the head's norm and activation, which run in strips in ``Head``."""
 
     def __init__(self, forward: Callable[..., Any], together: Callable[[], bool]) -> None:
         self.forward, self.alive = forward, True
         self._together = together
 
     def __call__(self, x: Tensor) -> Any:
+        """Return ``x`` unchanged where ``Head`` does the work."""
         return x if self.alive and self._together() else self.forward(x)
 
 
 class Head(_Strips):
-    """Stands in for the forward of the last convolution ``(x, cache_x)``: norm, activation and
-    convolution of one strip after the other. The cache holds what comes before the norm.
-    ``together``: whether ``Through`` let it through.
+    """Replaces the forward of the last convolution ``(x, cache_x)``.
+
+    It runs norm, activation and convolution of one strip after the other. The cache holds the
+    values before the norm. ``together``: whether ``Through`` passes its input on unchanged.
     """
 
     def __init__(
@@ -152,6 +161,7 @@ class Head(_Strips):
         self._before, self._together = before, together
 
     def __call__(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        """Run norm, activation and convolution in strips where that is possible."""
         if not self.alive or not self._together():
             return self.forward(x) if cache_x is None else self.forward(x, cache_x)
         strips = max(1, self._count(x))
@@ -164,7 +174,7 @@ class Head(_Strips):
 
 
 def replace(decoder: Any, config: SlicingConfig, record: BlockRecord, put: Put) -> None:
-    """Put hooks on all known blocks, and on the head, of a decoder that has a ``head``."""
+    """Put hooks on all known blocks, and on the head, of a decoder with a known ``head``."""
     known = families.strips()
     for part in decoder.modules():
         strip = known.get(type(part).__name__)
@@ -180,7 +190,7 @@ def replace(decoder: Any, config: SlicingConfig, record: BlockRecord, put: Put) 
 
 
 def _sized(part: nn.Module, strip: Strip) -> Strip:
-    """The block with the scale that this one has."""
+    """Return the strip record with the scale of this block."""
     if getattr(part, "mode", "") == "none":  # a resampler that keeps the size
         return replace_fields(strip, scale=1)
     stride = getattr(part, "stride", None)
