@@ -9,10 +9,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from accel.core.stand_in import behind
 
 SLOTS = ("forward", "_old_forward")  # where the registry's outermost forward may stand
 # What hooks of diffusers and accelerate leave in a module's attributes.
@@ -187,3 +190,40 @@ def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
 
     undo.callback(restore)
     return name
+
+
+# ---------------------------------------------------------------------------- somebody else's code
+
+_WRAPPERS = ("diffusers.hooks.hooks", "accelerate.hooks")  # modules whose wrappers are known
+
+
+def foreign_forward(module: nn.Module) -> bool:
+    """Return whether somebody put a ``forward`` of their own on this instance.
+
+    Wrappers of diffusers' hooks, of accelerate's and of accel do not count: what they wrap does.
+    """
+    outer = behind(vars(module).get("forward"))
+    if outer is None:
+        return False
+    if isinstance(outer, partial) and outer.func.__module__ in _WRAPPERS:
+        outer = behind(getattr(*innermost(module)))
+    if getattr(outer, "__module__", "").startswith("accel."):
+        return False
+    return getattr(outer, "__func__", None) is not type(module).forward
+
+
+def watcher(module: nn.Module) -> str:
+    """Return who may look at the tensors a module is given or returns, "" if nobody may.
+
+    Somebody's own forward, forward hooks, and hooks of diffusers that do more than move weights.
+    """
+    if foreign_forward(module):
+        return "a forward of somebody's own"
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for hook in hooks.values():
+            if not getattr(hook, "__module__", "").startswith("accel."):
+                return "a hook"
+    for name, hook in hooks_on(module).items():
+        if name not in WEIGHT_HOOKS and getattr(hook, "keeps_input", True):
+            return f"the hook {name!r}"
+    return ""

@@ -7,25 +7,56 @@ from collections.abc import Callable
 from typing import Any
 
 
-def put_in_place(holder: Any, name: str, hook: Any) -> Callable[[], None]:
+class StandIn:
+    """Base of what replaces a function ``forward`` that it may call.
+
+    ``alive`` is False once it has been restored; a stand-in that other code still holds then passes
+    calls through. ``own`` says whether the object had an attribute of its own before.
+    """
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.forward = forward
+        self.alive = True
+        self.own = False
+
+
+def put_in_place(holder: Any, name: str, hook: StandIn) -> Callable[[], None]:
     """Set ``hook`` as attribute ``name`` of ``holder`` and return a function that undoes it.
 
-    That function holds weak references only, so it keeps no dropped pipeline alive.
+    That function holds weak references only, so it keeps no dropped pipeline alive. The stand-ins
+    of several patches may be undone in any order.
     """
-    own = name in vars(holder)
+    hook.own = name in vars(holder)
     setattr(holder, name, hook)
     holding, hooked = weakref.ref(holder), weakref.ref(hook)
 
     def restore() -> None:
-        place, live_hook = holding(), hooked()
-        if place is None or live_hook is None:
-            return
-        live_hook.alive = False
-        if vars(place).get(name) is not live_hook:
-            return  # other code wrapped the hook later: the hook now passes calls through
-        if own:
-            setattr(place, name, live_hook.forward)
-        else:
-            delattr(place, name)
+        place, mine = holding(), hooked()
+        if place is not None and mine is not None:
+            mine.alive = False
+            _take_out(place, name, mine)
 
     return restore
+
+
+def _take_out(place: Any, name: str, mine: Any) -> None:
+    """Remove ``mine`` from the chain of stand-ins at ``place``.
+
+    Where other code wrapped it, it stays and passes calls through.
+    """
+    top: Any = vars(place).get(name)
+    if top is mine and mine.own:
+        setattr(place, name, mine.forward)
+    elif top is mine:
+        delattr(place, name)
+    while isinstance(top, StandIn) and top.forward is not mine:
+        top = top.forward
+    if isinstance(top, StandIn):
+        top.forward, top.own = mine.forward, mine.own
+
+
+def behind(function: Any) -> Any:
+    """Return the function that a chain of stand-ins replaces."""
+    while isinstance(function, StandIn):
+        function = function.forward
+    return function

@@ -17,15 +17,21 @@ from torch import Tensor, nn
 
 from accel.attention import sdpa
 from accel.config import SlicingConfig
-from accel.core.diffusers_bridge import WEIGHT_HOOKS, hooks_on, innermost, offloaded
-from accel.core.stand_in import put_in_place
+from accel.core.diffusers_bridge import (
+    WEIGHT_HOOKS,
+    hooks_on,
+    innermost,
+    offloaded,
+    watcher,
+)
+from accel.core.stand_in import StandIn, behind, put_in_place
 from accel.core.structure import blocks
 from accel.core.tree import leaves
 from accel.slicing import torch_compile
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.output_head import Norm, Projection, head
 from accel.slicing.overwritable import overwritable
-from accel.slicing.program.cache import Programs
+from accel.slicing.program.cache import Programs, signature
 from accel.slicing.program.ir import Program
 from accel.slicing.program.run import run
 from accel.slicing.trace.record import Underivable
@@ -34,7 +40,7 @@ HEAD = "head"  # name of the output head among the blocks
 # -------------------------------------------------------------------------------------------- Hook
 
 
-class _Sliced:
+class _Sliced(StandIn):
     """Replaces one block's forward.
 
     ``reusable`` gives the arguments that the model never reads again.
@@ -46,11 +52,10 @@ class _Sliced:
         forward: Callable[..., Any],
         config: SlicingConfig,
         programs: Programs,
-        reusable: Callable[[], frozenset[str]],
+        reusable: Callable[[], tuple[frozenset[str], str]],
     ) -> None:
-        self.forward = forward
+        super().__init__(forward)
         self.record = BlockRecord()
-        self.alive = True
         self.label = torch_compile.label(self)
         self._block, self._config, self._programs = block, config, programs
         self._reusable = reusable
@@ -61,7 +66,7 @@ class _Sliced:
             return self.forward(*args, **kwargs)
         if torch.compiler.is_compiling():
             return torch_compile.call(self, args, kwargs, self.forward)
-        return self._call(args, kwargs, self._reusable())
+        return self._call(args, kwargs, *self._reusable())
 
     def opaque(self, *args: Any, **kwargs: Any) -> Any:
         """Run a call of a compiled graph, which keeps its arguments."""
@@ -115,6 +120,10 @@ class _Sliced:
             return "no tensor among its arguments"
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
             return "needs gradients"
+        if torch.is_autocast_enabled(tensors[0].device.type if not tensors[0].is_meta else "cpu"):
+            return "under autocast"
+        if getattr(behind(self.forward), "__func__", None) is not type(self._block).forward:
+            return "somebody replaced its forward"
         return "" if not self._block.training else "in training mode"
 
     def _slices(self, program: Program) -> int:
@@ -193,6 +202,7 @@ class _Reusable:
         self, denoiser: nn.Module, undo: ExitStack, known: dict[Any, dict[str, frozenset[str]]]
     ) -> None:
         self._found: dict[str, frozenset[str]] = {}
+        self._why = ""
         self._known = known
         handle = denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
         undo.callback(handle.remove)
@@ -200,11 +210,17 @@ class _Reusable:
     def _before(self, denoiser: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        key = tuple((k, v is None) for k, v in kwargs.items()), len(args)
+        seen = ((path, watcher(part)) for path, part in denoiser.named_modules())
+        path, who = next(((p, w) for p, w in seen if w), ("", ""))
+        self._why = f"{who} on {path or 'the denoiser'} may keep its input" if who else ""
+        if who:
+            self._found = {}
+            return
+        key = signature({**kwargs, "": args})
         if key not in self._known:
             self._known[key] = overwritable(denoiser, list(blocks(denoiser)), args, kwargs)
         self._found = self._known[key]
 
-    def of(self, path: str) -> Callable[[], frozenset[str]]:
-        """Return a function that gives a block's arguments for the current call."""
-        return lambda: self._found.get(path, frozenset())
+    def of(self, path: str) -> Callable[[], tuple[frozenset[str], str]]:
+        """Return what looks up a block's arguments, and why there are none, at the current call."""
+        return lambda: (self._found.get(path, frozenset()), self._why)

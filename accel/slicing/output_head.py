@@ -19,6 +19,7 @@ from accel.config import SlicingConfig
 from accel.core.cuts import cuts
 from accel.core.diffusers_bridge import TOKEN_NORMS, offloaded
 from accel.core.lazy import Lazy
+from accel.core.stand_in import StandIn
 
 Step = Callable[[Tensor, int, int], Tensor]  # applied to tokens start … stop
 
@@ -70,11 +71,12 @@ class Deferred(Lazy):
         return self._then(lambda y, start, stop: y.to(*args, **kwargs))
 
 
-class Norm:
+class Norm(StandIn):
     """Replaces the forward of ``norm_out``."""
 
     def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        self.module, self.forward, self.alive = module, forward, True
+        super().__init__(forward)
+        self.module = module
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the norm of ``x``, deferred where that is possible."""
@@ -88,11 +90,11 @@ class Norm:
         return Deferred(x, lambda part: self.forward(part, *args, **kwargs))
 
 
-class Projection:
+class Projection(StandIn):
     """Replaces the forward of ``proj_out``; ``record`` is a ``BlockRecord``."""
 
     def __init__(self, forward: Callable[..., Any], config: SlicingConfig, record: Any) -> None:
-        self.forward, self.alive = forward, True
+        super().__init__(forward)
         self._config, self._record = config, record
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from accel.core.diffusers_bridge import foreign_forward
 from accel.core.tree import leaves
 from accel.slicing.program.derive import derive
 from accel.slicing.program.ir import Program
@@ -26,12 +28,16 @@ class Programs:
         self.reusable: dict[Any, dict[str, frozenset[str]]] = {}
         self._known: dict[Any, Program | str] = {}
 
+    def refuse(self, block: nn.Module, arguments: Mapping[str, Any], why: str) -> None:
+        """Remember that a program which was derived does not run."""
+        self._known[_key(block, arguments)] = why
+
     def find(self, block: nn.Module, arguments: Mapping[str, Any]) -> Program:
         """Return the cached program of a block, or derive one.
 
         Raises Underivable with the reason; failures are cached too.
         """
-        key = (_structure(block), _signature(arguments), settled(block, arguments))
+        key = _key(block, arguments)
         if key not in self._known:
             if len(self._known) >= REMEMBERED:
                 self._known.pop(next(iter(self._known)))
@@ -39,7 +45,7 @@ class Programs:
                 self._known[key] = derive(block, arguments)
             except Underivable as error:
                 self._known[key] = str(error)
-            except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
+            except Exception as error:  # whatever somebody's block does in a dry run
                 self._known[key] = _dry_run_failed(error)
         found = self._known[key]
         if isinstance(found, str):
@@ -47,29 +53,49 @@ class Programs:
         return found
 
 
+def _key(block: nn.Module, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+    default = torch.get_default_dtype()
+    return _structure(block), signature(arguments), settled(block, arguments), default
+
+
 def _dry_run_failed(error: Exception) -> str:
-    first = str(error).splitlines()[0]
+    first = (str(error).splitlines() or [""])[0]
     if isinstance(error, NotImplementedError) or "meta" in first:
         return "its operations depend on the values in a tensor"
-    return f"a dry run failed: {first}"
+    return f"a dry run failed: {type(error).__name__}: {first}"
 
 
 def _structure(block: nn.Module) -> tuple[Any, ...]:
-    """Return what a program depends on in a block: submodules, processors, plain settings."""
-    parts: list[Any] = []
-    for path, part in block.named_modules():
-        plain = [
-            (k, v if isinstance(v, (bool, int, float, str)) else type(v))
-            for k, v in vars(part).items()
-            if not k.startswith("_")
-        ]
-        weight = getattr(part, "weight", None)
-        shape = (weight.shape, weight.dtype) if isinstance(weight, Tensor) else None
-        parts.append((path, type(part), tuple(plain), shape))
-    return tuple(parts)
+    """Return what a program depends on in a block: submodules, processors and settings."""
+    return tuple(
+        (path, type(part), type(part).forward, path != "" and foreign_forward(part), _state(part))
+        for path, part in block.named_modules()
+    )
 
 
-def _signature(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+def _state(part: nn.Module) -> tuple[Any, ...]:
+    weight = getattr(part, "weight", None)
+    shape = (weight.shape, weight.dtype) if isinstance(weight, Tensor) else None
+    public = ((k, _described(v)) for k, v in vars(part).items() if k[0] != "_" and k != "forward")
+    return shape, tuple(public)
+
+
+def _described(value: Any, depth: int = 3) -> Any:
+    """Return something equal for equal settings: of processors, lists and plain values."""
+    if value is None or isinstance(value, (bool, int, float, str, type, torch.dtype)):
+        return value
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    if depth and isinstance(value, (tuple, list)):
+        return type(value), tuple(_described(v, depth - 1) for v in value)
+    if depth and isinstance(value, Mapping):
+        return tuple((str(k), _described(v, depth - 1)) for k, v in value.items())
+    if depth and type(value).__module__.startswith("diffusers.") and hasattr(value, "__dict__"):
+        return type(value), tuple((k, _described(v, depth - 1)) for k, v in vars(value).items())
+    return id(type(value))
+
+
+def signature(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
     def leaf(x: Any) -> Any:
         if isinstance(x, Tensor):
             return tuple(x.shape), x.dtype

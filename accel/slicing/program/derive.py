@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.attention import sdpa
+from accel.core.diffusers_bridge import foreign_forward
 from accel.core.tree import leaves, tree_map
 from accel.slicing.program.build import build
 from accel.slicing.program.groups import peak
@@ -36,6 +37,7 @@ def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
 
     Raises Underivable with the reason if it cannot be sliced.
     """
+    _check_parts(block)
     shapes = {
         f"{name}.{i}": leaf
         for name, value in arguments.items()
@@ -62,6 +64,19 @@ def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
         none = "it returns no argument [B, tokens, channels], and it has no batch to slice"
         raise Underivable(reason or none)
     return best[1]
+
+
+def _check_parts(block: nn.Module) -> None:
+    """Raise Underivable for a part whose code is not its class's: a program would not run it."""
+    for path, part in block.named_modules():
+        if path and foreign_forward(part):
+            raise Underivable(f"somebody replaced the forward of {path}")
+        processor = getattr(part, "processor", None)
+        if processor is not None and not type(processor).__module__.startswith("diffusers."):
+            name = type(processor).__name__
+            raise Underivable(
+                f"the attention processor {name} is not diffusers' own and has to run"
+            )
 
 
 def predicted_peak(program: Program, slices: int) -> int:

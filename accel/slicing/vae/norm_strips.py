@@ -34,6 +34,7 @@ from accel import families
 from accel.config import SlicingConfig
 from accel.core.cuts import rows
 from accel.core.diffusers_bridge import GROUP_NORM_PROCESSORS, innermost, offloaded
+from accel.core.stand_in import StandIn
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.group_norm import group_statistics, normalize
 from accel.slicing.vae.strips import Block, Head, Put, Through, _cut, _keep, _possible, _Strips
@@ -116,11 +117,11 @@ class Blend(_Strips):
         return x_spatial
 
 
-class Given:
+class Given(StandIn):
     """Replaces a GroupNorm's forward: while ``normalize`` is set, that function runs instead."""
 
     def __init__(self, forward: Callable[..., Any]) -> None:
-        self.forward, self.alive = forward, True
+        super().__init__(forward)
         self.normalize: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Any:
@@ -128,11 +129,11 @@ class Given:
         return (self.normalize or self.forward)(x)
 
 
-class CausalMiddle:
+class CausalMiddle(StandIn):
     """Replaces the forward of HunyuanVideo's middle block, x [B, C, T, H, W]."""
 
     def __init__(self, block: Any, forward: Callable[..., Any], norms: list[Given | None]) -> None:
-        self.forward, self.alive = forward, True
+        super().__init__(forward)
         self._block, self._norms = block, norms
 
     def __call__(self, x: Tensor) -> Tensor:

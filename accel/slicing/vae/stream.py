@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from accel import families
 from accel.core.lazy import Lazy
+from accel.core.stand_in import StandIn
 from accel.slicing.block_record import BlockRecord
 
 
@@ -49,14 +50,14 @@ class Pieces(Lazy):
         return super().__torch_function__(func, types, args, kwargs)
 
 
-class Streamed:
+class Streamed(StandIn):
     """Replaces a decoder's forward: its result goes to the CPU, its caches stay.
 
     ``growing``: the VAE joins its frames after every piece.
     """
 
     def __init__(self, forward: Callable[..., Any], record: BlockRecord, growing: bool) -> None:
-        self.forward, self.alive = forward, True
+        super().__init__(forward)
         self._record, self._growing = record, growing
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -21,6 +21,7 @@ from accel import families
 from accel.config import SlicingConfig
 from accel.core.cuts import rows
 from accel.core.diffusers_bridge import CHANNELS_LAST_NORM, innermost, offloaded
+from accel.core.stand_in import StandIn
 from accel.families.family import Strip
 from accel.slicing.block_record import BlockRecord
 
@@ -51,14 +52,14 @@ def _possible() -> bool:
     return not (torch.compiler.is_compiling() or torch.is_grad_enabled())
 
 
-class _Strips:
+class _Strips(StandIn):
     """Base of blocks and heads that run in strips: it counts the strips.
 
     ``record`` is a ``BlockRecord``.
     """
 
     def __init__(self, forward: Callable[..., Any], config: SlicingConfig, record: Any) -> None:
-        self.forward, self.alive = forward, True
+        super().__init__(forward)
         self._config, self._record = config, record
 
     def _count(self, x: Tensor) -> int:
@@ -135,11 +136,11 @@ class CachedBlock(Block):
         return out
 
 
-class Through:
+class Through(StandIn):
     """Replaces the head's norm and activation, which run in strips in ``Head``."""
 
     def __init__(self, forward: Callable[..., Any], together: Callable[[], bool]) -> None:
-        self.forward, self.alive = forward, True
+        super().__init__(forward)
         self._together = together
 
     def __call__(self, x: Tensor) -> Any:
