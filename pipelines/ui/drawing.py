@@ -64,9 +64,7 @@ def read_motion(
     """Return ``{"motion", "strength", "size"}`` of a job, None if nothing moves.
 
     Args:
-        studio: limits, and the folder in which painted strengths are kept.
-        drawing: as the canvas sends it.
-        camera: values of ``CAMERA``.
+        drawing: as the canvas sends it, ``camera`` values of ``CAMERA``.
         driving: as ``Studio.keep_driving`` made it.
         strength: where none is painted.
         size: width, height and frames of the job.
