@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from accel.kernels import reference, shared_keys
+from accel.kernels import masks, reference, shared_keys
 from accel.kernels.cpu import attention as cpu
 from accel.kernels.dispatch import ATTENTION, FULL, resolve, runs_as, why_not_worth
 from accel.kernels.gpu import support
@@ -165,7 +165,7 @@ def run(
             q, k, v, precision, impl, attn_mask, key_lengths, is_causal, scale, smooth_q, smooth_v,
             hadamard, return_lse,
         )  # fmt: skip
-    valid = reference.seen_keys(attn_mask, key_lengths, k) if quantized else None
+    valid = masks.seen_keys(attn_mask, key_lengths, k) if quantized else None
     if name == "cpu":
         mask = (
             attn_mask if attn_mask is None or attn_mask.dtype == torch.bool else attn_mask.float()
@@ -177,7 +177,7 @@ def run(
         )  # fmt: skip
         return out, none if lse is None else lse
     wide = q.dtype == torch.float64
-    mask = reference.additive_mask(
+    mask = masks.additive_mask(
         (q.shape[0], q.shape[1], q.shape[2], k.shape[2]),
         attn_mask=attn_mask,
         key_lengths=key_lengths,
@@ -221,10 +221,10 @@ def _gpu(
     if impl != "auto" and why:
         raise RuntimeError(f"precision {precision!r} cannot run on this card: {why}; use {runs!r}")
     values = support.value_format(support.capability(q.device), runs)
-    valid, masks = None, (attn_mask, key_lengths)
+    valid, given = None, (attn_mask, key_lengths)
     if attn_mask is not None or key_lengths is not None:
         # Packed keys are found again by this very tensor.
-        valid = shared_keys.find("valid", (k,), masks, lambda: reference.valid_keys(*masks, k))
+        valid = shared_keys.find("valid", (k,), given, lambda: masks.valid_keys(*given, k))
     out, lse = gpu.attention(
         q, k, v, tile=gpu.choose(q, k, v.shape[-1], runs).tile, values=values, scale=scale,
         mask=None if attn_mask is None else attn_mask.to(q.device),

@@ -9,6 +9,7 @@ from helpers.tensors import qkv
 
 from accel.kernels import dispatch
 from accel.kernels.attention import attention
+from accel.kernels.masks import seen_keys
 
 SHAPES = [(1, 2, 64, 64, 64), (2, 3, 65, 127, 40), (1, 1, 1, 1, 128), (1, 4, 130, 77, 80)]
 
@@ -183,3 +184,13 @@ def test_what_is_masked_cannot_disturb_the_rest(impl, kind):
     hidden = ~keep.transpose(-1, -2)
     k, v = k.masked_fill(hidden, 500.0), v.masked_fill(hidden, -3e4)
     close(attention(q, k, v, impl=impl, smooth_v=True, **options), exact, 0.03)
+
+
+def test_seen_keys_are_told_only_where_some_are_hidden():
+    k = torch.zeros(2, 1, 4, 8)
+    assert seen_keys(None, None, k) is None
+    assert seen_keys(torch.ones(3, 4, dtype=torch.bool), torch.tensor([4, 4]), k) is None
+    found = seen_keys(None, torch.tensor([1, 0]), k)  # an entry without any key sees all
+    assert found.tolist() == [[True, False, False, False], [True] * 4]
+    additive = torch.tensor([0.0, -999.0, -1000.0, -torch.inf])
+    assert seen_keys(additive, None, k).tolist() == [[True, True, False, False]] * 2
