@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from accel.kernels import masks, reference, reference_formats
 from accel.kernels.attention import attention as public
+from accel.kernels.attention_call import AttentionCall, Options
 from accel.kernels.gpu import support
 from accel.kernels.gpu.attention import attention
 from accel.kernels.gpu.layout import Tile, candidates
@@ -30,15 +31,19 @@ def runs(monkeypatch):
     let_interpret(monkeypatch)
 
 
-def on_card(q, k, v, *, mask=None, key_lengths=None, key_valid=None, **options):
+SWITCHES = ("smooth_q", "smooth_v", "hadamard", "return_lse")
+
+
+def on_card(q, k, v, *, scale, mask=None, key_lengths=None, key_valid=None, is_causal=False,
+            **options):  # fmt: skip
     """``attention`` of tensors on the CPU, on the device of these tests; results on the CPU."""
     q, k, v, mask, key_lengths, key_valid = (
         x if x is None or x.device == DEVICE else x.to(DEVICE)
         for x in (q, k, v, mask, key_lengths, key_valid)
     )
-    out, lse = attention(
-        q, k, v, mask=mask, key_lengths=key_lengths, key_valid=key_valid, **options
-    )
+    how = Options(**{name: options.pop(name) for name in SWITCHES if name in options})
+    call = AttentionCall(q, k, v, mask, key_lengths, is_causal, scale, how)
+    out, lse = attention(call, key_valid=key_valid, **options)
     return out.cpu(), None if lse is None else lse.cpu()
 
 
