@@ -1,17 +1,22 @@
-"""What can run here and, if not, why: one frozen record per implementation, no side effects on
-import.
+"""What can run here and, if not, why; and what does run for one call of attention.
+
+One frozen record per implementation, no side effects on import. ``decide`` is the only place that
+chooses implementation, precision and tile of an attention call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
-from torch import Tensor
 
+from accel.kernels.attention_call import AttentionCall
 from accel.kernels.cpu.native import library
 from accel.kernels.gpu import support
+from accel.kernels.gpu.layout import Tile
+from accel.kernels.gpu.tuning import Choice
 
 CPU = torch.device("cpu")
 
@@ -35,7 +40,7 @@ def _native(device: torch.device) -> str:
     return library().reason
 
 
-def _vectorised(device: torch.device) -> str:
+def _vectorized(device: torch.device) -> str:
     reason = _native(device)
     if not reason and library().isa == "scalar":
         return "this processor has no AVX2; the portable path is slower than SDPA"
@@ -43,11 +48,11 @@ def _vectorised(device: torch.device) -> str:
 
 
 QUANTIZE = (
-    Impl("cpu", "native rows quantiser", _native),
+    Impl("cpu", "native rows quantizer", _native),
     Impl("reference", "eager torch", _always),
 )
 ATTENTION = (
-    Impl("cpu", "native INT8, INT6 and INT4 attention", _vectorised),
+    Impl("cpu", "native INT8, INT6 and INT4 attention", _vectorized),
     Impl("gpu", "Triton INT8 attention for tensor cores", support.why_not_gpu),
     Impl("reference", "eager torch, the specification; slower than SDPA", _always),
 )
@@ -67,36 +72,11 @@ CPU_MIN_QUERIES = 96
 # Fewest keys from which packing can pay on a card: published kernels that pack in a pass of their
 # own win from about 2,000 keys on (SageAttention on an L40). Above it the card is measured.
 GPU_MIN_KEYS = 2048
-
-
-def why_not_worth(q: Tensor, k: Tensor, v: Tensor, precision: str) -> str:
-    """Why "auto" leaves an attention call [B, H, T, D] to torch; "" if quantizing it pays.
-
-    Where only the eager reference could quantize, that is always: it is slower than torch. On a
-    card the first call of a kind measures (``gpu/tuning.py``).
-    """
-    queries, keys = q.shape[2], k.shape[2]
-    if q.device.type == "cuda":
-        if reason := support.why_not_gpu(q.device):
-            return f"no fast quantized kernel here: {reason}"
-        if keys < GPU_MIN_KEYS:
-            return f"{keys} keys, quantized attention pays from {GPU_MIN_KEYS} on"
-        from accel.kernels.gpu.attention import choose
-
-        return choose(q, k, v.shape[-1], runs_as(precision, "gpu", q)[0]).why_not
-    if q.device.type != "cpu":
-        return f"no quantized kernel for {q.device.type} in this version"
-    if reason := ATTENTION[0].why_not(CPU):
-        return f"no fast quantized kernel here: {reason}"
-    if keys < CPU_MIN_KEYS:
-        return f"{keys} keys, quantized attention pays from {CPU_MIN_KEYS} on"
-    if queries < CPU_MIN_QUERIES:
-        return f"{queries} queries, quantized attention pays from {CPU_MIN_QUERIES} on"
-    return ""
+PAYS_FROM = "quantized attention pays from"
 
 
 def resolve(table: tuple[Impl, ...], impl: str, device: torch.device) -> str:
-    """Name of the implementation to run: the first available one for "auto", else the one named.
+    """Return the name of the implementation to run: for "auto" the first available one.
 
     Raises ValueError for an unknown name and RuntimeError, with the reason and the alternatives,
     for one that cannot run here.
@@ -113,15 +93,101 @@ def resolve(table: tuple[Impl, ...], impl: str, device: torch.device) -> str:
     return impl
 
 
-def runs_as(precision: str, impl: str, q: Tensor) -> tuple[str, str]:
-    """The precision that "auto" runs for ``precision`` with implementation ``impl``, and why it is
-    another ("" if it is not). Never a less exact one.
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What runs for one attention call: taken once, by ``decide``, and handed on.
+
+    ``impl``: a name in ``ATTENTION``, or "torch" for torch's own attention. ``precision`` is what
+    runs for ``asked``, and ``why`` the reason where it is another one. ``tile``: how the kernel
+    of a card is cut.
     """
-    if impl == "gpu":
-        cc = support.capability(q.device)
-        if why := support.why_not_precision(precision, cc, q.shape[-1]):
-            return "int8", why
-    return precision, ""
+
+    asked: str
+    precision: str
+    impl: str
+    why: str = ""
+    tile: Tile | None = None
+
+
+def decide(call: AttentionCall, precision: str, impl: str) -> Decision:
+    """Choose what runs for a call in ``precision`` with ``impl``, "auto" or a name.
+
+    "auto" takes the fastest: torch's own attention at full precision where quantizing does not
+    pay, and a more exact precision where the asked one has no fast kernel, never a less exact one.
+    On a card the first call of a kind measures (``gpu/tuning.py``).
+
+    Raises ValueError for an unknown ``impl``, and RuntimeError, with the reason and what can run
+    instead, where a named one cannot run here as asked.
+    """
+    if impl == "auto":
+        return _full(call, precision, "") if precision == "full" else _fastest(call, precision)
+    device = call.q.device
+    if precision == "full":
+        return Decision(precision, precision, resolve(FULL, impl, device))
+    name = resolve(ATTENTION, impl, device)
+    if name != "gpu":
+        return Decision(precision, precision, name)
+    runs, why = _on_card(call, precision)
+    if why:
+        raise RuntimeError(f"precision {precision!r} cannot run on this card: {why}; use {runs!r}")
+    return Decision(precision, runs, name, "", _choice(call, runs).tile)
+
+
+def _fastest(call: AttentionCall, precision: str) -> Decision:
+    """What "auto" runs. Where only the eager reference could quantize, that is torch's own
+    attention: the reference is slower.
+    """
+    q = call.q
+    if q.is_cpu:
+        if missing := ATTENTION[0].why_not(CPU):
+            return _full(call, precision, f"no fast quantized kernel here: {missing}")
+        queries, keys = q.shape[2], call.k.shape[2]
+        if keys >= CPU_MIN_KEYS and queries >= CPU_MIN_QUERIES:
+            return Decision(precision, precision, "cpu")
+        return _too_short(precision, queries, keys, call.options.return_lse)
+    if q.is_cuda:
+        return _fastest_on_card(call, precision)
+    return _full(call, precision, f"no quantized kernel for {q.device.type} in this version")
+
+
+def _fastest_on_card(call: AttentionCall, precision: str) -> Decision:
+    keys = call.k.shape[2]
+    if missing := support.why_not_gpu(call.q.device):
+        return _full(call, precision, f"no fast quantized kernel here: {missing}")
+    if keys < GPU_MIN_KEYS:
+        return _full(call, precision, f"{keys} keys, {PAYS_FROM} {GPU_MIN_KEYS} on")
+    runs, why = _on_card(call, precision)
+    choice = _choice(call, runs)
+    if choice.why_not:
+        return _full(call, precision, choice.why_not)
+    return Decision(precision, runs, "gpu", why, choice.tile)
+
+
+def _full(call: AttentionCall, asked: str, why: str) -> Decision:
+    """Full precision: torch's own attention, which gives no log-sum-exp."""
+    return Decision(asked, "full", "reference" if call.options.return_lse else "torch", why)
+
+
+@lru_cache
+def _too_short(asked: str, queries: int, keys: int, return_lse: bool) -> Decision:
+    """Full precision for a call on the CPU; kept, since it takes microseconds by itself."""
+    few, least = (keys, CPU_MIN_KEYS) if keys < CPU_MIN_KEYS else (queries, CPU_MIN_QUERIES)
+    name = "keys" if keys < CPU_MIN_KEYS else "queries"
+    why = f"{few} {name}, {PAYS_FROM} {least} on"
+    return Decision(asked, "full", "reference" if return_lse else "torch", why)
+
+
+def _on_card(call: AttentionCall, precision: str) -> tuple[str, str]:
+    """The precision that a card runs for ``precision``, and why it is another, "" if it is not."""
+    cc = support.capability(call.q.device)
+    why = support.why_not_precision(precision, cc, call.q.shape[-1])
+    return ("int8", why) if why else (precision, "")
+
+
+def _choice(call: AttentionCall, precision: str) -> Choice:
+    from accel.kernels.gpu.attention import choose  # brings in Triton
+
+    return choose(call, precision)
 
 
 def environment() -> dict[str, str]:

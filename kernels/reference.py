@@ -19,7 +19,7 @@ queries Q [Tq, D], keys K and values V [Tk, D], softmax scale tau:
    63 or 127), V optionally without its channel means (smooth V; exact because rows of P sum to 1).
    Denominator: fp32 sum of the unrounded P.
 
-Layout [B, H, T, D] everywhere. Trade-off: everything is materialised per (query chunk, key block)
+Layout [B, H, T, D] everywhere. Trade-off: everything is materialized per (query chunk, key block)
 in fp32, so this is slow and small in memory, and easy to read against the paper.
 """
 
@@ -83,64 +83,6 @@ class QuantSpec:
                 f"block_q must be a multiple of 32 and block_k of 64, got {self.block_q} and "
                 f"{self.block_k}"
             )
-
-
-def additive_mask(
-    shape: tuple[int, int, int, int],
-    *,
-    attn_mask: Tensor | None,
-    key_lengths: Tensor | None,
-    is_causal: bool,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Tensor | None:
-    """All masks as one additive tensor broadcastable to ``shape`` = (B, H, Tq, Tk); None if nothing
-    is masked. Boolean masks keep where True; causal is aligned top left, as in torch.
-    """
-    batch, _, queries, keys = shape
-    bias: Tensor | None = None
-
-    def add(term: Tensor) -> None:
-        nonlocal bias
-        bias = term if bias is None else bias + term
-
-    def keep(where: Tensor) -> Tensor:
-        zero = torch.zeros(where.shape, device=device, dtype=dtype)
-        return zero.masked_fill(~where.to(device), -math.inf)
-
-    if attn_mask is not None:
-        boolean = attn_mask.dtype == torch.bool
-        add(keep(attn_mask) if boolean else attn_mask.to(device=device, dtype=dtype))
-    if key_lengths is not None:
-        position = torch.arange(keys, device=device)
-        add(keep(position < key_lengths.to(device).view(batch, 1, 1, 1)))
-    if is_causal:
-        add(keep(torch.ones(queries, keys, dtype=torch.bool, device=device).tril()))
-    return bias
-
-
-def valid_keys(attn_mask: Tensor | None, key_lengths: Tensor | None, k: Tensor) -> Tensor:
-    """Boolean [B, Tk], False for keys ``k [B, H, Tk, D]`` that no query sees.
-
-    Only the others have a part in means and scales: padding can hold anything. An additive mask
-    hides a key at -1000 or below (models write -10000 or -inf). A batch entry without any key left
-    counts as seeing all.
-    """
-    batch, keys = k.shape[0], k.shape[2]
-    valid = torch.ones(batch, keys, dtype=torch.bool, device=k.device)
-    if attn_mask is not None:
-        keep = attn_mask if attn_mask.dtype == torch.bool else attn_mask > -1000.0
-        keep = keep.to(k.device).view(*[1] * (4 - keep.dim()), *keep.shape)
-        valid &= keep.any(1).any(1).expand(batch, keys)
-    if key_lengths is not None:
-        valid &= torch.arange(keys, device=k.device) < key_lengths.to(k.device)[:, None]
-    return valid | ~valid.any(-1, keepdim=True)
-
-
-def seen_keys(attn_mask: Tensor | None, key_lengths: Tensor | None, k: Tensor) -> Tensor | None:
-    """``valid_keys``, or None where every key is seen."""
-    valid = valid_keys(attn_mask, key_lengths, k)
-    return None if bool(valid.all()) else valid
 
 
 def _masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:

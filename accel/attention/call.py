@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from accel.attention import sdpa
-from accel.config import AttentionConfig
-from accel.kernels.dispatch import why_not_worth
+from accel.kernels.attention_call import AttentionCall, Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Call:
     enable_gqa: bool
 
     def full(self, query: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
-        """What would have run without us; for some query rows if they and their mask are given."""
+        """Run what would have run without us; for given query rows and their mask, or for all."""
         query, attn_mask = (self.query, self.attn_mask) if query is None else (query, attn_mask)
         return sdpa.original()(
             query, self.key, self.value, attn_mask=attn_mask, is_causal=self.is_causal,
@@ -34,14 +33,14 @@ class Call:
         )  # fmt: skip
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The query rows ``index`` and the mask that belongs to them."""
+        """Return the query rows ``index`` and the mask that belongs to them."""
         mask, tokens = self.attn_mask, self.query.shape[-2]
         if mask is not None and mask.dim() > 1 and mask.shape[-2] == tokens and tokens > 1:
             mask = mask[..., index, :]
         return self.query[..., index, :], mask
 
     def rescued(self) -> tuple[Tensor, str]:
-        """Full precision after a result that was not usable: always finite, and what it took.
+        """Run at full precision after an unusable result: always finite, and what it took.
 
         First torch's attention; then, where that overflows in half precision, in fp32; then with
         the inputs' own NaN and infinities replaced by 0 and the largest finite numbers.
@@ -60,10 +59,17 @@ class Call:
         most = torch.finfo(out.dtype).max
         return wide.nan_to_num().clamp(-most, most).to(out.dtype), how
 
-    def why_full(self, config: AttentionConfig) -> str:
-        """Reason to keep this call at full precision whatever the plan says, or ""."""
+    def for_kernels(self, options: Options) -> AttentionCall:
+        """Return this call as the kernels take it; only where ``why_not_ours`` is ""."""
+        return AttentionCall(
+            self.query, self.key, self.value, self.attn_mask, None, self.is_causal, self.scale,
+            options,
+        )  # fmt: skip
+
+    def why_not_ours(self) -> str:
+        """Return the reason why no kernel of ours takes this call, or ""."""
         q, k, v = self.query, self.key, self.value
-        if q.device.type == "meta":
+        if q.is_meta:
             return "meta tensors"
         if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
             return f"{q.dim()} dimensions, need [B, H, T, D]"
@@ -74,21 +80,20 @@ class Call:
             return "shapes that broadcast"
         if q.shape[1] != k.shape[1] and not groups:
             return "shapes that broadcast"
-        if config.impl == "auto":
-            usual = "int8" if config.precision == "full" else config.precision
-            return why_not_worth(q, k, v, usual)
         return ""
 
 
 def finite(out: Tensor) -> bool:
-    """Whether every element is finite. A sum shows it in one pass; only a sum that is not is looked
-    into, since finite values can overflow it.
+    """Return whether every element is finite.
+
+    A sum shows it in one pass; only a sum that is not finite is looked into, since finite values
+    can overflow it.
     """
     return math.isfinite(out.sum(dtype=torch.float32).item()) or bool(torch.isfinite(out).all())
 
 
 def compare(out: Tensor, exact: Tensor) -> tuple[float, float, float]:
-    """Relative L1, cosine and relative squared L2 of ``out`` against ``exact``, same shape."""
+    """Return relative L1, cosine, relative squared L2 of ``out`` against ``exact``, same shape."""
     mine, exact = out.double(), exact.double()
     difference, size = mine - exact, exact.square().sum()
     error = float(difference.abs().sum() / exact.abs().sum().clamp_min(1e-30))

@@ -1,10 +1,11 @@
 """Quantized attention in a model: every attention call of a denoiser, decided at run time.
 
 Config is ``AttentionConfig``, State the record of each site, Hook the op that stands behind the
-seam (``accel/attention/sdpa.py``), and ``apply`` puts a denoiser's attention modules there. The op
-takes the precision from the policy for the current step, keeps calls it cannot quantize at full
-precision with a reason, and compares sampled rows of each site's first call in a run with full
-precision. A result that is not finite, or too far off on those rows, is recomputed at full
+seam (``accel/attention/sdpa.py``), and ``apply`` puts a denoiser's attention modules there. A call
+takes the precision that the policy gives for the current step, has the kernels decide what runs for
+it (``accel/kernels/dispatch.py``), and stays at full precision, with a reason, where they cannot
+quantize it or that does not pay. Sampled rows of each site's first call in a run are compared with
+full precision. A result that is not finite, or too far off on those rows, is recomputed at full
 precision and its site stays there for the rest of the run.
 """
 
@@ -28,8 +29,9 @@ from accel.core.diffusers_bridge import use_native_backend
 from accel.core.run_state import RunState
 from accel.kernels.attention import BITS
 from accel.kernels.attention import run as run_attention
+from accel.kernels.attention_call import AttentionCall, Options
 from accel.kernels.cpu.attention import scratch_bytes
-from accel.kernels.dispatch import ATTENTION, resolve, runs_as
+from accel.kernels.dispatch import Decision, decide
 
 # ------------------------------------------------------------------------------------------- State
 
@@ -91,6 +93,15 @@ class Site:
     checked: set[str] = field(default_factory=set)
     demoted_run: int = -1
     demoted_why: str = ""
+    options: Options = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.options = (
+            Options()
+            if config is None
+            else Options(config.smooth_q, config.smooth_v, config.hadamard)
+        )
 
     def enter(self) -> None:
         """The module was called."""
@@ -105,58 +116,64 @@ class Site:
         self.record.at(now, "full")
 
     def attend(self, *arguments: Any) -> Tensor:
-        """Attention of one call (see ``Call``) as the plan wants it at this step."""
+        """Compute attention of one call (see ``Call``) as the plan wants it at this step."""
         call, config = Call(*arguments), self.config
-        if config is None:
-            reason = "not inside an attention module accel knows"
-        else:
-            reason = call.why_full(config)
         now = run, step = self.state.refresh(), self.state.step
-        if reason or config is None:
-            self._keep(reason, now)
+        if config is None:
+            self._keep("not inside an attention module accel knows", now)
             return call.full()
         precision = policy.precision_at(config, self.name, step, self.state.steps)
-        if precision == "full":
-            self._keep("full precision by plan", now)
-            return call.full()
-        if self.demoted_run == run:
-            return self._rescue(call, f"demoted: {self.demoted_why}", self.record.kept, now)
-        return self._quantized(call, config, precision, now)
+        reason = "full precision by plan" if precision == "full" else call.why_not_ours()
+        if not reason:
+            ours = call.for_kernels(self.options)
+            decision = decide(ours, precision, config.impl)
+            if decision.precision != "full":
+                if self.demoted_run == run:
+                    why = f"demoted: {self.demoted_why}"
+                    return self._rescue(call, why, self.record.kept, now)
+                return self._quantized(call, ours, decision, now)
+            reason = decision.why
+        self._keep(reason, now)
+        return call.full()
 
-    def _quantized(self, call: Call, config: AttentionConfig, precision: str, now: Now) -> Tensor:
-        record, query, run = self.record, call.query, now[0]
+    def _quantized(self, call: Call, ours: AttentionCall, decision: Decision, now: Now) -> Tensor:
+        """Run a call as it was decided; at full precision if the result is not usable."""
+        record, precision = self.record, decision.precision
+        if decision.why:
+            record.instead[f"{decision.asked} ran as {precision}: {decision.why}"] += 1
         start = time.perf_counter()
-        impl = resolve(ATTENTION, config.impl, query.device)
-        if config.impl == "auto":
-            asked, (precision, why) = precision, runs_as(precision, impl, query)
-            if why:
-                record.instead[f"{asked} ran as {precision}: {why}"] += 1
-        scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
-        out, _ = run_attention(
-            query, call.key, call.value, precision, impl, call.attn_mask, None, call.is_causal,
-            scale, config.smooth_q, config.smooth_v, config.hadamard, False,
-        )  # fmt: skip
+        out, _ = run_attention(ours, decision)
         record.seconds += time.perf_counter() - start
         if not finite(out):
             return self._demote(call, "result not finite", now)
-        if self.checked_run != run:
-            self.checked_run, self.checked = run, set()
+        if self.checked_run != now[0]:
+            self.checked_run, self.checked = now[0], set()
         if precision not in self.checked:
             self.checked.add(precision)
-            if impl == "cpu":
-                bytes_ = scratch_bytes(query, call.key, call.value, BITS[precision])
-                record.scratch_bytes = max(record.scratch_bytes, bytes_)
-            if config.check_rows and not call.is_causal:
-                error = self._check(call, out, config.check_rows)
-                if not error <= config.max_error:
-                    why = f"{precision} has error {error:.2f} on sampled rows, over the limit of "
-                    return self._demote(call, f"{why}{config.max_error}", now)
-        record.ran[(precision, impl)] += 1
+            if why := self._first(call, out, decision):
+                return self._demote(call, why, now)
+        record.ran[(precision, decision.impl)] += 1
         record.at(now, precision)
         return out
 
+    def _first(self, call: Call, out: Tensor, decision: Decision) -> str:
+        """Look into the first result of a precision in a run: note its scratch memory and error;
+        why it is not usable, or "".
+        """
+        record, config, precision = self.record, self.config, decision.precision
+        assert config is not None
+        if decision.impl == "cpu":
+            bytes_ = scratch_bytes(call.query, call.key, call.value, BITS[precision])
+            record.scratch_bytes = max(record.scratch_bytes, bytes_)
+        if config.check_rows and not call.is_causal:
+            error = self._check(call, out, config.check_rows)
+            if not error <= config.max_error:
+                why = f"{precision} has error {error:.2f} on sampled rows, over the limit of "
+                return f"{why}{config.max_error}"
+        return ""
+
     def _check(self, call: Call, out: Tensor, rows: int) -> float:
-        """Relative L1 error of ``out`` on evenly spread query rows, noted with the cosine."""
+        """Return the relative L1 error of ``out`` on evenly spread query rows; note the worst."""
         tokens, record = call.query.shape[-2], self.record
         index = torch.linspace(0, tokens - 1, min(rows, tokens), device=out.device).long()
         error, cosine, _ = compare(out[..., index, :], call.full(*call.rows(index)))

@@ -33,12 +33,13 @@ from accel.core.run_pipeline import call
 from accel.core.structure import denoisers
 from accel.kernels.attention import BITS
 from accel.kernels.attention import run as run_attention
-from accel.kernels.dispatch import ATTENTION, resolve
+from accel.kernels.attention_call import Options
+from accel.kernels.dispatch import ATTENTION, decide, resolve
 from accel.patching import Handle, is_patched, patched
 from accel.plans import Plan
 
 CANDIDATES = ("int8", "int6", "int4")
-BLOCK = 32  # neighbouring query rows that are sampled together
+BLOCK = 32  # neighboring query rows that are sampled together
 MOST = 80.0  # dB that count as no difference
 
 Run = Callable[[Any], np.ndarray]  # generates with a pipeline: frames uint8 [F, H, W, 3]
@@ -52,7 +53,7 @@ class _Sums:
     precisions: tuple[str, ...]
     rows: int
     impl: str
-    options: dict[str, Any]
+    options: Options
     calls: dict[Key, int] = field(default_factory=dict)
     errors: dict[Key, np.ndarray] = field(default_factory=dict)
     work: dict[str, float] = field(default_factory=dict)
@@ -70,14 +71,20 @@ class _Sums:
         return max((step for _, step, _ in self.calls), default=-1) + 1
 
     def attend(self, call: Call, precision: str) -> Tensor:
-        """Return attention in one precision."""
-        q = call.query
-        scale = q.shape[-1] ** -0.5 if call.scale is None else call.scale
-        out, _ = run_attention(
-            q, call.key, call.value, precision, resolve(ATTENTION, self.impl, q.device),
-            call.attn_mask, None, False, scale, **self.options, return_lse=False,
-        )  # fmt: skip
-        return out
+        """Compute attention in one precision, also where that does not pay."""
+        ours = call.for_kernels(self.options)
+        impl = resolve(ATTENTION, self.impl, call.query.device)
+        return run_attention(ours, decide(ours, precision, impl))[0]
+
+    def why_full(self, call: Call) -> str:
+        """Return why a call is not measured: why no precision would run for it, or ""."""
+        if reason := "causal" if call.is_causal else call.why_not_ours():
+            return reason
+        if self.impl != "auto":
+            return ""
+        ours = call.for_kernels(self.options)
+        decisions = [decide(ours, precision, self.impl) for precision in self.precisions]
+        return decisions[0].why if all(d.precision == "full" for d in decisions) else ""
 
     def caused(self, site: str, step: int) -> float:
         """Return relative squared error of the least exact precision, summed over the calls."""
@@ -112,10 +119,10 @@ class _Probe(Site):
     branch: int = 0
 
     def attend(self, *arguments: Any) -> Tensor:
-        """Return attention of one call at full precision."""
-        assert self.config is not None and self.sums is not None
+        """Compute attention of one call at full precision."""
+        assert self.sums is not None
         call = Call(*arguments)
-        reason = "causal" if call.is_causal else call.why_full(self.config)
+        reason = self.sums.why_full(call)
         if (low := self.sums.low) is not None:
             quantized = self.name in low and not reason
             return self.sums.attend(call, self.sums.least) if quantized else call.full()
@@ -164,7 +171,7 @@ def calibrate(
     options: dict[str, Any] = {"smooth_q": smooth_q, "smooth_v": smooth_v, "hadamard": hadamard}
     runs = [_as_run(job) for job in jobs]
     bar = tqdm(total=len(runs) + probe_runs, desc="calibrate", disable=not progress)
-    sums = _Sums(tuple(precisions), rows, impl, options)
+    sums = _Sums(tuple(precisions), rows, impl, Options(**options))
     base = AttentionConfig("full", impl=impl, check_rows=0, **options)
     why_not: Counter[str] = Counter()
     lengths, videos = set(), []

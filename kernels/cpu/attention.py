@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from accel.kernels import shared_keys
+from accel.kernels.attention_call import AttentionCall
 from accel.kernels.cpu.native import require
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -44,62 +45,58 @@ class _Call(ctypes.Structure):
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    bits: int,
-    scale: float,
-    mask: Tensor | None = None,
-    key_lengths: Tensor | None = None,
-    key_valid: Tensor | None = None,
-    is_causal: bool = False,
-    smooth_q: bool = False,
-    smooth_v: bool = False,
-    hadamard: bool = False,
-    return_lse: bool = False,
+    call: AttentionCall, bits: int, key_valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Quantized attention on CPU tensors.
+    """Run quantized attention on CPU tensors.
 
-    q ``[B, H, Tq, D]``, k ``[B, Hk, Tk, D]``, v ``[B, Hk, Tk, Dv]``, fp32, bf16 or fp16, strided;
-    ``bits`` 4, 6 or 8; ``mask`` boolean or fp32, broadcastable to [B, H, Tq, Tk]; ``key_lengths``
-    int64 [B]; ``key_valid`` bool [B, Tk], False where no query sees the key. Returns output
-    ``[B, H, Tq, Dv]`` contiguous and, with ``return_lse``, log-sum-exp fp32 ``[B, H, Tq]``.
+    Tensors as in ``AttentionCall``, in fp32, bf16 or fp16; ``bits`` 4, 6 or 8; ``key_valid`` bool
+    [B, Tk], False where no query sees the key. Returns output ``[B, H, Tq, Dv]`` contiguous and,
+    if asked for, log-sum-exp fp32 ``[B, H, Tq]``.
 
     Raises RuntimeError without the native library, MemoryError if scratch memory is not to be had.
     """
     lib = require()
     use_torchs_threads(lib)
+    q, k, v, options = call.q, call.k, call.v, call.options
     out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
-    lse = torch.empty(q.shape[:-1]) if return_lse else None
+    lse = torch.empty(q.shape[:-1]) if options.return_lse else None
     if out.numel() == 0:
         return out, lse
-    call = _describe(q, k, v, bits)
-    call.out, call.lse = out.data_ptr(), None if lse is None else lse.data_ptr()
-    call.scale, call.causal = scale, is_causal
-    call.smooth_k, call.smooth_q, call.smooth_v = True, smooth_q, smooth_v
-    call.hadamard = hadamard
-    if mask is not None:
-        mask = mask.expand(*q.shape[:-1], k.shape[2])
-        call.mask, call.mask_stride = mask.data_ptr(), _Strides(*mask.stride())
-        call.mask_kind = 1 if mask.dtype == torch.bool else 2
-    if key_lengths is not None:
-        key_lengths = key_lengths.to(torch.int64).contiguous()
-        call.key_lengths = key_lengths.data_ptr()
-    if key_valid is not None:
-        key_valid = key_valid.contiguous()
-        call.key_valid = key_valid.data_ptr()
+    native = _describe(q, k, v, bits)
+    native.out, native.lse = out.data_ptr(), None if lse is None else lse.data_ptr()
+    native.scale, native.causal = call.softmax_scale, call.is_causal
+    native.smooth_k, native.smooth_q = True, options.smooth_q
+    native.smooth_v, native.hadamard = options.smooth_v, options.hadamard
+    masks = _point_at_masks(native, call, key_valid)  # kept alive until the call has read them
     if shared_keys.shares((k, v)):
         # By content: every slice of a mask hides keys in a tensor of its own.
-        hidden = [None if x is None else x.numpy().tobytes() for x in (key_lengths, key_valid)]
-        name = ("cpu", bits, smooth_v, hadamard)
-        packed = shared_keys.find(name, (k, v), hidden, lambda: _Packed(lib, call))
-        failed = lib.accel_attention_packed(ctypes.byref(call), packed.handle)
+        hidden = [None if x is None else x.numpy().tobytes() for x in masks[1:]]
+        name = ("cpu", bits, options.smooth_v, options.hadamard)
+        packed = shared_keys.find(name, (k, v), hidden, lambda: _Packed(lib, native))
+        failed = lib.accel_attention_packed(ctypes.byref(native), packed.handle)
     else:
-        failed = lib.accel_attention(ctypes.byref(call))
+        failed = lib.accel_attention(ctypes.byref(native))
     if failed:
-        raise _no_memory(call)
+        raise _no_memory(native)
     return out, lse
+
+
+def _point_at_masks(
+    native: _Call, call: AttentionCall, key_valid: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Fill in mask, key lengths and valid keys; returns what the native call will read."""
+    mask, key_lengths = call.attn_mask, call.key_lengths
+    if mask is not None:
+        mask = (mask if mask.dtype == torch.bool else mask.float()).expand(call.shape)
+        native.mask, native.mask_stride = mask.data_ptr(), _Strides(*mask.stride())
+        native.mask_kind = 1 if mask.dtype == torch.bool else 2
+    if key_lengths is not None:
+        key_lengths = key_lengths.to(torch.int64).contiguous()
+        native.key_lengths = key_lengths.data_ptr()
+    if key_valid is not None:
+        key_valid = key_valid.contiguous()
+        native.key_valid = key_valid.data_ptr()
+    return mask, key_lengths, key_valid
 
 
 class _Packed:

@@ -2,7 +2,7 @@
 """Fused quantized attention for tensor cores: Q K in INT8, P V in FP8 or FP16.
 
 Method (SageAttention2, arXiv 2411.10958; exact definitions in ``kernels/reference.py``). Inputs
-are packed by ``gpu/prepare.py`` (K and V for several calls in a context of ``shared_keys.py``).
+are packed by ``gpu/pack.py`` (K and V for several calls in a context of ``shared_keys.py``).
 A program takes BLOCK_M query rows of one head and walks over the keys:
 
     S = Q codes K codes^T                       int32, exact
@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from accel.kernels import shared_keys
+from accel.kernels.attention_call import AttentionCall
 from accel.kernels.gpu.fp4 import to_fp4
 from accel.kernels.gpu.layout import TOKENS, Packed, Queries, Tile, with_mask
 from accel.kernels.gpu.pack import pack, pack_queries
@@ -217,60 +218,47 @@ def attend(
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    call: AttentionCall,
     *,
     tile: Tile,
     values: str,
     qmax: int = 127,
     granularity: str = "token",
-    scale: float,
-    mask: Tensor | None = None,
-    key_lengths: Tensor | None = None,
     key_valid: Tensor | None = None,
-    is_causal: bool = False,
-    smooth_q: bool = False,
-    smooth_v: bool = False,
-    hadamard: bool = False,
-    return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Quantized attention on CUDA tensors (or, interpreted, on any).
+    """Run quantized attention on CUDA tensors (or, interpreted, on any).
 
-    q ``[B, H, Tq, D]``, k ``[B, Hk, Tk, D]``, v ``[B, Hk, Tk, Dv]``, fp32, bf16 or fp16, strided;
+    Tensors as in ``AttentionCall``, in fp32, bf16 or fp16; masks may be on another device.
     ``values`` "e4m3" (cc 8.9 and up) or "fp16" is how P and V are held, and "e2m1" (cc 10 and up)
-    NVFP4 for everything; ``mask`` boolean or float,
-    broadcastable to [B, H, Tq, Tk]; ``key_lengths`` int [B]; ``key_valid`` bool [B, Tk], False
-    where no query sees the key. Returns output
-    ``[B, H, Tq, Dv]`` contiguous and, with ``return_lse``, log-sum-exp fp32 ``[B, H, Tq]``.
+    NVFP4 for everything; ``key_valid`` bool [B, Tk], False where no query sees the key. Returns
+    output ``[B, H, Tq, Dv]`` contiguous and, if asked for, log-sum-exp fp32 ``[B, H, Tq]``.
     """
+    q, k, v, options, scale = call.q, call.k, call.v, call.options, call.softmax_scale
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
-    lse = q.new_empty(q.shape[:-1], dtype=torch.float32) if return_lse else None
+    lse = q.new_empty(q.shape[:-1], dtype=torch.float32) if options.return_lse else None
     if out.numel() == 0 or k.shape[2] == 0:
         return out.zero_(), None if lse is None else lse.fill_(-math.inf)
     if scale < 0:  # the kernel takes maxima before it multiplies by the scale
         q, scale = -q, -scale
-    rotation = _rotation(q.shape[-1], q.device) if hadamard else None
+    rotation = _rotation(q.shape[-1], q.device) if options.hadamard else None
     q, keys = _rotated(q, rotation), cache(lambda: _rotated(k, rotation))
     packed = shared_keys.find(
-        ("gpu", values, qmax, granularity, smooth_v, hadamard), (k, v), (key_valid,),
+        ("gpu", values, qmax, granularity, options.smooth_v, options.hadamard), (k, v),
+        (key_valid,),
         lambda: pack(
-            keys(), v, values=values, qmax=qmax, granularity=granularity, smooth_v=smooth_v,
-            valid=key_valid,
+            keys(), v, values=values, qmax=qmax, granularity=granularity,
+            smooth_v=options.smooth_v, valid=key_valid,
         ),
     )  # fmt: skip
-    kind = "none" if mask is None else "bool" if mask.dtype == torch.bool else "add"
-    if mask is not None:
-        mask = (mask.view(torch.uint8) if kind == "bool" else mask).expand(
-            *q.shape[:-1], k.shape[2]
-        )
+    mask, kind = _mask(call)
+    key_lengths = None if call.key_lengths is None else call.key_lengths.to(q.device)
     queries = pack_queries(
         q, packed, scale=scale * math.log2(math.e), qmax=qmax, granularity=granularity,
-        smooth=smooth_q, with_shift=return_lse,
+        smooth=options.smooth_q, with_shift=options.return_lse,
     )  # fmt: skip
     blocks = queries.codes.shape[2] // TOKENS
     step = blocks
-    if smooth_q:
+    if options.smooth_q:
         row_bytes = 4 * q.shape[0] * q.shape[1] * packed.k_scale.shape[-1]
         step = max(1, min(blocks, BIAS_BYTES // row_bytes))
     for first in range(0, blocks, step):
@@ -282,21 +270,31 @@ def attention(
         _launch(
             queries, packed, out, lse, tile=tile, first_block=first, blocks=count, bias=bias,
             mask=mask, mask_kind=kind, key_lengths=key_lengths, keys=k.shape[2],
-            is_causal=is_causal,
+            is_causal=call.is_causal,
         )  # fmt: skip
     return out, lse
 
 
-def choose(q: Tensor, k: Tensor, value_dim: int, precision: str) -> Choice:
-    """Tile for a call, and whether the kernel beats torch's attention on this card."""
-    tokens = k.shape[2] if shared_keys.shares((k,)) else min(k.shape[2], q.shape[2])
+def _mask(call: AttentionCall) -> tuple[Tensor | None, str]:
+    """The call's mask [B, H, Tq, Tk] on its device as the kernel reads it, and of which kind."""
+    if call.attn_mask is None:
+        return None, "none"
+    mask = call.attn_mask.to(call.q.device)
+    kind = "bool" if mask.dtype == torch.bool else "add"
+    return (mask.view(torch.uint8) if kind == "bool" else mask).expand(call.shape), kind
+
+
+def choose(call: AttentionCall, precision: str) -> Choice:
+    """Find the tile for a call, and whether the kernel beats torch's attention on this card."""
+    q, keys = call.q, call.k.shape[2]
+    tokens = keys if shared_keys.shares((call.k,)) else min(keys, q.shape[2])
     values = value_format(capability(q.device), precision)
 
     def run(q: Tensor, k: Tensor, v: Tensor, tile: Tile) -> Tensor:
         with shared_keys.apart():
-            return attention(q, k, v, tile=tile, values=values, scale=q.shape[-1] ** -0.5)[0]
+            return attention(AttentionCall(q, k, v), tile=tile, values=values)[0]
 
-    return choose_tile(q, value_dim, tokens, values, run)
+    return choose_tile(q, call.v.shape[-1], tokens, values, run)
 
 
 def _launch(

@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from accel.kernels import dispatch
 from accel.kernels.attention import attention
+from accel.kernels.attention_call import AttentionCall
+from accel.kernels.dispatch import decide
 from accel.kernels.gpu import attention as fused
 from accel.kernels.gpu import pack, tuning
 from accel.kernels.gpu.layout import Tile
@@ -113,7 +114,7 @@ def measure(device: torch.device, repeats: int) -> list[dict[str, Any]]:
                 row["failed"][label] = f"relative L1 {row['error'][label]:.3f}"
         times = tuning.alternate(list(jobs.values()), device)
         row["ms"] = dict(zip(jobs, times, strict=True))
-        row["auto"] = dispatch.why_not_worth(q, k, v, "int8") or "accel"
+        row["auto"] = decide(AttentionCall(q, k, v), "int8", "auto").why or "accel"
         rows.append(row)
         print(markdown([row])[-1], flush=True)
     return rows
@@ -135,16 +136,16 @@ def tiles(device: torch.device, repeats: int) -> None:
     values = value_format(capability(device), "int8")
     for shape in ((2, 30, 8192, 64), (1, 24, 8192, 128)):
         q, k, v = (torch.randn(shape, device=device).bfloat16() for _ in range(3))
-        scale = shape[-1] ** -0.5
+        call = AttentionCall(q, k, v)
         packed = pack.pack(k, v, values=values)
         jobs: dict[str, Callable[[], object]] = {
             "torch": partial(sdpa, q, k, v),
             "torch, cuDNN": partial(_cudnn, q, k, v),
             "packing K and V": partial(pack.pack, k, v, values=values),
-            "packing Q": partial(pack.pack_queries, q, packed, scale=scale),
+            "packing Q": partial(pack.pack_queries, q, packed, scale=call.softmax_scale),
         }
         for tile in TILES:
-            job = partial(fused.attention, q, k, v, tile=tile, values=values, scale=scale)
+            job = partial(fused.attention, call, tile=tile, values=values)
             try:
                 worst = error(job()[0], q, k, v)
             except Exception as failure:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,9 @@ from helpers.tensors import qkv
 
 from accel.kernels import dispatch
 from accel.kernels.attention import attention
+from accel.kernels.attention_call import AttentionCall, Options
+from accel.kernels.dispatch import Decision, decide
+from accel.kernels.masks import seen_keys
 
 SHAPES = [(1, 2, 64, 64, 64), (2, 3, 65, 127, 40), (1, 1, 1, 1, 128), (1, 4, 130, 77, 80)]
 
@@ -38,12 +44,13 @@ def test_dtypes(dtype, impl):
 
 def test_auto_never_takes_what_is_slower_than_torch(monkeypatch):
     meta = torch.empty(1, 1, 999, 64, device="meta")
-    assert "no quantized kernel for meta" in dispatch.why_not_worth(meta, meta, meta, "int8")
+    decision = decide(AttentionCall(meta, meta, meta), "int8", "auto")
+    assert decision.impl == "torch" and "no quantized kernel for meta" in decision.why
     broken = dispatch.Impl("cpu", "", lambda device: "missing")
     monkeypatch.setattr(dispatch, "ATTENTION", (broken, dispatch.ATTENTION[1]))
     q, k, v = qkv(300, 300, 64)
     assert torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
-    assert "missing" in dispatch.why_not_worth(q, q, q, "int8")
+    assert "missing" in decide(AttentionCall(q, q, q), "int8", "auto").why
 
 
 def test_auto_leaves_short_calls_to_torch():
@@ -51,6 +58,63 @@ def test_auto_leaves_short_calls_to_torch():
     assert torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
     q, k, v = qkv(300, 300, 64)
     assert not torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
+
+
+FEW_KEYS = "127 keys, quantized attention pays from 128 on"
+FEW_QUERIES = "95 queries, quantized attention pays from 96 on"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "asked", "impl", "lse", "expected"),
+    [
+        ((96, 128), "int6", "auto", False, ("int6", "cpu", "")),
+        ((96, 127), "int6", "auto", False, ("full", "torch", FEW_KEYS)),
+        ((95, 128), "int8", "auto", False, ("full", "torch", FEW_QUERIES)),
+        ((95, 128), "int8", "auto", True, ("full", "reference", FEW_QUERIES)),
+        ((1, 1), "int4", "cpu", False, ("int4", "cpu", "")),
+        ((999, 999), "int8", "reference", False, ("int8", "reference", "")),
+        ((999, 999), "full", "auto", False, ("full", "torch", "")),
+        ((999, 999), "full", "auto", True, ("full", "reference", "")),
+        ((999, 999), "full", "reference", False, ("full", "reference", "")),
+    ],
+)
+def test_what_is_decided_on_the_cpu(tokens, asked, impl, lse, expected):
+    q, k, v = qkv(*tokens, 64)
+    call = AttentionCall(q, k, v, options=Options(return_lse=lse))
+    assert decide(call, asked, impl) == Decision(asked, *expected)
+
+
+def test_a_call_is_decided_once(monkeypatch):
+    seen, module = [], sys.modules["accel.kernels.attention"]
+    monkeypatch.setattr(module, "decide", lambda *given: seen.append(given) or decide(*given))
+    for tokens in (20, 300):
+        for mask in (None, torch.ones(tokens, dtype=torch.bool)):
+            for precision in ("int8", "full"):
+                attention(*qkv(tokens, tokens, 64), precision=precision, attn_mask=mask)
+    assert len(seen) == 8
+
+
+def test_what_torch_computes_has_a_gradient_and_what_the_kernel_computes_says_that_it_has_none():
+    for tokens, options in ((20, {}), (300, {"precision": "full"})):
+        q, k, v = qkv(tokens, tokens, 64)
+        q.requires_grad_()
+        attention(q, k, v, **options).sum().backward()
+        found, q.grad = q.grad, None
+        F.scaled_dot_product_attention(q, k, v).sum().backward()
+        torch.testing.assert_close(found, q.grad)
+    q, k, v = qkv(300, 300, 64)
+    out = attention(q.requires_grad_(), k, v)
+    with pytest.raises(RuntimeError, match="autograd"):
+        out.sum().backward()
+
+
+def test_a_call_cannot_be_changed():
+    q, k, v = qkv(8, 9, 64, batch=2, heads=3)
+    call = AttentionCall(q, k, v)
+    assert call.shape == (2, 3, 8, 9) and call.softmax_scale == 0.125 and not call.masked
+    with pytest.raises(FrozenInstanceError):
+        call.scale = 1.0
+    assert not hasattr(call, "__dict__") and not hasattr(Decision("", "", ""), "__dict__")
 
 
 def test_full_precision_is_torchs_own():
@@ -76,6 +140,16 @@ def test_full_precision_is_torchs_own():
 def test_masks(mask, precision, impl):
     q, k, v = qkv(70, 90, 64, batch=2, heads=3)
     exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    close(attention(q, k, v, precision=precision, impl=impl, attn_mask=mask), exact, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("precision", "impl"), [("int8", "reference"), ("int8", "cpu"), ("full", "auto")]
+)
+def test_a_mask_of_keys_alone(precision, impl):
+    q, k, v = qkv(70, 90, 64)
+    mask = torch.arange(90) % 3 > 0
+    exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None])
     close(attention(q, k, v, precision=precision, impl=impl, attn_mask=mask), exact, 0.05)
 
 
@@ -183,3 +257,13 @@ def test_what_is_masked_cannot_disturb_the_rest(impl, kind):
     hidden = ~keep.transpose(-1, -2)
     k, v = k.masked_fill(hidden, 500.0), v.masked_fill(hidden, -3e4)
     close(attention(q, k, v, impl=impl, smooth_v=True, **options), exact, 0.03)
+
+
+def test_seen_keys_are_told_only_where_some_are_hidden():
+    k = torch.zeros(2, 1, 4, 8)
+    assert seen_keys(None, None, k) is None
+    assert seen_keys(torch.ones(3, 4, dtype=torch.bool), torch.tensor([4, 4]), k) is None
+    found = seen_keys(None, torch.tensor([1, 0]), k)  # an entry without any key sees all
+    assert found.tolist() == [[True, False, False, False], [True] * 4]
+    additive = torch.tensor([0.0, -999.0, -1000.0, -torch.inf])
+    assert seen_keys(additive, None, k).tolist() == [[True, True, False, False]] * 2

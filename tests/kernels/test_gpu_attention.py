@@ -13,8 +13,9 @@ from helpers.gpu_checks import inputs, relative
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from accel.kernels import reference, reference_formats
+from accel.kernels import masks, reference, reference_formats
 from accel.kernels.attention import attention as public
+from accel.kernels.attention_call import AttentionCall, Options
 from accel.kernels.gpu import support
 from accel.kernels.gpu.attention import attention
 from accel.kernels.gpu.layout import Tile, candidates
@@ -30,15 +31,19 @@ def runs(monkeypatch):
     let_interpret(monkeypatch)
 
 
-def on_card(q, k, v, *, mask=None, key_lengths=None, key_valid=None, **options):
+SWITCHES = ("smooth_q", "smooth_v", "hadamard", "return_lse")
+
+
+def on_card(q, k, v, *, scale, mask=None, key_lengths=None, key_valid=None, is_causal=False,
+            **options):  # fmt: skip
     """``attention`` of tensors on the CPU, on the device of these tests; results on the CPU."""
     q, k, v, mask, key_lengths, key_valid = (
         x if x is None or x.device == DEVICE else x.to(DEVICE)
         for x in (q, k, v, mask, key_lengths, key_valid)
     )
-    out, lse = attention(
-        q, k, v, mask=mask, key_lengths=key_lengths, key_valid=key_valid, **options
-    )
+    how = Options(**{name: options.pop(name) for name in SWITCHES if name in options})
+    call = AttentionCall(q, k, v, mask, key_lengths, is_causal, scale, how)
+    out, lse = attention(call, key_valid=key_valid, **options)
     return out.cpu(), None if lse is None else lse.cpu()
 
 
@@ -51,12 +56,12 @@ def both(q, k, v, *, tile=None, values="e4m3", granularity="token", mask=None, l
     out = on_card(
         q, k, v, tile=tile, values=values, granularity=granularity, scale=scale, mask=mask,
         key_lengths=lengths, is_causal=causal, return_lse=True,
-        key_valid=reference.valid_keys(mask, lengths, k) if masked else None, **options,
+        key_valid=masks.valid_keys(mask, lengths, k) if masked else None, **options,
     )  # fmt: skip
     q, k, v = q.cpu(), k.cpu(), v.cpu()
     group = q.shape[1] // k.shape[1]
     wide_k, wide_v = (x.repeat_interleave(group, 1) for x in (k, v))
-    bias = reference.additive_mask(
+    bias = masks.additive_mask(
         (*q.shape[:3], k.shape[2]), attn_mask=mask, key_lengths=lengths, is_causal=causal,
         device=q.device, dtype=torch.float64,
     )  # fmt: skip
@@ -65,7 +70,7 @@ def both(q, k, v, *, tile=None, values="e4m3", granularity="token", mask=None, l
     )  # fmt: skip
     expected = reference.quantized_attention(
         q, wide_k, wide_v, spec, scale=scale, mask=None if bias is None else bias.float(),
-        valid=reference.seen_keys(mask, lengths, k),
+        valid=masks.seen_keys(mask, lengths, k),
     )  # fmt: skip
     exact, _ = reference.full_attention(
         q.double(), wide_k.double(), wide_v.double(), scale=scale, mask=bias
@@ -158,7 +163,7 @@ def test_a_masked_row_gives_zeros_and_padding_may_hold_anything():
     for options in ({}, {"smooth_q": True, "smooth_v": True}):
         out, lse = on_card(
             q, k, v, tile=Tile(128, 64, 4, 2), values="e4m3", scale=0.125, mask=mask,
-            key_valid=reference.valid_keys(mask, None, k), return_lse=True, **options,
+            key_valid=masks.valid_keys(mask, None, k), return_lse=True, **options,
         )  # fmt: skip
         assert out.isfinite().all() and (out[:, :, 7] == 0).all()
         assert (lse[:, :, 7] == -torch.inf).all()

@@ -17,6 +17,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 from accel.kernels import dispatch
 from accel.kernels.attention import attention as public
 from accel.kernels.attention import spec_of
+from accel.kernels.attention_call import AttentionCall, Options
+from accel.kernels.dispatch import Decision, decide
 from accel.kernels.gpu import support, tuning
 from accel.kernels.gpu.layout import Tile, candidates
 
@@ -40,8 +42,55 @@ def test_what_a_card_runs(monkeypatch):
         assert bool(support.why_not_precision("int4", cc)) == (cc < (10, 0))
         assert not support.why_not_precision("int8", cc)
     assert "registers" in support.why_not_precision("int4", (10, 0), 256)
-    assert dispatch.runs_as("int4", "gpu", torch.empty(1, 1, 1, 64))[0] == "int8"
-    assert dispatch.runs_as("int4", "cpu", torch.empty(1, 1, 1, 64)) == ("int4", "")
+
+
+def card(monkeypatch, cc, choice):
+    """``decide`` as on a card of compute capability ``cc`` where measuring gives ``choice``, and
+    the precisions that were measured.
+    """
+    measured = []
+    monkeypatch.setattr(support, "why_not_gpu", lambda device: "")
+    monkeypatch.setattr(support, "capability", lambda device: cc)
+    monkeypatch.setattr(support, "triton_version", lambda: support.FP4_TRITON)
+    monkeypatch.setattr(
+        dispatch, "_choice", lambda call, precision: measured.append(precision) or choice
+    )
+
+    def of(precision, impl="auto", keys=4096, dim=64):
+        q, k = (
+            SimpleNamespace(
+                shape=(1, 2, n, dim), device=torch.device("cuda", 0), is_cpu=False, is_cuda=True
+            )
+            for n in (4096, keys)
+        )
+        return decide(AttentionCall(q, k, k), precision, impl)
+
+    return of, measured
+
+
+def test_a_card_runs_the_asked_precision_or_a_more_exact_one(monkeypatch):
+    fast = tuning.Choice(Tile(64, 64, 4, 3), 2.0)
+    old, _ = card(monkeypatch, (9, 0), fast)
+    why = support.why_not_precision("int4", (9, 0))
+    assert old("int4") == Decision("int4", "int8", "gpu", why, fast.tile) and why
+    assert old("int8") == Decision("int8", "int8", "gpu", "", fast.tile)
+    new, measured = card(monkeypatch, (12, 0), fast)
+    assert new("int4") == Decision("int4", "int4", "gpu", "", fast.tile)
+    assert new("int4", dim=256).precision == "int8"
+    assert measured == ["int4", "int8"]  # once for each call
+
+
+def test_a_card_leaves_to_torch_what_does_not_pay(monkeypatch):
+    slow = tuning.Choice(Tile(64, 64, 4, 3), 0.5)
+    of, measured = card(monkeypatch, (9, 0), slow)
+    assert of("int8") == Decision("int8", "full", "torch", slow.why_not) and slow.why_not
+    assert of("int4").why == slow.why_not and measured == ["int8", "int8"]
+    short = of("int8", keys=2047)
+    assert short.why == "2047 keys, quantized attention pays from 2048 on" and len(measured) == 2
+    named = of("int8", impl="gpu", keys=100)  # a named one runs as asked
+    assert named == Decision("int8", "int8", "gpu", "", slow.tile)
+    with pytest.raises(RuntimeError, match=r"'int6' cannot run on this card: .*; use 'int8'"):
+        of("int6", impl="gpu")
 
 
 def test_the_cpu_is_no_card(monkeypatch):
@@ -52,9 +101,8 @@ def test_the_cpu_is_no_card(monkeypatch):
 
 
 def test_spec_on_a_card(monkeypatch):
-    off = {"smooth_q": False, "smooth_v": True, "hadamard": False}
     monkeypatch.setattr(support, "capability", lambda device: (8, 0))
-    spec = spec_of("int8", torch.device("cuda"), **off)
+    spec = spec_of("int8", torch.device("cuda"), Options(smooth_v=True))
     assert (spec.values, spec.granularity, spec.q_bits, spec.block_q) == ("fp16", "token", 0, 128)
 
 
@@ -65,12 +113,14 @@ def test_auto_measures_on_the_card_and_says_what_it_found(monkeypatch, tmp_path)
     monkeypatch.setattr(tuning, "cache_file", lambda device: store)
     monkeypatch.setattr(tuning, "_memory", {})
     q, k, v = (torch.randn(1, 4, 4096, 128, device=DEVICE).bfloat16() for _ in range(3))
-    reason = dispatch.why_not_worth(q, k, v, "int8")
+    decision = decide(AttentionCall(q, k, v), "int8", "auto")
     (choice,) = tuning._read(store).values()
-    assert reason == choice.why_not and choice.gain is not None and not choice.note
+    assert decision.why == choice.why_not and choice.gain is not None and not choice.note
+    assert decision.impl == ("torch" if choice.why_not else "gpu")
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     assert relative(public(q, k, v), exact) < tuning.TOLERANCE["e4m3"]
-    assert dispatch.why_not_worth(q, k[:, :, :100], v[:, :, :100], "int8")
+    short = decide(AttentionCall(q, k[:, :, :100], v[:, :, :100]), "int8", "auto")
+    assert short.precision == "full" and "100 keys" in short.why
 
 
 @pytest.mark.skipif(INTERPRETED, reason="CUDA graphs are captured on a card")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from helpers.tensors import qkv
 
+from accel.kernels.masks import additive_mask
 from accel.kernels.reference import (
     QuantSpec,
-    additive_mask,
     full_attention,
     group_ids,
     hadamard_matrix,

@@ -266,16 +266,18 @@ def test_triton_masks(options, made, packings):
 
 
 def test_triton_changed_keys_and_formats(packings):
+    from accel.kernels.attention_call import AttentionCall
     from accel.kernels.gpu.attention import attention as triton
     from accel.kernels.gpu.layout import Tile
 
     q, k, v = (x.to(DEVICE) for x in qkv(60, 70))
+    call = AttentionCall(q, k, v, scale=0.125)
     formats = ["e4m3", "fp16", *(() if WHY_NO_FP4 else ("e2m1",))]
     with shared_keys():
         for values in formats:
             for _ in range(2):
-                triton(q, k, v, tile=Tile(128, 64, 4, 2), values=values, scale=0.125)
+                triton(call, tile=Tile(128, 64, 4, 2), values=values)
         assert len(packings) == len(formats)
         k += 1.0
-        triton(q, k, v, tile=Tile(128, 64, 4, 2), values="e4m3", scale=0.125)
+        triton(call, tile=Tile(128, 64, 4, 2), values="e4m3")
     assert len(packings) == len(formats) + 1

@@ -1,0 +1,128 @@
+"""One attention call as a value: what is attended to, and how.
+
+``AttentionCall`` is handed from the public op to the decision (``kernels/dispatch.py``) and on to
+the launcher that runs it, so that no function in between repeats its fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a call is quantized (see ``kernels/reference.py``), and whether the natural log-sum-exp
+    of the logits is asked for.
+    """
+
+    smooth_q: bool = False
+    smooth_v: bool = False
+    hadamard: bool = False
+    return_lse: bool = False
+
+
+PLAIN = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """Tensors and options of one call that ``check`` has passed.
+
+    q ``[B, H, Tq, D]``, k ``[B, Hk, Tk, D]``, v ``[B, Hk, Tk, Dv]``: one float dtype and one
+    device, any strides; H is a multiple of Hk. ``attn_mask``: boolean (True keeps) or additive,
+    broadcastable to ``[B, H, Tq, Tk]``. ``key_lengths``: integers ``[B]``. ``scale``: factor of the
+    logits, D^-1/2 if None.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    attn_mask: Tensor | None = None
+    key_lengths: Tensor | None = None
+    is_causal: bool = False
+    scale: float | None = None
+    options: Options = PLAIN
+
+    @property
+    def softmax_scale(self) -> float:
+        """Factor of the logits before the softmax."""
+        return self.q.shape[-1] ** -0.5 if self.scale is None else float(self.scale)
+
+    @property
+    def masked(self) -> bool:
+        """Whether a tensor says which keys are seen."""
+        return self.attn_mask is not None or self.key_lengths is not None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Size of the logits, (B, H, Tq, Tk)."""
+        return (*self.q.shape[:3], self.k.shape[2])
+
+
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None,
+    key_lengths: Tensor | None,
+    enable_gqa: bool,
+) -> None:
+    """Raise ValueError, naming what does not fit, for tensors that make no ``AttentionCall``."""
+    # Short calls take microseconds, so what plainly fits goes by the shortest way: no mask, and all
+    # heads of one number and size.
+    a, b = q.shape, k.shape
+    if (
+        attn_mask is None
+        and key_lengths is None
+        and b == v.shape
+        and len(a) == len(b) == 4
+        and a[0] == b[0]
+        and a[1] == b[1]
+        and a[3] == b[3]
+        and q.dtype is k.dtype is v.dtype
+        and q.is_floating_point()
+        and ((q.is_cpu and k.is_cpu and v.is_cpu) or q.device == k.device == v.device)
+    ):
+        return
+    _check_tensors(q, k, v, enable_gqa)
+    _check_masks((*a[:3], b[2]), attn_mask, key_lengths)
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
+        raise ValueError(f"q, k and v must be [B, H, T, D], got {shapes}")
+    if q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1] or q.shape[0] != k.shape[0]:
+        raise ValueError(f"q, k and v do not fit together: {shapes}")
+    if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
+        raise ValueError(f"q, k, v need one float dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not q.device == k.device == v.device:
+        raise ValueError(f"q, k, v need one device, got {q.device}, {k.device}, {v.device}")
+    if q.shape[1] != k.shape[1] and (not enable_gqa or k.shape[1] == 0 or q.shape[1] % k.shape[1]):
+        raise ValueError(
+            f"query heads {q.shape[1]} against key heads {k.shape[1]}: equal, or a multiple with "
+            "enable_gqa=True"
+        )
+
+
+def _check_masks(
+    full: tuple[int, ...], attn_mask: Tensor | None, key_lengths: Tensor | None
+) -> None:
+    """``full``: size of the logits, (B, H, Tq, Tk)."""
+    if attn_mask is not None:
+        shape = attn_mask.shape
+        ends = zip(reversed(shape), reversed(full), strict=False)
+        if len(shape) > 4 or any(m not in (1, f) for m, f in ends):
+            raise ValueError(f"attn_mask {tuple(shape)} does not broadcast to {full}")
+        if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
+            raise ValueError(f"attn_mask must be boolean or float, got {attn_mask.dtype}")
+    if key_lengths is not None and (
+        key_lengths.shape != full[:1] or key_lengths.is_floating_point()
+    ):
+        raise ValueError(
+            f"key_lengths must be integers [{full[0]}], got {key_lengths.dtype} "
+            f"{tuple(key_lengths.shape)}"
+        )

@@ -1,0 +1,145 @@
+"""A site's call: the policy gives the precision, one decision says what runs, the record says why.
+
+What a result must be is ``test_guard``.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from accel import AttentionConfig, Rule
+from accel.attention import site as module
+from accel.attention.call import Call
+from accel.attention.site import Site
+from accel.calibration.precision import _Sums
+from accel.kernels import dispatch
+from accel.kernels.attention_call import Options
+from accel.kernels.dispatch import Decision
+
+LOSES = "torch's own attention is faster on this card: measured 0.50x"
+
+
+def state(step=3):
+    """Step ``step`` of ten."""
+    return SimpleNamespace(step=step, steps=10, sigma=0.5, refresh=lambda: 0)
+
+
+def tensors(keys=160, queries=160):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, 2, n, 64, generator=generator) for n in (queries, keys, keys)]
+
+
+def attend(site, q, k, v, mask=None, scale=None):
+    return site.attend(q, k, v, mask, False, scale, False)
+
+
+@pytest.fixture
+def four_bits_lose(monkeypatch):
+    """A machine where "auto" leaves INT4 to torch and runs INT8."""
+
+    def fastest(call, precision):
+        if precision == "int4":
+            return Decision(precision, "full", "torch", LOSES)
+        return Decision(precision, precision, "reference")
+
+    monkeypatch.setattr(dispatch, "_fastest", fastest)
+
+
+def test_whether_a_call_pays_is_judged_by_the_rule_that_matched(four_bits_lose):
+    """Not by the plan's default, which loses here."""
+    site = Site("blocks.0.attn1", AttentionConfig("int4", (Rule("int8", end=0.5),)), state())
+    q, k, v = tensors()
+    exact = F.scaled_dot_product_attention(q, k, v)
+    assert not torch.equal(attend(site, q, k, v), exact)
+    assert site.record.ran == {("int8", "reference"): 1} and not site.record.kept
+    site.state.step = 7
+    assert torch.equal(attend(site, q, k, v), exact)
+    assert site.record.ran == {("int8", "reference"): 1} and site.record.kept == {LOSES: 1}
+
+
+def test_a_rule_that_loses_keeps_its_calls_though_the_default_would_win(four_bits_lose):
+    site = Site("blocks.0.attn1", AttentionConfig("int8", (Rule("int4"),)), state())
+    attend(site, *tensors())
+    assert site.record.kept == {LOSES: 1} and not site.record.ran
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "reason"),
+    [
+        (None, {}, "not inside an attention module accel knows"),
+        (AttentionConfig("full"), {}, "full precision by plan"),
+        (AttentionConfig("full"), {"keys": 20}, "full precision by plan"),
+        (AttentionConfig(), {"keys": 20}, "20 keys, quantized attention pays from 128 on"),
+        (AttentionConfig(), {"queries": 7}, "7 queries, quantized attention pays from 96 on"),
+        (AttentionConfig(impl="cpu"), {"dtype": torch.float64}, "dtype torch.float64"),
+        (AttentionConfig(), {"dim": 3}, "3 dimensions, need [B, H, T, D]"),
+        (AttentionConfig(), {"batch": 3}, "shapes that broadcast"),
+        (AttentionConfig(), {"device": "meta"}, "meta tensors"),
+    ],
+)
+def test_calls_that_stay_at_full_precision_say_why(config, change, reason):
+    site = Site("blocks.0.attn1", config, state())
+    change = dict(change)
+    dtype, device = change.pop("dtype", torch.float32), change.pop("device", "cpu")
+    dim, batch = change.pop("dim", 4), change.pop("batch", 1)
+    q, k, v = (x.to(device, dtype) for x in tensors(**change))
+    q = q.expand(batch, -1, -1, -1) if dim == 4 else q
+    if dim == 3:
+        q, k, v = q[0], k[0], v[0]
+    out = attend(site, q, k, v)
+    assert site.record.kept == {reason: 1} and not site.record.ran
+    if device == "cpu":
+        torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v))
+
+
+@pytest.mark.parametrize("impl", ["auto", "cpu", "reference"])
+def test_a_call_is_decided_once(monkeypatch, impl):
+    asked = []
+
+    def decide(call, precision, impl):
+        asked.append((precision, impl))
+        return dispatch.decide(call, precision, impl)
+
+    monkeypatch.setattr(module, "decide", decide)
+    config = AttentionConfig("int4", (Rule("int6", end=0.5), Rule("full", start=0.9)), impl)
+    site = Site("blocks.0.attn1", config, state())
+    for step in (3, 7, 9):
+        site.state.step = step
+        attend(site, *tensors())
+    assert asked == [("int6", impl), ("int4", impl)]  # what is full by plan needs no decision
+    assert {precision for precision, _ in site.record.ran} == {"int6", "int4"}
+    assert site.record.kept == {"full precision by plan": 1}
+
+
+def test_a_call_that_runs_in_another_precision_is_counted(monkeypatch):
+    why = "this card has no four-bit tensor cores"
+    monkeypatch.setattr(
+        dispatch, "_fastest", lambda call, asked: Decision(asked, "int8", "reference", why)
+    )
+    site = Site("blocks.0.attn1", AttentionConfig("int4"), state())
+    attend(site, *tensors())
+    assert site.record.instead == {f"int4 ran as int8: {why}": 1}
+    assert site.record.ran == {("int8", "reference"): 1} and site.record.steps[3] == "int8"
+
+
+def test_options_scale_and_masks_reach_the_kernel(monkeypatch):
+    seen = []
+    run = module.run_attention
+    monkeypatch.setattr(module, "run_attention", lambda *given: seen.append(given) or run(*given))
+    config = AttentionConfig(impl="cpu", smooth_q=True, smooth_v=False, hadamard=True)
+    mask = torch.rand(1, 1, 1, 160) > 0.2
+    attend(Site("x", config, state()), *tensors(), mask, scale=0.3)
+    ((call, decision),) = seen
+    assert call.options == Options(smooth_q=True, hadamard=True) and call.scale == 0.3
+    assert call.attn_mask is mask and decision == Decision("int8", "int8", "cpu")
+
+
+def test_calibration_measures_what_some_precision_would_run(four_bits_lose):
+    call = Call(*tensors(), None, False, None, False)
+    assert _Sums(("int8", "int4"), 64, "auto", Options()).why_full(call) == ""
+    assert _Sums(("int4",), 64, "auto", Options()).why_full(call) == LOSES
+    assert _Sums(("int4",), 64, "reference", Options()).why_full(call) == ""
