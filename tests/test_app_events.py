@@ -43,11 +43,11 @@ def studio(tmp_path: Path) -> Iterator[Studio]:
 
 @pytest.fixture
 def page(browser: Any, studio: Studio) -> Iterator[Any]:
-    import app
+    from accel.pipelines.ui.page import Page, launch
 
-    built = app.Page(studio)
+    built = Page(studio)
     try:
-        with opened(browser, app.launch(built, "127.0.0.1", free_port(), None)) as found:
+        with opened(browser, launch(built, "127.0.0.1", free_port(), None)) as found:
             yield found
     finally:
         built.blocks.close(verbose=False)
