@@ -1,5 +1,5 @@
 # make demo    render the embedded model's sample jobs to MP4, accelerated, and print the report
-# make test    the tests
+# make test    the tests (make test-fast: the quick ones); make lint: ruff and mypy
 # make ui      the web page, on http://127.0.0.1:7860
 # Each target sets up .venv by itself.
 
@@ -8,8 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: all demo ui browser screenshots test lint bench bench-attention bench-motion bench-warp bench-batch \
-  bench-memory bench-rehash bench-precision bench-ui gpu-report clean
+.PHONY: all demo ui browser screenshots test test-fast lint tables wheel clean bench bench-attention \
+  bench-motion bench-warp bench-batch bench-memory bench-rehash bench-precision bench-ui gpu-report
 all: $(READY)
 
 $(READY): pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
@@ -39,10 +39,22 @@ bench-ui: $(READY)
 test: $(READY) browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
 
+# The tests that take a second or two each: under 90 s in all on two cores.
+test-fast: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not slow' -n 2 --dist worksteal
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python tests/run_mypy.py
+	$(BIN)/mypy accel app.py
+
+# The README's tables of figures, from the rows in tests/bench/results.
+tables: $(READY)
+	$(BIN)/python tests/bench/tables.py
+
+# One wheel for every Python from 3.11 on, on Linux x86-64: to dist/, after a try in a new environment.
+wheel: $(READY)
+	$(BIN)/python tests/release/build_wheel.py dist
 
 bench: bench-attention bench-motion bench-warp
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from accel.attention.site import Site, apply_attention
+from accel.core.run_log import RunLog, Totals
 from accel.core.run_state import RunState
 from accel.core.structure import attention_modules, denoisers
 from accel.families import only_returns_frames
@@ -22,6 +24,8 @@ from accel.reporting import Report, block_report, rehash_report, site_report
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.blocks import apply_slicing
 from accel.slicing.vae.apply import apply_strips
+
+BY_PLAN = "full precision by plan"  # the reason that a site counts for what its plan leaves alone
 
 _handles: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
 
@@ -47,6 +51,8 @@ class Handle:
             None if plan.rehash is None
             else new_state(plan.rehash, plan.attention, self._state)
         )  # fmt: skip
+        self._log = RunLog(plan.name, self._totals, self._demoted)
+        self._undo.callback(self._log.finish)
         modules = denoisers(pipe)
         # Only weak references: a pipeline that is dropped without unpatch must go, and take the
         # patch with it.
@@ -90,14 +96,15 @@ class Handle:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             if torch.compiler.is_compiling():
                 return
+            self._state.observe(kwargs.get("timestep", args[1] if len(args) > 1 else None))
+            self._log.call(self._state.refresh(), self._state.step)
             self.calls += 1
             started.append(time.perf_counter())
-            self._state.observe(kwargs.get("timestep", args[1] if len(args) > 1 else None))
-            self._state.refresh()
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             if not torch.compiler.is_compiling() and started:
                 self.seconds += time.perf_counter() - started.pop()
+                self._log.called(self._state.steps)
 
         handles = (
             module.register_forward_pre_hook(before, with_kwargs=True),
@@ -174,6 +181,31 @@ class Handle:
             self._notes(),
             None if self._rehash is None else rehash_report(self._rehash),
         )
+
+    def _totals(self) -> Totals:
+        """Counts for the log. Reasons are those of calls and steps that the plan wanted faster."""
+        kept: Counter[str] = Counter()
+        for site in self.sites.values():
+            if site.config is not None:
+                kept.update(site.record.kept)
+        reasons = Counter({why: n for why, n in kept.items() if why != BY_PLAN})
+        for block in self.blocks.values():
+            reasons.update(block.whole)
+        if self._rehash is not None:
+            reasons.update(self._rehash.record.computed)
+        return Totals(
+            calls=self.calls,
+            seconds=self.seconds,
+            reused=0 if self._rehash is None else sum(self._rehash.record.reused.values()),
+            quantized=sum(sum(site.record.ran.values()) for site in self.sites.values()),
+            kept=sum(kept.values()),
+            sliced=sum(sum(block.sliced.values()) for block in self.blocks.values()),
+            reasons=reasons,
+        )
+
+    def _demoted(self, run: int) -> list[tuple[str, str]]:
+        """Name and reason of each site that was demoted in that run."""
+        return [(s.name, s.demoted_why) for s in self.sites.values() if s.demoted_run == run]
 
     def _notes(self) -> list[str]:
         notes = []

@@ -29,6 +29,8 @@ from accel.pipelines.batch.output import read_sidecar
 from accel.pipelines.job import Job, settings_text
 from accel.pipelines.video import write_video
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("gradio", reason="gradio is not installed (pip install 'accel-diffusion[ui]')")
 
 # Menus whose text reaches under their arrow.

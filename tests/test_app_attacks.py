@@ -15,6 +15,8 @@ from helpers.page import SCRIPT, served
 
 from accel.cli import main
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("gradio", reason="gradio is not installed (pip install 'accel-diffusion[ui]')")
 
 

@@ -17,6 +17,8 @@ from accel.pipelines.load import TINY
 from accel.pipelines.ui.settings import Models
 from accel.pipelines.ui.studio import Studio
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("gradio", reason="gradio is not installed (pip install 'accel-diffusion[ui]')")
 
 OTHER = "other"  # a model that is not on the disk: all its sizes are its own

@@ -167,6 +167,7 @@ def test_the_reference_stands_alone() -> None:
             assert not {n for n in names if n.startswith("accel.kernels.reference")}, name
 
 
+@pytest.mark.slow
 def test_no_circle_of_imports() -> None:
     """Imports in functions and for type checks count too."""
     edges = {
@@ -233,6 +234,7 @@ def constants(path: Path) -> Iterator[str]:
 BRIDGE = ROOT / "accel" / "core" / "diffusers_bridge.py"
 
 
+@pytest.mark.slow
 def test_model_classes_are_named_in_families_only() -> None:
     assert "WanTransformer3DModel" in model_classes() and "T5EncoderModel" in model_classes()
     for path in sources():
@@ -274,6 +276,7 @@ def names_of_others() -> frozenset[str]:
     return frozenset(n for n in found if n.startswith("_") and not n.startswith("__"))
 
 
+@pytest.mark.slow
 def test_private_names_of_others_stand_in_the_bridge_only() -> None:
     assert {"_diffusers_hook", "_hf_hook", "_execution_device"} <= names_of_others()
     ours = {
@@ -332,6 +335,7 @@ def test_import_is_light(tmp_path: Path) -> None:
     assert not set(json.loads(loaded)) & set(HEAVY)
 
 
+@pytest.mark.slow
 def test_patching_brings_in_no_optional_package() -> None:
     code = (
         "import sys, accel.patching, accel.plans, accel.planning\n"

@@ -13,12 +13,16 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from collections.abc import Sequence
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+import accel
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "samples/tiny-wan"
@@ -145,6 +149,7 @@ def test_borrowed_has_no_accel(borrowed: Path, tmp_path: Path) -> None:
     assert isolated(code, tmp_path, borrowed).split() == ["None", "True"]
 
 
+@pytest.mark.slow
 def test_wheel_from_elsewhere(installed: Install, borrowed: Path, tmp_path: Path) -> None:
     output = isolated(PROBE, tmp_path, installed.target, borrowed)
     seen = verify_target(output, installed.target)
@@ -152,6 +157,7 @@ def test_wheel_from_elsewhere(installed: Install, borrowed: Path, tmp_path: Path
     assert Path(seen["library"]).is_relative_to(installed.target)
 
 
+@pytest.mark.slow
 def test_wheel_from_checkout(installed: Install, borrowed: Path) -> None:
     """The checkout's ``accel`` shadows the installed one, and takes its native library."""
     output = isolated(PROBE, installed.checkout, installed.target, borrowed)
@@ -160,6 +166,7 @@ def test_wheel_from_checkout(installed: Install, borrowed: Path) -> None:
     assert Path(seen["library"]).is_relative_to(installed.target)
 
 
+@pytest.mark.slow
 def test_wheel_content(installed: Install) -> None:
     names = zipfile.ZipFile(installed.wheel).namelist()
     assert all(name.startswith(("accel/", "accel_diffusion-")) for name in names)
@@ -177,12 +184,48 @@ def test_wheel_content(installed: Install) -> None:
         assert f"accel/pipelines/ui/static/{path.name}" in names
 
 
+@pytest.mark.slow
 def test_wheel_has_tiny_model(installed: Install) -> None:
     names, inside = zipfile.ZipFile(installed.wheel).namelist(), "accel/pipelines/tiny-wan"
     assert f"{inside}/model_index.json" in names
     for path in (installed.checkout / TINY).rglob("*"):
         if path.is_file():
             assert f"{inside}/{path.relative_to(installed.checkout / TINY).as_posix()}" in names
+
+
+@pytest.mark.slow
+@pytest.mark.slow
+def test_a_wheel_of_the_source_archive_is_whole(installed: Install, tmp_path: Path) -> None:
+    """The archive keeps the links, and what is built of it is what is built of the checkout."""
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path)]
+    execute([*build, "--sdist", "."], installed.checkout)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        links = {m.name.partition("/")[2]: m.linkname for m in packed.getmembers() if m.issym()}
+        packed.extractall(tmp_path, filter="data")
+    assert links == {"accel/kernels": "../kernels", "accel/pipelines": "../pipelines"}
+    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    execute([*build, "--wheel", "."], unpacked)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = (set(zipfile.ZipFile(file).namelist()) for file in (wheel, installed.wheel))
+    assert next(names) == next(names)
+
+
+@pytest.mark.slow
+def test_one_wheel_serves_every_python(installed: Install) -> None:
+    """The native library knows nothing of Python, so no interpreter is named in the tag."""
+    name, version, python, abi, platform = installed.wheel.stem.split("-")
+    assert (name, version, python, abi) == ("accel_diffusion", accel.__version__, "py3", "none")
+    assert platform.startswith("linux_")
+
+
+def test_version_stands_in_one_place() -> None:
+    known = metadata("accel-diffusion")
+    assert known["Version"] == accel.__version__
+    assert known["License-Expression"] == "Apache-2.0" and known["Author"] == "accel developers"
+    assert accel.__version__ not in (ROOT / "pyproject.toml").read_text()
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert f"\n## {accel.__version__}" in changes
 
 
 @pytest.mark.parametrize("where", ["elsewhere", "root"])
@@ -201,6 +244,7 @@ def test_native_library_is_present() -> None:
     assert library().isa != "none", library().reason
 
 
+@pytest.mark.slow
 def test_bare_checkout(borrowed: Path, tmp_path: Path) -> None:
     root = copy_checkout(tmp_path.resolve())
     seen = verify_root(isolated(PROBE, root, borrowed), root)
@@ -208,6 +252,7 @@ def test_bare_checkout(borrowed: Path, tmp_path: Path) -> None:
     assert "bare checkout" in seen["reason"]
 
 
+@pytest.mark.slow
 def test_no_compiler(borrowed: Path, tmp_path: Path) -> None:
     """The build falls back to a wheel without the library, and the package says why."""
     false = shutil.which("false")

@@ -155,8 +155,9 @@ class Rate:
         gap = (self.steps - 1 - step) / max(self.left, 1)
         if step < head(self.steps) - 1:
             return  # the start of a run is unlike the rest
-        if error * weight > 0 and growth > 0 and math.isfinite(error):
-            log = math.log(error * weight / growth)
+        rate = error * weight / growth if growth > 0 else 0.0
+        if rate > 0 and math.isfinite(rate):
+            log = math.log(rate)
             mean = log if self._mean is None else self._mean
             self._mean = self.MEMORY * mean + (1 - self.MEMORY) * log
             gap *= min(1.5, max(0.67, math.exp((mean - log) / (self.order + 2))))

@@ -60,6 +60,7 @@ def made(sites=3, steps=6, seed=0):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_site_step_and_branch_is_measured(measured):
     table, _ = measured
     assert table.sites == tuple(f"blocks.{i}.attn{k}" for i in range(6) for k in (1, 2))
@@ -73,6 +74,7 @@ def test_every_site_step_and_branch_is_measured(measured):
     assert table.step_weight.mean() == pytest.approx(1) and 0 < table.spread < 20
 
 
+@pytest.mark.slow
 def test_prediction_is_as_near_as_the_table_says(pipe, measured):
     table, plain = measured
     decibels = []
@@ -101,6 +103,7 @@ def test_sampled_rows_are_whole_blocks_all_over():
     assert starts[0] == 0 and starts[-1] == 4064
 
 
+@pytest.mark.slow
 def test_a_table_survives_json(tmp_path, measured):
     measured[0].save(tmp_path / "t.json")
     again = ErrorTable.load(tmp_path / "t.json")
@@ -244,6 +247,7 @@ def test_a_patched_pipeline_is_not_calibrated(pipe):
         calibrate(pipe, [run(0)], progress=False)
 
 
+@pytest.mark.slow
 def test_jobs_are_call_arguments_too(pipe):
     job = {"prompt": "a blue crescent", "height": 64, "width": 64, "num_frames": 5,
            "num_inference_steps": 2, "max_sequence_length": 32}  # fmt: skip
@@ -251,6 +255,7 @@ def test_jobs_are_call_arguments_too(pipe):
     assert (table.counts == 2).all() and table.counts.shape == (12, 2, 2)
 
 
+@pytest.mark.slow
 def test_latent_error_grows_from_step_to_step(pipe):
     traces = []
     for preset in (None, None, "balanced"):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
 from accel import AttentionConfig, Plan, Rule
 from accel.patching import patched
 from accel.pipelines.load import load
+
+pytestmark = pytest.mark.slow
 
 STEPS, MOST_GRAPHS = 3, 3
 PHASES = (  # which sites run low changes twice in the run

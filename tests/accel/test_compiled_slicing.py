@@ -11,6 +11,8 @@ from helpers.runs import forward, sliced
 import accel
 from accel import AttentionConfig, Plan, SlicingConfig
 
+pytestmark = pytest.mark.slow
+
 # Not hunyuanvideo15: its forward branches on values, so it has no whole graph without us either.
 DITS = {**{k: FAMILIES[k] for k in ("wan", "flux", "ltx", "cogvideox", "sd3", "hunyuanvideo")},
         **{k: MORE[k] for k in ("wan_vace", "qwen_image", "ltx2")}}  # fmt: skip

@@ -57,6 +57,7 @@ CASES = list(
 )
 
 
+@pytest.mark.slow
 def test_two_hundred_poisoned_calls_give_finite_results_and_are_named():
     assert len(CASES) >= 200
     generator, rescued = torch.Generator().manual_seed(0), 0

@@ -113,6 +113,7 @@ class Wrapped(torch.nn.Module):
         return self.blocks[0](hidden_states * 1.0, **kwargs)
 
 
+@pytest.mark.slow
 def test_simulated_and_measured_peaks_agree_on_the_embedded_model(capsys):
     denoiser = load("tiny").transformer
     inputs = {
@@ -137,6 +138,7 @@ def small(name):
     return Model(part, families.models()[name].vae, families.models()[name].batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", families.models())
 def test_every_built_in_model_takes_less_when_sliced(name):
     frames = 1 if name == "flux" else 9
@@ -198,6 +200,7 @@ def test_hidden_states_are_counted_for_all_layers():
     assert peak(encoder) - peak(few) >= 24 * state
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_and_a_table(capsys):
     command = ["memory", "tiny", "--size", "64x64", "--frames", "17", "--budget", "1GiB"]
     assert main([*command, "--json"]) == 0
@@ -233,6 +236,7 @@ def test_sizes_in_bytes():
     assert [parse_bytes(x) for x in ("8GiB", "1.5 GB", "12", 7)] == [2**33, 1500000000, 12, 7]
 
 
+@pytest.mark.slow
 def test_an_encoder_of_another_kind_is_named(tmp_path):
     folder = shutil.copytree(tiny_folder(), tmp_path / "m")
     index = json.loads((folder / "model_index.json").read_text())

@@ -15,6 +15,7 @@ from accel.slicing.vae.apply import apply_strips
 from accel.slicing.vae.norm_strips import Resnet
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("strips", [2, 3, 8])
 @pytest.mark.parametrize("name", GROUPED)
@@ -30,6 +31,7 @@ def test_group_norms_see_the_whole_picture(name, strips):
     assert not any("forward" in vars(m) for m in vae.modules())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ALL)
@@ -86,6 +88,7 @@ def test_hooks_on_norms_timesteps_and_autocast_keep_a_block_whole():
     assert block.whole["under autocast"] >= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROUPED)
 def test_strips_save_a_quarter_and_more(name):
     cls, sizes, shape, more = GROUPED[name]

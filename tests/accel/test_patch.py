@@ -185,6 +185,7 @@ def test_deep_copy_is_not_patched(wan):
     accel.unpatch(wan[0])
 
 
+@pytest.mark.slow
 def test_compiled_without_a_graph_break_and_back(wan):
     plain = forward(*wan)
     compiled = torch.compile(wan[0], fullgraph=True)

@@ -35,6 +35,7 @@ def given(monkeypatch, needs):
     monkeypatch.setattr(fit, "of_loaded", lambda pipe, video: needs)
 
 
+@pytest.mark.slow
 def test_all_weights_that_are_loaded_count_in_every_phase(pipe, needs):
     modules = [c for c in pipe.components.values() if isinstance(c, torch.nn.Module)]
     weights = sum(t.nbytes for m in modules for t in (*m.parameters(), *m.buffers()))
@@ -46,6 +47,7 @@ def test_all_weights_that_are_loaded_count_in_every_phase(pipe, needs):
     assert own.denoise[1] == peaks.denoise[1] + peaks.denoiser_weights < needs.denoise[1]
 
 
+@pytest.mark.slow
 def test_the_fewest_slices_that_fit(pipe, needs, monkeypatch):
     needs = replace(needs, decode=dict.fromkeys(needs.decode, 0), encode=0)
     given(monkeypatch, needs)
@@ -57,6 +59,7 @@ def test_the_fewest_slices_that_fit(pipe, needs, monkeypatch):
         accel.plan(pipe, JOB, memory=needs.denoise[16] - 1)
 
 
+@pytest.mark.slow
 def test_text_encoding_that_does_not_fit_is_said(pipe, needs, monkeypatch):
     given(monkeypatch, replace(needs, decode=dict.fromkeys(needs.decode, 0)))
     assert needs.encode > needs.denoise[16]  # of 512 tokens
@@ -65,6 +68,7 @@ def test_text_encoding_that_does_not_fit_is_said(pipe, needs, monkeypatch):
         accel.plan(pipe, JOB, memory=needs.encode - 1)
 
 
+@pytest.mark.slow
 def test_on_an_accelerator_finished_frames_are_not_counted(pipe):
     peaks = simulate(of_pipeline(pipe), Video(64, 64, 17))
     parts = {"transformer": pipe.transformer, "vae": pipe.vae}
@@ -77,6 +81,7 @@ def test_on_an_accelerator_finished_frames_are_not_counted(pipe):
         )
 
 
+@pytest.mark.slow
 def test_the_plan_can_be_patched_with(pipe):
     plan = accel.plan(pipe, JOB, memory="64GiB")
     assert plan == replace(accel.Plan(), name="within 64GiB", attention=None)
@@ -84,6 +89,7 @@ def test_the_plan_can_be_patched_with(pipe):
         assert handle.plan is plan
 
 
+@pytest.mark.slow
 def test_decoding_that_does_not_fit_says_what_would_help(pipe, needs):
     plan = accel.plan(pipe, JOB, memory=needs.decode["whole"] - 1)
     assert plan.slicing == accel.SlicingConfig(16, 1)  # in strips it does
@@ -103,6 +109,7 @@ def test_bad_arguments_are_one_clear_error(pipe, job, memory, message):
         accel.plan(pipe, job, memory=memory)
 
 
+@pytest.mark.slow
 def test_decibels_take_a_measurement_and_memory_counts_what_it_keeps(pipe, needs):
     times = tuple(float(t) for t in range(25, 0, -1))
     points = (Point((*range(20), 24), (41.0, 41.2), "a"), Point((*range(9), 24), (31.0, 31.2), "b"))

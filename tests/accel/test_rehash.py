@@ -17,6 +17,7 @@ import accel
 from accel.core.structure import denoisers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted({**FAMILIES, **MORE}))
 @pytest.mark.parametrize("level", ["output", "features"])
 def test_computing_every_step_changes_nothing_and_reuse_is_undone(family, level):
@@ -133,6 +134,7 @@ def test_batched_guidance_that_ends_midway():
     accel.unpatch(pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "scheduler"),
     [("wan", FlowMatchHeunDiscreteScheduler), ("animatediff", HeunDiscreteScheduler)],
@@ -243,6 +245,7 @@ def test_what_decides_the_rest_of_a_run_can_be_saved(settings):
     accel.unpatch(pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["svd", "animatediff", "sdxl"])
 def test_unets_run_only_their_last_layers(family):
     pipe = Pipe(family)

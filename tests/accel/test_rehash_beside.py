@@ -60,6 +60,7 @@ def test_lora_weights_are_used():
     assert (weighted - plain).norm() < (changed - plain).norm(), "of the pipeline with its LoRA"
 
 
+@pytest.mark.slow
 def test_compiled_in_place_or_wrapped():
     pipe = Pipe("wan")
     with accel.patched(pipe, plan=plan(**FIXED)):

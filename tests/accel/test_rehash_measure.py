@@ -37,6 +37,7 @@ def measured(pipe):
     return found
 
 
+@pytest.mark.slow
 def test_points_are_what_real_runs_reach(pipe, measured):
     full = call(pipe, {**JOB, "seed": 1})
     for point in measured.points:
@@ -47,6 +48,7 @@ def test_points_are_what_real_runs_reach(pipe, measured):
         assert min(LOSSLESS, psnr(full, frames)) == pytest.approx(point.psnr[0])
 
 
+@pytest.mark.slow
 def test_the_map_is_a_similarity(measured):
     s = measured.similarity()
     assert s.shape == (12, 12) and np.allclose(np.diag(s), 1) and np.allclose(s, s.T)
@@ -54,11 +56,13 @@ def test_the_map_is_a_similarity(measured):
     assert list(measured.times) == sorted(measured.times, reverse=True)
 
 
+@pytest.mark.slow
 def test_round_trip(measured, tmp_path):
     measured.save(tmp_path / "m.json")
     assert Measurement.load(tmp_path / "m.json") == measured
 
 
+@pytest.mark.slow
 def test_decibels_and_speedups_choose_among_the_measured(measured):
     points = (
         Point(tuple(range(10)), (40.0, 42.0), "a"),

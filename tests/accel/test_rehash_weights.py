@@ -120,6 +120,7 @@ def test_the_search_finds_one_of_the_best():
     assert objective(best_keys(sampler, must, len(must) + 3, 2, growth)) <= every[2] * (1 + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheduler",
     [
@@ -213,6 +214,7 @@ def test_guidance_switched_on_or_off_midway(guided):
         assert handle.report().rehash.keys == list(KEYS)
 
 
+@pytest.mark.slow
 def test_batched_guidance_beside_slicing_and_compilation():
     """One call for both branches: the weights are the same, and so is the video."""
     pipe = Pipe("wan", guided=lambda step: 1)
@@ -239,6 +241,7 @@ def test_batched_guidance_beside_slicing_and_compilation():
         assert handle.report().rehash.calls["reused"] == STEPS - len(KEYS)
 
 
+@pytest.mark.slow
 def test_unets_are_corrected_too():
     pipe = Pipe("animatediff", scheduler=DDIMScheduler(clip_sample=False))
     run = plain_run(pipe)

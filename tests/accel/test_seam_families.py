@@ -82,6 +82,7 @@ def hooks_and_processors(module):
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_softmax_is_accounted_for(family, monkeypatch):
     model = FAMILIES[family]()
@@ -99,6 +100,7 @@ def test_every_softmax_is_accounted_for(family, monkeypatch):
     assert kept == NAMED.get(family, {}), str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_patched_output_is_close_and_comes_back_exactly(family):
     model = FAMILIES[family]()
@@ -112,6 +114,7 @@ def test_patched_output_is_close_and_comes_back_exactly(family):
     assert worst < 0.08
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hooks_processors_and_torchs_function_come_back(family, monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", TORCHS)  # whatever ran before

@@ -77,6 +77,7 @@ def test_predicted_peak_is_floor_plus_transient_over_slices():
 # --------------------------------------------------------------------------------------- families
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", DITS)
 def test_sliced_families_are_bitwise_equal_in_bf16(family):
     module, inputs = in_dtype(DITS[family](), torch.bfloat16)
@@ -90,6 +91,7 @@ def test_sliced_families_are_bitwise_equal_in_bf16(family):
     assert torch.equal(forward(module, inputs), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", DITS)
 def test_sliced_families_are_equal_to_rounding_in_fp32(family):
     module, inputs = DITS[family]()

@@ -48,6 +48,7 @@ def int8(**options):
     return AttentionConfig("int8", impl="cpu", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["wan", "flux", "hunyuanvideo", "animatediff"])
 def test_sliced_blocks_pack_once(family, counts, monkeypatch):
     alive = library().lib.accel_attention_alive

@@ -26,6 +26,7 @@ def model(dtype, valid=(9, 3)):
     return torch.nn.Module.to(module, dtype), inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("valid", [(9,), (9, 1), (16, 3)])
 def test_every_sample_has_its_own_text_with_equal_bits_in_bf16(valid):
     module, inputs = model(torch.bfloat16, valid)
@@ -38,6 +39,7 @@ def test_every_sample_has_its_own_text_with_equal_bits_in_bf16(valid):
         assert all(b.in_place for b in blocks if b.name != "head")
 
 
+@pytest.mark.slow
 def test_two_guidance_branches_are_equal_to_rounding_in_fp32():
     module, inputs = model(torch.float32)
     plain = forward(module, inputs)
@@ -47,6 +49,7 @@ def test_two_guidance_branches_are_equal_to_rounding_in_fp32():
         assert float((out - plain).norm() / plain.norm()) <= 2e-7, f"{n} slices"
 
 
+@pytest.mark.slow
 def test_another_prompt_gets_another_program():
     module, inputs = model(torch.bfloat16, (9,))
     longer = {**inputs, "encoder_attention_mask": torch.ones(1, 16, dtype=torch.bool)}

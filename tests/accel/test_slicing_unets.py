@@ -30,6 +30,7 @@ def guided(family, dtype):
     return module.to(dtype), {k: twice(v) for k, v in inputs.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sdxl", "animatediff", "svd"])
 def test_every_block_of_a_unet_is_sliced_with_equal_bits_in_bf16(family):
     module, inputs = guided(family, torch.bfloat16)
@@ -43,6 +44,7 @@ def test_every_block_of_a_unet_is_sliced_with_equal_bits_in_bf16(family):
     assert torch.equal(forward(module, inputs), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sdxl", "animatediff", "svd"])
 def test_unets_are_equal_to_rounding_in_fp32(family):
     module, inputs = guided(family, torch.float32)
@@ -114,6 +116,7 @@ def test_frames_of_a_spatial_block_are_samples():
         assert float((out - plain).norm() / plain.norm()) <= 4e-7
 
 
+@pytest.mark.slow
 def test_lora_branches_run_with_their_slices():
     from peft import LoraConfig
 
@@ -127,6 +130,7 @@ def test_lora_branches_run_with_their_slices():
         assert all(b.sliced for b in handle.report().blocks)
 
 
+@pytest.mark.slow
 def test_weights_offloaded_leaf_by_leaf_keep_a_temporal_block_whole():
     from diffusers.hooks import apply_group_offloading
 

@@ -20,6 +20,7 @@ def sliced_blocks(handle):
     return blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["wan", "hunyuanvideo", "flux"])
 @pytest.mark.parametrize("buffers", [False, True])
 def test_weights_that_accelerate_brings_for_each_call(family, buffers):
@@ -35,6 +36,7 @@ def test_weights_that_accelerate_brings_for_each_call(family, buffers):
     assert torch.equal(forward(module, inputs), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["wan", "cogvideox", "ltx"])
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 def test_weights_that_diffusers_brings_in_groups(family, kind):

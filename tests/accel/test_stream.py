@@ -13,6 +13,7 @@ from accel.pipelines.load import load
 from accel.slicing.vae.stream import Pieces, Streamed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("name", STREAMED)
 def test_streamed_frames_are_equal_bit_for_bit(name, tiled, monkeypatch):
@@ -53,6 +54,7 @@ def test_pieces_are_one_video_to_whoever_looks():
     assert torch.equal(torch.clamp(pieces, min=-1, max=0.5), whole.clamp(-1, 0.5))
 
 
+@pytest.mark.slow
 def test_a_streamed_video_takes_no_more_memory_when_it_is_longer():
     sizes = {"base_dim": 16, "z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 1,
              "temperal_downsample": [True, True], "latents_mean": (0.0,) * 4,

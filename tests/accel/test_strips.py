@@ -12,6 +12,7 @@ from accel.core.cuts import rows
 from accel.pipelines.load import load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", VAES)
 @pytest.mark.parametrize("height", [8, 9])

@@ -11,7 +11,6 @@ layout. ``--crossover`` measures short sequences through ``impl="auto"`` as well
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rows import append, flat
 from torch import Tensor
 
 from accel.kernels.attention import attention
@@ -28,6 +28,7 @@ SHAPES = [(1, 8, 4096, 128), (1, 8, 4096, 64), (1, 2, 16384, 128), (1, 3, 320, 6
 # Short sequences come in batches (temporal attention over all pixels); 4096 tokens in all.
 LENGTHS = (16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192, 32768)
 SHORT = [(max(1, 4096 // t), 8 if t < 8192 else 1, t, d) for d in (40, 64, 128) for t in LENGTHS]
+UNITS = {"seconds": "s", "speedup": "×", "relative_l1": "relative L1"}
 BOUNDS = {"int8": 0.03, "int6": 0.06, "int4": 0.22}  # relative L1 on N(0, 1), with margin
 
 
@@ -99,7 +100,8 @@ def main() -> None:
         ]
         print(f"{shape!s:22s}", " | ".join(cells), flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=2))
+        for row in rows:
+            append(args.json, flat(row, f"attention/{row['shape']}", UNITS))
 
 
 if __name__ == "__main__":

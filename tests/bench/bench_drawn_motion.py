@@ -11,13 +11,13 @@ model does; nothing is asserted about it.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
 import time
 from pathlib import Path
 
 from bench_motion import correlation, measured_flow, pooled
+from rows import append, flat
 
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.ui import drawing
@@ -92,7 +92,7 @@ def main() -> None:
     print(f"drawn flow against the video's: correlation {result['drawn']:.3f}")
     print(f"the same seeds without the drawing: {result['free']:.3f}")
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        append(args.json, flat(result, "drawn-motion", {"": "correlation"}))
 
 
 if __name__ == "__main__":

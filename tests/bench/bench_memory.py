@@ -29,6 +29,7 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
 )
 from diffusers.models.transformers.transformer_mochi import MochiTransformerBlock
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from rows import append, flat
 from torch import nn
 
 from accel import families
@@ -244,8 +245,19 @@ def main() -> None:
             row = "  ".join(f"n={n} {b / 1e9:.2f}" for n, b in found.items())
             print(f"{name:<32}{row}  GB, {found[1] / found[8]:.1f}x less at n=8", flush=True)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+        _append(args, results)
+
+
+def _append(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Add the figures to the rows, sizes in GB."""
+    if args.time:
+        units = {"seconds": "s", "ratio": "×", "relative": "relative L2", "": "B"}
+        append(args.json, flat(results["time"], "memory/time", units))
+        return
+    part = "memory/denoiser" if args.unets else "memory/decoders" if args.decoders else "memory"
+    sizes = flat(results, part, {"": "GB"})
+    on = {"processor": "simulated", "isa": None, "cores": None}
+    append(args.json, (f._replace(value=f.value / 1e9) for f in sizes), on=on)
 
 
 if __name__ == "__main__":

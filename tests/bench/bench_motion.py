@@ -14,7 +14,6 @@ noise says.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from dataclasses import replace
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from rows import append, flat
 from tqdm import tqdm
 
 from accel.core.run_pipeline import to_uint8
@@ -109,7 +109,7 @@ def main() -> None:
     for name, value in result.items():
         print(f"{name:10s} correlation {value:.3f}")
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        append(args.json, flat(result, "motion", {"": "correlation"}))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ ablation trained on plain noise; ``bench_plain_noise.py`` is one in closed form.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bench_motion import UNSEEN, correlation, following, measured_flow, pooled
+from rows import append, flat
 from tqdm import tqdm
 
 from accel.core.quality import psnr
@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "samples"))
 from clips import Clip, Layer, render, sample_layers
 from clips import Path as Route
 
+UNITS = {"slope": "of the commanded motion", "(px)": "px", "(dB)": "dB", "": "correlation"}
 KINDS = ("pan", "zoom", "rotation", "objects")
 STRENGTHS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 ROLL, SEEDS = 8, 8  # pixels; clips that are rolled
@@ -149,8 +150,7 @@ def main() -> None:
     for name, value in result.items():
         print(f"{name:50s} {value:.3f}")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        append(args.json, flat(result, "motion-groups", UNITS))
 
 
 if __name__ == "__main__":

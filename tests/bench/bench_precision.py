@@ -25,13 +25,13 @@ calls that "auto" would leave to torch as too short to profit. All jobs of a pla
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from rows import append, flat
 from tqdm import tqdm
 
 from accel.calibration import choose
@@ -52,6 +52,12 @@ PROMPTS = (
     "a blue square on a dotted orange background",
 )
 STEPS, CALIBRATION, PROBES = 20, 10, 30
+UNITS = {
+    "/cost": "of torch's attention",
+    "correlation": "rank correlation",
+    "halves": "rank correlation",
+    "": "dB",
+}
 MOST = 100.0  # dB that count as no difference
 
 
@@ -229,8 +235,7 @@ def main() -> None:
     if "random" in args.parts:
         found["random"] = measured_random(bench, args.plans)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        append(args.json, flat(found, "precision", UNITS))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
 import sys
 import time
@@ -36,16 +35,19 @@ from rehash_caches import Contender, Job, nothing, of, ours, theirs
 from rehash_results import (
     ASKED_FOR,
     LIMIT,
+    UNITS,
     Result,
     Results,
     Row,
     best,
     digest,
+    figures,
     finalists,
     model_digest,
     monotone,
     promises,
 )
+from rows import append, flat
 from torch import nn
 
 from accel.calibration.step_measurement import Measurement
@@ -227,9 +229,7 @@ def main() -> None:
     lines = [*promises(rows), monotone(rows)] if args.group != "theirs" else []
     print("\n" + "\n".join(lines))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        data = {"rows": [r.to_dict() for r in rows], "lines": lines, "jobs": args.jobs}
-        args.json.write_text(json.dumps(data, indent=1) + "\n")
+        append(args.json, flat(figures(rows, fast), "rehash", UNITS))
 
 
 def asked_for(measured: Measurement) -> list[Contender]:

@@ -20,7 +20,6 @@ generated clips, for the true ones, and for these through the VAE:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from functools import cache
@@ -31,6 +30,7 @@ import numpy as np
 import torch
 from bench_motion import UNSEEN, following
 from bench_plain_noise import decoded
+from rows import append, flat
 from tqdm import tqdm
 
 from accel.core.run_pipeline import to_uint8
@@ -178,7 +178,7 @@ def main() -> None:
     for name, row in result.items():
         print(f"{name:22s}" + "".join(f"{value:9.2f}" for value in row.values()))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        append(args.json, flat(result, "shapes", {"": "share"}))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ a tab that is opened later. No model is loaded before the first job.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from rows import append, flat
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helpers.page import chromium, missing, served
@@ -58,8 +59,7 @@ def main() -> int:
     for key, value in result.items():
         print(f"{key:<32}{value:6.2f} s")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"median": result, "runs": runs}, indent=2) + "\n")
+        append(args.json, flat(result, "ui", {"": "s"}))
     return 0
 
 

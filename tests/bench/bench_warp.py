@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from rows import append, flat
 from torch import Tensor
 
 from accel.kernels.warp import NoiseWarper, warp_noise
@@ -212,8 +212,7 @@ def main() -> None:
     for name, value in result.items():
         print(f"{name:40s} {value:.4f}")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        append(args.json, flat(result, f"warp/{args.size}", {" / ": "×", "": "s"}))
 
 
 if __name__ == "__main__":

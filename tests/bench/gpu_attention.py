@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import append, card, flat
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -47,6 +47,7 @@ SHAPES = {
     "Wan 1.3B 480p 81 f": (1, 12, 32760, 128),
     "Wan 14B 720p 81 f": (1, 40, 75600, 128),
 }
+UNITS = {"/ms/": "ms", "/speedup/": "×", "error": "relative L1"}
 WORST = 0.3  # relative L1 to fp32 attention beyond which a kernel counts as wrong
 
 
@@ -173,6 +174,21 @@ def markdown(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """By shape, milliseconds, speed-up over torch and error; the worst error of each kernel."""
+    found: dict[str, Any] = {
+        row["shape"]: {
+            "ms": row["ms"],
+            "speedup": {label: row["ms"]["torch"] / ms for label, ms in row["ms"].items()},
+            "error": row["error"],
+        }
+        for row in rows
+    }
+    labels = {label for row in rows for label in row["error"]}
+    worst = {label: max(row["error"].get(label, 0.0) for row in rows) for label in sorted(labels)}
+    return {**found, "worst error": worst}
+
+
 def main() -> None:
     """Measure and print, or say why there is nothing to measure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -196,8 +212,7 @@ def main() -> None:
     rows = measure(device, args.repeats)
     print("\n".join(markdown(rows)))
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        append(args.json, flat(figures(rows), "gpu-attention", UNITS), on=card())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ all, since layers run one after another. Variants take turns; seconds are median
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import append, card, flat
 from torch import Tensor, nn
 
 import accel
@@ -33,6 +33,7 @@ from accel.memory.simulate import decode_peak, denoise_peak, strips_peak
 from accel.slicing.program.cache import Programs
 from accel.slicing.vae.apply import apply_strips
 
+UNITS = {"seconds": "s", "speed": "×", "error": "relative L2", "": "B"}
 CARD = torch.device("cuda", 0)
 # Size, and layers where not all of them fit or are needed.
 MODELS: dict[str, tuple[Video, dict[str, int]]] = {
@@ -214,8 +215,7 @@ def main() -> None:
     if args.decode:
         results["decode"] = decode(args.decode)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+        append(args.json, flat(results, "gpu-models", UNITS), on=card())
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ Needs no card. Times are predictions of ``gpu_model.py``, whose error is printed
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
-from dataclasses import asdict
 from pathlib import Path
+
+from rows import append, flat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import gpu_model
@@ -67,6 +67,7 @@ def intensity(kernel: Compiled) -> float:
     return 4.0 * tile.rows * kernel.dim / bytes_
 
 
+UNITS = {"registers": "a thread", "/spilled": "B a thread", "shared": "B a block", "": "count"}
 HEADER = (
     f"{'kernel':13} {'cc':>3} {'bits':4} {'head':>4} {'tile':>12} {'options':18} {'regs':>4} "
     f"{'spill':>5} {'shared':>7} {'occup.':>6} {'FLOP/B':>6}  tensor-core instructions"
@@ -111,6 +112,17 @@ def timing(card: str, ms: dict[str, float]) -> str:
     return f"{card:10} {ms['kernel']:8.1f} {ms['packing']:8.2f} {ms['flash']:8.1f} {gain:8.2f}x"
 
 
+def figures(kernels: list[Compiled]) -> dict[str, dict[str, object]]:
+    """What each kernel takes on its card."""
+    return {
+        f"sm_{k.cc} {k.kernel} D{k.dim} {k.precision} {k.options} {k.tile or ''}".strip(): {
+            "registers": k.registers, "spilled": k.spilled, "shared": k.shared,
+            "warps": k.warps, "occupancy": k.occupancy, "tensor cores": k.tensor_cores,
+        }
+        for k in kernels
+    }  # fmt: skip
+
+
 def main() -> int:
     """Compile, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -137,9 +149,8 @@ def main() -> int:
     found = problems(kernels)
     print("\n".join(predictions()))
     if args.json:
-        rows = [{**asdict(k), "occupancy": k.occupancy} for k in kernels]
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"kernels": rows, "problems": found}, indent=2) + "\n")
+        compiled = {"processor": "compiled, not run", "isa": None, "cores": None}
+        append(args.json, flat(figures(kernels), "gpu-report", UNITS), on=compiled)
     print("\n" + ("\n".join(found) or f"{len(kernels)} kernels, no problem"))
     return 1 if found else 0
 

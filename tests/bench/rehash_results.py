@@ -136,20 +136,51 @@ class Row:
             f"{state / 1024:9.0f}{len(self.results):5}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        results, named = [asdict(r) for r in self.results], {"setting": self.setting}
-        return {"method": self.method, **named, "results": results, "seconds": self.seconds}
+    def to_dict(self) -> dict[str, float]:
+        """Its figures over all jobs, state in KiB."""
+        state = [r.state for r in self.results if r.state is not None]
+        return {
+            "computed": self.computed,
+            **({"seconds": float(np.median(self.seconds))} if self.seconds else {}),
+            "psnr": self.psnr,
+            "ssim": float(np.mean([r.ssim for r in self.results])),
+            **({"state": max(state) / 1024} if state else {}),
+        }
+
+
+UNITS = {
+    "/computed": "×", "/seconds": "×", "/psnr": "dB", "/ssim": "SSIM", "/state": "KiB",
+    "/curve/": "dB", "/asked/": "jobs",
+}  # fmt: skip
+
+
+def figures(rows: Sequence[Row], fast: Sequence[Row]) -> dict[str, Any]:
+    """The best setting of each method, decibels by work that is left out, and promises kept."""
+    curve: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row.method in ALL_JOBS and row.method != ASKED_FOR and not row.failed:
+            curve.setdefault(row.method, {})[f"{row.computed:.2f}×"] = row.psnr
+    asked = {
+        row.setting: {"kept": _kept(row), "of": len(row.results)}
+        for row in rows
+        if row.method == ASKED_FOR
+    }
+    return {"best": {row.method: row.to_dict() for row in fast}, "curve": curve, "asked": asked}
+
+
+def _kept(row: Row) -> int:
+    """Jobs that reach the decibels asked for."""
+    wanted = float(row.setting.split()[0])
+    return sum(r.psnr >= wanted for r in row.results)
 
 
 def promises(rows: Sequence[Row]) -> list[str]:
     """How many jobs reach the decibels asked for."""
     lines = []
     for row in (r for r in rows if r.method == ASKED_FOR):
-        wanted = float(row.setting.split()[0])
         reached = [r.psnr for r in row.results]
         lines.append(
-            f"{row.setting} asked: {row.computed:.2f}×, {sum(r >= wanted for r in reached)} of "
+            f"{row.setting} asked: {row.computed:.2f}×, {_kept(row)} of "
             f"{len(reached)} jobs reach it, lowest {min(reached):.1f} dB"
         )
     return lines

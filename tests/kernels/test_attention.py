@@ -235,6 +235,7 @@ def test_torch_library_contract():
         torch.library.opcheck(torch.ops.accel.attention.default, arguments)
 
 
+@pytest.mark.slow
 def test_compiles_without_a_break():
     q, k, v = qkv(65, 70, 64)
     options = {"precision": "int4", "impl": "cpu"}

@@ -87,6 +87,7 @@ def agree(out, expected, bound=5e-4):
     assert not finite.any() or float((out[1] - expected[1])[finite].abs().max()) < 2e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", FORMATS)
 @pytest.mark.parametrize("tokens", LENGTHS)
 def test_odd_lengths(tokens, values):
@@ -95,6 +96,7 @@ def test_odd_lengths(tokens, values):
         agree(out, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", FORMATS)
 @pytest.mark.parametrize("dim", [40, 64, 96, 128, 256])
 def test_head_sizes(dim, values):
@@ -105,18 +107,21 @@ def test_head_sizes(dim, values):
     agree(out, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", [*candidates("e4m3", 128), Tile(128, 128, 8, 2)], ids=str)
 def test_every_tile(tile):
     out, expected, _ = both(*inputs(1, 2, 200, 300, 64), tile=tile)
     agree(out, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["token", "thread", "block"])
 def test_granularities(granularity):
     out, expected, _ = both(*inputs(1, 2, 257, 257, 64), granularity=granularity)
     agree(out, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {"smooth_q": True}, {"smooth_v": True}, {"hadamard": True},
     {"smooth_q": True, "smooth_v": True, "hadamard": True},
@@ -135,6 +140,7 @@ MASKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", FORMATS)
 @pytest.mark.parametrize("kind", MASKS)
 def test_masks(kind, values):
@@ -143,6 +149,7 @@ def test_masks(kind, values):
     agree(out, expected)
 
 
+@pytest.mark.slow
 def test_a_mask_with_rows_runs_in_narrow_tiles():
     """Beside such a mask a wide tile's logits do not fit in registers."""
     q, k, v = inputs(2, 2, 130, 190, 64)
@@ -169,6 +176,7 @@ def test_a_masked_row_gives_zeros_and_padding_may_hold_anything():
         assert (lse[:, :, 7] == -torch.inf).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 def test_grouped_heads_causal_and_lengths(key_heads):
     tensors = inputs(2, 4, 140, 140, 64, key_heads=key_heads)
@@ -244,6 +252,7 @@ def test_hard_but_finite_inputs(case, values):
 
 # Relative L1 to fp64 on N(0, 1), 1024 x 64, measured with emulators by research on the papers'
 # formulas; scales per thread and E4M3 or fp16 values.
+@pytest.mark.slow
 @pytest.mark.parametrize(("values", "granularity", "golden"), [
     ("fp16", "token", 0.0085), ("fp16", "block", 0.0128), ("e4m3", "thread", 0.0383),
 ])  # fmt: skip
@@ -271,6 +280,7 @@ def test_the_error_of_four_bits():
     assert 0.1 < relative(out[0], exact) < 0.35
 
 
+@pytest.mark.slow
 def test_public_op_runs_it_by_name():
     q, k, v = (x.to(DEVICE) for x in inputs(1, 2, 100, 129, 64))
     out, lse = public(q, k, v, impl="gpu", return_lse=True)

@@ -24,6 +24,7 @@ def runs(monkeypatch):
     let_interpret(monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 @pytest.mark.parametrize(("mode", "backward"), [("dither", None), ("round", -0.8)])
 def test_the_reference_bit_for_bit(runs, name, mode, backward):

@@ -236,6 +236,7 @@ def packings(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "options"), [
     (torch.float32, {}), (torch.bfloat16, {"smooth_v": True}), (torch.float16, {"hadamard": True}),
     (torch.float32, {"smooth_q": True, "smooth_v": True, "hadamard": True}),
@@ -250,6 +251,7 @@ def test_triton(dtype, options, packings):
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "made"), [
     ({"attn_mask": keep(2, 1, 1, 133)}, 1),
     ({"key_lengths": torch.tensor([133, 60])}, 1),

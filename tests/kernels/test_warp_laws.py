@@ -36,6 +36,7 @@ MOTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("motion", "mode"), [*((name, "dither") for name in MOTIONS), ("turbulence", "round")]
 )
@@ -98,6 +99,7 @@ CLIPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", CLIPS)
 def test_latents_follow_the_exact_motion_over_a_clip(clip):
     """The last latent against the first frame's noise moved in one go by the whole motion."""

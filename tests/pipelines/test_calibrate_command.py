@@ -29,6 +29,7 @@ def table(sites=4, steps=6):
     return ErrorTable(names, np.linspace(1, 0, steps), np.ones(sites), np.ones(shape), errors)
 
 
+@pytest.mark.slow
 def test_job_files_become_a_table_a_plan_and_pictures(jobs, tmp_path, capsys, monkeypatch):
     out, real, made = tmp_path / "out", calibrate.generate, []
     monkeypatch.setattr(

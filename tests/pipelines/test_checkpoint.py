@@ -44,6 +44,7 @@ def cut(pipe, checkpoint, at, job=JOB):
         generate(pipe, job, on_step=on_step, checkpoint=checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["own", "euler", "dpm"])
 @pytest.mark.parametrize("at", [1, 2, 4])
 def test_resumed_run_is_byte_identical(scheduler, at, pipe, tmp_path, monkeypatch):
@@ -67,6 +68,7 @@ def test_resumed_run_is_byte_identical(scheduler, at, pipe, tmp_path, monkeypatc
     assert "forward" not in vars(pipe.transformer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"level": "features", "store": "int8"}])
 def test_a_resumed_run_reuses_what_the_first_had_kept(settings, pipe, tmp_path):
     job = replace(JOB, steps=12, preset=None, plan={"attention": None, "rehash": settings})

@@ -177,6 +177,7 @@ def test_tokens_are_what_ltx_packs():
     assert torch.equal(arrange(latents, "tokens"), packed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.0, 0.2, 0.5, 0.8, 1.0])
 def test_map_of_strengths_is_exactly_gaussian(strength):
     """A place's strength decides its correlation with the warp, never its variance."""

@@ -99,6 +99,7 @@ def clip(step=(1, 0), frames=9, image=None):
     return np.stack(rows).round().astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_flow_of_a_driving_video(tmp_path):
     write_video(tmp_path / "d.mp4", clip((2, 0)), fps=8)
     forward, backward = make_flow({"video": str(tmp_path / "d.mp4")}, **SIZE)  # half its size
@@ -117,6 +118,7 @@ def test_what_is_covered_leaves_the_picture():
     assert lost[:, 90:].mean() < 0.05
 
 
+@pytest.mark.slow
 def test_scene_cuts_are_found_and_named(tmp_path):
     both = np.concatenate([clip((1, 0), 5), 255 - clip((1, 0), 4, texture()[::-1])])
     write_video(tmp_path / "c.mp4", both, fps=8)
@@ -195,6 +197,7 @@ def test_colour_wheel_and_arrows():
     assert not drawn[0, :, 100:].any()
 
 
+@pytest.mark.slow
 def test_motion_command_draws_every_job(tmp_path, capsys):
     (tmp_path / "jobs.yaml").write_text(
         "jobs:\n"

@@ -50,12 +50,14 @@ def test_time_scales_with_steps_and_size(simulator):
     assert "predicted time unknown" in str(Predictor([], simulator).predict(job))
 
 
+@pytest.mark.slow
 def test_peaks_kept_for_the_embedded_model_are_those_of_its_simulation():
     """If this fails, run python -m accel.pipelines.batch.simulated."""
     kept = json.loads(simulated.KNOWN.read_text())
     assert kept == {simulated.key_of(r): simulated.simulated(r) for r in embedded_requests()}
 
 
+@pytest.mark.slow
 def test_the_peak_is_that_of_accel_memory_and_of_the_weights():
     requests = [r for r in embedded_requests() if r.dtype == "float32" and r.slicing is None]
     (whole,) = (r for r in requests if r.rehash is None)
@@ -75,6 +77,7 @@ def test_the_peak_is_that_of_accel_memory_and_of_the_weights():
     assert all_known and weights + beside == pytest.approx(real, rel=0.02)
 
 
+@pytest.mark.slow
 def test_slices_need_less_and_each_distinct_request_is_simulated_once(
     simulator, tmp_path, monkeypatch
 ):
@@ -103,6 +106,7 @@ def test_unknown_is_said_with_its_reason(simulator, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_helper_process_says_the_same():
     request = replace(embedded_requests()[0], width=32, height=32, frames=1)
     helper = simulated.Helper(simulated.simulated)

@@ -178,6 +178,7 @@ def test_the_manifest_uses_a_write_ahead_log(queue, tmp_path):
     base.close()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_replaced(tmp_path):
     engine = LocalEngine(tmp_path, lambda event: None)
     try:
@@ -205,6 +206,7 @@ def test_a_process_that_hangs_is_ended_and_replaced(tmp_path):
         make_engine("inline", tmp_path, Stop(), print, stall=5)
 
 
+@pytest.mark.slow
 def test_one_process_per_device(tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "devices", lambda: ["cpu", "cpu"])
     engine, seen = LocalEngine(tmp_path, lambda event: None), set()

@@ -51,6 +51,7 @@ def test_embedded_model_is_a_whole_pipeline_and_small():
     assert type(load(str(folder))).__name__ == "WanPipeline"
 
 
+@pytest.mark.slow
 def test_patched_and_unpatched_pipeline_is_bit_identical_to_never_patched(pipe):
     def run(p):
         generator = torch.Generator().manual_seed(0)
@@ -87,6 +88,7 @@ def test_rule_over_steps_is_followed(pipe):
     assert report.sites[0].steps == [[1, "int8"], [1, "int4"]]
 
 
+@pytest.mark.slow
 def test_same_job_same_pixels_and_motion_changes_them(pipe):
     job = Job("a red circle", seed=3, motion={"camera": {"pan": [1, 0]}}, **QUICK)
     first = generate(pipe, job).frames
@@ -105,12 +107,14 @@ def padded(pipe, prompt, tokens, guidance, seed):
     return (frames * 255).round().astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt_tokens", [32, 512])
 def test_both_prompt_lengths_give_nearly_the_same_video(pipe, prompt_tokens):
     short = generate(pipe, Job(FOUR[0], preset=None, guidance=5.0, **{**QUICK, "steps": 4})).frames
     assert psnr(padded(pipe, FOUR[0], prompt_tokens, 5.0, 0), short) > 20
 
 
+@pytest.mark.slow
 def test_prompt_lengths_agree_at_the_guidance_of_jobs(pipe):
     found = [
         psnr(*(padded(pipe, prompt, tokens, 2.0, seed) for tokens in (32, 512)))
@@ -142,6 +146,7 @@ def visible(folder):
     return sorted(p.name for p in folder.iterdir() if p.name != ".accel")
 
 
+@pytest.mark.slow
 def test_render_writes_video_sidecar_and_settings(jobs, tmp_path, capsys):
     out = tmp_path / "out"
     path = jobs({"prompt": "a red circle", "name": "one"}, {"prompt": "x", "preset": None})
@@ -161,6 +166,7 @@ def test_render_writes_video_sidecar_and_settings(jobs, tmp_path, capsys):
     assert "inf dB" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_video_renders_again_from_its_own_settings(jobs, tmp_path, capsys):
     out, again = tmp_path / "out", tmp_path / "again"
     motion = {"camera": {"pan": [1, 0]}}
@@ -176,6 +182,7 @@ def test_a_video_renders_again_from_its_own_settings(jobs, tmp_path, capsys):
     assert "will differ" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_restart_renders_nothing_twice_and_repairs_a_damaged_file(jobs, tmp_path, capsys):
     out = tmp_path / "out"
     path = jobs({"prompt": "a"}, {"prompt": "b"})
@@ -191,6 +198,7 @@ def test_restart_renders_nothing_twice_and_repairs_a_damaged_file(jobs, tmp_path
     assert "1 rendered, 1 already done" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -232,6 +240,7 @@ def test_pipeline_without_a_known_denoiser(jobs, tmp_path, capsys, monkeypatch):
     assert "no denoiser" in capsys.readouterr().err and visible(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 def test_a_poisoned_job_is_exit_code_1_and_the_others_go_on(jobs, tmp_path, capsys, monkeypatch):
     real, tries = accel.pipelines.batch.worker.generate, []
 
@@ -253,6 +262,7 @@ def test_a_poisoned_job_is_exit_code_1_and_the_others_go_on(jobs, tmp_path, caps
     assert render(failures / "bad-0.json", "--out", tmp_path / "o2") == 0  # the kept job is whole
 
 
+@pytest.mark.slow
 def test_fail_fast_stops_at_the_first_failure(jobs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("accel.pipelines.batch.worker.generate", lambda *a, **k: 1 / 0)
     out = tmp_path / "out"
@@ -260,6 +270,7 @@ def test_fail_fast_stops_at_the_first_failure(jobs, tmp_path, monkeypatch, capsy
     assert visible(out) == [] and "1 failed, 1 left" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_full_disk_ends_the_queue_and_the_next_run_goes_on(jobs, tmp_path, capsys, monkeypatch):
     real, out = accel.pipelines.batch.output.encode, tmp_path / "out"
 
@@ -280,6 +291,7 @@ def test_full_disk_ends_the_queue_and_the_next_run_goes_on(jobs, tmp_path, capsy
     assert "from step 2 on" in capsys.readouterr().out  # b had been denoised
 
 
+@pytest.mark.slow
 def test_out_of_memory_climbs_the_ladder(jobs, tmp_path, capsys, monkeypatch):
     real, tries = accel.pipelines.batch.worker.generate, []
 
@@ -312,6 +324,7 @@ def test_a_file_of_somebody_else_is_not_overwritten(jobs, tmp_path, capsys):
     assert capsys.readouterr().err.count("is not from accel render") == 2
 
 
+@pytest.mark.slow
 def test_a_twin_is_copied(jobs, tmp_path, capsys):
     out = tmp_path / "out"
     path = jobs({"prompt": "a", "name": "one"}, {"prompt": "a", "name": "two"})

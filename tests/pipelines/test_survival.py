@@ -21,6 +21,8 @@ from accel.pipelines.batch.manifest import Manifest, manifest_path
 from accel.pipelines.batch.progress import Progress
 from accel.pipelines.checkpoint import StepCheckpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):

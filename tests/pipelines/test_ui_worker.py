@@ -20,9 +20,12 @@ from accel.pipelines.ui import compare
 from accel.pipelines.ui.studio import Studio
 from accel.pipelines.video import read_video
 
-pytestmark = pytest.mark.skipif(
-    not (tiny_folder() / "model_index.json").is_file(), reason="samples/tiny-wan is missing"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (tiny_folder() / "model_index.json").is_file(), reason="samples/tiny-wan is missing"
+    ),
+]
 
 
 def task(name: str, steps: int, **options: Any) -> Task:

@@ -24,6 +24,7 @@ def clip(frames=6, height=64, width=96):
     return np.clip(127 + 50 * stacked, 0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_pixels_survive(tmp_path):
     frames = clip()
     write_video(tmp_path / "a.mp4", frames, fps=8)
@@ -50,6 +51,7 @@ def test_comment_survives_byte_for_byte(tmp_path):
 FILES = ["a.mp4", "a.webm", "a.gif", "a.mkv"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_equal_input_gives_equal_bytes(name, tmp_path):
     """Small frames and unlike memory: x264's macroblock tree failed this in 1 of 3 files."""
@@ -74,6 +76,7 @@ def test_settings_survive_a_stream_copy(name, tmp_path):
     assert read_comment(tmp_path / name) == read_comment(copy) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "format"), [("a.mkv", ""), ("a", "png")])
 def test_exact_formats_are_exact(name, format, tmp_path):
     frames = clip(height=33, width=47)
@@ -81,6 +84,7 @@ def test_exact_formats_are_exact(name, format, tmp_path):
     assert np.array_equal(read_video(tmp_path / name), frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.webm", "a.gif"])
 def test_other_formats_keep_size_and_frames(name, tmp_path):
     write_video(tmp_path / name, clip(), fps=8)
@@ -94,6 +98,7 @@ def test_an_unknown_suffix_is_named(tmp_path):
         write_video(tmp_path / "a.avi", clip(), fps=8)
 
 
+@pytest.mark.slow
 def test_odd_sizes_repeat_the_edge(tmp_path):
     frames = clip(height=33, width=47)
     write_video(tmp_path / "a.mp4", frames, fps=8)

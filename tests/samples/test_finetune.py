@@ -36,6 +36,7 @@ def test_lora_is_trained_saved_and_loaded(tmp_path):
     assert all(torch.allclose(a[1], b[1]) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_clips_of_a_folder(tmp_path):
     clip = next(script.procedural(SETTINGS))
     frames = ((clip.frames.movedim(0, -1) + 1) * 127.5).round().byte().numpy()

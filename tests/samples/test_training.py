@@ -39,6 +39,7 @@ def panning(speed: float) -> list[Layer]:
     return [Layer(path, "red", "cloudy", None, 0.0, (0.1, 0.2, 0.3))]
 
 
+@pytest.mark.slow
 def test_single_frames_are_frames_of_clips(data):
     stills = data["stills"]
     assert stills["latents"].shape == (12, 12, 1, 16, 16) and len(stills["captions"]) == 12
@@ -95,6 +96,7 @@ def test_rows_of_targets_sum_to_one_or_nothing(data):
         assert (((total - 1).abs() < 1e-5) | (total == 0)).all() and total.mean() > 0.6
 
 
+@pytest.mark.slow
 def test_heads_begin_by_following_the_noise(data):
     nets, text = script.build_nets(), torch.zeros(24, 32, 128)
     heads = following.FollowingHeads(nets["transformer"])
@@ -116,6 +118,7 @@ def test_heads_begin_by_following_the_noise(data):
     assert after < before - 2 and after < fresh - 0.3, (before, after, fresh)
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_it_was(data, tmp_path, monkeypatch):
     monkeypatch.setattr("train_common.WORK", tmp_path)
     monkeypatch.setattr(script, "make_data", lambda settings: copied(data))
@@ -135,6 +138,7 @@ def test_training_goes_on_where_it_was(data, tmp_path, monkeypatch):
             torch.testing.assert_close(resumed[part][name], value, msg=name)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_exported_weights(data, tmp_path, monkeypatch):
     monkeypatch.setattr("train_common.WORK", tmp_path)
     monkeypatch.setattr(script, "make_data", lambda settings: copied(data))

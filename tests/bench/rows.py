@@ -1,0 +1,121 @@
+"""Figures as JSON rows, which benchmarks append to and ``tables.py`` makes the README's tables of.
+
+A row is ``{figure, value, unit, machine, date, commit, command}``. ``figure``: a name like
+"attention/(1, 8, 4096, 128)/speedup/int8"; ``value``: a number, or [lowest, highest] of several
+runs; ``machine``: processor, instruction set and cores; what is not known is null. A ``note`` says
+what else a figure depends on. Rows are only ever added, and the last one of a figure counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = ("figure", "value", "unit", "machine", "date", "commit", "command")
+
+
+class Figure(NamedTuple):
+    """One measured number."""
+
+    name: str
+    value: float
+    unit: str
+
+
+def flat(nested: Mapping[Any, Any], prefix: str, units: Mapping[str, str]) -> Iterator[Figure]:
+    """Yield the numbers in ``nested``, not lists or text; keys are joined by "/" after ``prefix``.
+    The first key of ``units`` that is part of a figure's name says its unit.
+    """
+    for key, value in nested.items():
+        name = f"{prefix}/{key}"
+        if isinstance(value, Mapping):
+            yield from flat(value, name, units)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield Figure(name, value, next((u for part, u in units.items() if part in name), ""))
+
+
+def machine() -> dict[str, Any]:
+    """Processor, instruction set of the native library, and cores in use."""
+    from accel.kernels.cpu.native import library
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    processor = named[0] if named else platform.processor() or platform.machine()
+    return {"processor": processor, "isa": library().isa, "cores": len(os.sched_getaffinity(0))}
+
+
+def card() -> dict[str, Any]:
+    """The same of the GPU."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return {"processor": torch.cuda.get_device_name(), "isa": f"sm_{major}{minor}", "cores": None}
+
+
+def commit() -> str | None:
+    """The commit that is checked out, "-dirty" behind it if there are changes; None outside git."""
+    git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def command() -> str:
+    """The command that is running, without ``--json FILE``."""
+    words = [os.path.relpath(os.path.abspath(sys.argv[0]), ROOT), *sys.argv[1:]]
+    kept, skip = [], False
+    for word in words:
+        if not skip and word != "--json" and not word.startswith("--json="):
+            kept.append(word)
+        skip = word == "--json"
+    return shlex.join(["python", *kept])
+
+
+def append(
+    path: Path, figures: Iterable[Figure], *, on: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Add figures of this run to the rows in ``path``, which is made where it is missing.
+
+    Args:
+        path: A JSON file of rows, such as ``tests/bench/results/attention.json``.
+        figures: What was measured.
+        on: The machine, ``machine()`` by default.
+
+    Returns:
+        The rows that were added.
+    """
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    if not isinstance(rows, list) or not all(set(KEYS) <= set(row) for row in rows):
+        other = path.with_suffix(".rows.json")  # what was measured is not thrown away
+        print(f"{path} holds something else than rows; they go to {other}", file=sys.stderr)
+        return append(other, figures, on=on)
+    same = {
+        "machine": dict(on or machine()),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+        "command": command(),
+    }
+    added = [
+        {"figure": f.name, "value": float(f"{f.value:.6g}"), "unit": f.unit, **same}
+        for f in figures
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, [*rows, *added])
+    return added
+
+
+def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows, one a line."""
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text(f"[\n{lines}\n]\n")
