@@ -11,7 +11,7 @@ from accel.calibration.table import ErrorTable
 GAIN = 8  # of differences, which are small
 CELL, LINE, LABEL = 14, 16, 190
 LIMITS = (1e-3, 1.0)  # relative L1 errors at both ends of the scale, which is logarithmic
-COLOURS = {
+COLORS = {
     "full": (236, 236, 236), "int8": (120, 178, 224), "int6": (244, 200, 92),
     "int4": (222, 96, 74),
 }  # fmt: skip
@@ -23,8 +23,8 @@ def heat_map(table: ErrorTable, choice: Choice | None = None) -> Image.Image:
     """
     panels = [(p, _shades(table.mean("l1", p))) for p in table.precisions]
     if choice is not None:
-        colours = np.array([[COLOURS[p] for p in row] for row in choice], np.uint8)
-        panels.append(("chosen", colours))
+        colors = np.array([[COLORS[p] for p in row] for row in choice], np.uint8)
+        panels.append(("chosen", colors))
     steps, sites = len(table.sigmas), len(table.sites)
     width, top = steps * CELL + CELL, 2 * LINE
     page = Image.new("RGB", (LABEL + width * len(panels), top + sites * CELL + 3 * LINE), "white")
@@ -77,7 +77,7 @@ def _legend(pen: ImageDraw.ImageDraw, y: int, chosen: bool) -> None:
         shade = tuple(_shades(np.array([[error]]))[0, 0].tolist())
         pen.rectangle((LABEL + i, y, LABEL + i + 1, y + 10), fill=shade)
     pen.text((LABEL + 106, y), f"relative L1, {LIMITS[0]:g} to {LIMITS[1]:g}", fill="black")
-    for i, (name, colour) in enumerate(COLOURS.items() if chosen else ()):
+    for i, (name, color) in enumerate(COLORS.items() if chosen else ()):
         x = LABEL + i * 70
-        pen.rectangle((x, y + LINE, x + 10, y + LINE + 10), fill=colour, outline="black")
+        pen.rectangle((x, y + LINE, x + 10, y + LINE + 10), fill=color, outline="black")
         pen.text((x + 14, y + LINE), name, fill="black")

@@ -104,7 +104,7 @@ def _middle(latents: Tensor, channels: int) -> Tensor:
 
 
 def _unscaled(config: Any, latents: Tensor) -> Tensor:
-    """Undo the normalisation that a VAE's configuration names."""
+    """Undo the normalization that a VAE's configuration names."""
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:
         shape = (1, -1, 1, 1)

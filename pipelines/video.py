@@ -4,7 +4,7 @@ equal input, atomic.
     format    file         content
     mp4       name.mp4     H.264, 4:2:0
     webm      name.webm    VP9, 4:2:0
-    gif       name.gif     256 colours per frame; equal neighbours become one longer frame
+    gif       name.gif     256 colors per frame; equal neighbors become one longer frame
     png       name/        one 00000.png per frame, exact
     lossless  name.mkv     FFV1 in RGB, exact
 """

@@ -21,7 +21,7 @@ from functools import lru_cache
 
 import numpy as np
 
-COLOURS: dict[str, tuple[float, float, float]] = {
+COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.14, 0.14),
     "orange": (0.95, 0.55, 0.10),
     "yellow": (0.96, 0.90, 0.20),
@@ -49,7 +49,7 @@ RADIUS = {1: (14.0, 20.0), 2: (11.0, 15.0)}
 class Path:
     """Affine path of one layer; velocities are per frame (pixels, log scale, radians)."""
 
-    centre: tuple[float, float]
+    center: tuple[float, float]
     velocity: tuple[float, float]
     zoom: float
     spin: float
@@ -66,7 +66,7 @@ class Path:
     def inverse(self, p: np.ndarray, k: float) -> np.ndarray:
         """Return canonical points for screen points [..., 2] (x, y) in pixels at frame ``k``."""
         t = self.progress(k)
-        q = p - np.asarray(self.centre) - t * np.asarray(self.velocity)
+        q = p - np.asarray(self.center) - t * np.asarray(self.velocity)
         c, s = math.cos(self.spin * t), math.sin(self.spin * t)
         out = np.stack([c * q[..., 0] + s * q[..., 1], -s * q[..., 0] + c * q[..., 1]], -1)
         return out * math.exp(-self.zoom * t)
@@ -76,7 +76,7 @@ class Path:
         t = self.progress(k)
         c, s = math.cos(self.spin * t), math.sin(self.spin * t)
         q = np.stack([c * u[..., 0] - s * u[..., 1], s * u[..., 0] + c * u[..., 1]], -1)
-        return q * math.exp(self.zoom * t) + np.asarray(self.centre) + t * np.asarray(self.velocity)
+        return q * math.exp(self.zoom * t) + np.asarray(self.center) + t * np.asarray(self.velocity)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Layer:
     """
 
     path: Path
-    colour: str
+    color: str
     pattern: str
     shape: str | None
     size: float
@@ -167,7 +167,7 @@ def _inside(d: np.ndarray) -> np.ndarray:
 def _draw(layer: Layer, points: np.ndarray, k: float) -> tuple[np.ndarray, np.ndarray]:
     """Return color ``[H, W, 3]`` and coverage ``[H, W]`` of a layer at frame ``k``."""
     u = layer.path.inverse(points, k)
-    base = np.asarray(COLOURS[layer.colour])
+    base = np.asarray(COLORS[layer.color])
     light = _texture(layer, u)[..., None]
     if layer.shape is None:
         return base * (0.30 + 0.45 * light), np.ones(points.shape[:-1])
@@ -282,18 +282,18 @@ def sample_layers(
 
     They move by up to ``speed`` pixels a frame.
     """
-    colors = list(rng.permutation(list(COLOURS)))
+    colors = list(rng.permutation(list(COLORS)))
     ground, pattern = colors.pop(), str(rng.choice(PATTERNS))
     still = rng.random() < 0.15
     path = _path(rng, (size / 2, size / 2), 0.0 if still else speed)
     if still:
-        path = Path(path.centre, (0.0, 0.0), 0.0, 0.0)
+        path = Path(path.center, (0.0, 0.0), 0.0, 0.0)
     layers = [Layer(path, ground, pattern, None, 0.0, tuple(rng.random(3)))]
     count = 1 if rng.random() < 0.6 else 2
     for _ in range(count):
         radius = rng.uniform(*RADIUS[count])
         layers.append(_shape(rng, colors.pop(), float(radius), speed, size))
-    names = [f"a {layer.colour} {layer.shape}" for layer in layers[1:]]
+    names = [f"a {layer.color} {layer.shape}" for layer in layers[1:]]
     return layers, f"{' and '.join(names)} on a {pattern} {ground} background"
 
 

@@ -20,7 +20,7 @@ from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
 from accel.pipelines.motion.driving import estimate
-from accel.pipelines.motion.flow_pictures import colour_wheel
+from accel.pipelines.motion.flow_pictures import color_wheel
 from accel.pipelines.motion.flows import make_flow
 
 ROWS = [
@@ -50,7 +50,7 @@ def flows(frames: np.ndarray, motion: dict | None) -> list[np.ndarray]:
         flow, _ = make_flow(motion, frames=len(frames), height=height, width=width)
         commanded = flow.numpy().mean(0, keepdims=True)
     full = max(float(np.hypot(*commanded[0]).max()), 1.0)
-    return [colour_wheel(flow, full=full)[0] for flow in (commanded, obtained)]
+    return [color_wheel(flow, full=full)[0] for flow in (commanded, obtained)]
 
 
 def row(frames: np.ndarray, caption: str, motion: dict | None) -> Image.Image:

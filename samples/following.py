@@ -27,7 +27,7 @@ GRID = SIZE // TOKEN
 FOLLOWING = ((0, 0, -1), (0, 1, 1), (1, 2, -1), (2, 1, 1), (3, 1, -1), (4, 0, 1))
 
 
-def token_centres() -> np.ndarray:
+def token_centers() -> np.ndarray:
     """Return the pixel coordinates (x, y) of the middle of each token, [8, 8, 2]."""
     y, x = np.mgrid[0:SIZE:TOKEN, 0:SIZE:TOKEN] + (TOKEN - 1) / 2
     return np.stack([x, y], -1)
@@ -38,7 +38,7 @@ def token_paths(layers: list[Layer]) -> np.ndarray:
 
     It is NaN where the center is covered.
     """
-    paths = whereabouts(layers, token_centres().reshape(-1, 2), range(0, FRAMES, TEMPORAL))
+    paths = whereabouts(layers, token_centers().reshape(-1, 2), range(0, FRAMES, TEMPORAL))
     return ((paths - (TOKEN - 1) / 2) / TOKEN).astype(np.float16)
 
 
@@ -59,7 +59,7 @@ def follow_targets(paths: Tensor) -> Tensor:
     return torch.where(total > 0.5, weights / total.clamp_min(1e-6), 0.0)
 
 
-def towards(follow: Tensor, step: int) -> Tensor:
+def toward(follow: Tensor, step: int) -> Tensor:
     """Return the targets ``follow`` that are ``step`` frames away, scaled to sum to 1 again."""
     frames = follow.unflatten(2, (-1, GRID**2)).unflatten(1, (-1, GRID**2))  # [B, 5, 64, 5, 64]
     at = torch.arange(frames.shape[1], device=follow.device)
@@ -153,7 +153,7 @@ class FollowingHeads:
         """Return the mean over heads of the cross entropy of their attention in the last call."""
         real, imaginary = (x.float() for x in self.transformer.rope(latents))
         turn = torch.complex(real[..., 0::2], imaginary[..., 1::2])[:, :, 0]
-        targets, losses = {step: towards(follow, step) for step in (-1, 1)}, []
+        targets, losses = {step: toward(follow, step) for step in (-1, 1)}, []
         for block, head, step in FOLLOWING:
             target = targets[step]
             taken = self._logits(turn, block, head).log_softmax(-1)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from clips import COLOURS, SHAPES, Layer, shape_distance
+from clips import COLORS, SHAPES, Layer, shape_distance
 from diffusers import WanTransformer3DModel
-from following import GRID, TOKEN, token_centres
+from following import GRID, TOKEN, token_centers
 from pooled import TEMPORAL
 from torch import Tensor
 from torch.nn import LayerNorm, Linear, Module, Sequential, SiLU
@@ -46,15 +46,15 @@ def scene_of(layers: list[Layer], time: float) -> np.ndarray:
     far = np.stack([shape_distance(s, np.stack([x, y], -1), time) for s in shapes])
     fine = np.clip(far.min(0) / REACH, -1, 1)
     fine = fine.reshape(GRID, POINTS, GRID, POINTS).transpose(0, 2, 1, 3).reshape(GRID, GRID, -1)
-    center = token_centres()
+    center = token_centers()
     away = np.stack([shape_distance(s, center, time) for s in shapes])
     nearest, motion = away.argmin(0), _moved(ground, center, time)
     for shape, distance in zip(shapes, away, strict=True):  # the last one is on top
         here = distance < 0
         motion[here] = _moved(shape, center[here], time)
     kinds = np.eye(len(SHAPES))[[SHAPES.index(str(s.shape)) for s in shapes]]
-    colors = np.asarray([COLOURS[s.colour] for s in shapes])
-    base = np.broadcast_to(COLOURS[ground.colour], (GRID, GRID, 3))
+    colors = np.asarray([COLORS[s.color] for s in shapes])
+    base = np.broadcast_to(COLORS[ground.color], (GRID, GRID, 3))
     return np.concatenate([fine, kinds[nearest], colors[nearest], base, motion], -1)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from clips import COLOURS, PATTERNS, SHAPES
+from clips import COLORS, PATTERNS, SHAPES
 from diffusers import (
     AutoencoderKLWan,
     UniPCMultistepScheduler,
@@ -46,7 +46,7 @@ def build_vae() -> AutoencoderKLWan:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer of one token per word; words that no clip's caption has become <unk>."""
-    words = ["a", "and", "on", "background", *COLOURS, *SHAPES, *PATTERNS]
+    words = ["a", "and", "on", "background", *COLORS, *SHAPES, *PATTERNS]
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(

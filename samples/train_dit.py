@@ -282,7 +282,7 @@ def flow_loss(guess: Tensor, batch: Batch) -> Tensor:
     return loss if error.shape[2] == 1 else loss + error.diff(dim=2).square().mean()
 
 
-def build_optimisers(
+def build_optimizers(
     nets: torch.nn.ModuleDict, scene: SceneHead, rate: float
 ) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the transformer's blocks, and AdamW for everything else."""
@@ -324,13 +324,13 @@ def train_dit(s: Settings) -> None:
         part["latents"] = (part["latents"] - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
     average = copy.deepcopy(nets)
     scene = SceneHead(nets["transformer"], data["scenes"]).to(DEVICE)
-    optimizers = build_optimisers(nets, scene, s.dit_lr)
+    optimizers = build_optimizers(nets, scene, s.dit_lr)
     if path.exists():
         state = torch.load(path, map_location=DEVICE)
         nets.load_state_dict(state["nets"])
         average.load_state_dict(state["average"])
         scene.load_state_dict(state["scene"])
-        for optimizer, saved in zip(optimizers, state["optimisers"], strict=True):
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         start = int(state["step"])
     heads = FollowingHeads(nets["transformer"])
@@ -371,5 +371,5 @@ def train_dit(s: Settings) -> None:
             save_state(
                 path, nets=nets.state_dict(), average=average.state_dict(), step=step + 1,
                 scene=scene.state_dict(),
-                optimisers=[o.state_dict() for o in optimizers], mean=mean.cpu(), std=std.cpu(),
+                optimizers=[o.state_dict() for o in optimizers], mean=mean.cpu(), std=std.cpu(),
             )  # fmt: skip

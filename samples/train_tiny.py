@@ -73,7 +73,7 @@ def train_vae(s: Settings) -> None:
     if path.exists():
         state = torch.load(path)
         vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
         start = int(state["step"])
     clips = vae_clips(s)
     bar, smooth = tqdm(range(start, s.vae_steps), "vae", initial=start, total=s.vae_steps), 0.0
@@ -96,7 +96,7 @@ def train_vae(s: Settings) -> None:
         bar.set_postfix(psnr=f"{smooth:.2f} dB", latents=f"{float(off.detach().std()):.4f}")
         if (step + 1) % 250 == 0 or step + 1 == s.vae_steps:
             save_state(
-                path, model=vae.state_dict(), optimiser=optimizer.state_dict(), step=step + 1
+                path, model=vae.state_dict(), optimizer=optimizer.state_dict(), step=step + 1
             )
 
 

@@ -64,7 +64,7 @@ float row_peak(const float* x, int64_t n) {
 }
 
 template <bool one>
-int32_t quantise_row(const float* x, const float* inverse, float limit, int64_t n, int8_t* codes) {
+int32_t quantize_row(const float* x, const float* inverse, float limit, int64_t n, int8_t* codes) {
   int32_t sum = 0;
   for (int64_t j = 0; j < n; ++j) {
     const float y = x[j] * inverse[one ? 0 : j];

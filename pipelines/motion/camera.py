@@ -23,9 +23,9 @@ class Camera:
     """Constant motion per frame.
 
     ``pan`` pixels, ``zoom`` a factor, ``roll`` degrees clockwise: of the picture's content, about
-    its centre. ``orbit`` degrees (to the right, up) of the camera round the middle of the scene;
+    its center. ``orbit`` degrees (to the right, up) of the camera round the middle of the scene;
     ``dolly`` forward, as a fraction of the median depth. ``depth``: .npy with the distance of every
-    pixel (any unit), or a grey picture (white is near); without one the scene is a plane.
+    pixel (any unit), or a gray picture (white is near); without one the scene is a plane.
     """
 
     pan: tuple[float, float] = (0.0, 0.0)
@@ -53,7 +53,7 @@ class Camera:
         """Whether only the picture plane moves."""
         return self.orbit == (0.0, 0.0) and self.dolly == 0.0
 
-    def displacement(self, points: np.ndarray, centre: np.ndarray, sign: int) -> np.ndarray:
+    def displacement(self, points: np.ndarray, center: np.ndarray, sign: int) -> np.ndarray:
         """Flow of pan, zoom and roll at ``points [..., 2]`` to the next frame (``sign`` 1) or to
         the previous one (-1).
         """
@@ -63,23 +63,23 @@ class Camera:
         )
         pan = np.asarray(self.pan)
         if sign > 0:
-            return (points - centre) @ turn.T + centre + pan - points
-        return (points - pan - centre) @ np.linalg.inv(turn).T + centre - points
+            return (points - center) @ turn.T + center + pan - points
+        return (points - pan - center) @ np.linalg.inv(turn).T + center - points
 
     def flows(self, frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Return forward and backward flow, [frames - 1, H, W, 2] pixels."""
         y, x = np.mgrid[0:height, 0:width].astype(np.float64)
-        points, centre = np.stack([x, y], -1), np.array([(width - 1) / 2, (height - 1) / 2])
+        points, center = np.stack([x, y], -1), np.array([(width - 1) / 2, (height - 1) / 2])
         if self.in_plane:
-            steps = [self.displacement(points, centre, sign) for sign in (1, -1)]
+            steps = [self.displacement(points, center, sign) for sign in (1, -1)]
             both = np.repeat(np.stack(steps)[:, None], frames - 1, 1)
             return both[0], both[1]
         depth = read_depth(self.depth, height, width)
         places, distances = [], []
         for k in range(frames):
-            place, distance = self.project(points, depth, centre, k)
+            place, distance = self.project(points, depth, center, k)
             for _ in range(k):
-                place = place + self.displacement(place, centre, 1)
+                place = place + self.displacement(place, center, 1)
             places.append(place)
             distances.append(distance)
         forward = [
@@ -92,11 +92,11 @@ class Camera:
         return np.stack(forward), np.stack(backward)
 
     def project(
-        self, points: np.ndarray, depth: np.ndarray, centre: np.ndarray, k: int
+        self, points: np.ndarray, depth: np.ndarray, center: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Pixel positions [H, W, 2] and distances [H, W] of the first frame's points at frame k."""
         focal, middle = self.focal * points.shape[1], float(np.median(depth))
-        world = np.concatenate([(points - centre) / focal * depth[..., None], depth[..., None]], -1)
+        world = np.concatenate([(points - center) / focal * depth[..., None], depth[..., None]], -1)
         yaw, pitch = (math.radians(-k * angle) for angle in self.orbit)
         across = np.array(
             [[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]]
@@ -117,7 +117,7 @@ class Camera:
                 f"the camera runs into the scene at frame {k}: the nearest point would be at "
                 f"{nearest:.3g} (median depth {middle:.3g}); use less dolly or orbit"
             )
-        return seen[..., :2] / seen[..., 2:] * focal + centre, seen[..., 2]
+        return seen[..., :2] / seen[..., 2:] * focal + center, seen[..., 2]
 
 
 def read_depth(path: str | None, height: int, width: int) -> np.ndarray:

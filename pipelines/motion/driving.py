@@ -102,18 +102,18 @@ def estimate(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
     # DIS needs 8 x 8 patches on several scales: small pictures are enlarged for it.
     scale = max(1, int(np.ceil(256 / min(height, width))))
     size = (width * scale, height * scale)
-    grey = [
+    gray = [
         cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_CUBIC)
         for f in frames
     ]
     forward: list[np.ndarray] = []
     backward: list[np.ndarray] = []
     cuts: list[int] = []
-    for k in range(len(grey) - 1):
-        ahead, back = dis.calc(grey[k], grey[k + 1], None), dis.calc(grey[k + 1], grey[k], None)
+    for k in range(len(gray) - 1):
+        ahead, back = dis.calc(gray[k], gray[k + 1], None), dis.calc(gray[k + 1], gray[k], None)
         lost, found = occluded(ahead, back), occluded(back, ahead)
-        difference = np.abs(sample(grey[k + 1], ahead) - grey[k].astype(np.float32)).mean()
-        difference /= max(float(grey[k].std()), 1.0)
+        difference = np.abs(sample(gray[k + 1], ahead) - gray[k].astype(np.float32)).mean()
+        difference /= max(float(gray[k].std()), 1.0)
         if lost.mean() > CUT_OCCLUDED and difference > CUT_DIFFERENCE:
             cuts.append(k + 1)
         for flow, bad, out in ((ahead, lost, forward), (back, found, backward)):

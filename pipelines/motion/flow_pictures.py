@@ -1,4 +1,4 @@
-"""Pictures of a flow: the colour wheel, and arrows over frames."""
+"""Pictures of a flow: the color wheel, and arrows over frames."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from accel.pipelines.job import Job
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.video import read_video, write_video
 
-GREY = 40  # level of pixels whose flow leaves the picture (occluded)
+GRAY = 40  # level of pixels whose flow leaves the picture (occluded)
 
 
-def colour_wheel(flow: Tensor | np.ndarray, *, full: float | None = None) -> np.ndarray:
+def color_wheel(flow: Tensor | np.ndarray, *, full: float | None = None) -> np.ndarray:
     """``flow [F, 2, H, W]`` as uint8 [F, H, W, 3]: hue is direction (right is red, down is
     yellow-green, clockwise), saturation is speed, up to ``full`` pixels (default: the fastest
-    hundredth). No motion is white; what leaves the picture in one step is dark grey.
+    hundredth). No motion is white; what leaves the picture in one step is dark gray.
     """
     flow = np.asarray(flow, np.float32)
     speed, gone = _speed(flow)
@@ -31,7 +31,7 @@ def colour_wheel(flow: Tensor | np.ndarray, *, full: float | None = None) -> np.
     around = np.abs((hue[..., None] * 6 - np.array([0.0, 2.0, 4.0]) + 3) % 6 - 3)
     rgb = 1 - saturation[..., None] * np.clip(around - 1, 0, 1)
     picture = (rgb * 255).round().astype(np.uint8)
-    picture[gone] = GREY
+    picture[gone] = GRAY
     return picture
 
 
@@ -61,7 +61,7 @@ def arrows(
 
 
 def draw_job(job: Job, folder: Path) -> list[Path]:
-    """Write NAME-flow.mp4 (colour wheel) into ``folder`` and, over the job's rendered NAME.mp4 if
+    """Write NAME-flow.mp4 (color wheel) into ``folder`` and, over the job's rendered NAME.mp4 if
     it is there, NAME-arrows.mp4; returns their paths, none for a job without motion. Raises
     ValueError for a job without frames, height and width, or with a motion that cannot be had.
     """
@@ -71,7 +71,7 @@ def draw_job(job: Job, folder: Path) -> list[Path]:
         raise ValueError(f"job {job.file_name!r}: motion needs frames, height and width")
     flow, _ = make_flow(job.movement, frames=job.frames, height=job.height, width=job.width)
     rate, written = job.fps or 16.0, [folder / f"{job.file_name}-flow.mp4"]
-    write_video(written[0], colour_wheel(flow), fps=rate)
+    write_video(written[0], color_wheel(flow), fps=rate)
     rendered = folder / f"{job.file_name}.mp4"
     if rendered.is_file():
         frames = read_video(rendered)[:, : job.height, : job.width]
@@ -82,13 +82,13 @@ def draw_job(job: Job, folder: Path) -> list[Path]:
 
 def _arrow(pen: ImageDraw.ImageDraw, x: float, y: float, dx: float, dy: float) -> None:
     tip = (x + dx, y + dy)
-    for colour, width in (("black", 3), ("white", 1)):
-        pen.line([(x, y), tip], fill=colour, width=width)
+    for color, width in (("black", 3), ("white", 1)):
+        pen.line([(x, y), tip], fill=color, width=width)
         if math.hypot(dx, dy) >= 3:
             for turn in (2.6, -2.6):
                 c, s = 0.35 * math.cos(turn), 0.35 * math.sin(turn)
                 barb = (tip[0] + c * dx - s * dy, tip[1] + s * dx + c * dy)
-                pen.line([tip, barb], fill=colour, width=width)
+                pen.line([tip, barb], fill=color, width=width)
 
 
 def _speed(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@
     motion: {video: {file: clip.mp4}}                            motion taken from a video
     motion: {flow: forward.npy}                                  float [F - 1, 2, H, W] pixels
 
-``camera`` says how the picture's content moves, about its centre: ``pan: [2, 0]`` moves everything
+``camera`` says how the picture's content moves, about its center: ``pan: [2, 0]`` moves everything
 right by 2 pixels a frame. Dragged polygons lie on top of the camera's motion or the video's.
 """
 

@@ -1,4 +1,4 @@
-"""Pictures of measurements, as SVG that takes its colours from the page."""
+"""Pictures of measurements, as SVG that takes its colors from the page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 from itertools import groupby, pairwise
 from typing import Any
 
-_COLOURS = {
+_COLORS = {
     "full": "#9ca3af", "int8": "#2563eb", "int6": "#0d9488", "int4": "#ea580c",
     "computed": "#16a34a", "reused": "#d6d3d1", "mixed": "#a855f7", "not called": "#f3f4f6",
 }  # fmt: skip
@@ -120,7 +120,7 @@ def heat_map(rows: Sequence[tuple[str, list[str], str]]) -> str:
             count = len(list(group))
             body.append(
                 f'<rect x="{at * cell:.3f}%" y="{y:.2f}" width="{count * cell:.3f}%" '
-                f'height="{high - 1:.2f}" fill="{_COLOURS.get(precision, "#000")}">'
+                f'height="{high - 1:.2f}" fill="{_COLORS.get(precision, "#000")}">'
                 f"<title>{escape(f'{name}, from step {at}: {precision}. {note}')}</title></rect>"
             )
             at += count
@@ -128,8 +128,7 @@ def heat_map(rows: Sequence[tuple[str, list[str], str]]) -> str:
     body += [_text(0, bottom + 14, "step 0"), _text(100, bottom + 14, f"{steps - 1}", "end")]
     used = dict.fromkeys(p for _, cells, _ in rows for p in cells)
     legend = "".join(
-        f'<span><i style="background:{_COLOURS.get(p, "#000")}"></i>{escape(p)}</span>'
-        for p in used
+        f'<span><i style="background:{_COLORS.get(p, "#000")}"></i>{escape(p)}</span>' for p in used
     )
     label = f"precision of {len(rows)} layers over {steps} steps"
     left = 118 if high >= 10 else 8

@@ -19,7 +19,7 @@ from PIL import Image
 
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.camera import Camera
-from accel.pipelines.motion.flow_pictures import arrows, colour_wheel
+from accel.pipelines.motion.flow_pictures import arrows, color_wheel
 from accel.pipelines.motion.flows import make_flow, read_layers
 from accel.pipelines.ui.settings import Limits
 from accel.pipelines.ui.studio import Finished, Studio
@@ -179,7 +179,7 @@ def _keep(studio: Studio, kind: str, suffix: str, values: np.ndarray) -> Path:
 
 
 def flow_preview(motion: Mapping[str, Any], size: tuple[int, int, int], fps: float) -> str:
-    """The flow of a job as an animated picture (colour wheel and arrows), in HTML.
+    """The flow of a job as an animated picture (color wheel and arrows), in HTML.
 
     Computed at a reduced size. Raises JobError for a motion that cannot be had.
     """
@@ -190,7 +190,7 @@ def flow_preview(motion: Mapping[str, Any], size: tuple[int, int, int], fps: flo
         flow, _ = make_flow(_scaled(motion, (scale, scale)), frames=frames, **small)
     except ValueError as error:
         raise JobError(str(error)) from error
-    wheel = colour_wheel(flow)
+    wheel = color_wheel(flow)
     enlarge = max(1, 320 // max(small.values()))
     pictures = arrows(wheel, flow, spacing=20, enlarge=enlarge)
     about = f"the motion, frame by frame: {_in_words(motion)}"

@@ -95,7 +95,7 @@ def test_nothing_is_off_where_every_step_is_a_key():
 
 
 def test_errors_that_grow_ask_for_early_keys():
-    """Outputs as unlike their neighbours early as late."""
+    """Outputs as unlike their neighbors early as late."""
     sampler, _ = smooth(20)
     apart = np.abs(np.subtract.outer(np.arange(20), np.arange(20)))
     sampler, must = replace(sampler, gram=np.exp(-apart / 10)), forced(20)

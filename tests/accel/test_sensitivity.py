@@ -72,7 +72,7 @@ def test_probes_mix_precisions_in_at_most_three_phases(sites, steps):
     assert all((a == b).all() for a, b in zip(found, probes(sites, steps, NAMES, 30), strict=True))
 
 
-def test_groups_are_neighbours_of_one_kind():
+def test_groups_are_neighbors_of_one_kind():
     sites = [f"blocks.{i}.attn{k}" for i in range(20) for k in (1, 2)]
     found = groups(sites)
     assert sorted(s for g in found for s in g) == sorted(sites) and len(found) == 12

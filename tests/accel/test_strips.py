@@ -1,4 +1,4 @@
-"""Exact strips in decoders of video VAEs that normalise channels only."""
+"""Exact strips in decoders of video VAEs that normalize channels only."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from accel.reporting import site_report
 
 SHORT = "a white square and a green triangle on a mottled grey background"
 LONG = " and ".join(
-    f"a {colour} {shape} on a {texture} {ground} background"
-    for colour, ground in (("red", "blue"), ("yellow", "purple"), ("white", "green"))
+    f"a {color} {shape} on a {texture} {ground} background"
+    for color, ground in (("red", "blue"), ("yellow", "purple"), ("white", "green"))
     for shape in ("circle", "crescent", "triangle")
     for texture in ("striped", "dotted", "cloudy")
 )

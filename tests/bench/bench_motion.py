@@ -4,7 +4,7 @@
 
 For each of 20 flows the model never saw, a clip is generated from warped noise (strength 0) and
 from ordinary noise of the same seed. Motion is measured with OpenCV's DIS optical flow between
-neighbouring frames (enlarged three times), averaged over 8 x 8 pixels and 4 frames, and correlated
+neighboring frames (enlarged three times), averaged over 8 x 8 pixels and 4 frames, and correlated
 (Pearson, both components, all cells, windows and clips together) with the commanded flow averaged
 the same way. The same measurement on the true clips gives the ceiling of the estimator.
 Guidance is off (1) unless asked for: it sharpens what the caption names and loosens what only the
@@ -48,11 +48,11 @@ def measured_flow(frames: np.ndarray) -> np.ndarray:
     dis.setVariationalRefinementIterations(20)
     dis.setVariationalRefinementAlpha(40.0)
     size = (frames.shape[2] * SCALE, frames.shape[1] * SCALE)
-    grey = [
+    gray = [
         cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_CUBIC)
         for f in frames
     ]
-    flows = [(dis.calc(a, b, None) - dis.calc(b, a, None)) / 2 for a, b in pairwise(grey)]
+    flows = [(dis.calc(a, b, None) - dis.calc(b, a, None)) / 2 for a, b in pairwise(gray)]
     small = [cv2.resize(f, frames.shape[2:0:-1], interpolation=cv2.INTER_AREA) for f in flows]
     return np.stack(small).transpose(0, 3, 1, 2) / SCALE
 

@@ -42,8 +42,8 @@ ROLL, SEEDS = 8, 8  # pixels; clips that are rolled
 
 def moved(layer: Layer, velocity: tuple[float, float], zoom: float, spin: float) -> Layer:
     """The layer on another path, at constant speed."""
-    route = Route(layer.path.centre, velocity, zoom, spin)
-    return Layer(route, layer.colour, layer.pattern, layer.shape, layer.size, layer.phase)
+    route = Route(layer.path.center, velocity, zoom, spin)
+    return Layer(route, layer.color, layer.pattern, layer.shape, layer.size, layer.phase)
 
 
 def clip_of(kind: str, index: int) -> Clip:
@@ -60,7 +60,7 @@ def clip_of(kind: str, index: int) -> Clip:
     velocity = (speed * np.cos(angle), speed * np.sin(angle)) if kind == "pan" else (0.0, 0.0)
     zoom = sign * rng.uniform(0.008, 0.02) if kind == "zoom" else 0.0
     spin = sign * rng.uniform(0.015, 0.04) if kind == "rotation" else 0.0
-    if kind != "pan":  # the shapes turn and grow with the picture, about their own centres
+    if kind != "pan":  # the shapes turn and grow with the picture, about their own centers
         return render([moved(layer, velocity, zoom, spin) for layer in layers], caption)
     return render([moved(layer, velocity, 0.0, 0.0) for layer in layers], caption)
 

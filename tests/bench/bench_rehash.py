@@ -60,7 +60,7 @@ from accel.pipelines.load import load
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "samples"))
 from clips import PATTERNS, SHAPES
 
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple")
 MEASURED_ON, ASKED = 8, (24.0, 28.0, 32.0, 36.0, 40.0)
 
 
@@ -69,7 +69,7 @@ def make_jobs(count: int, steps: int, first: int) -> list[Job]:
     rng = np.random.default_rng(first)
     jobs = []
     for i in range(count):
-        a, b = rng.choice(COLOURS, 2, replace=False)
+        a, b = rng.choice(COLORS, 2, replace=False)
         prompt = f"a {a} {rng.choice(SHAPES)} on a {rng.choice(PATTERNS)} {b} background"
         jobs.append(
             {"prompt": prompt, "seed": first + i, "height": 64, "width": 64, "num_frames": 17,

@@ -5,15 +5,15 @@
 
 Clips of one shape on a textured background, captions and motion as in training but unseen; 20 of
 each of the four shapes. In the first, the middle and the last frame the shape is cut out by its
-colour (what is nearer to the shape's colour than to the ground's, at any brightness they come in;
+color (what is nearer to the shape's color than to the ground's, at any brightness they come in;
 the largest piece, filled). Each of the four ideal shapes is laid over it in the best of 72
-rotations, at equal centre and area, and scored by intersection over union (IoU). Printed, for
+rotations, at equal center and area, and scored by intersection over union (IoU). Printed, for
 generated clips, for the true ones, and for these through the VAE:
 
     asked      how often the asked shape fits best of the four (by chance 25 %)
     swapped    the same if the next shape had been asked for: the control
-    IoU        with the asked shape, on average; nothing of the colour drawn counts 0
-    drawn      how often there is at least a quarter of a triangle of its size in the asked colour
+    IoU        with the asked shape, on average; nothing of the color drawn counts 0
+    drawn      how often there is at least a quarter of a triangle of its size in the asked color
     kept       how often it is drawn in all three frames
 """
 
@@ -38,7 +38,7 @@ from accel.pipelines.generate import generate
 from accel.pipelines.load import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "samples"))
-from clips import COLOURS, SHAPES, Layer, render, sample_layers, shape_distance
+from clips import COLORS, SHAPES, Layer, render, sample_layers, shape_distance
 from clips import Path as Route
 from train_common import to_video
 
@@ -48,27 +48,27 @@ SIDE = 64  # of the masks that are compared
 
 
 def scenes(clips: int) -> list[tuple[list[Layer], str]]:
-    """Unseen clips of one shape, ``clips`` of each kind; colours that can be told apart."""
+    """Unseen clips of one shape, ``clips`` of each kind; colors that can be told apart."""
     found: dict[str, list[tuple[list[Layer], str]]] = {shape: [] for shape in SHAPES}
     seed = UNSEEN + 50_000
     while any(len(of) < clips for of in found.values()):
         layers, caption = sample_layers(np.random.default_rng(seed))
         seed += 1
-        greys = {layers[0].colour, layers[-1].colour} == {"grey", "white"}
+        greys = {layers[0].color, layers[-1].color} == {"grey", "white"}
         if len(layers) == 2 and not greys and len(found[layers[1].shape]) < clips:
             found[layers[1].shape].append((layers, caption))
     return [scene for of in found.values() for scene in of]
 
 
-def _far(image: np.ndarray, colour: str, low: float, high: float) -> np.ndarray:
-    """Distance of each pixel from a colour at brightness ``low`` to ``high`` times its own."""
-    base = np.asarray(COLOURS[colour])
+def _far(image: np.ndarray, color: str, low: float, high: float) -> np.ndarray:
+    """Distance of each pixel from a color at brightness ``low`` to ``high`` times its own."""
+    base = np.asarray(COLORS[color])
     along = np.clip(image @ base / (base @ base), low, high)
     return np.linalg.norm(image - along[..., None] * base, axis=-1)
 
 
 def cut_out(image: np.ndarray, shape: str, ground: str) -> np.ndarray:
-    """Mask [H, W] of the largest piece in colour ``shape`` of uint8 ``image``, holes filled."""
+    """Mask [H, W] of the largest piece in color ``shape`` of uint8 ``image``, holes filled."""
     image = image / 255.0
     mask = _far(image, shape, 0.75, 1.05) < _far(image, ground, 0.0, 0.75)
     mask = mask.astype(np.uint8)
@@ -82,23 +82,23 @@ def cut_out(image: np.ndarray, shape: str, ground: str) -> np.ndarray:
 
 @cache
 def ideals(shape: str) -> np.ndarray:
-    """The shape in 72 rotations, [72, 64, 64], centre of mass in the middle, a quarter covered."""
+    """The shape in 72 rotations, [72, 64, 64], center of mass in the middle, a quarter covered."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] - (SIDE - 1) / 2.0
     made = []
     for turn in range(TURNS):
-        size, centre = 16.0, np.zeros(2)
-        for _ in range(4):  # until centre and area are right
-            route = Route(tuple(centre), (0.0, 0.0), 0.0, 2 * np.pi * turn / TURNS)
+        size, center = 16.0, np.zeros(2)
+        for _ in range(4):  # until center and area are right
+            route = Route(tuple(center), (0.0, 0.0), 0.0, 2 * np.pi * turn / TURNS)
             layer = Layer(route, "red", "cloudy", shape, size, (0.0, 0.0, 0.0))
             mask = shape_distance(layer, np.stack([x, y], -1), 1.0) < 0
-            centre = centre - [x[mask].mean(), y[mask].mean()]
+            center = center - [x[mask].mean(), y[mask].mean()]
             size *= (SIDE**2 / 4 / mask.sum()) ** 0.5
         made.append(mask)
     return np.stack(made)
 
 
 def fits(mask: np.ndarray) -> dict[str, float]:
-    """IoU of ``mask`` with each shape in its best rotation, at equal centre and area."""
+    """IoU of ``mask`` with each shape in its best rotation, at equal center and area."""
     if not mask.any():
         return dict.fromkeys(SHAPES, 0.0)
     y, x = np.nonzero(mask)
@@ -120,7 +120,7 @@ def judge(video: np.ndarray, layers: list[Layer]) -> dict[str, float]:
     other = SHAPES[(SHAPES.index(wanted.shape) + 1) % len(SHAPES)]
     rows = []
     for k in FRAMES:
-        mask = cut_out(video[k], wanted.colour, ground.colour)
+        mask = cut_out(video[k], wanted.color, ground.color)
         scores = fits(mask)
         best = max(scores, key=scores.get) if mask.any() else None
         size = wanted.size * np.exp(wanted.path.zoom * wanted.path.progress(k))

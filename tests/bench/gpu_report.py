@@ -87,7 +87,7 @@ def line(k: Compiled) -> str:
 
 
 def predictions() -> list[str]:
-    """The model's error and what it says of our kernels, labelled as predictions."""
+    """The model's error and what it says of our kernels, labeled as predictions."""
     errors = gpu_model.errors()
     sizes = [abs(e) for e in errors.values()]
     overhead, exposed = gpu_model.fit_to(gpu_model.PUBLISHED)

@@ -24,9 +24,9 @@ FLAGS = [
 SCRIPT = "<img src=x onerror=window.hacked=1><script>window.hacked=1</script>"
 # Texts whose contrast with what is behind them is under 4.5 : 1 (WCAG AA), with that contrast.
 POOR_CONTRAST = """() => {
-  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const parse = (colour) => {
-    const [r, g, b, a = 1] = numbers(colour), by = colour.startsWith('color(srgb') ? 255 : 1;
+  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  const parse = (color) => {
+    const [r, g, b, a = 1] = numbers(color), by = color.startsWith('color(srgb') ? 255 : 1;
     return [by * r, by * g, by * b, a];
   };
   const over = (a, b) => [0, 1, 2].map((i) => a[3] * a[i] + (1 - a[3]) * b[i]).concat(1);
@@ -41,8 +41,8 @@ POOR_CONTRAST = """() => {
     if (!text || !e.getClientRects().length || /SCRIPT|STYLE|OPTION/.test(e.tagName)) continue;
     if (!e.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
     const style = getComputedStyle(e), back = behind(e);
-    const colour = over(parse(e instanceof SVGElement ? style.fill : style.color), back);
-    const [low, high] = [light(colour), light(back)].sort((a, b) => a - b);
+    const color = over(parse(e instanceof SVGElement ? style.fill : style.color), back);
+    const [low, high] = [light(color), light(back)].sort((a, b) => a - b);
     const ratio = (high + 0.05) / (low + 0.05);
     seen += 1;
     if (ratio < 4.5) poor[text.slice(0, 60)] = ratio;
@@ -54,7 +54,7 @@ NAMELESS = """() => [...document.querySelectorAll(
   'input, select, textarea, button, canvas, video[controls], [tabindex="0"], [role=img]'
 )].filter((e) => e.getClientRects().length && (e.tabIndex >= 0 || e.role === 'img')).filter(
   (e) => ![...(e.labels || [])].some((label) => label.innerText.trim())
-    && !(e.ariaLabel || e.getAttribute('aria-labelledby') || e.innerText?.trim() || e.title)
+    && !(e.ariaLabel || e.getAttribute('aria-labeledby') || e.innerText?.trim() || e.title)
 ).map((e) => e.outerHTML.slice(0, 200))"""
 # Texts of charts and tables that lie beside the part of the page that they belong to.
 CUT_OFF = """() => [...document.querySelectorAll('svg.chart text, td, th')].filter((e) => {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def grid(height: int, width: int | None = None) -> Tensor:
-    """Pixel positions [2, H, W] from the centre, slightly off the grid: no rounding ties."""
+    """Pixel positions [2, H, W] from the center, slightly off the grid: no rounding ties."""
     width = width or height
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([x - (width - 1) / 2, y - (height - 1) / 2]).float() - 0.13
@@ -21,12 +21,12 @@ def constant(dx: float, dy: float = 0.0, frames: int = 1, size: int = 128) -> Te
 
 
 def zoom(factor: float, frames: int = 1, size: int = 128) -> Tensor:
-    """Zoom about the centre."""
+    """Zoom about the center."""
     return ((factor - 1) * grid(size)).expand(frames, 2, size, size).contiguous()
 
 
 def rotation(angle: float, frames: int = 1, size: int = 128) -> Tensor:
-    """Rotation by ``angle`` radians per frame about the centre."""
+    """Rotation by ``angle`` radians per frame about the center."""
     c, s = math.cos(angle), math.sin(angle)
     x, y = grid(size)
     field = torch.stack([c * x - s * y - x, s * x + c * y - y])
@@ -55,14 +55,14 @@ def lag(noise: Tensor, dx: int, dy: int) -> float:
 
 
 def moran(noise: Tensor) -> float:
-    """Moran's I of [C, H, W] with the four nearest neighbours as weights."""
+    """Moran's I of [C, H, W] with the four nearest neighbors as weights."""
     c, h, w = noise.shape
-    centred = noise - noise.mean((1, 2), keepdim=True)
-    pairs = (centred[..., 1:] * centred[..., :-1]).sum() + (
-        centred[..., 1:, :] * centred[..., :-1, :]
+    centered = noise - noise.mean((1, 2), keepdim=True)
+    pairs = (centered[..., 1:] * centered[..., :-1]).sum() + (
+        centered[..., 1:, :] * centered[..., :-1, :]
     ).sum()
     count = c * (h * (w - 1) + w * (h - 1))
-    return float(pairs / count / centred.square().mean())
+    return float(pairs / count / centered.square().mean())
 
 
 def ks_p_value(values: Tensor) -> float:
@@ -77,7 +77,7 @@ def ks_p_value(values: Tensor) -> float:
 
 
 def assert_white(noise: Tensor, sigmas: float = 5.0) -> None:
-    """Unit variance and no neighbour correlation in [C, H, W], within standard errors."""
+    """Unit variance and no neighbor correlation in [C, H, W], within standard errors."""
     c, h, w = noise.shape
     assert abs(float(noise.var()) - 1) < sigmas * math.sqrt(2 / noise.numel())
     assert abs(moran(noise)) < sigmas / math.sqrt(c * (h * (w - 1) + w * (h - 1)))

@@ -1,4 +1,4 @@
-"""The row quantiser: native and eager give the same integers."""
+"""The row quantizer: native and eager give the same integers."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_rounding_loses_slow_motion_and_hurries_fast():
 
 
 def resample(noise, where, mode):
-    """``noise [C, H, W]`` at pixel positions ``where [2, H, W]`` from the centre."""
+    """``noise [C, H, W]`` at pixel positions ``where [2, H, W]`` from the center."""
     size = torch.tensor([noise.shape[2] - 1, noise.shape[1] - 1]).view(2, 1, 1) / 2
     return grid_sample(
         noise[None], (where / size).permute(1, 2, 0)[None], mode=mode, align_corners=True

@@ -11,7 +11,7 @@ from PIL import Image
 from accel.calibration.choose import uniform
 from accel.calibration.table import ErrorTable
 from accel.cli import calibrate, main
-from accel.pipelines.pictures import COLOURS, frame_strip, heat_map
+from accel.pipelines.pictures import COLORS, frame_strip, heat_map
 from accel.plans import Plan
 
 
@@ -82,8 +82,8 @@ def test_heat_map_shows_errors_and_choice():
     picture = np.asarray(heat_map(t, choice))
     int8, int4, chosen = (picture[40, 197 + k * 98] for k in range(3))
     assert int4.sum() < int8.sum() < 3 * 255  # darker is worse
-    assert tuple(chosen) == COLOURS["int8"]
-    assert tuple(picture[32 + 2 * 14 + 7, 190 + 2 * 98 + 4 * 14 + 7]) == COLOURS["int4"]
+    assert tuple(chosen) == COLORS["int8"]
+    assert tuple(picture[32 + 2 * 14 + 7, 190 + 2 * 98 + 4 * 14 + 7]) == COLORS["int4"]
 
 
 def test_frame_strip_shows_the_difference():

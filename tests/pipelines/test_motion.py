@@ -36,7 +36,7 @@ def test_zoom_and_roll_are_inverse_to_each_other():
     np.testing.assert_allclose(there + back, [x, y], atol=1e-4)
 
 
-def test_zoom_grows_about_the_centre_and_roll_is_clockwise():
+def test_zoom_grows_about_the_center_and_roll_is_clockwise():
     grow, _ = make_flow({"camera": {"zoom": 1.1}}, **SIZE)
     assert grow[0, 0, 16, 47] > 2 and grow[0, 0, 16, 0] < -2
     turn, _ = make_flow({"camera": {"roll": 10}}, **SIZE)

@@ -195,7 +195,7 @@ def test_map_of_strengths_is_exactly_gaussian(strength):
     assert found == pytest.approx(wanted, abs=5 / n**0.5)
 
 
-@pytest.mark.parametrize("wrong", ["unnormalised", "square roots"])
+@pytest.mark.parametrize("wrong", ["unnormalized", "square roots"])
 def test_wrong_mixes_fail_the_variance_check(wrong):
     a, b, g = *torch.randn(2, 100_000), 0.5
     mixed = (1 - g) * a + g * b

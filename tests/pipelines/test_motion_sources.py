@@ -12,7 +12,7 @@ import torch
 from accel.cli import main
 from accel.pipelines.motion.camera import fill_gaps
 from accel.pipelines.motion.driving import OUT, estimate
-from accel.pipelines.motion.flow_pictures import GREY, arrows, colour_wheel
+from accel.pipelines.motion.flow_pictures import GRAY, arrows, color_wheel
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.motion.layers import Layer
 from accel.pipelines.motion.strength import make_strength
@@ -186,11 +186,11 @@ def test_strength_by_region_moves_along(tmp_path):
             make_strength(bad, **SIZE)
 
 
-def test_colour_wheel_and_arrows():
+def test_color_wheel_and_arrows():
     flow = torch.zeros(1, 2, 32, 32)
     flow[0, 0, :, 8:16], flow[0, 0, :, 16:24], flow[0, :, :, 24:] = 2.0, -2.0, OUT
-    picture = colour_wheel(flow)[0]
-    assert picture[0, 0].tolist() == [255] * 3 and picture[0, 31].tolist() == [GREY] * 3
+    picture = color_wheel(flow)[0]
+    assert picture[0, 0].tolist() == [255] * 3 and picture[0, 31].tolist() == [GRAY] * 3
     assert picture[0, 10].tolist() == [255, 0, 0] and picture[0, 20].tolist() == [0, 255, 255]
     drawn = arrows(np.zeros((2, 32, 32, 3), np.uint8), flow)
     assert drawn.shape == (2, 128, 128, 3) and drawn[1].max() == 255

@@ -15,7 +15,7 @@ from accel.pipelines.video import read_comment, read_video, write_video
 
 
 def clip(frames=6, height=64, width=96):
-    """A smooth picture that moves: 4:2:0 and quantisation may only change it a little."""
+    """A smooth picture that moves: 4:2:0 and quantization may only change it a little."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [
         np.sin((x + 2 * k) / 9 + c) + np.cos(y / 7 - c) for k in range(frames) for c in range(3)
@@ -33,7 +33,7 @@ def test_pixels_survive(tmp_path):
     assert np.abs(back.astype(int) - frames).mean() < 2.5
 
 
-def test_colour_is_tagged_bt709_and_rate_is_kept(tmp_path):
+def test_color_is_tagged_bt709_and_rate_is_kept(tmp_path):
     write_video(tmp_path / "a.mp4", clip(), fps=23.976)
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]

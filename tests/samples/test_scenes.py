@@ -28,14 +28,14 @@ def parts(layers: list[Layer]) -> list[torch.Tensor]:
 
 
 def test_a_moving_circle_is_described_exactly():
-    fine, kinds, colour, ground, motion = parts(pictured(24.0, (1.0, 0.0)))
+    fine, kinds, color, ground, motion = parts(pictured(24.0, (1.0, 0.0)))
     y, x = (np.mgrid[0:32, 0:32] + 0.5) * 2 - 0.5
     for k, time in enumerate((0.0, 2.5, 6.5, 10.5, 14.5)):
         wanted = np.clip((np.hypot(x - 24.0 - time, y - 30.0) - 12.0) / scenes.REACH, -1, 1)
         plane = fine[k].view(8, 8, 4, 4).permute(0, 2, 1, 3).reshape(32, 32)
         np.testing.assert_allclose(plane, wanted, atol=1e-3)
     assert (kinds == torch.tensor([1.0, 0, 0, 0])).all()
-    torch.testing.assert_close(colour[2, 3, 4], torch.tensor([0.86, 0.14, 0.14]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(color[2, 3, 4], torch.tensor([0.86, 0.14, 0.14]), atol=1e-3, rtol=0)
     torch.testing.assert_close(ground[0, 0, 0], torch.tensor([0.15, 0.7, 0.25]), atol=1e-3, rtol=0)
     assert motion[0, 3, 2].tolist() == [1, 0] and motion[0, 7, 7].tolist() == [0, 0]
 
@@ -94,10 +94,10 @@ def test_single_frames_are_not_asked_for_motion():
     first = made[:, :1]
     moving = first.clone()
     moving[..., -2:] += 5.0
-    coloured = first.clone()
-    coloured[..., -5:-2] += 5.0
+    colored = first.clone()
+    colored[..., -5:-2] += 5.0
     losses = []
-    for wanted in (first, moving, coloured):
+    for wanted in (first, moving, colored):
         transformer(
             torch.zeros(1, 12, 1, 16, 16),
             timestep=torch.full((1,), 500.0),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import train_dit as script
-from clips import COLOURS, Layer, Path, render, sample_layers, whereabouts
+from clips import COLORS, Layer, Path, render, sample_layers, whereabouts
 from train_common import Settings
 
 SETTINGS = Settings(clips=24, stills=12, dit_steps=2, dit_batch=2)
@@ -49,9 +49,9 @@ def test_single_frames_are_frames_of_clips(data):
     for i in range(12):
         layers, caption = sample_layers(np.random.default_rng(1_000_000 * SETTINGS.seed + 24 + i))
         assert stills["captions"][i] == caption
-        colour = torch.tensor(COLOURS[layers[0].colour])
+        color = torch.tensor(COLORS[layers[0].color])
         torch.testing.assert_close(
-            stills["scenes"][i, 0, 0, 0, -5:-2].float(), colour, atol=1e-3, rtol=0
+            stills["scenes"][i, 0, 0, 0, -5:-2].float(), color, atol=1e-3, rtol=0
         )
 
 
@@ -80,19 +80,19 @@ def test_whereabouts_agree_with_the_flow():
 
 def test_a_pan_of_one_token_a_latent_frame_is_followed_exactly():
     paths = torch.from_numpy(following.token_paths(panning(2.0)))[None]  # 8 pixels in four frames
-    follow = following.towards(following.follow_targets(paths), 1).view(5, 8, 8, 5, 8, 8)
+    follow = following.toward(following.follow_targets(paths), 1).view(5, 8, 8, 5, 8, 8)
     for x in range(7):
         assert follow[1, 4, x, 2, 4, x + 1] == 1
     assert not follow[1, 4, 7].any() and not follow[4].any()  # out of the picture, last frame
     _, _, mirrored = script.mirror(torch.zeros(1), torch.zeros(1), paths)
-    back = following.towards(following.follow_targets(mirrored), 1).view(5, 8, 8, 5, 8, 8)
+    back = following.toward(following.follow_targets(mirrored), 1).view(5, 8, 8, 5, 8, 8)
     torch.testing.assert_close(back, follow.flip(2, 5))
 
 
 def test_rows_of_targets_sum_to_one_or_nothing(data):
     follow = following.follow_targets(data["paths"])
     for step in (-1, 1):
-        total = following.towards(follow, step).sum(-1)
+        total = following.toward(follow, step).sum(-1)
         assert (((total - 1).abs() < 1e-5) | (total == 0)).all() and total.mean() > 0.6
 
 
@@ -162,11 +162,11 @@ def test_muon_steps_as_torch_does():
         lambda p: torch.optim.Muon(p, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
     ):
         matrices = [torch.nn.Parameter(m.clone()) for m in start]
-        optimiser = build(matrices)
+        optimizer = build(matrices)
         for _ in range(3):
             for m, gradient in zip(matrices, gradients, strict=True):
                 m.grad = gradient + 0.1 * m.detach()
-            optimiser.step()
+            optimizer.step()
         ends.append(matrices)
     for begun, ours, theirs in zip(start, *ends, strict=True):
         moved = (theirs - begun).norm()

@@ -10,8 +10,8 @@ let tool = 'move', corners = [], cross = null, hold = null, cells = null, rows =
 function place(layer, t) {
   const pose = poseAt(layer, t), pivot = pivotOf(layer.polygon), at = posed(pose, pivot);
   const outline = layer.polygon.map(at), reach = Math.max(...layer.polygon.map((p) => Math.hypot(...sub(p, pivot))));
-  const centre = at(pivot), handle = at([pivot[0] + reach + 0.06 * size.width, pivot[1]]);
-  return {pose, outline, centre, handle: within(centre, handle)};
+  const center = at(pivot), handle = at([pivot[0] + reach + 0.06 * size.width, pivot[1]]);
+  return {pose, outline, center, handle: within(center, handle)};
 }
 // The point on the way from a to b that is still inside the picture, so that it can be grabbed.
 function within(a, b) {
@@ -67,12 +67,12 @@ function draw() {
     pen.fillStyle = color + '44';
     pen.fill();
     pen.beginPath();
-    for (let j = 0; j <= 40; j++) pen.lineTo(...place(layer, j / 40).centre);
+    for (let j = 0; j <= 40; j++) pen.lineTo(...place(layer, j / 40).center);
     pen.stroke();
-    for (const key of layer.keys) dot(pen, place(layer, key.at).centre, 3 / k, color);
+    for (const key of layer.keys) dot(pen, place(layer, key.at).center, 3 / k, color);
     if (i === chosen) {
       pen.beginPath();
-      pen.moveTo(...here.centre);
+      pen.moveTo(...here.center);
       pen.lineTo(...here.handle);
       pen.stroke();
       dot(pen, here.handle, 6 / k, '#fff');
@@ -165,7 +165,7 @@ function down(e) {
   const layer = layers[chosen], near = 12 * size.width / $('canvas').clientWidth;
   if (layer && Math.hypot(...sub(place(layer, now()).handle, p)) < near) {
     const here = place(layer, now());
-    hold = {layer, turn: true, centre: here.centre, start: sub(p, here.centre), pose: here.pose};
+    hold = {layer, turn: true, center: here.center, start: sub(p, here.center), pose: here.pose};
     return;
   }
   chosen = layers.findLastIndex((l) => inside(p, place(l, now()).outline));
@@ -178,7 +178,7 @@ function drag(e) {
   if (hold.brush) paint(p);
   else if (!hold.layer) { corners = [...box(hold.from, p), hold.from]; draw(); }
   else if (hold.turn) {
-    const to = sub(p, hold.centre), angle = Math.atan2(to[1], to[0]) - Math.atan2(hold.start[1], hold.start[0]);
+    const to = sub(p, hold.center), angle = Math.atan2(to[1], to[0]) - Math.atan2(hold.start[1], hold.start[0]);
     const turned = Math.atan2(Math.sin(angle), Math.cos(angle)) * 180 / Math.PI;
     setKey(hold.layer, {...hold.pose, rotate: hold.pose.rotate + turned, scale: hold.pose.scale * Math.hypot(...to) / Math.max(1e-3, Math.hypot(...hold.start))});
     draw();
