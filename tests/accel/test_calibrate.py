@@ -182,7 +182,7 @@ def test_the_best_quality_within_a_cost(limit):
 
 
 def test_a_cost_that_cannot_be_met_is_named():
-    with pytest.raises(ValueError, match=r"0\.2 of full precision's; the least is 0\.36"):
+    with pytest.raises(ValueError, match=r"0\.36 of full precision's time, the limit is 0\.2"):
         choose.by_cost(made(), 0.2)
 
 

@@ -125,7 +125,7 @@ def test_ssim():
 
 
 def test_quality_needs_two_videos_of_one_shape():
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="same shape"):
         psnr(video(0), video(0, (3, 24, 30, 3)))
     with pytest.raises(ValueError, match="11 x 11"):
         ssim(video(0, (1, 8, 8, 3)), video(0, (1, 8, 8, 3)))

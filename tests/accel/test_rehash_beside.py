@@ -33,7 +33,8 @@ def test_noisy_attention_repeats_instead_of_drawing_lines(precision, order):
     with accel.patched(pipe, plan=plan(config, **FIXED)) as handle:
         assert handle._rehash.order == order and torch.isfinite(pipe()).all()
         notes = handle.report().rehash.notes
-        assert any(f"beside {precision.upper()} attention" in n for n in notes) == (order == 0)
+        note = f"amplify {precision.upper()} attention's noise"
+        assert any(note in n for n in notes) == (order == 0)
         assert any(s.ran for s in handle.report().sites)
     with accel.patched(pipe, plan=plan(config, order=1 - order, **FIXED)) as handle:
         assert handle._rehash.order == 1 - order, "as asked"
