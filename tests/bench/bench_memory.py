@@ -2,7 +2,7 @@
 
     python tests/bench/bench_memory.py [--unets | --decoders | --time] [--tokens 8190] [--json FILE]
 
-The table is simulated on the meta device (bf16, fused attention and RMS norm, GB = 1e9 bytes).
+The table is simulated on the meta device (bf16, fused attention and RMS norm, in GiB).
 ``--unets`` simulates whole UNet pipelines, beside diffusers' own tools: forward chunking of the
 UNet, chunks of frames for the VAE. ``--decoders`` simulates VAEs as diffusers sets them up, in as
 many strips of rows. ``--time`` measures a Wan-1.3B-wide block in fp32 on this CPU:
@@ -187,7 +187,7 @@ def unets(videos: dict[str, Video]) -> dict[str, Any]:
             **{f"decode, {way}": size for way, size in found.decode.items()},
         }
         results[name] = ways
-        print(name, "  ".join(f"{way} {b / 1e9:.2f}" for way, b in ways.items()), "GB", flush=True)
+        print(name, "  ".join(f"{way} {b / 2**30:.2f}" for way, b in ways.items()), "GiB", flush=True)
     return results
 
 
@@ -215,7 +215,7 @@ def decoders() -> dict[str, Any]:
             more = frames if part.cls == "AutoencoderKLTemporalDecoder" else {}
             decode = partial(vae.decode, z, return_dict=False, **more)
             found[n] = activation_peak(decode, [z], [*vae.parameters(), *vae.buffers()])[0]
-        print(name, "  ".join(f"n={n} {b / 1e9:.2f}" for n, b in found.items()), "GB", flush=True)
+        print(name, "  ".join(f"n={n} {b / 2**30:.2f}" for n, b in found.items()), "GiB", flush=True)
     return results
 
 
@@ -242,22 +242,22 @@ def main() -> None:
             with torch.device("meta"):
                 block, arguments = case()
             found = results[name] = peaks(block.to(torch.bfloat16).eval(), arguments, SLICES)
-            row = "  ".join(f"n={n} {b / 1e9:.2f}" for n, b in found.items())
-            print(f"{name:<32}{row}  GB, {found[1] / found[8]:.1f}x less at n=8", flush=True)
+            row = "  ".join(f"n={n} {b / 2**30:.2f}" for n, b in found.items())
+            print(f"{name:<32}{row}  GiB, {found[1] / found[8]:.1f}x less at n=8", flush=True)
     if args.json:
         _append(args, results)
 
 
 def _append(args: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Add the figures to the rows, sizes in GB."""
+    """Add the figures to the rows, sizes in GiB."""
     if args.time:
         units = {"seconds": "s", "ratio": "×", "relative": "relative L2", "": "B"}
         append(args.json, flat(results["time"], "memory/time", units))
         return
     part = "memory/denoiser" if args.unets else "memory/decoders" if args.decoders else "memory"
-    sizes = flat(results, part, {"": "GB"})
+    sizes = flat(results, part, {"": "GiB"})
     on = {"processor": "simulated", "isa": None, "cores": None}
-    append(args.json, (f._replace(value=f.value / 1e9) for f in sizes), on=on)
+    append(args.json, (f._replace(value=f.value / 2**30) for f in sizes), on=on)
 
 
 if __name__ == "__main__":

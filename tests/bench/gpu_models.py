@@ -180,9 +180,9 @@ def line(found: dict[str, Any]) -> str:
     parts = [f"{found['seconds']:.3f} s"]
     if "speed" in found:
         parts.append(f"{found['speed']:.2f}x")
-    parts.append(f"{found['measured'] / 1e9:.3f} GB")
+    parts.append(f"{found['measured'] / 2**30:.3f} GiB")
     if found.get("simulated"):
-        parts.append(f"simulated {found['simulated'] / 1e9:.3f} GB")
+        parts.append(f"simulated {found['simulated'] / 2**30:.3f} GiB")
     return ", ".join([*parts, f"relative L2 {found['error']:.1e}"])
 
 
