@@ -136,9 +136,10 @@ class Handle:
                 del _handles[module]
 
     def run_state(self) -> dict[str, Any]:
-        """What decides the rest of the current run beside latents and scheduler, as plain values:
-        sites that were taken to full precision, and what step rehash keeps. For the report also
-        what ran so far.
+        """Return what decides the rest of the current run beside latents and scheduler.
+
+        Plain values: sites that were taken to full precision, what step rehash keeps, and for
+        the report what ran so far.
         """
         run = self._state.refresh()
         state: dict[str, Any] = {
@@ -183,7 +184,10 @@ class Handle:
         )
 
     def _totals(self) -> Totals:
-        """Counts for the log. Reasons are those of calls and steps that the plan wanted faster."""
+        """Return counts for the log.
+
+        Reasons are those of calls and steps that the plan wanted faster.
+        """
         kept: Counter[str] = Counter()
         for site in self.sites.values():
             if site.config is not None:

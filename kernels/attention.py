@@ -94,8 +94,10 @@ def attention(
 
 
 def run(call: AttentionCall, decision: Decision) -> tuple[Tensor, Tensor | None]:
-    """Compute a call as it was decided: output [B, H, Tq, Dv], and log-sum-exp [B, H, Tq] if asked
-    for. For callers that are an op themselves or take the decision themselves.
+    """Compute a call as it was decided.
+
+    Returns the output [B, H, Tq, Dv], and log-sum-exp [B, H, Tq] if asked for. For callers that are
+    an op themselves or take the decision themselves.
     """
     if decision.impl == "torch":
         return _torch(call), None
@@ -121,7 +123,7 @@ def _gpu(call: AttentionCall, decision: Decision) -> tuple[Tensor, Tensor | None
 
 
 def _torch(call: AttentionCall) -> Tensor:
-    """Torch's attention, contiguous, with zeros in fully masked rows."""
+    """Return torch's attention, contiguous, with zeros in fully masked rows."""
     q, k, v = call.q, call.k, call.v
     if k.shape[1] != q.shape[1]:
         k, v = (_match_heads(x, q.shape[1]) for x in (k, v))
@@ -190,7 +192,7 @@ def _attention_op(
     hadamard: bool,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """A call inside a graph, decided when it runs; its log-sum-exp is empty unless asked for."""
+    """Run a call inside a graph, decided when it runs; log-sum-exp is empty unless asked for."""
     options = Options(smooth_q, smooth_v, hadamard, return_lse)
     call = AttentionCall(q, k, v, attn_mask, key_lengths, is_causal, scale, options)
     out, lse = run(call, decide(call, precision, impl))
@@ -231,7 +233,7 @@ def _wide(call: AttentionCall) -> torch.dtype:
 
 
 def _additive(call: AttentionCall) -> Tensor | None:
-    """All masks of a call as one tensor, None if there is none."""
+    """Return all masks of a call as one tensor, None if there is none."""
     return additive_mask(
         call.shape,
         attn_mask=call.attn_mask,

@@ -14,8 +14,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a call is quantized (see ``kernels/reference.py``), and whether the natural log-sum-exp
-    of the logits is asked for.
+    """How a call is quantized (see ``kernels/reference.py``).
+
+    Also whether the natural log-sum-exp of the logits is asked for.
     """
 
     smooth_q: bool = False

@@ -134,8 +134,10 @@ def decide(call: AttentionCall, precision: str, impl: str) -> Decision:
 
 
 def _fastest(call: AttentionCall, precision: str) -> Decision:
-    """What "auto" runs. Where only the eager reference could quantize, that is torch's own
-    attention: the reference is slower.
+    """Return what "auto" runs.
+
+    Where only the eager reference could quantize, that is torch's own attention: the reference is
+    slower.
     """
     q = call.q
     if q.is_cpu:
@@ -164,13 +166,13 @@ def _fastest_on_card(call: AttentionCall, precision: str) -> Decision:
 
 
 def _full(call: AttentionCall, asked: str, why: str) -> Decision:
-    """Full precision: torch's own attention, which gives no log-sum-exp."""
+    """Return full precision: torch's own attention, which gives no log-sum-exp."""
     return Decision(asked, "full", "reference" if call.options.return_lse else "torch", why)
 
 
 @lru_cache
 def _too_short(asked: str, queries: int, keys: int, return_lse: bool) -> Decision:
-    """Full precision for a call on the CPU; kept, since it takes microseconds by itself."""
+    """Return full precision for a call on the CPU; kept, since it takes microseconds by itself."""
     few, least = (keys, CPU_MIN_KEYS) if keys < CPU_MIN_KEYS else (queries, CPU_MIN_QUERIES)
     name = "keys" if keys < CPU_MIN_KEYS else "queries"
     why = f"{few} {name}, {PAYS_FROM} {least} on"
@@ -178,7 +180,7 @@ def _too_short(asked: str, queries: int, keys: int, return_lse: bool) -> Decisio
 
 
 def _on_card(call: AttentionCall, precision: str) -> tuple[str, str]:
-    """The precision that a card runs for ``precision``, and why it is another, "" if it is not."""
+    """Return the precision that a card runs for ``precision``, and why it differs, or ""."""
     cc = support.capability(call.q.device)
     why = support.why_not_precision(precision, cc, call.q.shape[-1])
     return ("int8", why) if why else (precision, "")
@@ -191,7 +193,7 @@ def _choice(call: AttentionCall, precision: str) -> Choice:
 
 
 def environment() -> dict[str, str]:
-    """What the report says of this machine: torch, devices, native library, instruction set."""
+    """Return what the report says of this machine: torch, devices, library, instruction set."""
     native = library()
     lines = {
         "torch": torch.__version__,

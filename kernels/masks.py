@@ -22,10 +22,10 @@ def additive_mask(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor | None:
-    """Return all masks as one additive tensor broadcastable to ``shape`` = (B, H, Tq, Tk), None if
-    nothing is masked.
+    """Return all masks as one additive tensor, or None if nothing is masked.
 
-    Boolean masks keep where True; causal is aligned top left, as in torch.
+    It is broadcastable to ``shape`` = (B, H, Tq, Tk). Boolean masks keep
+    where True; causal is aligned top left, as in torch.
     """
     batch, _, queries, keys = shape
     bias: Tensor | None = None
@@ -67,7 +67,10 @@ def valid_keys(attn_mask: Tensor | None, key_lengths: Tensor | None, k: Tensor) 
 
 
 def seen_keys(attn_mask: Tensor | None, key_lengths: Tensor | None, k: Tensor) -> Tensor | None:
-    """Return ``valid_keys``, or None where every key is seen. Waits for the device if masked."""
+    """Return ``valid_keys``, or None where every key is seen.
+
+    Waits for the device if masked.
+    """
     if attn_mask is None and key_lengths is None:
         return None
     valid = valid_keys(attn_mask, key_lengths, k)

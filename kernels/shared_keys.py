@@ -35,7 +35,10 @@ class _Kept:
 
 
 class Store:
-    """What one context keeps. ``made``: how often something was made, ``found``: found again."""
+    """What one context keeps.
+
+    ``made``: how often something was made, ``found``: found again.
+    """
 
     def __init__(self) -> None:
         self.made = self.found = 0
@@ -48,7 +51,10 @@ class Store:
         given: Sequence[Hashable],
         make: Callable[[], T],
     ) -> T:
-        """See ``find``. One value per ``name`` and ``of``: a new one takes the old one's place."""
+        """Return what ``find`` gives.
+
+        One value per ``name`` and ``of``: a new one takes the old one's place.
+        """
         place = (name, *map(_place, of))
         state = tuple(map(_state, (*of, *given)))
         kept = self._kept.get(place)
@@ -95,12 +101,12 @@ def _using(store: Store | None) -> Iterator[None]:
 
 
 def apart() -> Any:
-    """A context in which nothing is kept, for calls that are timed."""
+    """Return a context in which nothing is kept, for calls that are timed."""
     return _using(None)
 
 
 def shares(of: Sequence[Tensor]) -> bool:
-    """Whether what is made of these tensors would be kept."""
+    """Return whether what is made of these tensors would be kept."""
     return _active.store is not None and not any(x.is_inference() for x in of)
 
 
@@ -120,12 +126,12 @@ def find(
 
 
 def _place(x: Tensor) -> Hashable:
-    """Where a tensor's elements lie, and how they are read."""
+    """Return where a tensor's elements lie, and how they are read."""
     return x.data_ptr(), x.shape, x.stride(), x.dtype, x.device
 
 
 def _state(x: Hashable) -> Hashable:
-    """Equal for two tensors only if they hold the same, as long as both are kept alive."""
+    """Return a key that is equal for two tensors only if they hold the same, while both live."""
     if not isinstance(x, Tensor):
         return x
     # Without a version counter, equal to nothing.

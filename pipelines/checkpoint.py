@@ -166,7 +166,7 @@ class StepCheckpoint:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """Return A copy on the CPU of tensors and plain values.
+    """Return a copy on the CPU of tensors and plain values.
 
     Raises Unsupported for anything else.
     """
@@ -236,7 +236,7 @@ def write(path: Path, data: dict[str, Any]) -> None:
 
 
 def read(path: Path, key: str) -> dict[str, Any] | None:
-    """Return A checkpoint, None if there is none, it is damaged, or it belongs to another run."""
+    """Return a checkpoint, None if there is none, it is damaged, or it belongs to another run."""
     try:
         content = path.read_bytes()
     except OSError:

@@ -31,8 +31,10 @@ OnLatents = Callable[[Any, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Result:
-    """Frames uint8 [F, H, W, 3], wall seconds of the pipeline call without what looks on (previews,
-    saving of steps), report (None if not accelerated).
+    """What one generation gave.
+
+    Frames uint8 [F, H, W, 3]; wall seconds of the pipeline call, without previews and saved steps;
+    the report, None if not accelerated.
     """
 
     frames: np.ndarray
@@ -51,8 +53,9 @@ class _Motion:
 
 
 def check(pipe: Any, job: Job) -> None:
-    """Raise JobError if ``job`` does not fit ``pipe``: size multiples, frame count, motion,
-    denoiser.
+    """Raise JobError if ``job`` does not fit ``pipe``.
+
+    Checked are size multiples, frame count, motion and denoiser.
     """
     _checked(pipe, job)
 
@@ -199,8 +202,9 @@ def _run(
 def _arguments(
     pipe: Any, job: Job, motion: _Motion | None, accepted: Any
 ) -> tuple[dict[str, Any], int]:
-    """Arguments of the pipeline's call out of those it has, and how many images to make one by one
-    (0: one call makes it all). Raises JobError for a setting that the pipeline does not take.
+    """Return the arguments of the pipeline's call, and how many images to make one by one.
+
+    0 images: one call makes all. Raises JobError for a setting that the pipeline does not take.
     """
     wanted: dict[str, Any] = {
         "prompt": job.prompt,

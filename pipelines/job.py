@@ -141,12 +141,12 @@ _KEYS = {f.name for f in fields(Job)}
 
 @lru_cache(maxsize=64)
 def _plan_file(path: str) -> Plan:
-    """Return A plan file, read once: ten thousand jobs may share it."""
+    """Return a plan file, read once: ten thousand jobs may share it."""
     return Plan.load(path)
 
 
 def make_job(data: Mapping[str, Any], where: str = "job") -> Job:
-    """Return A job from plain values.
+    """Return a job from plain values.
 
     Raises JobError for an unknown key (with the nearest known one) or a bad value.
     """

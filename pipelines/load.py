@@ -46,7 +46,7 @@ def tiny_folder() -> Path:
 
 
 def load(model: str = TINY, *, dtype: torch.dtype | None = None, device: str | None = None) -> Any:
-    """Return A diffusers pipeline.
+    """Return a diffusers pipeline.
 
     ``model``: "tiny" (embedded, no network), a folder written by ``save_pretrained``, or a hub id
     ``owner/name``. ``device`` defaults to cuda where there is one; ``dtype`` to bf16 there and fp32

@@ -18,8 +18,9 @@ COLORS = {
 
 
 def heat_map(table: ErrorTable, choice: Choice | None = None) -> Image.Image:
-    """Relative L1 error of each precision at every site (down) and step (across), dark is worse;
-    with a ``choice`` also the precision that it takes there.
+    """Draw the relative L1 error of each precision at every site (down) and step (across).
+
+    Dark is worse; with a ``choice`` also the precision that it takes there.
     """
     panels = [(p, _shades(table.mean("l1", p))) for p in table.precisions]
     if choice is not None:

@@ -29,8 +29,9 @@ _SHARE = 10  # a preview waits for this many times its own duration
 
 
 class Preview:
-    """Called as ``on_latents`` of ``generate``; emits a preview at most once a second, and a single
-    one with ``why_not`` for a pipeline whose latents it cannot show.
+    """What ``generate`` calls as ``on_latents`` to emit a preview, at most one a second.
+
+    A pipeline whose latents it cannot show gets a single one, with ``why_not``.
     """
 
     def __init__(self, emit: events.EmitStep, name: str) -> None:

@@ -1,5 +1,6 @@
-"""Writes video and frames: no rescaling, BT.709, settings in the ``comment`` tag, equal bytes for
-equal input, atomic.
+"""Write video and frames.
+
+No rescaling, BT.709, settings in the ``comment`` tag, equal bytes for equal input, atomic.
 
     format    file         content
     mp4       name.mp4     H.264, 4:2:0

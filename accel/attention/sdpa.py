@@ -33,10 +33,10 @@ class Caller(Protocol):
     """What stands behind a site's number."""
 
     def enter(self) -> None:
-        """The module was called."""
+        """Note that the module was called."""
 
     def keep(self, reason: str) -> None:
-        """A call went to the original function, and why."""
+        """Note that a call went to the original function, and why."""
 
     def attend(self, *arguments: Any) -> Tensor:
         """Attention of one call: query, key, value, attn_mask, is_causal, scale, enable_gqa."""
@@ -55,7 +55,7 @@ _lock = threading.Lock()
 
 
 def caller(number: int) -> Any:
-    """The site of a number, None after it has been unpatched."""
+    """Return the site of a number, None after it has been unpatched."""
     return _callers.get(number)
 
 
@@ -71,7 +71,7 @@ def _enter(number: int) -> int:
 
 
 def _trace(label: Tensor | None) -> Tensor | None:
-    """The same for the code that is being compiled."""
+    """Return the same for the code that is being compiled."""
     before, _traced[0] = _traced[0], label
     return before
 
@@ -81,8 +81,9 @@ def _current() -> int:
 
 
 def hook(module: nn.Module, site: Caller, undo: ExitStack) -> None:
-    """Make ``site`` the caller while ``module`` runs; what was set before comes back, also after an
-    exception.
+    """Make ``site`` the caller while ``module`` runs.
+
+    What was set before comes back, also after an exception.
     """
     number = next(_numbers)
     stack: list[int] = []
@@ -125,8 +126,10 @@ def hook(module: nn.Module, site: Caller, undo: ExitStack) -> None:
 
 
 def _share_key(module: nn.Module, handle: RemovableHandle) -> None:
-    """Keep every site's hook under one key, that of the first. Torch looks a hook that is always
-    called up by its key, so under their own keys equal blocks would not share a compiled graph.
+    """Keep every site's hook under one key, that of the first.
+
+    Torch looks a hook that is always called up by its key, so under their own keys equal blocks
+    would not share a compiled graph.
     """
     global _key
     _key = handle.id if _key is None else _key
@@ -140,14 +143,15 @@ def _share_key(module: nn.Module, handle: RemovableHandle) -> None:
 
 
 def has_site(module: nn.Module) -> bool:
-    """Whether ``hook`` made this module a calling site."""
+    """Return whether ``hook`` made this module a calling site."""
     return module in _of_module
 
 
 @contextmanager
 def calling(module: nn.Module) -> Iterator[None]:
-    """Attention calls inside come from ``module``, though it is not called itself. Does nothing for
-    a module that has no site.
+    """Attention calls inside come from ``module``, though it is not called itself.
+
+    Does nothing for a module that has no site.
     """
     number = _of_module.get(module)
     if number is None:
@@ -173,8 +177,9 @@ def unseen() -> Iterator[None]:
 
 
 class Seam:
-    """One replacement of torch's function: ``function`` stands in for ``original``. A dead one
-    passes through, in case somebody else kept it.
+    """One replacement of torch's function: ``function`` stands in for ``original``.
+
+    A dead one passes through, in case somebody else kept it.
     """
 
     def __init__(self, original: Callable[..., Tensor]) -> None:
@@ -211,7 +216,7 @@ class Seam:
 
 
 def original() -> Callable[..., Tensor]:
-    """The function that would have run without us."""
+    """Return the function that would have run without us."""
     return F.scaled_dot_product_attention if _seam is None else _seam.original
 
 

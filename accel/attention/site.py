@@ -62,7 +62,7 @@ class SiteRecord:
     steps_run: int = -1
 
     def at(self, now: Now, precision: str) -> None:
-        """A call gave its result in ``precision``."""
+        """Record that a call gave its result in ``precision``."""
         run, step = now
         if run != self.steps_run:
             self.steps_run, self.steps = run, []
@@ -104,7 +104,7 @@ class Site:
         )
 
     def enter(self) -> None:
-        """The module was called."""
+        """Note that the module was called."""
         self.entered += 1
 
     def keep(self, reason: str) -> None:
@@ -157,8 +157,9 @@ class Site:
         return out
 
     def _first(self, call: Call, out: Tensor, decision: Decision) -> str:
-        """Look into the first result of a precision in a run: note its scratch memory and error;
-        why it is not usable, or "".
+        """Return why the first result of a precision in a run is not usable, or "".
+
+        Its scratch memory and error are noted.
         """
         record, config, precision = self.record, self.config, decision.precision
         assert config is not None
@@ -207,7 +208,7 @@ def _site_op(
     enable_gqa: bool,
     label: Tensor,
 ) -> Tensor:
-    """A site's call inside a compiled graph; eager code calls ``Site.attend`` itself."""
+    """Return a site's call inside a compiled graph; eager code calls ``Site.attend`` itself."""
     arguments = (query, key, value, attn_mask, is_causal, scale, enable_gqa)
     site: Site | None = sdpa.caller(int(label))
     # A graph can outlive its patch; then there is no site any more.
@@ -241,8 +242,9 @@ def apply_attention(
     undo: ExitStack,
     make: Callable[..., Site] = Site,
 ) -> dict[str, Site]:
-    """Put every attention module of ``denoiser`` behind the seam; returns its sites by name, each
-    the work of ``make(name, config, state, note=...)``.
+    """Put every attention module of ``denoiser`` behind the seam and return its sites by name.
+
+    Each site is made by ``make(name, config, state, note=...)``.
 
     The site "" stands for calls from the denoiser outside all of ``modules``. What has to be undone
     is put on ``undo`` as it is done, so a failure midway can be unwound.

@@ -213,7 +213,7 @@ def _check(pipe: Any, jobs: Sequence[Any], precisions: Sequence[str]) -> None:
 
 
 def sample(tokens: int, rows: int) -> Tensor:
-    """Indices of about ``rows`` of ``tokens`` query rows: evenly spread blocks of ``BLOCK``."""
+    """Return about ``rows`` of ``tokens`` row indices, in evenly spread blocks of ``BLOCK``."""
     if tokens <= rows:
         return torch.arange(tokens)
     blocks = max(1, rows // BLOCK)

@@ -1,5 +1,6 @@
-"""One line in the log for each finished run of a patched pipeline, and a warning where it gained
-nothing or where a site went back to full precision.
+"""Log one line for each finished run of a patched pipeline, and warn where it gained nothing.
+
+A site that went back to full precision is a warning too.
 
 The logger is named "accel". As in any library no handler and no level is set here:
 ``logging.basicConfig(level=logging.INFO)`` in a program shows the lines. A patch is not told that a
@@ -61,7 +62,7 @@ class RunLog:
         self._steps = self._at_step = self._most = 0
 
     def call(self, run: int, step: int | None) -> None:
-        """A denoiser is about to be called in run ``run`` at 0-based ``step`` (None: unknown)."""
+        """Note that a denoiser starts a call in run ``run`` at 0-based ``step`` (None: unknown)."""
         if run != self._run:
             self.finish()
             self._run, self._open, self._before = run, True, self._totals()
@@ -73,7 +74,7 @@ class RunLog:
         self._at_step += 1
 
     def called(self, steps: int | None) -> None:
-        """That call is done; the schedule has ``steps`` steps, None if there is no schedule."""
+        """Note that the call is done; ``steps`` is the schedule's length, None without one."""
         last = self._step is not None and self._step + 1 == steps
         if self._open and last and 0 < self._most <= self._at_step:
             self.finish()
@@ -110,6 +111,6 @@ class RunLog:
 
 
 def _some(texts: list[str]) -> str:
-    """The first few, and how many more there are."""
+    """Return the first few, and how many more there are."""
     more = len(texts) - MOST_NAMED
     return "; ".join(texts[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")

@@ -1,7 +1,8 @@
 """Encoders of prompts and images that families share, with the sizes of released ones.
 
 The configurations are those of transformers. In some pipelines encoders hold most of the weights
-(UMT5-XXL 11 GB, Llama 3 8B 15 GB in bf16) but need few activations: prompts are encoded one by one.
+(UMT5-XXL 11 GiB, Llama 3 8B 15 GiB in bf16) but need few activations: prompts are
+encoded one by one.
 """
 
 from __future__ import annotations

@@ -114,8 +114,9 @@ def _no_memory(call: _Call) -> MemoryError:
 
 
 def scratch_bytes(q: Tensor, k: Tensor, v: Tensor, bits: int) -> int:
-    """Memory in bytes that a call needs beside its inputs and its result, at most; where K and V
-    are packed for several calls, that of all heads.
+    """Return the most bytes that a call needs beside its inputs and its result.
+
+    Where K and V are packed for several calls, the bytes of all heads.
     """
     lib = require()
     use_torchs_threads(lib)
@@ -124,7 +125,7 @@ def scratch_bytes(q: Tensor, k: Tensor, v: Tensor, bits: int) -> int:
 
 
 def _describe(q: Tensor, k: Tensor, v: Tensor, bits: int) -> _Call:
-    """The call with everything that follows from the inputs."""
+    """Return the call with everything that follows from the inputs."""
     batch, heads, queries, dim = q.shape
     return _Call(
         q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), batch=batch, heads=heads,
@@ -155,7 +156,7 @@ def use_torchs_threads(lib: ctypes.CDLL) -> bool:
 
 
 def _loaded(stem: str) -> list[str]:
-    """Paths of shared libraries of this process whose name holds ``stem`` (Linux)."""
+    """Return paths of shared libraries of this process whose name holds ``stem`` (Linux)."""
     try:
         with open("/proc/self/maps") as maps:
             paths = {line.split()[-1] for line in maps if stem in line}

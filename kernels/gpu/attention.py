@@ -276,7 +276,7 @@ def attention(
 
 
 def _mask(call: AttentionCall) -> tuple[Tensor | None, str]:
-    """The call's mask [B, H, Tq, Tk] on its device as the kernel reads it, and of which kind."""
+    """Return the call's mask [B, H, Tq, Tk] as the kernel reads it, and its kind."""
     if call.attn_mask is None:
         return None, "none"
     mask = call.attn_mask.to(call.q.device)
@@ -350,8 +350,9 @@ def _smoothing_rows(
     scale: float,
     valid: Tensor | None,
 ) -> Tensor:
-    """Logits of query means [B, H, blocks, Dk] against K less its mean, in log2
-    units, fp32 [B, H, blocks, N]; K is not quantized here.
+    """Return logits of query means [B, H, blocks, Dk] against K less its mean.
+
+    In log2 units, fp32 [B, H, blocks, N]; K is not quantized here.
     """
     group = means.shape[1] // k.shape[1]
     grouped = means[..., : k.shape[-1]].unflatten(1, (k.shape[1], group)).flatten(2, 3)
@@ -365,15 +366,16 @@ def _smoothing_rows(
 
 
 def _rotated(x: Tensor, rotation: Tensor | None) -> Tensor:
-    """Q or K [B, H, T, D] after the Hadamard rotation [D, D], fp32, if there is one. In torch: a
-    dense product in the kernels needs more shared memory than cards have.
+    """Return Q or K [B, H, T, D] after the Hadamard rotation [D, D], fp32, if there is one.
+
+    In torch: a dense product in the kernels needs more shared memory than cards have.
     """
     return x if rotation is None else x.float() @ rotation
 
 
 @cache
 def _rotation(dim: int, device: torch.device) -> Tensor:
-    """Orthogonal block-diagonal Sylvester-Hadamard matrix [D, D], as in the reference."""
+    """Return orthogonal block-diagonal Sylvester-Hadamard matrix [D, D], as in the reference."""
     block = dim & -dim
     signs = torch.ones(1, 1, device=device)
     while signs.shape[0] < block:

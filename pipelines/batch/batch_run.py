@@ -24,7 +24,10 @@ from accel.pipelines.batch.tasks import Check, Kind, Outcome, Task
 
 @dataclass
 class Summary:
-    """Counts of jobs at the end. ``disk``: why nothing more could be written."""
+    """Counts of jobs at the end.
+
+    ``disk``: why nothing more could be written.
+    """
 
     done: int = 0
     skipped: int = 0
@@ -36,7 +39,10 @@ class Summary:
 
 @dataclass
 class BatchPolicy:
-    """The policy of a run that ends: counts what happens. ``ended``: nothing more may start."""
+    """The policy of a run that ends: counts what happens.
+
+    ``ended``: nothing more may start.
+    """
 
     options: Options
     stop: Stop
@@ -164,8 +170,10 @@ class BatchRun:
 
 
 def exit_code(summary: Summary, stop: Stop) -> int:
-    """Return 0 if all is done, 1 if a job failed or was invalid, 2 if nothing could be written,
-    130 or 143 for a signal.
+    """Return the exit code of a run.
+
+    0 if all is done, 1 if a job failed or was invalid, 2 if nothing could be written, 130 or 143
+    for a signal.
     """
     if stop():
         return 128 + stop.number

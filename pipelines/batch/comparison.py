@@ -1,8 +1,7 @@
-"""Keeps what a job is compared with: the reference as a video of its own, the difference as
-another, and the numbers per frame.
+"""Keep what a job is compared with: reference and difference videos, numbers per frame.
 
-    NAME-reference.mp4, .json     the same seed unaccelerated, a finished job like any other
-    differences/NAME.mp4          |accelerated - reference|, enlarged, from the exact frames
+NAME-reference.mp4, .json     the same seed unaccelerated, a finished job like any other
+differences/NAME.mp4          |accelerated - reference|, enlarged, from the exact frames
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def reference_name(name: str) -> str:
 
 
 def difference_path(out: Path, name: str) -> Path:
-    """Where the difference video of a job lies."""
+    """Return where the difference video of a job lies."""
     return out / "differences" / f"{name}.mp4"
 
 
@@ -45,9 +44,10 @@ def keep_reference(
     out: Path, name: str, plain: Job, result: Result, reference: Result, phases: dict[str, int],
     rungs: list[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """Write both videos; what to add to the job's ``comparison``. ``plain`` is the reference's
-    job, ``phases`` its peak bytes, ``rungs`` how memory was saved. Raises OSError if they cannot
-    be written.
+    """Write both videos; what to add to the job's ``comparison``.
+
+    ``plain`` is the reference's job, ``phases`` its peak bytes, ``rungs`` how memory was saved.
+    Raises OSError if they cannot be written.
     """
     plain = replace(plain, name=reference_name(name))
     output = Output(out, plain.name, plain.format)

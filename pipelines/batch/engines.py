@@ -60,7 +60,9 @@ class Engine(Protocol):
 
 
 def make_engine(name: str, out: Path, stop: Stop, emit: Emit, stall: int = 0) -> Engine:
-    """Return the engine that ``--engine`` names. ``stall``: see LocalEngine.
+    """Return the engine that ``--engine`` names.
+
+    ``stall``: see LocalEngine.
 
     Raises:
         JobError: it is unknown, not installed, or cannot watch for stalled jobs.
@@ -135,7 +137,9 @@ class _Slot:
 
 
 class LocalEngine:
-    """One process per device. They end when this process ends, in whatever way.
+    """One process per device.
+
+    They end when this process ends, in whatever way.
 
     ``stall``: a process that sends nothing for so many seconds, while it has a task, is ended as
     if it had died; 0 is never. Loading, every step, and decoding with writing are one such time.
@@ -230,7 +234,7 @@ class LocalEngine:
 
 
 def _serve(connection: Connection, out: str, device: str | None) -> None:
-    """Main function of a worker process: tasks in, events and outcomes out."""
+    """Run a worker process: tasks in, events and outcomes out."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent decides, and asks us to stop
     os.dup2(2, 1)  # the parent's stdout is for results alone

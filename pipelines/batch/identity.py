@@ -24,7 +24,7 @@ _SAMPLES, _SAMPLE = 64, 2**16  # else its size and this many evenly spread block
 
 
 def job_id(job: Job) -> str:
-    """Hex SHA-256 of a job; equal ids give equal files.
+    """Return hex SHA-256 of a job; equal ids give equal files.
 
     Raises JobError if the model or a file of its motion is missing.
     """
@@ -40,13 +40,13 @@ def job_id(job: Job) -> str:
 
 
 def digest(value: Any) -> str:
-    """Hex SHA-256 of plain JSON values."""
+    """Return hex SHA-256 of plain JSON values."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def plan_digest(job: Job) -> str:
-    """Short hash of what acceleration does to the job; its name does not count."""
+    """Return short hash of what acceleration does to the job; its name does not count."""
     return digest(_plan(job))[:16]
 
 
@@ -71,7 +71,7 @@ def _with_files(value: Any) -> Any:
 
 @lru_cache(maxsize=4096)
 def _hash_file(path: str, size: int, changed: int) -> str:
-    """SHA-256 of a file; ``changed`` (ns) only keeps the cache true."""
+    """Return SHA-256 of a file; ``changed`` (ns) only keeps the cache true."""
     state = hashlib.sha256()
     with open(path, "rb") as file:
         if size <= _WHOLE:
@@ -87,7 +87,7 @@ def _hash_file(path: str, size: int, changed: int) -> str:
 
 @lru_cache(maxsize=256)
 def model_fingerprint(model: str) -> str:
-    """What stands for a model's content: a hash of its folder, or hub id and commit.
+    """Return what stands for a model's content: a hash of its folder, or hub id and commit.
 
     Raises JobError for a folder that is missing or holds no pipeline. A hub model that has not been
     downloaded yet has no commit here; its jobs get other ids once it has.
@@ -117,7 +117,7 @@ def _commit(model: str) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """Hex SHA-256 of a finished file, or of all files of a folder of frames."""
+    """Return hex SHA-256 of a finished file, or of all files of a folder of frames."""
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,9 @@ from accel.pipelines.video import SUFFIXES, read_comment
 
 @dataclass
 class Item:
-    """One job of the queue. ``twin``: name of an earlier item that is the same video.
+    """One job of the queue.
+
+    ``twin``: name of an earlier item that is the same video.
 
     ``rung``, ``failures``, ``deaths``: what its tries have come to so far; ``waiting``: another
     process has it.
@@ -33,7 +35,10 @@ class Item:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``i/n``, counted from 1. Raises JobError."""
+    """``i/n``, counted from 1.
+
+    Raises JobError.
+    """
     first, slash, last = text.partition("/")
     if (
         not slash
@@ -51,7 +56,7 @@ def items(
     known: Mapping[str, str] | None = None,
     shard: tuple[int, int] = (1, 1),
 ) -> Iterator[Item | Invalid]:
-    """Items of all files as they are read; ``known`` gives the ids that names had so far.
+    """Yield items of all files as they are read; ``known`` gives the ids that names had so far.
 
     Raises JobError for what is wrong with a file itself. A name that two jobs want goes to the
     first; the other gets its id behind it. Of two jobs that are the same under one name the second
@@ -71,7 +76,7 @@ def items(
 
 
 def make_item(job: Job, where: str, naming: Naming) -> Item | Invalid | None:
-    """An item of the queue; None for a job that is in it already."""
+    """Return an item of the queue; None for a job that is in it already."""
     job = job.resolved()
     try:
         key = job_id(job)
@@ -82,14 +87,14 @@ def make_item(job: Job, where: str, naming: Naming) -> Item | Invalid | None:
 
 
 def _files(files: Iterable[str | Path]) -> Iterator[Path]:
-    """Job files; a pattern that the shell left alone is expanded."""
+    """Yield job files; a pattern that the shell left alone is expanded."""
     for file in files:
         found = [] if Path(file).exists() else sorted(glob.glob(str(file), recursive=True))
         yield from map(Path, found) if found else [Path(file)]
 
 
 def changed_since(path: Path) -> str:
-    """For a rendered file: why rendering it again would give other bytes, or ""."""
+    """Return why rendering a rendered file again would give other bytes, or ""."""
     if path.suffix.lower() not in SUFFIXES:
         return ""
     job, was = job_from_settings(read_comment(path), str(path))
@@ -129,12 +134,12 @@ class Naming:
         return name, "" if twin == name else twin
 
     def take(self, name: str, key: str) -> None:
-        """A name that stands already for the job with the id ``key``."""
+        """Note that a name already stands for the job with the id ``key``."""
         self._used[name] = key
         self._first.setdefault(key, name)
 
     def forget(self, name: str) -> None:
-        """A job has left the queue; its name and its id are free."""
+        """Free the name and the id of a job that has left the queue."""
         key = self._used.pop(name, "")
         if self._first.get(key) == name:
             del self._first[key]

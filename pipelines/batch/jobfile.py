@@ -52,7 +52,7 @@ Override = tuple[str, Any]
 
 
 def parse_override(text: str) -> Override:
-    """``a.b=v`` of ``--set``; the value is read as YAML. Raises JobError."""
+    """Split ``a.b=v`` of ``--set`` and read the value as YAML. Raises JobError."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise JobError(f"--set takes KEY=VALUE such as steps=20 or motion.strength=1, got {text!r}")
@@ -64,7 +64,7 @@ def parse_override(text: str) -> Override:
 
 
 def read(path: str | Path, overrides: Sequence[Override] = ()) -> Iterator[Job | Invalid]:
-    """Jobs of one job file, or of a video that ``accel render`` wrote, as they are expanded.
+    """Yield jobs of one job file, or of a video that ``accel render`` wrote, as they are expanded.
 
     Raises JobError for what is wrong with the file itself.
     """
@@ -88,7 +88,10 @@ def read(path: str | Path, overrides: Sequence[Override] = ()) -> Iterator[Job |
 
 
 def read_jobs(path: str | Path) -> list[Job]:
-    """All jobs of a file. Raises JobError for the first that is not valid."""
+    """Return all jobs of a file.
+
+    Raises JobError for the first that is not valid.
+    """
     jobs = []
     for entry in read(path):
         if isinstance(entry, Invalid):
@@ -105,7 +108,7 @@ def _job(data: dict[str, Any], where: str) -> Job | Invalid:
 
 
 def _from_video(path: Path, overrides: Sequence[Override]) -> Job | Invalid:
-    """The job inside a rendered file, under the file's own name."""
+    """Return the job inside a rendered file, under the file's own name."""
     if not path.is_file():
         raise JobError(f"no file {path}")
     try:
@@ -235,7 +238,7 @@ def _merged(shared: Mapping[str, Any], entry: Any) -> Any:
 
 
 def _expand(entry: Any, where: str) -> Iterator[dict[str, Any]]:
-    """Every combination of an entry's matrix, zip and glob, as plain job values."""
+    """Yield every combination of an entry's matrix, zip and glob, as plain job values."""
     if not isinstance(entry, dict):
         raise JobError(f"{where} must be a mapping, got {entry!r}")
     base = {k: v for k, v in entry.items() if k not in EXPANDERS}

@@ -29,8 +29,10 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 @dataclass(frozen=True)
 class Rung:
-    """One way to need less memory. ``why_not(pipe)``: reason it cannot be used, or "". ``change``
-    is what becomes of the job's plan, ``apply`` what is done to the pipeline.
+    """One way to need less memory.
+
+    ``why_not(pipe)``: reason it cannot be used, or "". ``change`` is what becomes of the job's
+    plan, ``apply`` what is done to the pipeline.
     """
 
     name: str
@@ -49,7 +51,7 @@ def _no_slicing(pipe: Any) -> str:
 
 
 def more_slices(plan: Plan | None) -> Plan:
-    """The plan with feature slicing in 16 slices, or twice as many as it has."""
+    """Return the plan with feature slicing in 16 slices, or twice as many as it has."""
     plan = Plan("unaccelerated", attention=None) if plan is None else plan
     least = SlicingConfig(slices=MOST_USEFUL // 2) if plan.slicing is None else plan.slicing
     slices = max(MOST_USEFUL, 2 * least.slices)
@@ -57,7 +59,7 @@ def more_slices(plan: Plan | None) -> Plan:
 
 
 def changed(job: Job, rungs: Sequence[Rung]) -> Job:
-    """The job as it is generated on these rungs."""
+    """Return the job as it is generated on these rungs."""
     before = plan = job.accel_plan()
     for rung in rungs:
         plan = rung.change(plan)
@@ -114,7 +116,7 @@ LADDER = (
 
 
 def available(pipe: Any) -> list[Rung]:
-    """The rungs this pipeline can use here."""
+    """Return the rungs this pipeline can use here."""
     return [rung for rung in LADDER if not rung.why_not(pipe)]
 
 

@@ -47,7 +47,10 @@ def manifest_path(out: Path, shard: tuple[int, int] = (1, 1)) -> Path:
 
 
 class Manifest:
-    """An open manifest. ``note`` says what was wrong with the file found there, if anything was."""
+    """An open manifest.
+
+    ``note`` says what was wrong with the file found there, if anything was.
+    """
 
     def __init__(self, path: Path) -> None:
         self.note = ""
@@ -65,7 +68,10 @@ class Manifest:
         self._base.close()
 
     def add(self, rows: Iterable[tuple[str, str, Job]]) -> None:
-        """Enter jobs as (name, id, job). A known one keeps its state, unless its id is new."""
+        """Enter jobs as (name, id, job).
+
+        A known one keeps its state, unless its id is new.
+        """
         with self._base:
             self._base.executemany(
                 "INSERT INTO jobs (name, id, state, job, model, plan, steps, volume, updated) "
@@ -78,7 +84,7 @@ class Manifest:
             )
 
     def names(self) -> dict[str, str]:
-        """Id of every job by its name."""
+        """Return id of every job by its name."""
         return dict(self._base.execute("SELECT name, id FROM jobs"))
 
     def running(self) -> list[str]:
@@ -87,11 +93,11 @@ class Manifest:
         return [name for (name,) in self._base.execute(query, (State.RUNNING,))]
 
     def cut_offs(self) -> dict[str, int]:
-        """How often each job was cut off, where it was."""
+        """Return how often each job was cut off, where it was."""
         return dict(self._base.execute("SELECT name, cut_off FROM jobs WHERE cut_off > 0"))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All jobs."""
+        """Return all jobs."""
         cursor = self._base.execute("SELECT * FROM jobs ORDER BY rowid")
         keys = [column[0] for column in cursor.description]
         return [dict(zip(keys, row, strict=True)) for row in cursor]
@@ -135,7 +141,7 @@ class Manifest:
             self._base.execute("DELETE FROM jobs WHERE id = ''")
 
     def cut_off(self, name: str) -> None:
-        """The process that rendered this job is gone."""
+        """Note that the process that rendered this job is gone."""
         with self._base:
             self._base.execute("UPDATE jobs SET cut_off = cut_off + 1 WHERE name = ?", (name,))
         self.log(name, "cut off", State.PENDING)

@@ -25,7 +25,10 @@ from accel.pipelines.video import SUFFIX, encode, read_comment, remove, replace,
 
 
 def prepare_folder(out: Path) -> None:
-    """Create the output folder and prove that it can be written. Raises JobError if not."""
+    """Create the output folder and prove that it can be written.
+
+    Raises JobError if not.
+    """
     probe = out / ".accel" / f"write-test-{os.getpid()}"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +55,7 @@ class Output:
         return self.out / ".accel" / "steps" / f"{self.name}.ckpt"
 
     def why_not_done(self, job_id: str, compare: bool = False) -> str:
-        """Why the job has to be rendered, "" if its file is there, verified by its hash."""
+        """Return why the job has to be rendered, "" if its file is there, verified by its hash."""
         data = read_sidecar(self.sidecar)
         if data is None or not (self.video.exists()):
             return "not rendered yet"
@@ -172,7 +175,7 @@ def file_bytes(path: Path) -> dict[str, bytes]:
 
 
 def read_sidecar(path: Path) -> dict[str, Any] | None:
-    """A sidecar's content, None if it is missing or not one of ours."""
+    """Return a sidecar's content, None if it is missing or not one of ours."""
     try:
         data = json.loads(path.read_text())
         whole = isinstance(data["id"], str) and isinstance(data["video"]["sha256"], str)

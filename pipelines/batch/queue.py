@@ -86,8 +86,9 @@ class Policy(Protocol):
 
 @dataclass
 class Queue:
-    """Items on their way to videos. ``lock`` is held whenever items change, never while the engine
-    waits.
+    """Items on their way to videos.
+
+    ``lock`` is held whenever items change, never while the engine waits.
     """
 
     options: Options

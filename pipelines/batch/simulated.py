@@ -56,7 +56,10 @@ class Answer:
 
 
 class Simulator:
-    """Answers for jobs, each distinct request once. ``close`` ends the helper."""
+    """Answers for jobs, each distinct request once.
+
+    ``close`` ends the helper.
+    """
 
     def __init__(self) -> None:
         self._answers: dict[Request, Answer] = {}
@@ -64,7 +67,7 @@ class Simulator:
         self._helper: Helper | None = None
 
     def __call__(self, job: Job) -> Answer:
-        """Peak of a resolved job, with all weights loaded as ``load`` does it."""
+        """Return peak of a resolved job, with all weights loaded as ``load`` does it."""
         if not job.width or not job.height or not job.frames:
             return Answer(why_not="the job leaves its size to the pipeline")
         folder = config_folder(job.model)
@@ -102,7 +105,7 @@ class Simulator:
 
 
 def simulated(request: Request) -> int | str:
-    """Peak bytes of denoiser and VAE and what runs in them, or why that cannot be said."""
+    """Return peak bytes of denoiser and VAE and what runs in them, or why that cannot be said."""
     import torch
 
     from accel.memory.fit import peak_of_plan
@@ -119,7 +122,7 @@ def simulated(request: Request) -> int | str:
 
 @lru_cache(maxsize=1)
 def usual_dtype() -> str:
-    """What ``load`` takes here."""
+    """Return what ``load`` takes here."""
     import torch
 
     return DTYPES[torch.cuda.is_available()]
@@ -130,8 +133,9 @@ def usual_dtype() -> str:
 
 @lru_cache(maxsize=256)
 def config_folder(model: str) -> Path | None:
-    """Folder with the model's configurations; None for a hub id that is not in the local cache.
-    Raises FileNotFoundError for what is no model.
+    """Return the folder with the model's configurations.
+
+    None for a hub id that is not in the local cache. Raises FileNotFoundError for what is no model.
     """
     folder = local_folder(model)
     if folder is None:
@@ -143,7 +147,7 @@ def config_folder(model: str) -> Path | None:
 
 
 def key_of(request: Request) -> str:
-    """Hash of all that decides the peak of denoiser and VAE, wherever the folder lies."""
+    """Return hash of all that decides the peak of denoiser and VAE, wherever the folder lies."""
     configs = [config_of(request.folder, name) for name in (denoiser_of(request.folder), "vae")]
     rest = {k: v for k, v in asdict(request).items() if k != "folder"}
     return digest([configs, rest])
@@ -151,7 +155,7 @@ def key_of(request: Request) -> str:
 
 @lru_cache(maxsize=256)
 def config_of(folder: str, name: str) -> Any:
-    """Configuration of a component."""
+    """Return configuration of a component."""
     data = json.loads((Path(folder) / name / "config.json").read_text())
     return {k: v for k, v in data.items() if k not in ("_diffusers_version", "_name_or_path")}
 
@@ -168,8 +172,9 @@ def denoiser_of(folder: str) -> str:
 
 @lru_cache(maxsize=256)
 def other_weights(folder: str, dtype: str) -> tuple[int, bool]:
-    """Bytes of the components beside denoiser and VAE, such as text encoders, from the headers of
-    their files; False if there is one without files.
+    """Return the bytes of the components beside denoiser and VAE, such as text encoders.
+
+    Read from the headers of their files; False if there is one without files.
     """
     size, total, whole = 4 if dtype == "float32" else 2, 0, True
     for name, value in _index(folder).items():
@@ -185,7 +190,7 @@ def other_weights(folder: str, dtype: str) -> tuple[int, bool]:
 
 
 def _elements(file: Path) -> int:
-    """Numbers in a safetensors file: its header is JSON behind a 64-bit length."""
+    """Return numbers in a safetensors file: its header is JSON behind a 64-bit length."""
     with file.open("rb") as source:
         (length,) = struct.unpack("<Q", source.read(8))
         header = json.loads(source.read(length))
@@ -197,8 +202,9 @@ def _elements(file: Path) -> int:
 
 
 class Helper:
-    """A process that has diffusers loaded and answers requests by ``work``, a function of a
-    module.
+    """A process that has diffusers loaded and answers requests.
+
+    ``work`` answers one; it is a function of a module.
     """
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
@@ -209,7 +215,7 @@ class Helper:
         theirs.close()
 
     def ask(self, request: Any) -> Any:
-        """What ``work(request)`` gives in the process, or a text that it ended."""
+        """Return what ``work(request)`` gives in the process, or a text that it ended."""
         try:
             self._connection.send(request)
             return self._connection.recv()
@@ -224,7 +230,7 @@ class Helper:
 
 
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
-    """Main function of the helper: requests in, answers out, until the other side is gone."""
+    """Run the helper process: requests in, answers out, until the other side is gone."""
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
@@ -234,7 +240,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
 
 
 def embedded_requests() -> list[Request]:
-    """The embedded model at its own size, by every preset and without one."""
+    """Return the embedded model at its own size, by every preset and without one."""
     size = defaults(TINY)
     assert size.width and size.height and size.frames
     plans = [Plan("none", attention=None), *map(Plan.preset, PRESETS)]

@@ -11,9 +11,11 @@ from accel.pipelines.job import Job
 
 @dataclass(frozen=True)
 class Task:
-    """One try of one job. ``rung``: how far up the ladder of memory savings. ``preview``: emit
-    pictures of the running denoising. ``keep``: with ``compare``, keep the reference as a video of
-    its own and a video of the difference (``comparison.py``).
+    """One try of one job.
+
+    ``rung``: how far up the ladder of memory savings. ``preview``: emit pictures of the running
+    denoising. ``keep``: with ``compare``, keep the reference as a video of its own and a video of
+    the difference (``comparison.py``).
     """
 
     name: str
@@ -28,7 +30,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Check:
-    """Not a render: do these jobs (by name) fit their model?"""
+    """A question instead of a render: do these jobs (by name) fit their model."""
 
     model: str
     jobs: dict[str, Job]
@@ -52,7 +54,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended. ``sidecar`` is what was written beside the video."""
+    """How a task ended.
+
+    ``sidecar`` is what was written beside the video.
+    """
 
     kind: Kind
     error: str = ""

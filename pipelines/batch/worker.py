@@ -37,7 +37,9 @@ from accel.pipelines.preview import Preview
 
 
 class Worker:
-    """Holds one loaded pipeline. ``stop()`` is asked after every step; ``emit`` gets events.
+    """Holds one loaded pipeline.
+
+    ``stop()`` is asked after every step; ``emit`` gets events.
 
     ``steps``: output folder in which steps are saved; None for nowhere.
     """
@@ -213,7 +215,7 @@ def _compare(result: Result, reference: Result) -> dict[str, Any]:
 
 
 def _environment(pipe: Any) -> dict[str, str]:
-    """What the id of a job leaves out: where and with what it was rendered."""
+    """Return what the id of a job leaves out: where and with what it was rendered."""
     import diffusers
 
     return {
@@ -234,7 +236,7 @@ def _reset_peak() -> None:
 
 
 def _peak_bytes() -> int:
-    """Peak since ``_reset_peak``: of the GPU's allocator, else of the whole process."""
+    """Return peak since ``_reset_peak``: of the GPU's allocator, else of the whole process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "linux":

@@ -36,7 +36,7 @@ else:
 
 
 def _value(loader: Any) -> Any:
-    """The next node as plain Python values."""
+    """Return the next node as plain Python values."""
     return loader.construct_document(loader.compose_node(None, None))
 
 
@@ -57,7 +57,7 @@ def _keys(file: IO[str], name: str) -> Iterator[tuple[Any, Any]]:
 
 
 def read_top_level(file: IO[str], name: str) -> tuple[Any, bool]:
-    """The top-level mapping without the list called ``name``, and whether that list is there.
+    """Return the top-level mapping without the list called ``name``, and whether it is there.
 
     Anything but a mapping is returned as it is. Raises yaml.YAMLError.
     """
@@ -75,7 +75,10 @@ def read_top_level(file: IO[str], name: str) -> tuple[Any, bool]:
 
 
 def stream_list(file: IO[str], name: str) -> Iterator[Any]:
-    """Items of the top-level list called ``name``. Raises yaml.YAMLError."""
+    """Yield items of the top-level list called ``name``.
+
+    Raises yaml.YAMLError.
+    """
     for key, loader in _keys(file, name):
         if key == name:
             loader.get_event()

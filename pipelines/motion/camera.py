@@ -54,8 +54,9 @@ class Camera:
         return self.orbit == (0.0, 0.0) and self.dolly == 0.0
 
     def displacement(self, points: np.ndarray, center: np.ndarray, sign: int) -> np.ndarray:
-        """Flow of pan, zoom and roll at ``points [..., 2]`` to the next frame (``sign`` 1) or to
-        the previous one (-1).
+        """Return the flow of pan, zoom and roll at ``points [..., 2]``.
+
+        To the next frame (``sign`` 1) or to the previous one (-1).
         """
         angle = math.radians(self.roll)
         turn = self.zoom * np.array(
@@ -146,8 +147,9 @@ def read_depth(path: str | None, height: int, width: int) -> np.ndarray:
 
 
 def splat(values: np.ndarray, places: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Values [H, W, C] at pixel positions ``places [H, W, 2]``, on the pixel grid: the nearest
-    point wins, pixels without one are filled from around them.
+    """Put values [H, W, C] at pixel positions ``places [H, W, 2]`` on the pixel grid.
+
+    The nearest point wins; pixels without one are filled from around them.
     """
     height, width = distance.shape
     target = np.rint(places).astype(np.int64).reshape(-1, 2)

@@ -93,8 +93,9 @@ def _opencv() -> Any:
 
 
 def estimate(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Forward and backward flow [F - 1, H, W, 2] of uint8 frames [F, H, W, 3], occluded pixels
-    sent ``OUT``, and the frames that begin with a scene cut.
+    """Estimate forward and backward flow [F - 1, H, W, 2] of uint8 frames [F, H, W, 3].
+
+    Occluded pixels are sent ``OUT``. Also returns the frames that begin with a scene cut.
     """
     cv2 = _opencv()
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)

@@ -12,8 +12,10 @@ _FLO = np.float32(202021.25)
 
 
 def read_flow(path: str, shape: tuple[int, int, int, int]) -> Tensor:
-    """Flow of ``shape`` = [frames - 1, 2, height, width] from a .npy file, a .flo file (the same
-    for all frames) or a folder of .flo files in name order. Raises ValueError naming the file.
+    """Read flow of ``shape`` = [frames - 1, 2, height, width].
+
+    From a .npy file, a .flo file (the same for all frames) or a folder of .flo files in name
+    order. Raises ValueError naming the file.
     """
     source = Path(path)
     if source.is_dir():

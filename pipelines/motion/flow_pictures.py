@@ -17,9 +17,11 @@ GRAY = 40  # level of pixels whose flow leaves the picture (occluded)
 
 
 def color_wheel(flow: Tensor | np.ndarray, *, full: float | None = None) -> np.ndarray:
-    """``flow [F, 2, H, W]`` as uint8 [F, H, W, 3]: hue is direction (right is red, down is
-    yellow-green, clockwise), saturation is speed, up to ``full`` pixels (default: the fastest
-    hundredth). No motion is white; what leaves the picture in one step is dark gray.
+    """Draw ``flow [F, 2, H, W]`` as uint8 [F, H, W, 3] in colors.
+
+    Hue is direction (right is red, down is yellow-green, clockwise), saturation is speed, up to
+    ``full`` pixels (default: the fastest hundredth). No motion is white; what leaves the
+    picture in one step is dark gray.
     """
     flow = np.asarray(flow, np.float32)
     speed, gone = _speed(flow)
@@ -38,9 +40,10 @@ def color_wheel(flow: Tensor | np.ndarray, *, full: float | None = None) -> np.n
 def arrows(
     frames: np.ndarray, flow: Tensor | np.ndarray, *, spacing: int = 16, enlarge: int = 4
 ) -> np.ndarray:
-    """``frames`` uint8 [F, H, W, 3] enlarged, with the flow [F - 1, 2, H, W] at every
-    ``spacing``-th pixel (enlarged) as an arrow of its true length. The last frame shows the last
-    flow.
+    """Draw the flow [F - 1, 2, H, W] as arrows over enlarged ``frames`` uint8 [F, H, W, 3].
+
+    Every ``spacing``-th pixel (enlarged) has an arrow of its true length. The last frame shows the
+    last flow.
     """
     flow = np.asarray(flow, np.float32)
     _, gone = _speed(flow)
@@ -61,8 +64,10 @@ def arrows(
 
 
 def draw_job(job: Job, folder: Path) -> list[Path]:
-    """Write NAME-flow.mp4 (color wheel) into ``folder`` and, over the job's rendered NAME.mp4 if
-    it is there, NAME-arrows.mp4; returns their paths, none for a job without motion. Raises
+    """Write pictures of a job's flow into ``folder`` and return their paths.
+
+    NAME-flow.mp4 is a color wheel, NAME-arrows.mp4 lies over the rendered NAME.mp4 if it is there;
+    a job without motion has none. Raises
     ValueError for a job without frames, height and width, or with a motion that cannot be had.
     """
     if job.movement is None:

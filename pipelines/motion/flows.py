@@ -32,8 +32,10 @@ KINDS = ("camera", "drag", "video", "flow")
 
 @dataclass(frozen=True)
 class Motion:
-    """The motion of a job, parsed: ``drag`` layers bottom first, on top of the ``camera`` or the
-    ``video``; or a ``flow`` file or folder alone.
+    """The motion of a job, parsed.
+
+    ``drag`` layers, bottom first, on top of the ``camera`` or the ``video``; or a ``flow`` file or
+    folder alone.
     """
 
     camera: Camera | None = None

@@ -43,12 +43,12 @@ def warped_latents(
     strength: float | Tensor,
     backward: Tensor | None = None,
 ) -> Tensor:
-    """Latent noise [1, C, F', H', W'] that follows ``flow`` [F - 1, 2, H, W] (pixels, previous to
-    next).
+    """Return latent noise [1, C, F', H', W'] that follows ``flow`` [F - 1, 2, H, W].
 
-    ``strength`` gamma mixes in fresh noise: 0 follows the flow exactly, 1 is free; a tensor
-    [F, H, W] (or [1, H, W]) in 0..1 gives every place its own. The result is exactly N(0, 1) per
-    element for every gamma, because gamma does not depend on the noise.
+    Flow is in pixels, previous to next. ``strength`` gamma mixes in fresh noise: 0 follows the
+    flow exactly, 1 is free; a tensor [F, H, W] (or [1, H, W]) in 0..1 gives every place its own.
+    The result is exactly N(0, 1) per element for every gamma, because gamma does not depend on
+    the noise.
     """
     geometry.latent_frames(flow.shape[0] + 1)
     noise = warp_noise(flow, channels=geometry.channels, seed=seed, backward=backward)

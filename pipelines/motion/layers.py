@@ -44,8 +44,10 @@ def polygon(name: str, value: Any) -> tuple[tuple[float, float], ...]:
 
 @dataclass(frozen=True)
 class Key:
-    """Pose at time ``at`` (0..1): ``move`` in pixels from the drawn place, ``scale`` a factor,
-    ``rotate`` in degrees, clockwise. ``easing`` of the way to this key.
+    """Pose at time ``at`` (0..1).
+
+    ``move`` in pixels from the drawn place, ``scale`` a factor, ``rotate`` in degrees, clockwise,
+    ``easing`` of the way to this key.
     """
 
     at: float

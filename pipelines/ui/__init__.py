@@ -1,2 +1,1 @@
-"""What the web page shows and does, without a widget in it: ``pipelines/ui/page.py`` only wires
-this up."""
+"""What the web page shows and does; ``pipelines/ui/page.py`` wires it to its widgets."""

@@ -15,8 +15,9 @@ _MOST = 2000  # steps of one entry that are drawn
 
 
 def _svg(height: float, label: str, body: str, left: float = 0, right: float = 0) -> str:
-    """A picture as wide as the page allows: across it counts in percent, down in pixels. ``left``
-    and ``right`` are pixels beside it for text.
+    """Return a picture as wide as the page allows: across it counts in percent, down in pixels.
+
+    ``left`` and ``right`` are pixels beside it for text.
     """
     return (
         f'<svg class="chart" role="img" aria-label="{escape(label)}" height="{height:g}" '
@@ -26,7 +27,7 @@ def _svg(height: float, label: str, body: str, left: float = 0, right: float = 0
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", beside: float = 0) -> str:
-    """Text at ``x`` percent, ``beside`` pixels to the right."""
+    """Return text at ``x`` percent, ``beside`` pixels to the right."""
     return (
         f'<text x="{x:g}%" y="{y:g}" dx="{beside:g}" text-anchor="{anchor}">{escape(text)}</text>'
     )
@@ -39,7 +40,10 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str, more: str = "")
 
 
 def psnr_plot(values: Sequence[float]) -> str:
-    """PSNR in dB over frames. The line with the class ``cursor`` is moved by ``players.js``."""
+    """Return PSNR in dB over frames.
+
+    The line with the class ``cursor`` is moved by ``players.js``.
+    """
     low, high = _range(values)
     top, bottom, step = 12.0, 150.0, 100 / max(len(values) - 1, 1)
 
@@ -64,15 +68,16 @@ def psnr_plot(values: Sequence[float]) -> str:
 
 
 def _range(values: Sequence[float], least: float = 2.0) -> tuple[float, float]:
-    """Limits of an axis, at least ``least`` wide."""
+    """Return limits of an axis, at least ``least`` wide."""
     low, high = min(values), max(values)
     room = max(0.1 * (high - low), (least - (high - low)) / 2)
     return low - room, high + room
 
 
 def precision_rows(report: Mapping[str, Any]) -> list[tuple[str, list[str], str]]:
-    """(site, precision that ran at each step, note) of a report's last run. Where steps were
-    reused, the first row says which were not.
+    """(site, precision that ran at each step, note) of a report's last run.
+
+    Where steps were reused, the first row says which were not.
     """
     sites = [(site, _steps(site)) for site in report.get("sites", ())]
     rehash = report.get("rehash") or {}
@@ -90,7 +95,7 @@ def precision_rows(report: Mapping[str, Any]) -> list[tuple[str, list[str], str]
 
 
 def _steps(site: Mapping[str, Any]) -> list[str]:
-    """What ran at each step: a site's [number of steps, precision] spread out, within limits."""
+    """Spread a site's [number of steps, precision] out to what ran at each step, within limits."""
     pairs = site.get("steps") or ()
     return [_mixed(str(what)) for count, what in pairs for _ in range(min(int(count), _MOST))]
 
@@ -107,7 +112,7 @@ def _note(site: Mapping[str, Any]) -> str:
 
 
 def heat_map(rows: Sequence[tuple[str, list[str], str]]) -> str:
-    """Precision over layers (down) and steps (across)."""
+    """Return precision over layers (down) and steps (across)."""
     if not rows:
         return '<p class="quiet">The report does not say what ran at which step.</p>'
     steps, high = len(rows[0][1]), max(6.0, min(18.0, 480 / len(rows)))
@@ -137,7 +142,7 @@ def heat_map(rows: Sequence[tuple[str, list[str], str]]) -> str:
 
 
 def memory_bars(groups: Sequence[tuple[str, Mapping[str, int]]], limit: int = 0) -> str:
-    """Peak bytes by phase for each (name, phases), and a hollow bar of ``limit`` bytes."""
+    """Return peak bytes by phase for each (name, phases), and a hollow bar of ``limit`` bytes."""
     most = max((b for _, phases in groups for b in phases.values()), default=0)
     if not most:
         return '<p class="quiet">No memory was measured.</p>'

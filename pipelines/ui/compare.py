@@ -28,8 +28,10 @@ _KEPT = 20  # differences of files, which can be made again
 
 @dataclass(frozen=True)
 class Pair:
-    """``first`` beside ``second``; ``frames``: dB of each frame; ``apart``: the difference as a
-    video; ``exact``: measured on frames, not on files.
+    """Two videos beside each other: ``first`` and ``second``.
+
+    ``frames``: dB of each frame; ``apart``: the difference as a video; ``exact``: measured on
+    frames, not on files.
     """
 
     first: Finished
@@ -41,7 +43,7 @@ class Pair:
 
 
 def choices(studio: Studio) -> list[str]:
-    """Names of videos that can be played, those with a reference first."""
+    """Return names of videos that can be played, those with a reference first."""
     videos = [v for v in studio.finished() if v.job.format in PLAYABLE]
     compared = [v.name for v in videos if (v.comparison or {}).get("reference")]
     rest = [v.name for v in videos if v.name not in compared]
@@ -49,7 +51,10 @@ def choices(studio: Studio) -> list[str]:
 
 
 def pair(studio: Studio, first: str, second: str) -> Pair:
-    """The pair to show. ``second``: a name, or ``OWN``. Raises JobError saying what is missing."""
+    """Return the pair to show.
+
+    ``second``: a name, or ``OWN``. Raises JobError saying what is missing.
+    """
     a = studio.find(first)
     if a is None or a.job.format not in PLAYABLE:
         raise JobError("choose a video that is in the gallery")
@@ -91,7 +96,7 @@ def _size(video: Any) -> str:
 
 
 def players(found: Pair) -> str:
-    """The two players, their controls and the numbers under each, for ``players.js``."""
+    """Return the two players, their controls and the numbers under each, for ``players.js``."""
     a, b, fps = found.first, found.second, found.first.job.fps or 16.0
     video = (
         '<video class="{0}" aria-label="{0}" src="{1}" muted playsinline preload="auto" '
@@ -128,7 +133,7 @@ _CONTROLS = f"""
 
 
 def _numbers(video: Finished, *more: str) -> str:
-    """Seconds, GiB and ``more`` of a video, then what it is."""
+    """Return seconds, GiB and ``more`` of a video, then what it is."""
     seconds, peak = video.sidecar.get("seconds"), video.sidecar.get("peak_bytes")
     parts = [f"{seconds:.2f} s" if seconds else "", f"{peak / 2**30:.3f} GiB" if peak else ""]
     shown = "".join(f"<span>{part}</span>" for part in (*parts, *more) if part)
@@ -137,7 +142,10 @@ def _numbers(video: Finished, *more: str) -> str:
 
 
 def _speed(a: Finished, b: Finished) -> str:
-    """How much faster ``a`` was. Runs that took steps over from a stopped one do not count."""
+    """Return how much faster ``a`` was.
+
+    Runs that took steps over from a stopped one do not count.
+    """
     fast, slow = a.sidecar.get("seconds"), b.sidecar.get("seconds")
     if not fast or not slow or a.sidecar.get("resumed_from_step"):
         return ""
@@ -146,7 +154,7 @@ def _speed(a: Finished, b: Finished) -> str:
 
 
 def report(found: Pair) -> str:
-    """The report as pictures: precision over layers and steps, memory by phase, and the notes."""
+    """Draw the report: precision over layers and steps, memory by phase, and the notes."""
     video = found.first
     data, parts = video.sidecar.get("report"), []
     if data:

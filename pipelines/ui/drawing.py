@@ -28,7 +28,10 @@ from accel.pipelines.video import read_video
 
 @dataclass(frozen=True)
 class CameraSlider:
-    """A slider's text, ends and step, and where the camera stands ``still``. Per frame."""
+    """A slider's text, ends and step, and where the camera stands ``still``.
+
+    Per frame.
+    """
 
     label: str
     low: float
@@ -98,7 +101,7 @@ def read_motion(
 def fitted(
     studio: Studio, drawn: Mapping[str, Any], size: tuple[int, int, int]
 ) -> Mapping[str, Any]:
-    """What ``read_motion`` made, stretched with the picture to another size."""
+    """Return what ``read_motion`` made, stretched with the picture to another size."""
     if list(size) == drawn["size"]:
         return drawn
     scale = (size[0] / drawn["size"][0], size[1] / drawn["size"][1])
@@ -113,7 +116,7 @@ def fitted(
 
 
 def _layers(studio: Studio, drawing: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Layers as a job takes them, checked."""
+    """Return layers as a job takes them, checked."""
     limits, drawn = studio.limits, list((drawing or {}).get("layers") or ())
     if len(drawn) > limits.polygons:
         raise JobError(f"{len(drawn)} polygons are drawn, at most {limits.polygons} here")
@@ -150,7 +153,7 @@ def _camera(values: Mapping[str, float]) -> dict[str, Any] | None:
 def _strength(
     studio: Studio, painted: Any, strength: float, size: tuple[int, int, int]
 ) -> float | dict[str, str]:
-    """One number, or a map [1, H, W] kept beside the queue where cells are painted."""
+    """Return one number, or a map [1, H, W] kept beside the queue where cells are painted."""
     cells = [] if not painted else list(painted["cells"])
     if not any(value is not None for value in cells):
         return float(strength)
@@ -179,7 +182,7 @@ def _keep(studio: Studio, kind: str, suffix: str, values: np.ndarray) -> Path:
 
 
 def flow_preview(motion: Mapping[str, Any], size: tuple[int, int, int], fps: float) -> str:
-    """The flow of a job as an animated picture (color wheel and arrows), in HTML.
+    """Return the flow of a job as an animated picture (color wheel and arrows), in HTML.
 
     Computed at a reduced size. Raises JobError for a motion that cannot be had.
     """
@@ -198,7 +201,7 @@ def flow_preview(motion: Mapping[str, Any], size: tuple[int, int, int], fps: flo
 
 
 def _in_words(motion: Mapping[str, Any]) -> str:
-    """Such as "2 polygons, 4 keyframes, camera"."""
+    """Return such as "2 polygons, 4 keyframes, camera"."""
     layers = motion.get("drag") or ()
     parts = []
     for count, what in (
@@ -248,7 +251,7 @@ def camera_of(job: Job) -> dict[str, float]:
 
 
 def sketch_of(job: Job) -> dict[str, Any]:
-    """The drawing of a job, as the canvas sends it."""
+    """Return the drawing of a job, as the canvas sends it."""
     plain = {"move": [0, 0], "scale": 1, "rotate": 0, "easing": "linear"}
     layers = []
     for layer in (job.motion or {}).get("drag") or ():
@@ -266,8 +269,10 @@ def canvas(
     size: tuple[int, int, int], video: Finished | None = None, layers: Any = None, *,
     keep: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the canvas shows: its size, the first frame of ``video`` behind it (``keep``: what is
-    there), and layers; None leaves those that are drawn, stretched to the size.
+    """Return what the canvas shows: its size, the picture behind it, and layers.
+
+    The picture is the first frame of ``video`` (``keep``: what is there). None for the layers
+    leaves those that are drawn, stretched to the size.
     """
     width, height, frames = size
     background = None if keep else ""

@@ -19,7 +19,9 @@ class EntryState(StrEnum):
 
 @dataclass
 class Entry:
-    """``part``: render, or unaccelerated for the reference; ``eta``: seconds left of it;
+    """One job of the page.
+
+    ``part``: render, or unaccelerated for the reference; ``eta``: seconds left of it;
     ``cancelled``: a visitor stops it while it runs.
     """
 

@@ -1,5 +1,7 @@
-"""What stands before the web server: only the paths that the page needs, only requests that are
-meant for this address, bodies of a bounded size, and headers that keep the page to itself.
+"""Guard the web server.
+
+Only the paths that the page needs, only requests that are meant for this address, bodies of a
+bounded size, and headers that keep the page to itself.
 """
 
 from __future__ import annotations
@@ -36,8 +38,10 @@ class TooLarge(Exception):
 
 
 class Gate:
-    """ASGI middleware. ``hosts``: values of the Host header that are meant for this server (against
-    DNS rebinding), None for any. ``upload``: bytes of an upload.
+    """ASGI middleware.
+
+    ``hosts``: values of the Host header that are meant for this server (against DNS rebinding),
+    None for any. ``upload``: bytes of an upload.
     """
 
     def __init__(self, app: Any, hosts: tuple[str, ...] | None, upload: int) -> None:
@@ -93,7 +97,7 @@ class Gate:
 
 
 def _is_remote(path: str) -> bool:
-    """Whether a file is asked for by an address instead of a path."""
+    """Return whether a file is asked for by an address instead of a path."""
     return bool(re.match(r"/gradio_api/file=(?!/(?!/))", path))
 
 

@@ -43,8 +43,10 @@ def by_widget(widgets: Mapping[str, Any], values: Mapping[str, Any]) -> Changes:
 
 
 class Handlers:
-    """Handlers over one studio. ``form`` holds values of ``forms.FIELDS``, ``job`` those and
-    ``moved``, ``drawn`` and ``planned``; see ``tabs.py`` for what widgets and states hold.
+    """Handlers over one studio.
+
+    ``form`` holds values of ``forms.FIELDS``, ``job`` those and ``moved``, ``drawn`` and
+    ``planned``; see ``tabs.py`` for what widgets and states hold.
     """
 
     def __init__(self, studio: Studio, parts: Parts) -> None:
@@ -62,8 +64,10 @@ class Handlers:
         gr.Info(f"{escape(name)} is in the queue.", duration=3)
 
     def suit(self, *, model: str, suited: str) -> Changes:
-        """Choose a model, with the sizes that suit it. ``suited``: the model of the sizes so far.
-        A Gradio dropdown also fires when it merely loses focus; what was typed since then stays.
+        """Choose a model, with the sizes that suit it.
+
+        ``suited``: the model of the sizes so far. A Gradio dropdown also fires when it merely loses
+        focus; what was typed since then stays.
         """
         if model == suited:
             return _NOTHING

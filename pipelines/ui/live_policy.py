@@ -19,8 +19,10 @@ from accel.pipelines.ui.entry import Entry, EntryState
 
 @dataclass
 class LivePolicy:
-    """``entries``: everything that is not done, by name; ``version`` counts changes; ``notice``:
-    why the queue is paused by itself; ``closing``: the page goes.
+    """The policy of the page's queue.
+
+    ``entries``: everything that is not done, by name; ``version`` counts changes; ``notice``: why
+    the queue is paused by itself; ``closing``: the page goes.
     """
 
     checkpoint_steps: int

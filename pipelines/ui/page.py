@@ -1,5 +1,7 @@
-"""The web page: what its widgets are wired to. They are made in ``tabs.py``, and what happens is in
-``handlers.py``: handlers get the values of widgets by name and return new values by widget.
+"""The web page: what its widgets are wired to.
+
+They are made in ``tabs.py``, and what happens is in ``handlers.py``: handlers get the values of
+widgets by name and return new values by widget.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Page:
             self.wire_plan()
 
     def wire_form(self) -> None:
-        """The form: what makes a job, a preset or a job file of it, and what fills it."""
+        """Wire the form: what makes a job, a preset or a job file of it, and what fills it."""
         on, tab = self.on, self.parts.generate
         tab.dice.click(on.random_seed, outputs=tab.form["seed"], **QUIET)
         for event, compared in (
@@ -90,7 +92,7 @@ class Page:
             menu.focus(partial(on.names, menu=menu, more=more), outputs=menu, **QUIET)
 
     def wire_motion(self) -> None:
-        """Every change of the motion is read, checked and shown."""
+        """Read, check and show every change of the motion."""
         on, tab, kept, form = self.on, self.parts.motion, self.parts.kept, self.parts.generate.form
         how: dict[str, Any] = {"fn": on.read_motion, **IN_ORDER}
         how["inputs_kwargs"] = {
@@ -111,7 +113,7 @@ class Page:
         self.wire_sizes(shown)
 
     def wire_sizes(self, canvas: list[Any]) -> None:
-        """Another model brings its sizes, and the canvas follows them."""
+        """Bring another model's sizes, which the canvas follows."""
         tab, form = self.parts.generate, self.parts.generate.form
         inputs = {"shape": self.parts.kept.shape, **form}
         fit = {"fn": self.on.fit, "inputs_kwargs": inputs, "outputs": canvas, **QUIET}
@@ -125,7 +127,7 @@ class Page:
         resized.then(**fit)
 
     def wire_state(self) -> None:
-        """Every tab asks the server once a second what is new."""
+        """Ask the server once a second what is new, from every tab."""
         kept, generate, queue = self.parts.kept, self.parts.generate, self.parts.queue
         inputs: dict[str, Any] = {"seen": kept.seen, "count": queue.count}
         outputs = [kept.seen, generate.now, queue.list, generate.latest, queue.gallery]
@@ -133,7 +135,7 @@ class Page:
             event(self.on.poll, inputs_kwargs=inputs, outputs=outputs, **QUIET)
 
     def wire_plan(self) -> None:
-        """The tab Plan follows the form when it is shown, and its limits at once."""
+        """Let the tab Plan follow the form when it is shown, and its limits at once."""
         on, plan, form = self.on, self.parts.plan, self.parts.generate.form
         limits = {"memory": plan.memory, "quality": plan.quality}
         table: dict[str, Any] = {"fn": on.table, "inputs_kwargs": limits, "outputs": plan.table}
@@ -164,7 +166,10 @@ def launch(page: Page, host: str, port: int | None, auth: tuple[str, str] | None
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until Ctrl-C. Raises ValueError or OSError if that cannot be."""
+    """Serve until Ctrl-C.
+
+    Raises ValueError or OSError if that cannot be.
+    """
     auth = safety.read_auth(args.auth_file)
     safety.check_access(args.host, auth)
     studio = Studio(args.out, Models.of(args.model, args.plan))

@@ -28,12 +28,15 @@ UNKNOWN = Answer(why_not="not asked for")
 
 
 def predict(studio: Studio, job: Job, needs: Needs, memory: float, quality: float) -> Predicted:
-    """The plan for a resolved job within ``memory`` GiB and at ``quality`` dB. Raises JobError."""
+    """Return the plan for a resolved job within ``memory`` GiB and at ``quality`` dB.
+
+    Raises JobError.
+    """
     return predicted.predict(needs, choices(studio, job), memory, quality)
 
 
 def choices(studio: Studio, job: Job) -> tuple[Choice, ...]:
-    """The accelerations with what like runs of this page say about them."""
+    """Return the accelerations with what like runs of this page say about them."""
     predictor = Predictor(measured_rows(studio.out), cast(Any, lambda job: UNKNOWN))
     like = [v for v in measured(studio) if v.job.model == job.model]
     found = []
@@ -73,7 +76,7 @@ def top(studio: Studio, needs: Needs) -> float:
 
 
 def shown(plan: Predicted, job: Job, memory: float) -> str:
-    """A plan: in words, its peaks by phase, and what it was chosen from."""
+    """Return a plan: in words, its peaks by phase, and what it was chosen from."""
     more = "more than " if plan.at_least else "~"
     peak = f"{more}{max(plan.peaks.values()) / 2**30:.3f} GiB"
     unsliced = " without slices" if plan.slices > 1 and plan.choice.seconds else ""
@@ -118,18 +121,18 @@ def _choice_row(choice: Choice, *, best: bool) -> str:
 
 
 def measured(studio: Studio) -> list[Finished]:
-    """Finished videos that were compared with their reference, the fastest first."""
+    """Return finished videos that were compared with their reference, the fastest first."""
     found = [v for v in studio.finished() if v.comparison and v.sidecar.get("peak_bytes")]
     return sorted(found, key=lambda v: float(v.sidecar["seconds"]))
 
 
 def least(studio: Studio) -> float:
-    """Where the quality slider starts, so that every run fits: dB."""
+    """Return where the quality slider starts, so that every run fits: dB."""
     return math.floor(2 * min((_db(v) for v in measured(studio)), default=QUALITY)) / 2
 
 
 def table(studio: Studio, memory: float, quality: float) -> str:
-    """The runs within ``memory`` (GiB) and of at least ``quality`` (dB); the fastest is marked."""
+    """Return the runs within ``memory`` (GiB) and ``quality`` (dB); the fastest is marked."""
     runs = measured(studio)
     if not runs:
         return (

@@ -53,7 +53,10 @@ def simulate_needs(request: tuple[str, int, int, int, str]) -> Needs | str:
 
 
 class Simulations:
-    """Needs of jobs, each model and size once. ``close`` ends the process that simulates."""
+    """Needs of jobs, each model and size once.
+
+    ``close`` ends the process that simulates.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -61,11 +64,14 @@ class Simulations:
         self._known: dict[str, Needs] = {}
 
     def known(self, job: Job) -> Needs | None:
-        """What was simulated before."""
+        """Return what was simulated before."""
         return self._known.get(shape(job))
 
     def needs(self, job: Job) -> Needs:
-        """Simulate a resolved job, which may take a minute. Raises JobError if that cannot be."""
+        """Simulate a resolved job, which may take a minute.
+
+        Raises JobError if that cannot be.
+        """
         folder = config_folder(job.model)
         if folder is None or not (job.width and job.height and job.frames):
             why = NOT_LOCAL if folder is None else "it leaves its size to the pipeline"
@@ -93,13 +99,14 @@ class Simulations:
 
 
 def shape(job: Job) -> str:
-    """What decides the memory of an unsliced job."""
+    """Return what decides the memory of an unsliced job."""
     return digest([job.model, job.width, job.height, job.frames])
 
 
 def check_size(job: Job) -> None:
-    """Raise JobError for a size that the model cannot have, as far as its configurations say; the
-    rest is found when it is loaded.
+    """Raise JobError for a size that the model cannot have.
+
+    As far as its configurations say; the rest is found when it is loaded.
     """
     from accel import families
     from accel.memory.meta_models import size_rule
@@ -123,8 +130,10 @@ def check_size(job: Job) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """An acceleration by its preset, None for none. ``db`` that 9 of 10 further jobs should reach,
-    None if no like run was measured; ``runs`` measured; ``seconds`` None if unknown.
+    """An acceleration by its preset, None for none.
+
+    ``db`` that 9 of 10 further jobs should reach, None if no like run was measured; ``runs``
+    measured; ``seconds`` None if unknown.
     """
 
     preset: str | None
@@ -133,12 +142,15 @@ class Choice:
     seconds: float | None
 
     def keeps(self, quality: float) -> bool:
-        """Whether it should keep ``quality`` dB. What nobody measured keeps 0."""
+        """Return whether it should keep ``quality`` dB.
+
+        What nobody measured keeps 0.
+        """
         return quality <= 0 or (self.db is not None and self.db >= quality)
 
 
 def expected(psnr: Iterable[float]) -> float | None:
-    """dB that 9 of 10 further jobs should reach after some measured ones, None without one."""
+    """Return the dB that 9 of 10 further jobs should reach, None without a measured one."""
     from accel.calibration.step_measurement import Point
 
     values = tuple(psnr)
@@ -146,15 +158,16 @@ def expected(psnr: Iterable[float]) -> float | None:
 
 
 def best(choices: Iterable[Choice], quality: float) -> Choice:
-    """The fastest that keeps ``quality``; where no time is known, the first."""
+    """Return the fastest that keeps ``quality``; where no time is known, the first."""
     fits = [choice for choice in choices if choice.keeps(quality)]
     return min(fits, key=lambda c: math.inf if c.seconds is None else c.seconds)
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """The plan for a job: an acceleration in ``slices``, peaks by phase beside those of the job as
-    it comes.
+    """The plan for a job.
+
+    An acceleration in ``slices``, and peaks by phase beside those of the job as it comes.
     """
 
     choice: Choice
@@ -180,12 +193,15 @@ class Predicted:
 
 
 def slices_text(slices: int) -> str:
-    """In words."""
+    """Return it in words."""
     return "not sliced" if slices == 1 else f"{slices} slices"
 
 
 def predict(needs: Needs, choices: tuple[Choice, ...], memory: float, quality: float) -> Predicted:
-    """The plan within ``memory`` GiB that keeps ``quality`` dB. Raises JobError if none fits."""
+    """Return the plan within ``memory`` GiB that keeps ``quality`` dB.
+
+    Raises JobError if none fits.
+    """
     choice = best(choices, quality)
     rehash = None if choice.preset is None else Plan.preset(choice.preset).rehash
     try:

@@ -27,7 +27,10 @@ PRESET_CHOICES = (*PRESETS[::-1], UNACCELERATED, PLANNED)
 
 @dataclass(frozen=True)
 class Limits:
-    """What one browser may ask for. Pixels, counts, characters, bytes."""
+    """What one browser may ask for.
+
+    Pixels, counts, characters, bytes.
+    """
 
     prompt: int = 2000
     name: int = 80
@@ -53,8 +56,10 @@ class Models:
 
     @classmethod
     def of(cls, models: Sequence[str], plans: Sequence[Path] = ()) -> Models:
-        """The embedded model and ``models``, folders or hub ids given on the command line, with
-        ``plans`` out of JSON files. Raises FileNotFoundError or ValueError for one that cannot be.
+        """Return settings with the embedded model, ``models`` and ``plans``.
+
+        Models are folders or hub ids given on the command line, plans are JSON files. Raises
+        FileNotFoundError or ValueError for one that cannot be.
         """
         found, named = dict(cls().by_label), dict[str, Plan]()
         for path in plans:
@@ -67,7 +72,7 @@ class Models:
         return cls(found, named)
 
     def label(self, model: str) -> str | None:
-        """Label of a model, None for one that is not on the list."""
+        """Return label of a model, None for one that is not on the list."""
         return next((label for label, m in self.by_label.items() if m == model), None)
 
     @property
@@ -76,7 +81,7 @@ class Models:
         return [*PRESET_CHOICES, *self.plans]
 
     def acceleration(self, job: Job) -> str:
-        """The one of a job."""
+        """Return the one of a job."""
         if job.plan is None:
             return job.preset or UNACCELERATED
         plan = job.accel_plan()
@@ -84,14 +89,16 @@ class Models:
 
 
 def _unlike(name: str, taken: Container[str]) -> str:
-    """The name, with as many primes as make it new."""
+    """Return the name, with as many primes as make it new."""
     while name in taken:
         name += "'"
     return name
 
 
 def job_from_form(form: Mapping[str, Any], models: Models, limits: Limits) -> Job:
-    """A checked job. ``form``: fields of a Job, with the model by its label and preset "none".
+    """Return a checked job.
+
+    ``form``: fields of a Job, with the model by its label and preset "none".
 
     ``motion`` and ``plan`` must come from this program (``drawing.py``, ``predicted.py``), not from
     the browser. Raises JobError naming the value, the limit and the way out.
@@ -117,7 +124,7 @@ def job_from_form(form: Mapping[str, Any], models: Models, limits: Limits) -> Jo
 
 
 def _whole(name: str, value: Any) -> Any:
-    """A number field as a whole number; None where it is empty."""
+    """Return a number field as a whole number; None where it is empty."""
     if value is None or value == "":
         return None
     if isinstance(value, float) and value == int(value):
@@ -148,7 +155,7 @@ def _at_most(name: str, value: int, limit: int) -> None:
 
 
 def settings_of(path: Path, models: Models, limits: Limits) -> tuple[Job, list[str]]:
-    """The job inside a rendered file, and notes on what was left out of it.
+    """Return the job inside a rendered file, and notes on what was left out of it.
 
     Raises JobError for a file without our settings, or with settings that cannot be.
     """
@@ -207,7 +214,7 @@ class Presets:
         self._path, self._limits = path, limits
 
     def all(self) -> dict[str, Job]:
-        """By name; entries that are no job are left out."""
+        """Return by name; entries that are no job are left out."""
         try:
             data = json.loads(self._path.read_text())
         except (OSError, ValueError):
@@ -221,7 +228,10 @@ class Presets:
         return found
 
     def save(self, name: str, job: Job) -> None:
-        """Keep a job under a name. Raises JobError for a bad name or too many."""
+        """Keep a job under a name.
+
+        Raises JobError for a bad name or too many.
+        """
         name, known = name.strip(), self.all()
         if not name or len(name) > self._limits.name or not name.isprintable():
             raise JobError(f"a preset needs a name of 1 to {self._limits.name} characters")
@@ -247,7 +257,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def job_file(jobs: list[Job]) -> str:
-    """YAML for ``accel render``, without what is as by default."""
+    """Return YAML for ``accel render``, without what is as by default."""
     plain = Job("").to_dict()
     kept = [{k: v for k, v in job.to_dict().items() if v != plain[k]} for job in jobs]
     data = json.loads(json.dumps({"version": 1, "jobs": kept}))  # tuples become lists

@@ -51,7 +51,9 @@ class Finished:
 
 
 class Studio:
-    """Owns the output folder ``out`` while it is open. ``start`` and ``close`` frame its life.
+    """Owns the output folder ``out`` while it is open.
+
+    ``start`` and ``close`` frame its life.
 
     ``temporary``: a folder for uploads and exports that goes with it.
 
@@ -103,7 +105,10 @@ class Studio:
     # --------------------------------------------------------------------------------------- jobs
 
     def submit(self, form: Mapping[str, Any], *, compare: bool = False) -> str:
-        """Enter a job from the form's values; its name. Raises JobError."""
+        """Enter a job from the form's values; its name.
+
+        Raises JobError.
+        """
         if len(self.queue.entries) >= self.limits.waiting:
             raise JobError(f"{self.limits.waiting} jobs are waiting already; remove some")
         job = job_from_form(form, self.models, self.limits)
@@ -115,8 +120,9 @@ class Studio:
         return name
 
     def act(self, what: str, name: str) -> str:
-        """Carry out a button of the queue or the gallery; returns what to tell. A name that is not
-        there does nothing.
+        """Carry out a button of the queue or the gallery; returns what to tell.
+
+        A name that is not there does nothing.
         """
         queue = self.queue
         if what == "stop":
@@ -145,27 +151,30 @@ class Studio:
         write_json(self.state / "queue.json", data)
 
     def save_preset(self, name: str, form: Mapping[str, Any]) -> None:
-        """Keep the form's values under a name. Raises JobError."""
+        """Keep the form's values under a name.
+
+        Raises JobError.
+        """
         self.presets.save(name, job_from_form(form, self.models, self.limits))
 
     def version(self) -> tuple[int, int]:
-        """Two counts that change when the queue and when the finished videos change."""
+        """Return two counts that change when the queue and when the finished videos change."""
         return self.queue.version, _changed(self.out)
 
     # ------------------------------------------------------------------------------------- videos
 
     def finished(self) -> list[Finished]:
-        """Finished videos, the newest first."""
+        """Return finished videos, the newest first."""
         files = sorted(self.out.glob("*.json"), key=_changed, reverse=True)
         found = (self._finished(file) for file in files)
         return [video for video in found if video is not None]
 
     def find(self, name: str) -> Finished | None:
-        """A finished video by its exact name."""
+        """Return a finished video by its exact name."""
         return next((video for video in self.finished() if video.name == name), None)
 
     def _finished(self, file: Path) -> Finished | None:
-        """A video by its sidecar, which is read again only when it changed."""
+        """Return a video by its sidecar, which is read again only when it changed."""
         changed = _changed(file)
         known = self._cache.get(file)
         if known is None or known[0] != changed:
@@ -197,6 +206,7 @@ class Studio:
 
     def keep_driving(self, uploaded: Path) -> tuple[Path, int]:
         """Keep an uploaded driving video, as a job may run long after; its path and frames.
+
         Raises JobError for what is no video.
         """
         if uploaded.stat().st_size > self.limits.upload:

@@ -1,4 +1,7 @@
-"""The widgets of the page, tab by tab, by name. What they are wired to is in ``page.py``."""
+"""The widgets of the page, tab by tab, by name.
+
+What they are wired to is in ``page.py``.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ class Kept:
 
 @dataclass(frozen=True)
 class GenerateTab:
-    """``form``: widgets of ``forms.FIELDS``; ``suited``: the model that the sizes are for;
+    """The tab Generate.
+
+    ``form``: widgets of ``forms.FIELDS``; ``suited``: the model that the sizes are for;
     ``moved``: whether the drawn motion counts.
     """
 
@@ -58,7 +63,9 @@ class GenerateTab:
 
 @dataclass(frozen=True)
 class MotionTab:
-    """``camera``: sliders of ``drawing.CAMERA``; ``video``: file, start, end and cuts of a driving
+    """The tab Motion.
+
+    ``camera``: sliders of ``drawing.CAMERA``; ``video``: file, start, end and cuts of a driving
     video, and ``driving`` what is made of them.
     """
 
@@ -96,7 +103,9 @@ class QueueTab:
 
 @dataclass(frozen=True)
 class PlanTab:
-    """``asked``: shape of the job and top of the memory slider so far; ``picked``: the plan that
+    """The tab Plan.
+
+    ``asked``: shape of the job and top of the memory slider so far; ``picked``: the plan that
     is shown.
     """
 
@@ -111,7 +120,10 @@ class PlanTab:
 
 @dataclass(frozen=True)
 class Parts:
-    """All widgets that handlers read and set. ``tabs``: the row of tabs; ``plan_tab``: the last."""
+    """All widgets that handlers read and set.
+
+    ``tabs``: the row of tabs; ``plan_tab``: the last.
+    """
 
     tabs: gr.Tabs
     kept: Kept
@@ -147,6 +159,7 @@ def custom(
     **options: Any,
 ) -> gr.HTML:  # fmt: skip
     """Make HTML of the server's, with scripts of ours; several names with a space make one.
+
     ``constants``: what the script knows from the server.
     """
     if script:

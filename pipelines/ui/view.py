@@ -1,4 +1,7 @@
-"""HTML for the page, from what the server knows. Every text from outside is escaped here."""
+"""HTML for the page, from what the server knows.
+
+Every text from outside is escaped here.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,15 @@ _BUTTONS = {
 
 
 def file_url(path: Path) -> str:
-    """Where the page finds a file of the output folder. The time of its last change keeps a browser
-    from showing an older one.
+    """Return where the page finds a file of the output folder.
+
+    The time of its last change keeps a browser from showing an older one.
     """
     return f"/gradio_api/file={quote(str(path))}?v={path.stat().st_mtime_ns}"
 
 
 def button(what: str, name: str, text: str, title: str) -> str:
-    """A button that ``actions.js`` turns into the event ``act``."""
+    """Return a button that ``actions.js`` turns into the event ``act``."""
     return (
         f'<button type="button" data-act="{what}" data-name="{escape(name)}" '
         f'title="{escape(title)}" aria-label="{escape(f"{title}: {name}")}">{text}</button>'
@@ -39,12 +43,12 @@ def button(what: str, name: str, text: str, title: str) -> str:
 
 
 def problem(text: str) -> str:
-    """What is wrong, in place."""
+    """Return what is wrong, in place."""
     return f'<p class="bad" role="alert">{escape(text)}</p>'
 
 
 def now(studio: Studio) -> str:
-    """What runs: preview, step bar with the time left, a stop button."""
+    """Return what runs: preview, step bar with the time left, a stop button."""
     with studio.queue.lock:
         entries = studio.queue.order()
         running = [entry for entry in entries if entry.state == EntryState.RUNNING]
@@ -94,7 +98,7 @@ def _buttons(entry: Entry) -> str:
 
 
 def queue(studio: Studio) -> str:
-    """The queue as a list: picture of the state, prompt, settings, buttons."""
+    """Return the queue as a list: picture of the state, prompt, settings, buttons."""
     with studio.queue.lock:
         entries, paused = studio.queue.order(), studio.queue.paused
     rows = "".join(_row(entry) for entry in entries)
@@ -119,7 +123,7 @@ def _row(entry: Entry) -> str:
 
 
 def settings_line(job: Job) -> str:
-    """The settings that one looks for first."""
+    """Return the settings that one looks for first."""
     size = f"{job.width}×{job.height}, {job.frames} frames" if job.width else "default size"
     moved = ", motion" if job.motion else ""
     steps = f"{job.steps or 'default'} steps, seed {job.seed}"
@@ -127,13 +131,13 @@ def settings_line(job: Job) -> str:
 
 
 def acceleration(job: Job) -> str:
-    """Its preset or the name of its plan."""
+    """Return its preset or the name of its plan."""
     plan = None if job.plan is None else job.accel_plan()
     return plan.name if plan else job.preset or "not accelerated"
 
 
 def gallery(studio: Studio, count: int = 24) -> str:
-    """The newest ``count`` videos as cards."""
+    """Return the newest ``count`` videos as cards."""
     videos = studio.finished()
     cards = "".join(_card(video) for video in videos[:count])
     if not cards:
@@ -159,7 +163,7 @@ def _card(video: Finished) -> str:
 
 
 def player(video: Finished, *, large: bool = False) -> str:
-    """A video element; formats that browsers cannot play get a link."""
+    """Return a video element; formats that browsers cannot play get a link."""
     url = file_url(video.video)
     if video.job.format in ("mp4", "webm"):
         how = "autoplay" if large else 'preload="metadata"'
@@ -174,7 +178,7 @@ def player(video: Finished, *, large: bool = False) -> str:
 
 
 def measured(video: Finished) -> str:
-    """Seconds, GiB and dB of a finished video."""
+    """Return seconds, GiB and dB of a finished video."""
     sidecar, parts = video.sidecar, []
     if sidecar.get("seconds"):
         parts.append(f"{sidecar['seconds']:.2f} s")
@@ -186,7 +190,7 @@ def measured(video: Finished) -> str:
 
 
 def latest(studio: Studio) -> str:
-    """The newest video, large."""
+    """Return the newest video, large."""
     videos = [v for v in studio.finished() if not v.name.endswith("-reference")]
     if not videos:
         return '<div class="latest empty"><p class="quiet">Your video will appear here.</p></div>'

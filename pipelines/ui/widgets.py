@@ -33,14 +33,16 @@ with _without_stubs():
     import gradio as gr
 
     class Limit(gr.Slider):
-        """A slider that takes a number typed beyond an end as that end, where gr.Slider reports an
-        error: who allows more than can be needed allows what is needed.
+        """Make a slider that takes a number typed beyond an end as that end.
+
+        gr.Slider reports an error there, but who allows more than can be needed allows what is
+        needed.
         """
 
         is_template = True  # the browser draws it as a gr.Slider
 
         def preprocess(self, payload: float) -> float:
-            """The value a handler gets."""
+            """Return the value a handler gets."""
             return super().preprocess(min(max(payload, self.minimum), self.maximum))
 
 

@@ -187,7 +187,9 @@ def unets(videos: dict[str, Video]) -> dict[str, Any]:
             **{f"decode, {way}": size for way, size in found.decode.items()},
         }
         results[name] = ways
-        print(name, "  ".join(f"{way} {b / 2**30:.2f}" for way, b in ways.items()), "GiB", flush=True)
+        print(
+            name, "  ".join(f"{way} {b / 2**30:.2f}" for way, b in ways.items()), "GiB", flush=True
+        )
     return results
 
 
@@ -215,7 +217,9 @@ def decoders() -> dict[str, Any]:
             more = frames if part.cls == "AutoencoderKLTemporalDecoder" else {}
             decode = partial(vae.decode, z, return_dict=False, **more)
             found[n] = activation_peak(decode, [z], [*vae.parameters(), *vae.buffers()])[0]
-        print(name, "  ".join(f"n={n} {b / 2**30:.2f}" for n, b in found.items()), "GiB", flush=True)
+        print(
+            name, "  ".join(f"n={n} {b / 2**30:.2f}" for n, b in found.items()), "GiB", flush=True
+        )
     return results
 
 

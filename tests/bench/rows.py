@@ -88,7 +88,7 @@ def append(
     """Add figures of this run to the rows in ``path``, which is made where it is missing.
 
     Args:
-        path: A JSON file of rows, such as ``tests/bench/results/attention.json``.
+        path: A JSON file of rows, such as ``tests/bench/results/memory.json``.
         figures: What was measured.
         on: The machine, ``machine()`` by default.
 

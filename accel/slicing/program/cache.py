@@ -96,6 +96,8 @@ def _described(value: Any, depth: int = 3) -> Any:
 
 
 def signature(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return shapes, dtypes and plain values of a call's arguments, hashable."""
+
     def leaf(x: Any) -> Any:
         if isinstance(x, Tensor):
             return tuple(x.shape), x.dtype
