@@ -66,8 +66,7 @@ class Handlers:
     def suit(self, *, model: str, suited: str) -> Changes:
         """Choose a model, with the sizes that suit it.
 
-        ``suited``: the model of the sizes so far. A Gradio dropdown also fires when it merely loses
-        focus; what was typed since then stays.
+        ``suited``: the model of the sizes so far; a dropdown also fires when it loses focus.
         """
         if model == suited:
             return _NOTHING
@@ -266,10 +265,8 @@ class Handlers:
                 slider = Limit(maximum=top, value=memory, interactive=True)
             plan = plan_tab.predict(self.studio, job, needs, memory, quality)
             shown = plan_tab.shown(plan, job, memory)
-            yield {
-                tab.asked: asked, tab.memory: slider, tab.picked: plan.settings(),
-                tab.predicted: shown,
-            }  # fmt: skip
+            yield {tab.asked: asked, tab.memory: slider, tab.predicted: shown,
+                   tab.picked: plan.settings()}  # fmt: skip
         except JobError as error:
             problem = view.problem(str(error))
             yield {tab.memory: slider, tab.picked: None, tab.predicted: problem}
