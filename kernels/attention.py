@@ -51,7 +51,7 @@ def attention(
 
     q ``[B, H, Tq, D]``, k ``[B, Hk, Tk, D]``, v ``[B, Hk, Tk, Dv]``: fp32, bf16 or fp16 (fp64 for
     "full"), any strides, never modified. Hk = H, or a divisor of H with ``enable_gqa``. Returns
-    ``[B, H, Tq, Dv]``, contiguous, in q's dtype, and with ``return_lse`` also the natural
+    ``[B, H, Tq, Dv]`` in q's dtype and memory layout, and with ``return_lse`` also the natural
     log-sum-exp ``[B, H, Tq]`` in fp32.
 
     ``attn_mask`` broadcasts to ``[B, H, Tq, Tk]``: boolean (True keeps) or additive in logit units.
@@ -123,18 +123,18 @@ def _gpu(call: AttentionCall, decision: Decision) -> tuple[Tensor, Tensor | None
 
 
 def _torch(call: AttentionCall) -> Tensor:
-    """Return torch's attention, contiguous, with zeros in fully masked rows."""
+    """Return torch's attention, with zeros in fully masked rows."""
     q, k, v = call.q, call.k, call.v
     if k.shape[1] != q.shape[1]:
         k, v = (_match_heads(x, q.shape[1]) for x in (k, v))
     if not call.masked:
-        return _sdpa(q, k, v, is_causal=call.is_causal, scale=call.scale).contiguous()
+        return _sdpa(q, k, v, is_causal=call.is_causal, scale=call.scale)
     mask = _additive(call)
     assert mask is not None
     mask = mask.to(q.dtype) if mask.dim() > 1 else mask.to(q.dtype)[None]  # torch takes no [Tk]
     out = _sdpa(q, k, v, attn_mask=mask, scale=call.scale)
     empty = (mask == -math.inf).all(-1, keepdim=True)
-    return out.masked_fill(empty, 0).contiguous()
+    return out.masked_fill(empty, 0)
 
 
 def _reference(call: AttentionCall, precision: str) -> tuple[Tensor, Tensor | None]:
@@ -196,7 +196,7 @@ def _attention_op(
     options = Options(smooth_q, smooth_v, hadamard, return_lse)
     call = AttentionCall(q, k, v, attn_mask, key_lengths, is_causal, scale, options)
     out, lse = run(call, decide(call, precision, impl))
-    return out, q.new_empty(0, dtype=torch.float32) if lse is None else lse
+    return out.contiguous(), q.new_empty(0, dtype=torch.float32) if lse is None else lse
 
 
 @_attention_op.register_fake

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what kernels read
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class AttentionCall:
     @property
     def softmax_scale(self) -> float:
         """Factor of the logits before the softmax."""
-        return self.q.shape[-1] ** -0.5 if self.scale is None else float(self.scale)
+        return max(self.q.shape[-1], 1) ** -0.5 if self.scale is None else float(self.scale)
 
     @property
     def masked(self) -> bool:
@@ -61,6 +64,53 @@ class AttentionCall:
     def shape(self) -> tuple[int, int, int, int]:
         """Size of the logits, (B, H, Tq, Tk)."""
         return (*self.q.shape[:3], self.k.shape[2])
+
+
+def why_not_plain(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> str:
+    """Return why no kernel may read these tensors' memory, or "".
+
+    A native or Triton kernel gets pointers, so it sees nothing of what torch's dispatcher adds:
+    subclasses, transforms of torch.func, tracing, tangents, views that are negated when they are
+    read. It knows dense tensors of one known dtype and device, with at least one element.
+    """
+    if not q.dtype is k.dtype is v.dtype:
+        return f"dtypes {_names(q, k, v)}"
+    if q.dtype not in DTYPES:
+        return f"dtype {str(q.dtype).removeprefix('torch.')}"
+    tensors = (q, k, v) if attn_mask is None else (q, k, v, attn_mask)
+    for x in tensors:
+        if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+            return f"a tensor of class {type(x).__name__}"
+        if x.layout is not torch.strided or x.is_nested:
+            return "a tensor that is not dense"
+        if x.is_neg() or x._is_zerotensor():
+            return "a tensor whose memory does not hold its values"
+        if not x.numel():
+            return "a tensor without elements"
+    if not q.device == k.device == v.device:
+        return f"devices {q.device}, {k.device}, {v.device}"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "inside a transform of torch.func"
+    if forward_ad._current_level >= 0:
+        return "inside forward-mode differentiation"
+    return "inside torch.jit.trace" if torch._C._get_tracing_state() is not None else ""
+
+
+def _names(*tensors: Tensor) -> str:
+    return ", ".join(str(x.dtype).removeprefix("torch.") for x in tensors)
+
+
+def new_result(q: Tensor, value_dim: int) -> Tensor:
+    """Return an unwritten result [B, H, Tq, Dv], its dimensions in memory ordered as q's.
+
+    As torch's attention does it; the last dimension is dense.
+    """
+    shape = (*q.shape[:3], value_dim)
+    if q.is_contiguous():
+        return q.new_empty(shape)
+    strides = q.stride()
+    order = sorted(range(3), key=lambda i: -strides[i])
+    return torch.empty_permuted(shape, (*order, 3), dtype=q.dtype, device=q.device)
 
 
 def check(

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import torch
 
-from accel.kernels.attention_call import AttentionCall
+from accel.kernels.attention_call import AttentionCall, why_not_plain
 from accel.kernels.cpu.native import library
 from accel.kernels.gpu import support
 from accel.kernels.gpu.layout import Tile
@@ -125,6 +125,10 @@ def decide(call: AttentionCall, precision: str, impl: str) -> Decision:
     if precision == "full":
         return Decision(precision, precision, resolve(FULL, impl, device))
     name = resolve(ATTENTION, impl, device)
+    if not (call.q.numel() and call.k.numel() and call.v.numel()):
+        return _full(call, precision, "a tensor without elements")
+    if name != "reference" and (why := _unreadable(call)):
+        raise RuntimeError(f"impl {name!r} cannot run this call: {why}; use impl 'auto'")
     if name != "gpu":
         return Decision(precision, precision, name)
     runs, why = _on_card(call, precision)
@@ -145,6 +149,8 @@ def _fastest(call: AttentionCall, precision: str) -> Decision:
             return _full(call, precision, f"no fast quantized kernel here: {missing}")
         queries, keys = q.shape[2], call.k.shape[2]
         if keys >= CPU_MIN_KEYS and queries >= CPU_MIN_QUERIES:
+            if why := _unreadable(call):
+                return _full(call, precision, why)
             return Decision(precision, precision, "cpu")
         return _too_short(precision, queries, keys, call.options.return_lse)
     if q.is_cuda:
@@ -158,11 +164,17 @@ def _fastest_on_card(call: AttentionCall, precision: str) -> Decision:
         return _full(call, precision, f"no fast quantized kernel here: {missing}")
     if keys < GPU_MIN_KEYS:
         return _full(call, precision, f"{keys} keys, {PAYS_FROM} {GPU_MIN_KEYS} on")
+    if unreadable := _unreadable(call):
+        return _full(call, precision, unreadable)
     runs, why = _on_card(call, precision)
     choice = _choice(call, runs)
     if choice.why_not:
         return _full(call, precision, choice.why_not)
     return Decision(precision, runs, "gpu", why, choice.tile)
+
+
+def _unreadable(call: AttentionCall) -> str:
+    return why_not_plain(call.q, call.k, call.v, call.attn_mask)
 
 
 def _full(call: AttentionCall, asked: str, why: str) -> Decision:

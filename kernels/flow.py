@@ -33,7 +33,7 @@ def inverse_flow(flow: Tensor) -> Tensor:
 
 def _grid(flow: Tensor) -> tuple[Tensor, Tensor]:
     """Return x and y of each pixel of ``flow [2, H, W]``, int64 [H, W]."""
-    rows, columns = (torch.arange(n, device=flow.device) for n in flow.shape[1:])
+    rows, columns = (torch.arange(n, dtype=torch.int64, device=flow.device) for n in flow.shape[1:])
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return x, y
 
@@ -45,7 +45,7 @@ def find_edges(forward: Tensor, backward: Tensor) -> tuple[Tensor, Tensor, int]:
     """
     _, height, width = forward.shape
     x, y = _grid(forward)
-    here = torch.arange(height * width, device=forward.device)
+    here = torch.arange(height * width, dtype=torch.int64, device=forward.device)
 
     def land(shift: Tensor) -> tuple[Tensor, Tensor]:
         far = float(height + width)

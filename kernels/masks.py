@@ -42,7 +42,7 @@ def additive_mask(
         boolean = attn_mask.dtype == torch.bool
         add(keep(attn_mask) if boolean else attn_mask.to(device=device, dtype=dtype))
     if key_lengths is not None:
-        position = torch.arange(keys, device=device)
+        position = torch.arange(keys, dtype=torch.int64, device=device)
         add(keep(position < key_lengths.to(device).view(batch, 1, 1, 1)))
     if is_causal:
         add(keep(torch.ones(queries, keys, dtype=torch.bool, device=device).tril()))
@@ -62,7 +62,10 @@ def valid_keys(attn_mask: Tensor | None, key_lengths: Tensor | None, k: Tensor) 
         keep = keep.to(k.device).view(*[1] * (4 - keep.dim()), *keep.shape)
         valid &= keep.any(1).any(1).expand(batch, keys)
     if key_lengths is not None:
-        valid &= torch.arange(keys, device=k.device) < key_lengths.to(k.device)[:, None]
+        valid &= (
+            torch.arange(keys, dtype=torch.int64, device=k.device)
+            < key_lengths.to(k.device)[:, None]
+        )
     return valid | ~valid.any(-1, keepdim=True)
 
 

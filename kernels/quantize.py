@@ -37,5 +37,7 @@ def quantize_rows(
     if resolve(QUANTIZE, impl, x.device) == "cpu":
         return cpu.quantize_rows(x, 2 ** (bits - 1) - 1, reference_formats.SCALE_FLOOR)
     flat = x.float().reshape(-1, x.shape[-1])
-    codes, scale = reference_formats.quantize(flat, bits, torch.arange(flat.shape[0]))
+    codes, scale = reference_formats.quantize(
+        flat, bits, torch.arange(flat.shape[0], dtype=torch.int64, device="cpu")
+    )
     return codes.to(torch.int8).view(x.shape), scale.view(*x.shape[:-1], 1)

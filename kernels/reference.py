@@ -214,8 +214,8 @@ def quantized_attention(
         rows = slice(start, min(start + step, queries))
         q_part, q_mean = _smooth_queries(q[..., rows, :], spec)
         q_codes, q_scale = _quantize_tokens(q_part, spec, is_key=False)
-        top = torch.full(q_part.shape[:-1], -math.inf, device=q.device)
-        total, out = torch.zeros_like(top), torch.zeros(*top.shape, v.shape[-1], device=q.device)
+        top = torch.full(q_part.shape[:-1], -math.inf, dtype=torch.float32, device=q.device)
+        total, out = torch.zeros_like(top), top.new_zeros(*top.shape, v.shape[-1])
         for first in range(0, keys, spec.block_k):
             columns = slice(first, min(first + spec.block_k, keys))
             logits = q_codes @ k_codes[..., columns, :].transpose(-1, -2)

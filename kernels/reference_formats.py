@@ -26,7 +26,7 @@ def group_ids(tokens: int, granularity: Granularity, block: int, *, is_key: bool
     scale in groups of 4 rows {i, i+8, i+16, i+24} of a 32-row warp, keys in groups of 16 of a
     64-key tile.
     """
-    n = torch.arange(tokens)
+    n = torch.arange(tokens, dtype=torch.int64, device="cpu")
     if granularity == "token":
         return n
     if granularity == "block":
@@ -75,10 +75,10 @@ def nvfp4(x: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
     groups = torch.nn.functional.pad(x / scale, (0, padding)).unflatten(-1, (-1, NVFP4_GROUP))
     steps = round_e4m3(groups.abs().amax(-1, keepdim=True) / 6)
     size = (groups / steps.masked_fill(steps == 0, 1)).abs()
-    up_at = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], device=x.device)
-    tie_up = torch.tensor([False, True] * 3 + [False], device=x.device)
+    up_at = x.new_tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
+    tie_up = torch.tensor([False, True] * 3 + [False], dtype=torch.bool, device=x.device)
     code = ((size[..., None] > up_at) | (tie_up & (size[..., None] == up_at))).sum(-1)
-    grid = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], device=x.device)
+    grid = x.new_tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     values = (grid[code] * groups.sign() * steps).flatten(-2)
     return values[..., : x.shape[-1]], scale
 

@@ -62,20 +62,20 @@ def _transport(
     channels, pixels = q.shape
     degree = torch.bincount(source, minlength=pixels)
     shared = degree[source] > 1
-    first = torch.arange(source.numel()) < forward
-    z = torch.empty(channels, int(shared.sum()))
+    first = torch.arange(source.numel(), dtype=torch.int64, device="cpu") < forward
+    z = q.new_empty(channels, int(shared.sum()))
     for stream, chosen, pixel in ((FORWARD, first, source), (BACKWARD, ~first, target)):
         z[:, chosen[shared]] = normal(
             pixel[shared & chosen], channels, seed=seed, frame=frame, stream=stream
         )
     origin, count = source[shared], degree[source[shared]].float()
-    total = torch.zeros(channels, pixels).index_add_(1, origin, z)[:, origin]
+    total = q.new_zeros(channels, pixels).index_add_(1, origin, z)[:, origin]
     y = q[:, source]
     y[:, shared] = q[:, origin] / _sqrt(count) + (z - total / count)
     r = rho[source] / degree[source].float()
     arrivals = torch.bincount(target, minlength=pixels)
-    density = torch.zeros(pixels).index_add_(0, target, r)
-    merged = torch.zeros(channels, pixels).index_add_(1, target, _sqrt(r) * y)
+    density = rho.new_zeros(pixels).index_add_(0, target, r)
+    merged = q.new_zeros(channels, pixels).index_add_(1, target, _sqrt(r) * y)
     noise = merged / _sqrt(density.clamp_min(DENSITY[0]))
     single = arrivals[target] == 1
     noise[:, target[single]] = y[:, single]

@@ -121,13 +121,13 @@ class NoiseWarper:
             device = CPU
         self.impl = resolve(WARP, impl, device)
         self.seed, self.mode, self.frame = seed & (2**64 - 1), mode, 0
-        self._rho = torch.ones(height, width, device=device)
-        self.noise = torch.empty(channels, height, width, device=device)
+        self._rho = torch.ones(height, width, dtype=torch.float32, device=device)
+        self.noise = torch.empty(channels, height, width, dtype=torch.float32, device=device)
         if self.impl == "reference":
             self.noise.copy_(
                 reference_warp.normal(
-                    torch.arange(height * width), channels, seed=self.seed, frame=0,
-                    stream=reference_warp.FRESH,
+                    torch.arange(height * width, dtype=torch.int64, device="cpu"), channels,
+                    seed=self.seed, frame=0, stream=reference_warp.FRESH,
                 ).view(self.noise.shape)
             )  # fmt: skip
         else:
@@ -159,7 +159,7 @@ class NoiseWarper:
         back = None if backward is None else backward.detach().to(device, torch.float32)
         u, key = rounding_offset(self.frame, self.mode), {"seed": self.seed, "frame": self.frame}
         if self.impl == "reference":
-            offset = torch.tensor(u)
+            offset = torch.tensor(u, dtype=torch.float32, device="cpu")
             noise, self._rho = reference_warp.step(
                 self.noise, self._rho, forward, back, offset, **key
             )

@@ -380,3 +380,24 @@ def test_public_names() -> None:
     assert set(typed) == set(accel.__all__)
     for name, module in typed.items():
         assert accel._PUBLIC[name] in (module, f"{module}.{name}")
+
+
+NEW = (
+    "empty", "zeros", "ones", "full", "arange", "tensor", "eye", "rand", "randn", "randint",
+    "linspace", "logspace", "randperm", "scalar_tensor", "empty_permuted", "empty_strided",
+)  # fmt: skip
+
+
+def test_allocations_name_dtype_and_device() -> None:
+    """A program may set a default dtype or device of its own, and nothing of ours may follow it."""
+    loose = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and ast.unparse(node.func) in [f"torch.{name}" for name in NEW]
+                and not {"dtype", "device"} <= {keyword.arg for keyword in node.keywords}
+            ):
+                loose.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
+    assert not loose

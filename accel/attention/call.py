@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from accel.attention import sdpa
-from accel.kernels.attention_call import AttentionCall, Options
+from accel.kernels.attention_call import AttentionCall, Options, why_not_plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,13 @@ class Call:
             return "meta tensors"
         if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
             return f"{q.dim()} dimensions, need [B, H, T, D]"
-        if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            return f"dtype {q.dtype}"
+        mask = self.attn_mask
+        if why := why_not_plain(q, k, v, mask):
+            return why
+        if mask is not None and (mask.dim() < 2 or mask.dim() > 4):
+            return f"a mask of {mask.dim()} dimensions"
+        if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
+            return f"a mask of {str(mask.dtype).removeprefix('torch.')}"
         groups = self.enable_gqa and k.shape[1] and q.shape[1] % k.shape[1] == 0
         if q.shape[0] != k.shape[0] or k.shape[:3] != v.shape[:3]:
             return "shapes that broadcast"

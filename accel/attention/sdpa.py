@@ -90,7 +90,7 @@ def hook(module: nn.Module, site: Caller, undo: ExitStack) -> None:
     traced: list[Tensor | None] = []
     _callers[number] = site
     _of_module[module] = number
-    setattr(module, LABEL, torch.tensor(number))
+    setattr(module, LABEL, torch.tensor(number, dtype=torch.int64, device="cpu"))
     known = weakref.ref(module)  # what is undone must not keep a dropped pipeline alive
 
     def before(module: nn.Module, args: Any) -> None:
@@ -176,6 +176,20 @@ def unseen() -> Iterator[None]:
         _trace(label)
 
 
+def autocast(*arguments: Any) -> tuple[Any, ...]:
+    """Return the arguments of torch's attention as its dispatcher casts them under autocast."""
+    kind = arguments[0].device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return arguments
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(
+        x.to(dtype)
+        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+        else x
+        for x in arguments
+    )
+
+
 class Seam:
     """One replacement of torch's function: ``function`` stands in for ``original``.
 
@@ -202,7 +216,8 @@ class Seam:
             if torch.compiler.is_compiling():
                 label = _traced[0]
                 if not plain and label is not None:
-                    return torch.ops.accel.site_attention(*arguments, label)
+                    out = torch.ops.accel.site_attention(*autocast(*arguments), label)
+                    return _as_query(out, query)
             elif self.alive and (site := _callers.get(_current())) is not None:
                 if not plain:
                     return site.attend(*arguments)
@@ -213,6 +228,15 @@ class Seam:
             )  # fmt: skip
 
         self.function = scaled_dot_product_attention
+
+
+def _as_query(out: Tensor, query: Tensor) -> Tensor:
+    """Return ``out`` [..., H, T, D] with heads behind tokens in memory where ``query`` has them so.
+
+    Torch's attention does that, and models view its result accordingly.
+    """
+    swapped = not query.is_contiguous() and query.transpose(-3, -2).is_contiguous()
+    return out.transpose(-3, -2).contiguous().transpose(-3, -2) if swapped else out
 
 
 def original() -> Callable[..., Tensor]:

@@ -117,7 +117,7 @@ class Site:
 
     def attend(self, *arguments: Any) -> Tensor:
         """Compute attention of one call (see ``Call``) as the plan wants it at this step."""
-        call, config = Call(*arguments), self.config
+        call, config = Call(*sdpa.autocast(*arguments)), self.config
         now = run, step = self.state.refresh(), self.state.step
         if config is None:
             self._keep("not inside an attention module accel knows", now)
@@ -176,7 +176,9 @@ class Site:
     def _check(self, call: Call, out: Tensor, rows: int) -> float:
         """Return the relative L1 error of ``out`` on evenly spread query rows; note the worst."""
         tokens, record = call.query.shape[-2], self.record
-        index = torch.linspace(0, tokens - 1, min(rows, tokens), device=out.device).long()
+        index = torch.linspace(
+            0, tokens - 1, min(rows, tokens), dtype=torch.float32, device=out.device
+        ).long()
         error, cosine, _ = compare(out[..., index, :], call.full(*call.rows(index)))
         record.error = error if record.error is None else max(record.error, error)
         record.cosine = cosine if record.cosine is None else min(record.cosine, cosine)

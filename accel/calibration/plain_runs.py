@@ -35,8 +35,8 @@ class Run:
     outputs: list[Tensor] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    first: Tensor = field(default_factory=lambda: torch.zeros(0))
-    final: Tensor = field(default_factory=lambda: torch.zeros(0))
+    first: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32, device="cpu"))
+    final: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32, device="cpu"))
     response: np.ndarray | str = "the sampler was not stepped"
     sampler: str = ""
 
@@ -75,7 +75,7 @@ def answer(scheduler: Any, dimensions: int) -> np.ndarray | str:
     dimensions.
     """
     times = scheduler.timesteps
-    x = torch.zeros(len(times) + 1, dtype=torch.float64)
+    x = torch.zeros(len(times) + 1, dtype=torch.float64, device="cpu")
     x[-1] = 1.0
     shape = (1, -1, *[1] * (dimensions - 2)) if dimensions > 2 else (1, -1)
     x = x.reshape(shape).to(times.device)
@@ -133,6 +133,12 @@ def _some(x: Tensor) -> Tensor:
     """Return elements [E] of a latent in fp32 on the CPU: all, or the same random ones of each."""
     flat = x.detach().flatten()
     if len(flat) > ELEMENTS:
-        chosen = torch.randint(len(flat), (ELEMENTS,), generator=torch.Generator().manual_seed(0))
+        chosen = torch.randint(
+            len(flat),
+            (ELEMENTS,),
+            generator=torch.Generator().manual_seed(0),
+            dtype=torch.int64,
+            device="cpu",
+        )
         flat = flat[chosen.to(flat.device)]
     return flat.float().cpu().clone()

@@ -215,10 +215,11 @@ def _check(pipe: Any, jobs: Sequence[Any], precisions: Sequence[str]) -> None:
 def sample(tokens: int, rows: int) -> Tensor:
     """Return about ``rows`` of ``tokens`` row indices, in evenly spread blocks of ``BLOCK``."""
     if tokens <= rows:
-        return torch.arange(tokens)
+        return torch.arange(tokens, dtype=torch.int64, device="cpu")
     blocks = max(1, rows // BLOCK)
-    starts = torch.linspace(0, tokens - BLOCK, blocks).long() // BLOCK * BLOCK
-    return (starts[:, None] + torch.arange(BLOCK)).flatten().unique()
+    ends = torch.linspace(0, tokens - BLOCK, blocks, dtype=torch.float32, device="cpu")
+    one = torch.arange(BLOCK, dtype=torch.int64, device="cpu")
+    return (ends.long()[:, None] // BLOCK * BLOCK + one).flatten().unique()
 
 
 @contextmanager

@@ -224,6 +224,7 @@ def watcher(module: nn.Module) -> str:
             if not getattr(hook, "__module__", "").startswith("accel."):
                 return "a hook"
     for name, hook in hooks_on(module).items():
-        if name not in WEIGHT_HOOKS and getattr(hook, "keeps_input", True):
+        ours = type(hook).__module__.startswith("accel.")
+        if not ours and name not in WEIGHT_HOOKS and getattr(hook, "keeps_input", True):
             return f"the hook {name!r}"
     return ""

@@ -43,7 +43,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     if min(a.shape[1:3]) < 11:
         raise ValueError(f"SSIM needs frames of 11 x 11 or more, got {a.shape[1:3]}")
     x, y = (torch.from_numpy(v).double().permute(0, 3, 1, 2).flatten(0, 1)[:, None] for v in (a, b))
-    line = torch.exp(-(torch.arange(-5, 6).double() ** 2) / (2 * 1.5**2))
+    line = torch.exp(-(torch.arange(-5, 6, dtype=torch.float64, device="cpu") ** 2) / (2 * 1.5**2))
     window = torch.outer(line, line)[None, None] / line.sum() ** 2
 
     def blur(image: torch.Tensor) -> torch.Tensor:

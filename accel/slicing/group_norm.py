@@ -25,7 +25,7 @@ def group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor
     # On CPUs low precision is not converted, since the kernel sums it in another order than fp32;
     # with weights in fp32 its statistics are fp32.
     low = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
-    own = torch.ones(size, device=x.device) if low else None
+    own = torch.ones(size, dtype=torch.float32, device=x.device) if low else None
     once = x.is_meta  # one group stands for all
     for n in range(1 if once else samples):
         for g in range(1 if once else groups):

@@ -35,7 +35,7 @@ def label(hook: Any) -> Tensor:
     """Return the name of a hook in graphs, an int64 tensor []; the hook is held weakly."""
     number = next(_numbers)
     _hooks[number] = hook
-    return torch.tensor(number)
+    return torch.tensor(number, dtype=torch.int64, device="cpu")
 
 
 def layout(program: Program) -> Layout | None:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from accel.kernels import shared_keys
-from accel.kernels.attention_call import AttentionCall
+from accel.kernels.attention_call import AttentionCall, new_result
 from accel.kernels.cpu.native import require
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _Strides = ctypes.c_int64 * 4
+_OutStrides = ctypes.c_int64 * 3
 
 
 _POINTERS = ["q", "k", "v", "out", "lse", "mask", "key_lengths", "key_valid"]
@@ -37,6 +38,7 @@ class _Call(ctypes.Structure):
             for name in ["batch", "heads", "key_heads", "queries", "keys", "dim", "value_dim"]
         ],
         *[(name, _Strides) for name in ["q_stride", "k_stride", "v_stride", "mask_stride"]],
+        ("out_stride", _OutStrides),
         *[(name, ctypes.c_int32) for name in ["dtype", "qk_bits", "mask_kind", "causal"]],
         *[(name, ctypes.c_int32) for name in ["smooth_k", "smooth_q", "smooth_v", "hadamard"]],
         ("scale", ctypes.c_float),
@@ -50,7 +52,7 @@ def attention(
     """Run quantized attention on CPU tensors.
 
     Tensors as in ``AttentionCall``, in fp32, bf16 or fp16; ``bits`` 4, 6 or 8; ``key_valid`` bool
-    [B, Tk], False where no query sees the key. Returns output ``[B, H, Tq, Dv]`` contiguous and,
+    [B, Tk], False where no query sees the key. Returns output ``[B, H, Tq, Dv]`` in q's layout and,
     if asked for, log-sum-exp fp32 ``[B, H, Tq]``.
 
     Raises RuntimeError without the native library, MemoryError if scratch memory is not to be had.
@@ -58,12 +60,13 @@ def attention(
     lib = require()
     use_torchs_threads(lib)
     q, k, v, options = call.q, call.k, call.v, call.options
-    out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
-    lse = torch.empty(q.shape[:-1]) if options.return_lse else None
+    out = new_result(q, v.shape[-1])
+    lse = q.new_empty(q.shape[:-1], dtype=torch.float32) if options.return_lse else None
     if out.numel() == 0:
         return out, lse
     native = _describe(q, k, v, bits)
     native.out, native.lse = out.data_ptr(), None if lse is None else lse.data_ptr()
+    native.out_stride = _OutStrides(*out.stride()[:3])
     native.scale, native.causal = call.softmax_scale, call.is_causal
     native.smooth_k, native.smooth_q = True, options.smooth_q
     native.smooth_v, native.hadamard = options.smooth_v, options.hadamard

@@ -16,8 +16,8 @@ def quantize_rows(x: Tensor, qmax: int, floor: float) -> tuple[Tensor, Tensor]:
     """
     lib = require()
     x = x.to(torch.float32).contiguous()
-    codes = torch.empty(x.shape, dtype=torch.int8)
-    scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32)
+    codes = torch.empty_like(x, dtype=torch.int8)
+    scale = x.new_empty((*x.shape[:-1], 1))
     columns = x.shape[-1]
     rows = x.numel() // columns if columns else 0
     lib.accel_quantize_rows(

@@ -16,7 +16,7 @@ A program takes BLOCK_M query rows of one head and walks over the keys:
 
 The denominator sums the unrounded P. Scales of V, its mean and the division come once at the end.
 
-Layout: output [B, H, Tq, Dv] contiguous; grid (query tiles * heads * batch). Trade-off: one kernel
+Layout: output [B, H, Tq, Dv] as q lies; grid (query tiles * heads * batch). Trade-off: one kernel
 text for all options, each a ``constexpr``, so that an unused one costs nothing.
 """
 
@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from accel.kernels import shared_keys
-from accel.kernels.attention_call import AttentionCall
+from accel.kernels.attention_call import AttentionCall, new_result
 from accel.kernels.gpu.fp4 import to_fp4
 from accel.kernels.gpu.layout import TOKENS, Packed, Queries, Tile, with_mask
 from accel.kernels.gpu.pack import pack, pack_queries
@@ -140,7 +140,7 @@ def attend(
     v_mean_ptr, q_groups_ptr, k_groups_ptr, v_groups_ptr, bias_ptr, mask_ptr, lengths_ptr, out_ptr,
     lse_ptr,
     heads, group, queries, keys, padded_queries, padded, value_dim, first_row, tiles, blocks,
-    mask_sb, mask_sh, mask_st, mask_sk,
+    mask_sb, mask_sh, mask_st, mask_sk, out_sb, out_sh, out_st,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     VALUES: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr, MASK_ROWS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, SMOOTH_Q: tl.constexpr, LSE: tl.constexpr,
@@ -204,7 +204,8 @@ def attend(
     out += tl.load(v_mean_ptr + key_head * VALUE_DIM + dv)[None, :]
     out = tl.where(empty[:, None], 0.0, out)
     real = (rows < queries)[:, None] & (dv < value_dim)[None, :]
-    place = out_ptr + (head * queries + row) * value_dim + inside * value_dim + dv[None, :]
+    place = out_ptr + b * out_sb + h * out_sh + row.to(tl.int64) * out_st
+    place += inside * out_st + dv[None, :]
     tl.store(place, out.to(out_ptr.dtype.element_ty), mask=real)
     if LSE:
         if VALUES == "e4m3":
@@ -231,10 +232,10 @@ def attention(
     Tensors as in ``AttentionCall``, in fp32, bf16 or fp16; masks may be on another device.
     ``values`` "e4m3" (cc 8.9 and up) or "fp16" is how P and V are held, and "e2m1" (cc 10 and up)
     NVFP4 for everything; ``key_valid`` bool [B, Tk], False where no query sees the key. Returns
-    output ``[B, H, Tq, Dv]`` contiguous and, if asked for, log-sum-exp fp32 ``[B, H, Tq]``.
+    output ``[B, H, Tq, Dv]`` in q's layout and, if asked for, log-sum-exp fp32 ``[B, H, Tq]``.
     """
     q, k, v, options, scale = call.q, call.k, call.v, call.options, call.softmax_scale
-    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    out = new_result(q, v.shape[-1])
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32) if options.return_lse else None
     if out.numel() == 0 or k.shape[2] == 0:
         return out.zero_(), None if lse is None else lse.fill_(-math.inf)
@@ -333,7 +334,7 @@ def _launch(
         absent if key_lengths is None else key_lengths, out, absent if lse is None else lse,
         heads, heads // packed.k_codes.shape[1], out.shape[2], keys, padded_queries,
         packed.k_scale.shape[-1], out.shape[-1], first_block * TOKENS, tiles, blocks,
-        *(mask.stride() if mask is not None else (0, 0, 0, 0)),
+        *(mask.stride() if mask is not None else (0, 0, 0, 0)), *out.stride()[:3],
         BLOCK_M=tile.rows, BLOCK_N=tile.keys, DIM=packed.k_mean.shape[-1],
         VALUE_DIM=packed.v_scale.shape[-1], VALUES=packed.values, CAUSAL=is_causal, MASK=mask_kind,
         MASK_ROWS=mask_rows,
@@ -377,7 +378,7 @@ def _rotated(x: Tensor, rotation: Tensor | None) -> Tensor:
 def _rotation(dim: int, device: torch.device) -> Tensor:
     """Return orthogonal block-diagonal Sylvester-Hadamard matrix [D, D], as in the reference."""
     block = dim & -dim
-    signs = torch.ones(1, 1, device=device)
+    signs = torch.ones(1, 1, dtype=torch.float32, device=device)
     while signs.shape[0] < block:
         signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)], 0)
     return torch.block_diag(*[signs * block**-0.5] * (dim // block))

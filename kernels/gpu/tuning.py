@@ -96,7 +96,9 @@ def measure(
     heads = min(MOST_HEADS, max(1, ROWS // tokens))
     generator = torch.Generator(q.device).manual_seed(0)
     a, b, v = (
-        torch.randn(1, heads, tokens, dim, generator=generator, device=q.device).to(q.dtype)
+        torch.randn(
+            1, heads, tokens, dim, generator=generator, dtype=torch.float32, device=q.device
+        ).to(q.dtype)
         for dim in (q.shape[-1], q.shape[-1], value_dim)
     )
     exact = torch.nn.functional.scaled_dot_product_attention(a, b, v).float()

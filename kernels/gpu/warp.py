@@ -224,7 +224,7 @@ def step(
     on one device.
     """
     back = inverse_flow(forward) if backward is None else backward
-    offset = torch.tensor(u, device=forward.device).view(2, 1, 1)
+    offset = torch.tensor(u, dtype=torch.float32, device=forward.device).view(2, 1, 1)
     source, target, ahead = find_edges(torch.floor(forward + offset), -torch.floor(-back + offset))
     channels, pixels = q.shape[0], rho.numel()
     grid = (triton.cdiv(pixels, BLOCK), triton.cdiv(channels, 4))

@@ -69,9 +69,11 @@ def mix(warped: Tensor, strength: float | Tensor, *, seed: int) -> Tensor:
 
     ``warped`` [C, F, H, W]; ``strength`` a number or a tensor that broadcasts to it.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     frames_first = warped.transpose(0, 1)
-    fresh = torch.randn(frames_first.shape, generator=generator).transpose(0, 1)
+    fresh = torch.randn(
+        frames_first.shape, generator=generator, dtype=torch.float32, device="cpu"
+    ).transpose(0, 1)
     mixed = (1 - strength) * warped + strength * fresh
     return mixed / ((1 - strength) ** 2 + strength**2) ** 0.5
 

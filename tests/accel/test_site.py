@@ -75,7 +75,7 @@ def test_a_rule_that_loses_keeps_its_calls_though_the_default_would_win(four_bit
         (AttentionConfig("full"), {"keys": 20}, "full precision by plan"),
         (AttentionConfig(), {"keys": 20}, "20 keys, quantized attention pays from 128 on"),
         (AttentionConfig(), {"queries": 7}, "7 queries, quantized attention pays from 96 on"),
-        (AttentionConfig(impl="cpu"), {"dtype": torch.float64}, "dtype torch.float64"),
+        (AttentionConfig(impl="cpu"), {"dtype": torch.float64}, "dtype float64"),
         (AttentionConfig(), {"dim": 3}, "3 dimensions, need [B, H, T, D]"),
         (AttentionConfig(), {"batch": 3}, "shapes that broadcast"),
         (AttentionConfig(), {"device": "meta"}, "meta tensors"),

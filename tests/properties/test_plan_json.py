@@ -23,7 +23,7 @@ precisions = st.sampled_from(get_args(Precision))
 @st.composite
 def rules(draw: st.DrawFn) -> Rule:
     start, end = sorted(draw(st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(len_differs)))
-    sites = draw(st.one_of(names, st.lists(names, max_size=3).map(tuple)))
+    sites = draw(st.one_of(names, st.lists(names, min_size=1, max_size=3).map(tuple)))
     return Rule(draw(precisions), sites, start, end)
 
 
