@@ -65,7 +65,7 @@ def card(monkeypatch, cc, choice):
                 is_cpu=False,
                 is_cuda=True,
                 numel=lambda: 1,
-            )  # fmt: skip
+            )
             for n in (4096, keys)
         )
         return decide(AttentionCall(q, k, k), precision, impl)
