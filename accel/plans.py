@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accel.config import AttentionConfig, RehashConfig, SlicingConfig
+from accel.core.atomic_write import write_atomic
 from accel.core.validate import from_dict, instance, known_keys, one_of, text
 
 VERSION = 1
@@ -93,7 +94,7 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan to ``path`` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        write_atomic(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

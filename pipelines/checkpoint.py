@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from accel.core.atomic_write import write_atomic
 from accel.core.diffusers_bridge import CONFIG_ATTRIBUTE
 from accel.core.structure import denoisers
 from accel.patching import Handle
@@ -223,16 +223,7 @@ def write(path: Path, data: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(data, buffer)
     payload = buffer.getvalue()
-    part = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("wb") as file:
-            file.write(hashlib.sha256(payload).digest() + payload)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomic(path, hashlib.sha256(payload).digest() + payload)
 
 
 def read(path: Path, key: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from accel.core.atomic_write import write_atomic
 
 ROOT = Path(__file__).resolve().parent
 WORK = ROOT.parent / "build" / "tiny"
@@ -48,10 +51,9 @@ class Settings:
 
 def save_state(path: Path, **state: object) -> None:
     """Write a checkpoint so that a crash leaves the old one or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
 
 
 def cosine(step: int, steps: int, peak: float, warmup: int = 200, flat: int = 0) -> float:

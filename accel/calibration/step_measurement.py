@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from accel.config import Multistep, RehashConfig
+from accel.core.atomic_write import write_atomic
 from accel.core.validate import from_dict
 from accel.rehash.schedule import budget
 
@@ -149,7 +150,7 @@ class Measurement:
 
     def save(self, path: str | Path) -> None:
         """Write the measurement to ``path`` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        write_atomic(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Measurement:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from accel.core.atomic_write import write_atomic
+
 VERSION = 2
 METRICS = ("l1", "cosine", "score", "l2", "worst")
 
@@ -203,7 +205,7 @@ class ErrorTable:
 
     def save(self, path: str | Path) -> None:
         """Write the table to ``path`` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict()) + "\n")
+        write_atomic(path, json.dumps(self.to_dict()) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> ErrorTable:

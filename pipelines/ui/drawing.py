@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from accel.core.atomic_write import write_atomic
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.camera import Camera
 from accel.pipelines.motion.flow_pictures import arrows, color_wheel
@@ -173,8 +174,7 @@ def _keep(studio: Studio, kind: str, suffix: str, values: np.ndarray) -> Path:
     file = io.BytesIO()
     np.save(file, values)
     path = studio.state / kind / f"{hashlib.sha256(file.getvalue()).hexdigest()[:24]}{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(file.getvalue())
+    write_atomic(path, file.getvalue())
     return path
 
 

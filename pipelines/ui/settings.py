@@ -8,7 +8,6 @@ out.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from accel.core.atomic_write import write_atomic
 from accel.pipelines.job import Job, JobError, job_from_settings, make_job
 from accel.pipelines.load import TINY, local_folder
 from accel.pipelines.video import SUFFIXES, read_comment
@@ -250,10 +250,7 @@ class Presets:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(part, path)
+    write_atomic(path, json.dumps(data, indent=1) + "\n")
 
 
 def job_file(jobs: list[Job]) -> str:
