@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what kernels read
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what kernels read, in csrc's order
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,18 @@ def hooks_on(module: nn.Module) -> dict[str, Any]:
     return dict(getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))
 
 
+def keeping_hook(module: nn.Module) -> str:
+    """Return the name of the first hook of diffusers that may keep a call's input, or ""."""
+    return next(
+        (
+            name
+            for name, hook in hooks_on(module).items()
+            if name not in WEIGHT_HOOKS and getattr(hook, "keeps_input", True)
+        ),
+        "",
+    )
+
+
 def offloads(pipe: Any) -> bool:
     """Return whether a pipeline loads its components one at a time."""
     return bool(getattr(pipe, "_all_hooks", None))
@@ -223,8 +235,5 @@ def watcher(module: nn.Module) -> str:
         for hook in hooks.values():
             if not getattr(hook, "__module__", "").startswith("accel."):
                 return "a hook"
-    for name, hook in hooks_on(module).items():
-        ours = type(hook).__module__.startswith("accel.")
-        if not ours and name not in WEIGHT_HOOKS and getattr(hook, "keeps_input", True):
-            return f"the hook {name!r}"
-    return ""
+    name = keeping_hook(module)
+    return f"the hook {name!r}" if name else ""

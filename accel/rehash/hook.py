@@ -24,9 +24,13 @@ SAMPLES = 16  # values of each condition that identify a branch
 
 
 class RehashHook(ModelHook):
-    """Wraps one denoiser; ``features`` is None at level "output"."""
+    """Wraps one denoiser; ``features`` is None at level "output".
+
+    ``keeps_input`` False: blocks may work in place, since outputs alone are kept.
+    """
 
     _is_stateful = True
+    keeps_input = False
 
     def __init__(self, state: RehashState, denoiser: str, features: Features | None) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from accel.core.diffusers_bridge import (
     WEIGHT_HOOKS,
     hooks_on,
     innermost,
+    keeping_hook,
     offloaded,
     watcher,
 )
@@ -150,13 +151,8 @@ class _Sliced(StandIn):
         kept: str,
     ) -> Any:
         self.record.copied = ""
-        others = [
-            name
-            for name, hook in hooks_on(self._block).items()
-            if name not in WEIGHT_HOOKS and getattr(hook, "keeps_input", True)
-        ]
-        if others:
-            in_place, self.record.copied = frozenset(), f"hook {others[0]!r} may need its input"
+        if hook := keeping_hook(self._block):
+            in_place, self.record.copied = frozenset(), f"hook {hook!r} may need its input"
         elif not program.overwrites:
             self.record.copied = "no input of the result's size"
         elif not in_place & set(program.overwrites.values()):

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from accel.kernels import shared_keys
-from accel.kernels.attention_call import AttentionCall, new_result
+from accel.kernels.attention_call import DTYPES, AttentionCall, new_result
 from accel.kernels.cpu.native import require
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+NUMBERS = {dtype: n for n, dtype in enumerate(DTYPES)}  # as enum Dtype in csrc/attention.h
 _Strides = ctypes.c_int64 * 4
 _OutStrides = ctypes.c_int64 * 3
 
@@ -134,7 +134,7 @@ def _describe(q: Tensor, k: Tensor, v: Tensor, bits: int) -> _Call:
         q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), batch=batch, heads=heads,
         key_heads=k.shape[1], queries=queries, keys=k.shape[2], dim=dim, value_dim=v.shape[-1],
         q_stride=_Strides(*q.stride()), k_stride=_Strides(*k.stride()),
-        v_stride=_Strides(*v.stride()), dtype=DTYPES[q.dtype], qk_bits=bits,
+        v_stride=_Strides(*v.stride()), dtype=NUMBERS[q.dtype], qk_bits=bits,
         threads=torch.get_num_threads(),
     )  # fmt: skip
 

@@ -92,7 +92,7 @@ def _described(value: Any, depth: int = 3) -> Any:
         return tuple((str(k), _described(v, depth - 1)) for k, v in value.items())
     if depth and type(value).__module__.startswith("diffusers.") and hasattr(value, "__dict__"):
         return type(value), tuple((k, _described(v, depth - 1)) for k, v in vars(value).items())
-    return id(type(value))
+    return type(value)
 
 
 def signature(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
