@@ -18,7 +18,7 @@ from accel.kernels.attention_call import PLAIN, AttentionCall, Options, check
 from accel.kernels.cpu import attention as cpu
 from accel.kernels.dispatch import Decision, decide
 from accel.kernels.gpu import support
-from accel.kernels.masks import additive_mask, seen_keys, valid_keys
+from accel.kernels.masks import additive_mask, seen_keys, unexpanded, valid_keys
 
 Precision = Literal["int8", "int6", "int4", "full"]
 ImplName = Literal["auto", "reference", "cpu", "gpu"]
@@ -77,7 +77,8 @@ def attention(
         options = PLAIN
         if smooth_q or smooth_v or hadamard or return_lse:
             options = Options(smooth_q, smooth_v, hadamard, return_lse)
-        call = AttentionCall(q, k, v, attn_mask, key_lengths, is_causal, scale, options)
+        mask = unexpanded(attn_mask)
+        call = AttentionCall(q, k, v, mask, key_lengths, is_causal, scale, options)
         decision = decide(call, precision, impl)
         if decision.impl == "torch":
             return _torch(call)
@@ -129,9 +130,12 @@ def _torch(call: AttentionCall) -> Tensor:
         k, v = (_match_heads(x, q.shape[1]) for x in (k, v))
     if not call.masked:
         return _sdpa(q, k, v, is_causal=call.is_causal, scale=call.scale)
-    mask = _additive(call)
+    given = call.attn_mask
+    # Torch adds a mask in fp32 to queries in half precision: rounding it first can cost much.
+    dtype = q.dtype if given is None or given.dtype in (torch.bool, q.dtype) else _wide(call)
+    mask = _additive(call, dtype)
     assert mask is not None
-    mask = mask.to(q.dtype) if mask.dim() > 1 else mask.to(q.dtype)[None]  # torch takes no [Tk]
+    mask = mask if mask.dim() > 1 else mask[None]  # torch takes no [Tk]
     out = _sdpa(q, k, v, attn_mask=mask, scale=call.scale)
     empty = (mask == -math.inf).all(-1, keepdim=True)
     return out.masked_fill(empty, 0)
@@ -141,7 +145,7 @@ def _reference(call: AttentionCall, precision: str) -> tuple[Tensor, Tensor | No
     """Run the specification; at full precision in fp32, or fp64 for fp64 inputs."""
     q, heads, options = call.q, call.q.shape[1], call.options
     k, v = _match_heads(call.k, heads), _match_heads(call.v, heads)
-    mask, scale = _additive(call), call.softmax_scale
+    mask, scale = _additive(call, _wide(call)), call.softmax_scale
     if precision == "full":
         q, k, v = (x.to(_wide(call)) for x in (q, k, v))
         out, lse = reference.full_attention(q, k, v, scale=scale, mask=mask)
@@ -232,7 +236,7 @@ def _wide(call: AttentionCall) -> torch.dtype:
     return torch.float64 if call.q.dtype == torch.float64 else torch.float32
 
 
-def _additive(call: AttentionCall) -> Tensor | None:
+def _additive(call: AttentionCall, dtype: torch.dtype) -> Tensor | None:
     """Return all masks of a call as one tensor, None if there is none."""
     return additive_mask(
         call.shape,
@@ -240,5 +244,5 @@ def _additive(call: AttentionCall) -> Tensor | None:
         key_lengths=call.key_lengths,
         is_causal=call.is_causal,
         device=call.q.device,
-        dtype=_wide(call),
+        dtype=dtype,
     )

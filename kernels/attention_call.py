@@ -93,6 +93,8 @@ def why_not_plain(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = No
         return "inside a transform of torch.func"
     if forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
+    if torch._C._len_torch_dispatch_stack():
+        return "inside a dispatch mode of torch, such as make_fx"
     return "inside torch.jit.trace" if torch._C._get_tracing_state() is not None else ""
 
 

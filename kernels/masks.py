@@ -49,18 +49,32 @@ def additive_mask(
     return bias
 
 
+def unexpanded(mask: Tensor | None) -> Tensor | None:
+    """Return a mask with size 1 where it repeats one element: nothing of it is written out twice."""
+    if mask is not None:
+        for dim, stride in enumerate(mask.stride()):
+            if stride == 0 and mask.shape[dim] > 1:
+                mask = mask.narrow(dim, 0, 1)
+    return mask
+
+
 def valid_keys(attn_mask: Tensor | None, key_lengths: Tensor | None, k: Tensor) -> Tensor:
     """Return boolean [B, Tk], False for keys ``k [B, H, Tk, D]`` that no query sees.
 
     Only the others have a part in means and scales: padding can hold anything. A batch entry
-    without any key left counts as seeing all.
+    without any key left counts as seeing all, and so does one where a query has no key above
+    ``HIDDEN`` but some above minus infinity: its softmax is over all of those.
     """
     batch, keys = k.shape[0], k.shape[2]
     valid = torch.ones(batch, keys, dtype=torch.bool, device=k.device)
     if attn_mask is not None:
-        keep = attn_mask if attn_mask.dtype == torch.bool else attn_mask > HIDDEN
-        keep = keep.to(k.device).view(*[1] * (4 - keep.dim()), *keep.shape)
-        valid &= keep.any(1).any(1).expand(batch, keys)
+        mask = attn_mask.to(k.device).view(*[1] * (4 - attn_mask.dim()), *attn_mask.shape)
+        keep = mask if mask.dtype == torch.bool else mask > HIDDEN
+        seen = keep.any(1).any(1)
+        if mask.dtype != torch.bool:
+            top = mask.amax(-1)
+            seen = seen | ((top <= HIDDEN) & (top > -math.inf)).any(1).any(1)[:, None]
+        valid &= seen.expand(batch, keys)
     if key_lengths is not None:
         valid &= (
             torch.arange(keys, dtype=torch.int64, device=k.device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 Granularity = Literal["token", "thread", "block"]
-SCALE_FLOOR = 1e-12  # least largest magnitude of a group, so that no scale is zero
+SCALE_FLOOR = 1e-30  # least largest magnitude of a group, so that no scale is zero
 E4M3_MAX = 448.0
 NVFP4_MAX = 448.0 * 6.0  # largest E4M3 scale times largest E2M1 value
 NVFP4_GROUP = 16

@@ -39,7 +39,10 @@ class _Call(ctypes.Structure):
         ],
         *[(name, _Strides) for name in ["q_stride", "k_stride", "v_stride", "mask_stride"]],
         ("out_stride", _OutStrides),
-        *[(name, ctypes.c_int32) for name in ["dtype", "qk_bits", "mask_kind", "causal"]],
+        *[
+            (name, ctypes.c_int32)
+            for name in ["dtype", "qk_bits", "mask_kind", "mask_dtype", "causal"]
+        ],
         *[(name, ctypes.c_int32) for name in ["smooth_k", "smooth_q", "smooth_v", "hadamard"]],
         ("scale", ctypes.c_float),
         ("threads", ctypes.c_int32),
@@ -90,9 +93,14 @@ def _point_at_masks(
     """Fill in mask, key lengths and valid keys; returns what the native call will read."""
     mask, key_lengths = call.attn_mask, call.key_lengths
     if mask is not None:
-        mask = (mask if mask.dtype == torch.bool else mask.float()).expand(call.shape)
-        native.mask, native.mask_stride = mask.data_ptr(), _Strides(*mask.stride())
+        if mask.dtype == torch.float64:
+            mask = mask.float()
+        native.mask, native.mask_stride = (
+            mask.data_ptr(),
+            _Strides(*mask.expand(call.shape).stride()),
+        )
         native.mask_kind = 1 if mask.dtype == torch.bool else 2
+        native.mask_dtype = NUMBERS.get(mask.dtype, 0)
     if key_lengths is not None:
         key_lengths = key_lengths.to(torch.int64).contiguous()
         native.key_lengths = key_lengths.data_ptr()

@@ -34,20 +34,20 @@ constexpr int64_t CHUNK = 24;        // rows that share a packed tile while it i
                                      // multiple of every ROWS (rows of an ISA's register tile)
 
 enum Dtype : int32_t { F32 = 0, BF16 = 1, F16 = 2 };
-enum MaskKind : int32_t { NO_MASK = 0, BOOL_MASK = 1, FLOAT_MASK = 2 };
+enum MaskKind : int32_t { NO_MASK = 0, BOOL_MASK = 1, ADDITIVE_MASK = 2 };
 
 // Layout is part of the C ABI: kernels/cpu/attention.py declares the same fields in the same order.
 struct AttentionCall {
   const void *q, *k, *v;
   void* out;                       // [B, H, Tq, Dv], same dtype, rows by out_stride, dense channels
   float* lse;                      // [B, H, Tq] or null; natural log
-  const void* mask;                // uint8 (bool) or float, see mask_stride
+  const void* mask;                // uint8 (bool) or additive in mask_dtype, see mask_stride
   const int64_t* key_lengths;      // [B] or null
   const uint8_t* key_valid;        // [B, Tk] contiguous or null; 0: no query sees this key
   int64_t batch, heads, key_heads, queries, keys, dim, value_dim;
   int64_t q_stride[4], k_stride[4], v_stride[4], mask_stride[4];  // in elements
   int64_t out_stride[3];
-  int32_t dtype, qk_bits, mask_kind, causal;
+  int32_t dtype, qk_bits, mask_kind, mask_dtype, causal;
   int32_t smooth_k, smooth_q, smooth_v, hadamard;
   float scale;
   int32_t threads;

@@ -43,6 +43,7 @@ from accel.kernels.gpu.tuning import choose as choose_tile
 LOG2_448 = tl.constexpr(8.807354922057604)
 LOG2_2688 = tl.constexpr(11.392317422778762)
 LN2 = tl.constexpr(0.6931471805599453)
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 # Numbers that vary from call to call and align nothing: no kernel of their own for 1 and 16 n.
 COUNTS = ["heads", "group", "queries", "keys", "first_row", "tiles", "blocks"]
 BIAS_BYTES = 256 << 20  # most that the logit rows of smoothed queries take at a time
@@ -96,7 +97,10 @@ def _tiles(
                 if MASK == "bool":
                     z = tl.where(m != 0, z, float("-inf"))
                 else:
-                    z += m.to(tl.float32) * log2e
+                    m = m.to(tl.float32)
+                    # As mask_term in csrc: finite stays finite, NaN takes its row.
+                    term = tl.where(m == float("-inf"), m, tl.maximum(m * log2e, LOWEST))
+                    z += tl.where(m != m, float("inf"), term)
             peak = tl.max(z, 1)
             lift = tl.where(peak == float("-inf"), 0.0, peak)
         new_top = tl.maximum(top, peak)

@@ -41,7 +41,7 @@ from accel.kernels.gpu.layout import TOKENS, Packed, Queries, padded_dim, padded
 
 GROUP = tl.constexpr(64)  # keys that share a scale at granularity "block"
 MAX_CHUNKS = 64  # partial sums per head
-FLOOR = tl.constexpr(1e-12)  # as SCALE_FLOOR of the reference
+FLOOR = tl.constexpr(1e-30)  # as SCALE_FLOOR of the reference
 E4M3, FP4_PEAK = torch.float8_e4m3fn, 2688.0  # 448 * 6, see ``gpu/fp4.py``
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds half to even
 
