@@ -13,20 +13,18 @@ import numpy as np
 import torch
 
 from accel.core.run_pipeline import shown, to_uint8
-from accel.core.structure import denoisers
-from accel.families.family import Geometry
-from accel.families.sizes import SizeRule
-from accel.kernels.warp import check_flow
 from accel.patching import Handle, patched
 from accel.pipelines.checkpoint import StepCheckpoint
 from accel.pipelines.job import Job, JobError
-from accel.pipelines.motion.flows import make_flow
-from accel.pipelines.motion.latents import arrange, latent_geometry, warped_latents
-from accel.pipelines.motion.strength import make_strength
+from accel.pipelines.limits import of_pipe
+from accel.pipelines.motion.latents import latent_geometry
+from accel.pipelines.motion.prepared import Prepared, prepare
 from accel.reporting import Report
 
 OnStep = Callable[[int, int], None]
 OnLatents = Callable[[Any, torch.Tensor], None]
+_GIVEN = ("self", "latents", "generator", "output_type", "callback_on_step_end")
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -42,68 +40,23 @@ class Result:
     report: Report | None
 
 
-@dataclass(frozen=True)
-class _Motion:
-    """What a job's ``motion`` comes to before any noise is warped: flows, strength, latent grid."""
-
-    flow: torch.Tensor
-    backward: torch.Tensor | None
-    strength: float | torch.Tensor
-    geometry: Geometry
-
-
 def check(pipe: Any, job: Job) -> None:
     """Raise JobError if ``job`` does not fit ``pipe``.
 
-    Checked are size multiples, frame count, motion and denoiser.
+    Checked are the model's limits, what the pipeline's call takes, and the motion with its files.
     """
     _checked(pipe, job)
 
 
-def _checked(pipe: Any, job: Job) -> _Motion | None:
+def _checked(pipe: Any, job: Job) -> Prepared | None:
     """``check``, and the job's motion, which is long work for a driving video."""
-    where = f"job {job.file_name!r}"
     try:
-        main = next(iter(denoisers(pipe).values()))
+        limits = of_pipe(pipe)
+        limits.check(job)
+        _check_call(pipe, job)
+        return limits.motion(job)
     except ValueError as error:
-        raise JobError(f"{where}: {error}") from error
-    try:
-        _size_rule(pipe, main).check(job.width, job.height, job.frames)
-    except ValueError as error:
-        raise JobError(f"{where}: {error}") from error
-    try:
-        return None if job.motion is None else _motion(pipe, job)
-    except ValueError as error:
-        raise JobError(f"{where}: {error}") from error
-
-
-def _size_rule(pipe: Any, denoiser: Any) -> SizeRule:
-    """Return the sizes that a loaded pipeline can make: VAE factor times patch size, and frames."""
-    patch = getattr(getattr(denoiser, "config", None), "patch_size", None) or 1
-    patch = patch[-1] if isinstance(patch, (tuple, list)) else patch
-    names = ("vae_scale_factor_spatial", "vae_scale_factor")
-    space = next((f for name in names if (f := getattr(pipe, name, None))), 8)
-    time = getattr(pipe, "vae_scale_factor_temporal", None) or 1
-    return SizeRule(int(space) * int(patch), int(time))
-
-
-def _motion(pipe: Any, job: Job) -> _Motion:
-    """Return the motion of a job that has one.
-
-    Raises ValueError if the job or the pipeline cannot have it.
-    """
-    assert job.movement is not None
-    if job.frames is None or job.height is None or job.width is None:
-        raise ValueError("motion needs frames, height and width in the job")
-    if job.frames == 1:
-        raise ValueError("motion needs 2 frames or more, got frames 1")
-    geometry = latent_geometry(pipe)
-    geometry.latent_frames(job.frames)
-    size = {"frames": job.frames, "height": job.height, "width": job.width}
-    strength = make_strength(job.gamma, **size)
-    flow, backward = make_flow(job.movement, **size)
-    check_flow("flow", flow)
-    return _Motion(flow, backward, strength, geometry)
+        raise JobError(f"job {job.file_name!r}: {error}") from error
 
 
 def motion_latents(pipe: Any, job: Job) -> torch.Tensor:
@@ -111,15 +64,11 @@ def motion_latents(pipe: Any, job: Job) -> torch.Tensor:
 
     Raises ValueError if that cannot be done.
     """
-    return _latents(pipe, job, _motion(pipe, job))
+    return _latents(pipe, job, prepare(job, latent_geometry(pipe)))
 
 
-def _latents(pipe: Any, job: Job, motion: _Motion) -> torch.Tensor:
-    latents = warped_latents(
-        motion.flow, motion.geometry, seed=job.seed, strength=motion.strength,
-        backward=motion.backward,
-    )  # fmt: skip
-    latents = arrange(latents, motion.geometry.layout)
+def _latents(pipe: Any, job: Job, motion: Prepared) -> torch.Tensor:
+    latents = motion.latents(job.seed)
     return latents.to(pipe.unet.dtype) if hasattr(pipe, "unet") else latents
 
 
@@ -152,7 +101,7 @@ def generate(
 def _run(
     pipe: Any,
     job: Job,
-    motion: _Motion | None,
+    motion: Prepared | None,
     on_step: OnStep | None,
     on_latents: OnLatents | None,
     checkpoint: StepCheckpoint | None,
@@ -164,7 +113,10 @@ def _run(
     checkpoints.
     """
     accepted = inspect.signature(type(pipe).__call__).parameters
-    arguments, images = _arguments(pipe, job, motion, accepted)
+    arguments, images = _arguments(pipe, job, accepted), 0
+    if motion is not None:
+        arguments["latents"] = _latents(pipe, job, motion)
+        images = 0 if "num_frames" in accepted else int(job.frames or 0)
     latents, image, aside = arguments.get("latents"), 0, 0.0
 
     def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -199,14 +151,9 @@ def _run(
     return to_uint8(video), seconds
 
 
-def _arguments(
-    pipe: Any, job: Job, motion: _Motion | None, accepted: Any
-) -> tuple[dict[str, Any], int]:
-    """Return the arguments of the pipeline's call, and how many images to make one by one.
-
-    0 images: one call makes all. Raises JobError for a setting that the pipeline does not take.
-    """
-    wanted: dict[str, Any] = {
+def _wanted(job: Job) -> dict[str, Any]:
+    """Return what a job gives to the pipeline's call, by the call's own names."""
+    return {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
         "num_inference_steps": job.steps,
@@ -214,23 +161,50 @@ def _arguments(
         "width": job.width,
         "height": job.height,
         "num_frames": job.frames,
-        "max_sequence_length": _prompt_tokens(pipe, accepted),
-        "latents": None if motion is None else _latents(pipe, job, motion),
     }
-    images = 0
-    if motion is not None and "num_frames" not in accepted:
-        images = int(wanted.pop("num_frames"))
-    missing = [
-        k
-        for k, v in wanted.items()
-        if k not in accepted and v is not None and v != "" and k != "max_sequence_length"
-    ]
-    if missing:
-        raise JobError(
-            f"job {job.file_name!r}: {type(pipe).__name__} takes no {', '.join(missing)}; "
-            "leave out the matching keys"
+
+
+def _arguments(pipe: Any, job: Job, accepted: Any) -> dict[str, Any]:
+    """Return the arguments of the pipeline's call, as far as it takes them."""
+    wanted = {**_wanted(job), "max_sequence_length": _prompt_tokens(pipe, accepted)}
+    return {k: v for k, v in wanted.items() if k in accepted and v is not None}
+
+
+def _check_call(pipe: Any, job: Job) -> None:
+    """Raise ValueError for a job that the pipeline's call does not take, or refuses itself."""
+    accepted, name = inspect.signature(type(pipe).__call__).parameters, type(pipe).__name__
+    wanted = _wanted(job)
+    given = [key for key, value in wanted.items() if value not in (None, "")]
+    if job.motion is not None:  # then a pipeline for single images makes the frames one by one
+        given = [*(key for key in given if key != "num_frames"), "latents"]
+    if missing := [key for key in given if key not in accepted]:
+        raise ValueError(f"{name} takes no {', '.join(missing)}; leave out the matching keys")
+    needed = [key for key, p in accepted.items() if p.default is p.empty and p.kind not in _REST]
+    if lacking := [key for key in needed if key not in (*wanted, *_GIVEN)]:
+        raise ValueError(
+            f"{name} needs {', '.join(lacking)}, which a job cannot give; choose a model that "
+            "generates from a prompt alone"
         )
-    return {k: v for k, v in wanted.items() if k in accepted and v is not None}, images
+    if refusal := _refusal(pipe, wanted):
+        raise ValueError(f"{name} refuses the job: {refusal}")
+
+
+def _refusal(pipe: Any, wanted: dict[str, Any]) -> str:
+    """Return what a pipeline's own check of its inputs says to a job, "" if it finds nothing."""
+    own = getattr(pipe, "check_inputs", None)
+    try:
+        known = inspect.signature(own).parameters  # type: ignore[arg-type]
+        asked = {
+            name: wanted.get(name)
+            for name, parameter in known.items()
+            if name in wanted or parameter.default is parameter.empty
+        }
+        own(**asked)  # type: ignore[misc]
+    except ValueError as error:
+        return str(error)
+    except (TypeError, AttributeError):  # it checks something else
+        pass
+    return ""
 
 
 def _prompt_tokens(pipe: Any, accepted: Any) -> int | None:

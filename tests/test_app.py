@@ -313,7 +313,7 @@ def test_a_plan_is_predicted_and_used(page: Any, page_out: Path) -> None:
 @browsing
 def test_bad_values_are_told_at_once(page: Any) -> None:
     for field, value, message in (
-        ("width", 63, "width must be a multiple of 8 for this model, got 63; the nearest is 64"),
+        ("width", 72, "width must be a multiple of 16 for this model, got 72; the nearest is 80"),
         ("frames", 18, "frames must be a multiple of 4 plus 1 for this model, got 18"),
         ("seed", -1, "seed must be a whole number from 0"),
         ("steps", 201, "steps is 201, at most 200 here"),

@@ -20,6 +20,7 @@ from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.predict import Prediction, Predictor, Totals, measured_rows
 from accel.pipelines.batch.simulated import Simulator
 from accel.pipelines.job import JobError, settings_text
+from accel.pipelines.limits import StoredLimits
 
 if TYPE_CHECKING:  # a dry run needs neither
     from accel.pipelines.batch.engines import Engine, Stop
@@ -153,7 +154,7 @@ def _dry_run(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) 
     """Print each job as it is read: id, file, what would happen, prediction."""
     rows = list(measured_rows(args.out))
     known = {row["name"]: row["id"] for row in rows if row["id"]}
-    totals = Totals()
+    totals, limits = Totals(), StoredLimits()
     with closing(Simulator()) as simulator:
         predictor = Predictor(rows, simulator)
         for entry in items(args.jobfiles, overrides, known, shard):
@@ -163,6 +164,10 @@ def _dry_run(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) 
                 continue
             output = Output(args.out, entry.name, entry.job.format)
             reason = output.why_not_done(entry.id, args.compare)
+            if reason and (refusal := limits.why_not(entry.job)):
+                totals.invalid += 1
+                print(f"invalid: job {entry.name!r}: {refusal}", file=sys.stderr)
+                continue
             prediction = predictor.predict(entry.job)
             totals.add(prediction, wanted=bool(reason))
             _print_entry(entry, output, reason, prediction, args.progress == "json")

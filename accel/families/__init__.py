@@ -20,6 +20,7 @@ from accel.families.family import (
     Family,
     Geometry,
     Model,
+    Pipeline,
     Strip,
     Tracing,
     Vae,
@@ -89,6 +90,11 @@ def strips() -> Mapping[str, Strip]:
 def grouped_blocks() -> Mapping[str, BlockKind]:
     """Return the kinds of decoder blocks with GroupNorm, by class name."""
     return _table("grouped_blocks")
+
+
+def pipelines() -> Mapping[str, Pipeline]:
+    """Return what is known about pipelines that generate from a prompt, by class name."""
+    return _table("pipelines")
 
 
 def models() -> Mapping[str, Model]:

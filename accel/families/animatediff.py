@@ -8,8 +8,8 @@ import torch
 
 from accel.families.components import Part, meta
 from accel.families.encoders import CLIP, encoder
-from accel.families.family import Denoiser, Family, Geometry, Model
-from accel.families.stable_diffusion import KL
+from accel.families.family import Denoiser, Family, Geometry, Model, Pipeline
+from accel.families.stable_diffusion import KL, kl_scales
 
 
 def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
@@ -22,12 +22,19 @@ def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _geometry(pipe: Any) -> Geometry:
-    return Geometry(int(pipe.unet.config.in_channels), pipe.vae_scale_factor, 1)
+    return Geometry(int(pipe.unet.config.in_channels), *kl_scales(pipe.vae.config))
 
 
 FAMILY = Family(
     "animatediff",
-    denoisers={"UNetMotionModel": Denoiser(_inputs, batched=True)},
+    denoisers={
+        "UNetMotionModel": Denoiser(
+            _inputs,
+            batched=True,
+            positions=lambda config: (config.get("motion_max_seq_length", 32), None),
+        )
+    },
+    pipelines={"AnimateDiffPipeline": Pipeline()},
     latents={"AnimateDiff": _geometry},
     models={
         "animatediff": Model(

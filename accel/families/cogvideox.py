@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from accel.families.components import Part, meta
 from accel.families.encoders import T5, encoder
-from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Vae
+from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Vae
 
 
 def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
@@ -23,12 +24,16 @@ def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
+def _scales(config: Mapping[str, Any]) -> tuple[int, int]:
+    levels = len(config.get("block_out_channels", (128, 256, 256, 512)))
+    return 2 ** (levels - 1), int(config.get("temporal_compression_ratio", 4))
+
+
 def _geometry(pipe: Any) -> Geometry:
     if (getattr(pipe.transformer.config, "patch_size_t", None) or 1) != 1:
         raise ValueError("motion for CogVideoX needs a transformer without temporal patches (1.0)")
     channels = int(pipe.vae.config.latent_channels)
-    space, time = pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal
-    return Geometry(channels, space, time, "BFCHW")
+    return Geometry(channels, *_scales(pipe.vae.config), layout="BFCHW")
 
 
 FAMILY = Family(
@@ -36,8 +41,12 @@ FAMILY = Family(
     denoisers={
         "CogVideoXTransformer3DModel": Denoiser(_inputs, batched=True, text_tokens=226),
     },
-    vaes={"AutoencoderKLCogVideoX": Vae(lambda config: (8, 4))},
+    vaes={"AutoencoderKLCogVideoX": Vae(_scales)},
     decoders={"CogVideoXDecoder3D": Decoder(pieces="apart")},
+    pipelines={
+        "CogVideoXPipeline": Pipeline(),
+        "CogVideoXImageToVideoPipeline": Pipeline(needs="an image"),
+    },
     latents={"CogVideoX": _geometry},
     return_frames=(
         "CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXVideoToVideoPipeline",

@@ -38,11 +38,27 @@ class Denoiser:
     ``inputs(denoiser, latent)`` gives the arguments of one call on the meta device for a latent of
     shape [batch, channels, frames, height, width]. ``batched``: its pipelines run both guidance
     branches in one call. ``text_tokens``: the number of tokens that they pad a prompt to.
+    ``positions(config)`` gives the most latent frames, and latent pixels of a side, that it has
+    positions for; None is any number.
     """
 
     inputs: Inputs
     batched: bool = False
     text_tokens: int = 512
+    positions: Callable[[Mapping[str, Any]], tuple[int | None, int | None]] | None = None
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline's class, as far as it takes less than its models could make.
+
+    ``grid``: its own checks want width and height to be multiples of so many pixels. ``images``: it
+    makes single images. ``needs``: what it cannot do without, which no job gives.
+    """
+
+    grid: int = 8
+    images: bool = False
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,11 +145,13 @@ class Tracing(Protocol):
 class Family:
     """Everything that is known about one model family, by the names of diffusers' classes.
 
-    ``latents``: geometry by the start of a pipeline's class name. ``return_frames``: pipelines that
-    only make frames for the caller from what they decode. ``models``: configurations of released
-    models by short name. ``unet_parts``: parts of a UNet that are sliced one by one; each is called
-    with frames, images or pixels as samples of a batch, or with tokens. ``grouped_blocks``: kinds
-    of decoder blocks with GroupNorm.
+    ``pipelines``: those that generate from a prompt, and what they take. ``latents``: geometry by
+    the start of a pipeline's class name; a rule reads only the ``config`` of components, since it
+    is also asked before a model is loaded. ``return_frames``: pipelines that only make frames for
+    the caller from what they decode. ``models``: configurations of released models by short name.
+    ``unet_parts``: parts of a UNet that are sliced one by one; each is called with frames, images
+    or pixels as samples of a batch, or with tokens. ``grouped_blocks``: kinds of decoder blocks
+    with GroupNorm.
     """
 
     name: str
@@ -143,6 +161,7 @@ class Family:
     strips: Mapping[str, Strip] = field(default_factory=dict)
     grouped_blocks: Mapping[str, BlockKind] = field(default_factory=dict)
     unet_parts: tuple[str, ...] = ()
+    pipelines: Mapping[str, Pipeline] = field(default_factory=dict)
     latents: Mapping[str, Callable[[Any], Geometry]] = field(default_factory=dict)
     return_frames: tuple[str, ...] = ()
     models: Mapping[str, Model] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from typing import Any
 
 from accel.families.components import Part, meta
 from accel.families.encoders import CLIP, T5, encoder
-from accel.families.family import Denoiser, Family, Model
+from accel.families.family import Denoiser, Family, Model, Pipeline
 from accel.families.stable_diffusion import KL
 
 
@@ -27,6 +27,7 @@ def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
 FAMILY = Family(
     "flux",
     denoisers={"FluxTransformer2DModel": Denoiser(_inputs)},
+    pipelines={"FluxPipeline": Pipeline(16, images=True)},
     models={
         "flux": Model(
             Part("FluxTransformer2DModel", {"guidance_embeds": True}),

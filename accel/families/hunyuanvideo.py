@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from accel.families.components import Part, meta
 from accel.families.encoders import CLIP, LLAMA, encoder
-from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Strip, Vae
+from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Strip, Vae
 
 
 def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
@@ -23,16 +24,23 @@ def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
+def _scales(config: Mapping[str, Any], space: int = 8) -> tuple[int, int]:
+    time = config.get("temporal_compression_ratio", 4)
+    return int(config.get("spatial_compression_ratio", space)), int(time)
+
+
 def _geometry(pipe: Any) -> Geometry:
-    channels = int(pipe.vae.config.latent_channels)
-    return Geometry(channels, pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal)
+    return Geometry(int(pipe.vae.config.latent_channels), *_scales(pipe.vae.config))
 
 
 FAMILY = Family(
     "hunyuanvideo",
     # A template of 95 tokens, then 256 tokens of text.
     denoisers={"HunyuanVideoTransformer3DModel": Denoiser(_inputs, text_tokens=351)},
-    vaes={"AutoencoderKLHunyuanVideo": Vae(lambda config: (8, 4))},
+    vaes={
+        "AutoencoderKLHunyuanVideo": Vae(_scales),
+        "AutoencoderKLHunyuanVideo15": Vae(lambda config: _scales(config, 16)),
+    },
     decoders={
         "HunyuanVideoDecoder3D": Decoder(grouped=True),
         "HunyuanVideo15Decoder3D": Decoder(("norm_out", "conv_act")),
@@ -43,6 +51,7 @@ FAMILY = Family(
         "HunyuanVideoUpsampleCausal3D": "upsampler",
         "HunyuanVideoMidBlock3D": "causal middle",
     },
+    pipelines={"HunyuanVideoPipeline": Pipeline(16)},
     latents={"HunyuanVideo": _geometry},
     models={
         "hunyuanvideo": Model(

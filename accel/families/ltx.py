@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from accel.families.family import Decoder, Family, Geometry, Strip
+from accel.families.family import Decoder, Family, Geometry, Pipeline, Strip, Vae
+
+
+def _scales(config: Mapping[str, Any]) -> tuple[int, int]:
+    halvings = 2 ** sum(config.get("spatio_temporal_scaling", (True, True, True, False)))
+    space = config.get("spatial_compression_ratio") or config.get("patch_size", 4) * halvings
+    time = config.get("temporal_compression_ratio") or config.get("patch_size_t", 1) * halvings
+    return int(space), int(time)
 
 
 def _geometry(pipe: Any) -> Geometry:
-    if (pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size) != (1, 1):
+    config = pipe.transformer.config
+    if (config.patch_size, config.patch_size_t) != (1, 1):
         raise ValueError("motion for LTX needs a transformer with patches of one latent pixel")
-    return Geometry(
-        int(pipe.vae.config.latent_channels),
-        pipe.vae_spatial_compression_ratio,
-        pipe.vae_temporal_compression_ratio,
-        "tokens",
-    )
+    channels = int(pipe.vae.config.latent_channels)
+    return Geometry(channels, *_scales(pipe.vae.config), layout="tokens")
 
 
 FAMILY = Family(
     "ltx",
+    vaes={"AutoencoderKLLTXVideo": Vae(_scales)},
     decoders={"LTXVideoDecoder3d": Decoder(("norm_out", "conv_act"))},
     strips={"LTXVideoResnetBlock3d": Strip(2), "LTXVideoUpsampler3d": Strip(1, 2)},
+    pipelines={"LTXPipeline": Pipeline(32)},
     latents={"LTX": _geometry},
 )

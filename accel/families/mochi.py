@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from accel.families.components import Part, meta
 from accel.families.encoders import T5, encoder
-from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Vae
+from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Vae
+
+SCALES = (8, 6)  # pixels and frames per latent cell: its pipelines know no others
 
 BLOCK, PROCESSOR, MASK = "MochiTransformerBlock", "MochiAttnProcessor2_0", "encoder_attention_mask"
 
@@ -164,15 +166,15 @@ def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _geometry(pipe: Any) -> Geometry:
-    channels = int(pipe.transformer.config.in_channels)
-    return Geometry(channels, pipe.vae_spatial_scale_factor, pipe.vae_temporal_scale_factor)
+    return Geometry(int(pipe.transformer.config.in_channels), *SCALES)
 
 
 FAMILY = Family(
     "mochi",
     denoisers={"MochiTransformer3DModel": Denoiser(_inputs, batched=True, text_tokens=256)},
-    vaes={"AutoencoderKLMochi": Vae(lambda config: (8, 6))},
+    vaes={"AutoencoderKLMochi": Vae(lambda config: SCALES)},
     decoders={"MochiDecoder3D": Decoder(pieces="apart")},
+    pipelines={"MochiPipeline": Pipeline()},
     latents={"Mochi": _geometry},
     return_frames=("MochiPipeline",),
     models={

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accel.families.family import Decoder, Family, Geometry, Vae
+from accel.families.family import Decoder, Family, Geometry, Pipeline, Vae
 
 KL: Mapping[str, Any] = {
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
@@ -13,15 +13,26 @@ KL: Mapping[str, Any] = {
 }  # fmt: skip
 
 
+def kl_scales(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return pixels and frames per latent cell of a KL autoencoder of images."""
+    return 2 ** (len(config.get("block_out_channels", (64,))) - 1), 1
+
+
 def _geometry(pipe: Any) -> Geometry:
-    return Geometry(int(pipe.vae.config.latent_channels), pipe.vae_scale_factor, 1, "BCHW")
+    channels = int(pipe.vae.config.latent_channels)
+    return Geometry(channels, *kl_scales(pipe.vae.config), layout="BCHW")
 
 
 FAMILY = Family(
     "stable-diffusion",
-    vaes={"AutoencoderKL": Vae(lambda config: (8, 1), framewise=True)},
+    vaes={"AutoencoderKL": Vae(kl_scales, framewise=True)},
     decoders={"Decoder": Decoder(grouped=True)},
     grouped_blocks={"ResnetBlock2D": "resnet", "Upsample2D": "upsampler"},
     unet_parts=("ResnetBlock2D", "BasicTransformerBlock", "Upsample2D", "Downsample2D"),
+    pipelines={
+        "StableDiffusionPipeline": Pipeline(images=True),
+        "StableDiffusionXLPipeline": Pipeline(images=True),
+        "StableDiffusion3Pipeline": Pipeline(images=True),
+    },
     latents={"StableDiffusion": _geometry},
 )

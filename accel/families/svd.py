@@ -8,8 +8,8 @@ import torch
 
 from accel.families.components import Part, meta
 from accel.families.encoders import VISION, encoder
-from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Vae
-from accel.families.stable_diffusion import KL
+from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Vae
+from accel.families.stable_diffusion import KL, kl_scales
 
 
 def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
@@ -24,20 +24,18 @@ def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
 
 def _geometry(pipe: Any) -> Geometry:
     # Half of the UNet's input is the first frame.
-    return Geometry(int(pipe.vae.config.latent_channels), pipe.vae_scale_factor, 1, "BFCHW")
+    channels = int(pipe.vae.config.latent_channels)
+    return Geometry(channels, *kl_scales(pipe.vae.config), layout="BFCHW")
 
 
 FAMILY = Family(
     "svd",
     denoisers={"UNetSpatioTemporalConditionModel": Denoiser(_inputs, batched=True)},
-    vaes={
-        "AutoencoderKLTemporalDecoder": Vae(
-            lambda config: (8, 1), framewise=True, mixes_frames=True
-        )
-    },
+    vaes={"AutoencoderKLTemporalDecoder": Vae(kl_scales, framewise=True, mixes_frames=True)},
     decoders={"TemporalDecoder": Decoder(grouped=True)},
     grouped_blocks={"TemporalResnetBlock": "resnet", "AlphaBlender": "blender"},
     unet_parts=("TemporalBasicTransformerBlock", "TemporalResnetBlock"),
+    pipelines={"StableVideoDiffusionPipeline": Pipeline(needs="an image")},
     latents={"StableVideoDiffusion": _geometry},
     models={
         "svd": Model(

@@ -9,7 +9,7 @@ import torch
 
 from accel.families.components import Part, meta
 from accel.families.encoders import T5, encoder
-from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Strip, Vae
+from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Strip, Vae
 
 
 def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
@@ -27,9 +27,14 @@ def _scales(config: Mapping[str, Any]) -> tuple[int, int]:
     return int(space), int(config.get("scale_factor_temporal", 4))
 
 
+def _positions(config: Mapping[str, Any]) -> tuple[int, int]:
+    time, space, _ = config.get("patch_size") or (1, 2, 2)
+    most = int(config.get("rope_max_seq_len", 1024))
+    return most * time, most * space
+
+
 def _geometry(pipe: Any) -> Geometry:
-    channels = int(pipe.vae.config.z_dim)
-    return Geometry(channels, pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal)
+    return Geometry(int(pipe.vae.config.z_dim), *_scales(pipe.vae.config))
 
 
 def _model(**sizes: int) -> Model:
@@ -42,10 +47,15 @@ def _model(**sizes: int) -> Model:
 
 FAMILY = Family(
     "wan",
-    denoisers={"WanTransformer3DModel": Denoiser(_inputs)},
+    denoisers={"WanTransformer3DModel": Denoiser(_inputs, positions=_positions)},
     vaes={"AutoencoderKLWan": Vae(_scales)},
     decoders={"WanDecoder3d": Decoder(("norm_out", "nonlinearity"), pieces="joined")},
     strips={"WanResidualBlock": Strip(2, cached=True), "WanResample": Strip(1, 2, cached=True)},
+    pipelines={
+        "WanPipeline": Pipeline(16),
+        "WanImageToVideoPipeline": Pipeline(16, needs="an image"),
+        "WanVideoToVideoPipeline": Pipeline(16, needs="a video"),
+    },
     latents={"Wan": _geometry},
     return_frames=(
         "WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline",

@@ -5,6 +5,7 @@ Nothing but configurations is downloaded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,11 +105,24 @@ def scales(cls: str, config: Mapping[str, Any]) -> tuple[int, int]:
     return (8, 4) if known is None else known.scales(config)
 
 
-def size_rule(denoiser: Mapping[str, Any], vae: str, config: Mapping[str, Any]) -> SizeRule:
-    """Return the sizes a model can make, from the configurations of its denoiser and its VAE."""
-    space, time = scales(vae, config)
-    patch = denoiser.get("patch_size") or 1
-    return SizeRule(space * int(patch if isinstance(patch, int) else patch[-1]), time)
+def size_rule(denoiser: Part, scales: tuple[int, int], grid: int = 1) -> SizeRule:
+    """Return the sizes that a model can make.
+
+    Args:
+        denoiser: Its class and configuration.
+        scales: Pixels and frames per latent cell.
+        grid: Pixels that its pipeline wants width and height to be multiples of.
+    """
+    (space, time), patch = scales, denoiser.config.get("patch_size") or 1
+    token = space * int(patch if isinstance(patch, int) else patch[-1])
+    known = families.denoisers().get(denoiser.cls)
+    frames, side = known.positions(denoiser.config) if known and known.positions else (None, None)
+    return SizeRule(
+        math.lcm(token, grid),
+        time,
+        None if side is None else side * space,
+        None if frames is None else (frames - 1) * time + 1,
+    )
 
 
 def latent_shape(model: Model, video: Video) -> tuple[int, int, int, int, int]:
@@ -117,7 +131,7 @@ def latent_shape(model: Model, video: Video) -> tuple[int, int, int, int, int]:
     Raises ValueError for a size that is no multiple of what one token covers.
     """
     space, time = scales(model.vae.cls, model.vae.config)
-    rule = size_rule(model.denoiser.config, model.vae.cls, model.vae.config)
+    rule = size_rule(model.denoiser, (space, time))
     rule.check(video.width, video.height, None)
     if video.frames < 1:
         raise ValueError(f"frames must be at least 1, got {video.frames}")

@@ -16,18 +16,24 @@ from typing import Any
 from accel.pipelines.batch.identity import model_fingerprint, plan_digest
 from accel.pipelines.batch.simulated import Answer, Simulator
 from accel.pipelines.job import Job
+from accel.pipelines.limits import of_model
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds, None if no like job has run, and what is known of the peak."""
+    """Seconds, None if no like job has run, and what is known of the peak.
+
+    ``unchecked``: why the model's limits are known only when it is loaded.
+    """
 
     seconds: float | None
     memory: Answer
+    unchecked: str = ""
 
     def __str__(self) -> str:
         time = "time unknown" if self.seconds is None else f"~{self.seconds:.1f} s"
-        return f"predicted {time}, {memory_text(self.memory)}"
+        limits = f", limits unknown: {self.unchecked}" if self.unchecked else ""
+        return f"predicted {time}, {memory_text(self.memory)}{limits}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is unknown is None, with the reason."""
@@ -37,6 +43,7 @@ class Prediction:
             "peak_bytes": self.memory.peak if known else None,
             "peak_at_least": self.memory.at_least,
             "peak_unknown": self.memory.why_not,
+            "limits_unknown": self.unchecked,
         }
 
 
@@ -59,7 +66,7 @@ class Predictor:
 
     def predict(self, job: Job) -> Prediction:
         """For a resolved job."""
-        return Prediction(self._seconds(job), self._simulator(job))
+        return Prediction(self._seconds(job), self._simulator(job), of_model(job.model).unknown)
 
     def _seconds(self, job: Job) -> float | None:
         if not self._measured or not job.width or not job.height or not job.steps:

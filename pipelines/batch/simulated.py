@@ -161,13 +161,14 @@ def config_of(folder: str, name: str) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _index(folder: str) -> dict[str, Any]:
+def index(folder: str) -> dict[str, Any]:
+    """Return a pipeline's components and their classes."""
     return dict(json.loads((Path(folder) / "model_index.json").read_text()))
 
 
 def denoiser_of(folder: str) -> str:
     """Name of the component that denoises."""
-    return "unet" if "unet" in _index(folder) else "transformer"
+    return "unet" if "unet" in index(folder) else "transformer"
 
 
 @lru_cache(maxsize=256)
@@ -177,7 +178,7 @@ def other_weights(folder: str, dtype: str) -> tuple[int, bool]:
     Read from the headers of their files; False if there is one without files.
     """
     size, total, whole = 4 if dtype == "float32" else 2, 0, True
-    for name, value in _index(folder).items():
+    for name, value in index(folder).items():
         path = Path(folder) / name
         if name in ("vae", denoiser_of(folder)) or not isinstance(value, list):
             continue

@@ -8,6 +8,7 @@ averaged and rescaled to unit variance; temporally one frame is kept per latent 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,18 +20,23 @@ from accel.families.family import Geometry, Layout
 from accel.kernels.warp import warp_noise
 
 
-def latent_geometry(pipe: Any) -> Geometry:
-    """Return the latent geometry of a loaded pipeline.
+def latent_geometry(pipe: Any, names: Sequence[str] = ()) -> Geometry:
+    """Return the latent geometry of a pipeline.
 
-    Raises ValueError for families without a rule.
+    Args:
+        pipe: A loaded pipeline, or anything whose components have their ``config``.
+        names: Class names of the pipeline, the most special first; by default those of ``pipe``.
+
+    Raises:
+        ValueError: Its family has no rule.
     """
-    rules = geometry_rules()
-    for cls in type(pipe).__mro__:
-        fits = [start for start in rules if cls.__name__.startswith(start)]
+    rules, names = geometry_rules(), names or [cls.__name__ for cls in type(pipe).__mro__]
+    for name in names:
+        fits = [start for start in rules if name.startswith(start)]
         if fits:
             return rules[max(fits, key=len)](pipe)
     raise ValueError(
-        f"motion is not supported for {type(pipe).__name__}: there is a rule for the latents of "
+        f"motion is not supported for {names[0]}: there is a rule for the latents of "
         f"{', '.join(rules)} only; leave motion out of the job"
     )
 

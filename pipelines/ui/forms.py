@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from accel.pipelines.job import Job, JobError
+from accel.pipelines.limits import of_model
 from accel.pipelines.load import TINY, defaults
 from accel.pipelines.ui import drawing
-from accel.pipelines.ui.predicted import check_size
 from accel.pipelines.ui.settings import PLANNED, Models, job_file, job_from_form
 from accel.pipelines.ui.studio import Studio
 
@@ -71,7 +71,7 @@ def job_of(values: Mapping[str, Any], studio: Studio) -> Job:
     """
     form = {**values, "prompt": "size only"}
     job = job_from_form(form, studio.models, studio.limits).resolved()
-    check_size(job)
+    of_model(job.model).check(job)
     return job
 
 

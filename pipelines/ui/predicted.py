@@ -21,8 +21,6 @@ from accel.pipelines.batch.simulated import (
     NOT_LOCAL,
     Helper,
     config_folder,
-    config_of,
-    denoiser_of,
     other_weights,
     usual_dtype,
 )
@@ -101,28 +99,6 @@ class Simulations:
 def shape(job: Job) -> str:
     """Return what decides the memory of an unsliced job."""
     return digest([job.model, job.width, job.height, job.frames])
-
-
-def check_size(job: Job) -> None:
-    """Raise JobError for a size that the model cannot have.
-
-    As far as its configurations say; the rest is found when it is loaded.
-    """
-    from accel import families
-    from accel.memory.meta_models import size_rule
-
-    try:
-        folder = str(config_folder(job.model) or "")
-        config, vae = config_of(folder, denoiser_of(folder)), config_of(folder, "vae")
-        if config["_class_name"] not in families.denoisers():
-            return
-        rule = size_rule(config, vae["_class_name"], vae)
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    try:
-        rule.check(job.width, job.height, job.frames)
-    except ValueError as error:
-        raise JobError(str(error)) from error
 
 
 # ---------------------------------------------------------------------------- quality and seconds

@@ -29,8 +29,9 @@ from accel.pipelines.batch.manifest import Manifest
 from accel.pipelines.batch.output import Output, prepare_folder, read_sidecar
 from accel.pipelines.batch.queue import Options
 from accel.pipelines.job import Job, JobError, make_job
+from accel.pipelines.limits import of_model
 from accel.pipelines.ui.live import LiveQueue
-from accel.pipelines.ui.predicted import Simulations, check_size
+from accel.pipelines.ui.predicted import Simulations
 from accel.pipelines.ui.settings import Limits, Models, Presets, job_from_form, write_json
 from accel.pipelines.video import read_video, remove
 
@@ -112,7 +113,7 @@ class Studio:
         if len(self.queue.entries) >= self.limits.waiting:
             raise JobError(f"{self.limits.waiting} jobs are waiting already; remove some")
         job = job_from_form(form, self.models, self.limits)
-        check_size(job.resolved())
+        of_model(job.model).check(job.resolved())
         if compare and job.accel_plan() is None:
             raise JobError("preset none is the reference itself; choose another one to compare")
         name = self.queue.add(job, compare=compare).item.name

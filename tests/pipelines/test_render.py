@@ -126,7 +126,7 @@ def test_prompt_lengths_agree_at_the_guidance_of_jobs(pipe):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 70}, r"width must be a multiple of 8.*got 70.*72"),
+        ({"width": 72}, r"width must be a multiple of 16.*got 72.*80"),
         ({"frames": 16}, r"multiple of 4 plus 1.*got 16.*17"),
         ({"motion": {"camera": {"pan": 3}}}, "pan"),
         ({"frames": 1, "motion": {"camera": {}}}, "2 frames"),
@@ -203,7 +203,7 @@ def test_restart_renders_nothing_twice_and_repairs_a_damaged_file(jobs, tmp_path
     ("entry", "message"),
     [
         ({"prompt": "x", "seeds": 1}, "did you mean 'seed'"),
-        ({"prompt": "x", "height": 63}, "multiple of 8"),
+        ({"prompt": "x", "height": 63}, "multiple of 16"),
         ({"prompt": "x", "model": "./nowhere"}, "nowhere"),
     ],
 )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from accel.memory.fit import Kept, Needs
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.ui import plan_tab, predicted
-from accel.pipelines.ui.predicted import Choice, Simulations, check_size
+from accel.pipelines.ui.predicted import Choice, Simulations
 from accel.plans import Plan
 
 GIB = 2**30
@@ -96,24 +95,3 @@ def test_simulated_in_a_process_of_its_own_and_once() -> None:
         assert simulations.needs(job) is needs
     finally:
         simulations.close()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"width": 63}, "width must be a multiple of 8 for this model, got 63; the nearest is 64"),
-        ({"height": 3}, "the nearest is 8"),
-        ({"frames": 18}, "frames must be a multiple of 4 plus 1 .* got 18; the nearest is 17"),
-        ({"frames": 2}, "the nearest is 1"),
-        ({"frames": 3}, "the nearest is 5"),
-    ],
-)
-def test_sizes_that_cannot_be_are_refused_at_once(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(JobError, match=message):
-        check_size(replace(Job("x").resolved(), **change))
-
-
-def test_sizes_of_models_that_are_not_here_are_left_to_the_load() -> None:
-    check_size(Job("x").resolved())
-    check_size(Job("x", model="owner/name", width=63))
-    check_size(Job("x", model="/nowhere", width=63))
