@@ -8,23 +8,27 @@ No rescaling, BT.709, settings in the ``comment`` tag, equal bytes for equal inp
     gif       name.gif     256 colors per frame; equal neighbors become one longer frame
     png       name/        one 00000.png per frame, exact
     lossless  name.mkv     FFV1 in RGB, exact
+
+Reading takes any of them: a folder of frames is a video too.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
 import av
-import imageio.v3 as iio
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageSequence, PngImagePlugin
+
+from accel.core.atomic_write import part_of
 
 _BT709 = 1  # ITU-T H.273 code for primaries, transfer and matrix
 _RGB = 0
@@ -66,6 +70,7 @@ _CODECS = {
 }
 SUFFIX = {"mp4": ".mp4", "webm": ".webm", "gif": ".gif", "png": "", "lossless": ".mkv"}
 SUFFIXES = {suffix: name for name, suffix in SUFFIX.items() if suffix} | {".png": "png"}
+_FRAME = re.compile(r"\d{5,}\.png")  # the names that ``_encode_png`` gives
 
 
 def write_video(
@@ -82,7 +87,7 @@ def write_video(
     format = format or SUFFIXES.get(path.suffix.lower(), "")
     if format not in SUFFIX:
         raise ValueError(f"{path.name}: no video format; known suffixes: {sorted(SUFFIXES)}")
-    part = path.with_name(f"{path.name}.part")
+    part = part_of(path)
     try:
         encode(part, frames, fps=fps, comment=comment, format=format)
         replace(part, path)
@@ -108,7 +113,7 @@ def encode(path: Path, frames: np.ndarray, *, fps: float, comment: str, format: 
     else:
         rate = Fraction(fps).limit_denominator(1001)
         _encode(path, frames, rate, comment, _CODECS[format])
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in files_of(path):
         sync(file)
 
 
@@ -116,7 +121,8 @@ def _encode(path: Path, frames: np.ndarray, rate: Fraction, comment: str, codec:
     if not codec.rgb:
         odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
         frames = np.pad(frames, odd, mode="edge")
-    with av.open(str(path), "w", format=codec.container, options=codec.muxer) as container:
+    url = os.path.abspath(path)  # "run:1/a.mp4" would be a protocol
+    with av.open(url, "w", format=codec.container, options=codec.muxer) as container:
         container.metadata["comment"] = comment
         stream: Any = container.add_stream(codec.codec, rate=rate, options=codec.options)
         stream.height, stream.width = frames.shape[1:3]
@@ -141,7 +147,7 @@ def _yuv(frame: av.VideoFrame) -> av.VideoFrame:
 
 def _check_count(path: Path, frames: int) -> None:
     """Raise OSError unless the file holds as many frames as went in: nothing is cut off unseen."""
-    with av.open(str(path)) as container:
+    with path.open("rb") as file, av.open(file) as container:
         found = sum(1 for packet in container.demux(video=0) if packet.size)
     if found != frames:
         raise OSError(f"{path} holds {found} of {frames} frames; is the disk full?")
@@ -182,49 +188,70 @@ def existing(path: str | Path) -> Path:
     return Path(path)
 
 
-def _reading(path: str | Path, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except (av.error.FFmpegError, OSError, IndexError) as error:
-        raise ValueError(f"{path} cannot be read as a video: {error}") from error
+def is_rendered(path: Path) -> bool:
+    """Tell whether ``path`` is named as a video that ``accel render`` writes, or is its frames."""
+    return path.suffix.lower() in SUFFIXES or (path.is_dir() and bool(files_of(path)))
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the file of a video, or the frames in a folder in their order.
+
+    What else lies in the folder, such as a file manager's notes, is no part of the video.
+    """
+    if not path.is_dir():
+        return [path]
+    return sorted(path.glob("*.png"), key=lambda file: (len(file.name), file.name))
 
 
 def read_video(path: str | Path) -> np.ndarray:
     """Return frames of a video, or of a folder of PNG frames, as uint8 [F, H, W, 3].
 
-    Raises ValueError for a file that is no video.
+    Raises ValueError for what is no video.
     """
     path = Path(path)
-    if path.is_dir():
-        images = [iio.imread(file) for file in sorted(path.glob("*.png"))]
-        return _reading(path, lambda: np.stack(images) if images else _no_frames(path))
-    plugin = "pillow" if path.suffix.lower() in (".gif", ".png") else "pyav"
-    frames = _reading(path, lambda: np.asarray(iio.imread(path, plugin=plugin)))
-    return frames[None] if frames.ndim == 3 else frames
-
-
-def _no_frames(path: Path) -> np.ndarray:
-    raise OSError(f"{path} holds no .png frame")
+    return _reading(path, lambda: np.stack([f for file in files_of(path) for f in _frames(file)]))
 
 
 def read_comment(path: str | Path) -> str:
-    """Return the ``comment`` tag of a video or frame, "" if it has none.
+    """Return the ``comment`` tag of a video or of the first frame in a folder, "" without one.
 
-    Raises ValueError for a file that is no video.
+    Raises ValueError for what is no video.
     """
-    if Path(path).suffix.lower() in (".gif", ".png"):
-        return _reading(path, lambda: _image_comment(path))
-    return _reading(path, lambda: _container_comment(path))
+    path = Path(path)
+    return _reading(path, lambda: _comment(files_of(path)[0]))
 
 
-def _image_comment(path: str | Path) -> str:
-    with Image.open(path) as image:
-        comment = image.info.get("comment", "")
-    return comment.decode() if isinstance(comment, bytes) else str(comment)
+def _reading(path: Path, read: Callable[[], T]) -> T:
+    if path.is_dir() and not files_of(path):
+        raise ValueError(f"{path} cannot be read as a video: the folder holds no .png frame")
+    try:
+        return read()
+    except (
+        av.error.FFmpegError, Image.DecompressionBombError, OSError, EOFError, IndexError,
+        SyntaxError, ValueError,
+    ) as error:  # fmt: skip
+        raise ValueError(f"{path} cannot be read as a video: {error}") from error
 
 
-def _container_comment(path: str | Path) -> str:
-    with av.open(str(path)) as container:
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in (".gif", ".png")
+
+
+def _frames(path: Path) -> list[np.ndarray]:
+    if _is_image(path):
+        with Image.open(path) as image:
+            return [np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(image)]
+    with path.open("rb") as file, av.open(file) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def _comment(path: Path) -> str:
+    if _is_image(path):
+        with Image.open(path) as image:
+            comment = image.info.get("comment", "")
+        return comment.decode() if isinstance(comment, bytes) else str(comment)
+    with path.open("rb") as file, av.open(file) as container:
         tags = {key.lower(): value for key, value in container.metadata.items()}
     return tags.get("comment", "")
 
@@ -242,16 +269,31 @@ def sync(path: Path) -> None:
 
 
 def replace(part: Path, path: Path) -> None:
-    """Give a complete file or folder its final name."""
-    if path.is_dir():
+    """Give a complete file or folder its final name.
+
+    Raises OSError, with the old one untouched, for a folder in place of a file or the other way
+    round, and for a folder that holds more than frames.
+    """
+    if path.is_dir() and part.is_dir():
+        if others := strangers(path):
+            raise FileExistsError(f"{path} also holds {others[0].name}; move it away")
         remove(path)  # a folder cannot be replaced in one step
     part.replace(path)
     sync(path.parent)
 
 
+def strangers(path: Path) -> list[Path]:
+    """Return what lies in a folder of frames and is not ours."""
+    return [file for file in path.iterdir() if not _FRAME.fullmatch(file.name)]
+
+
 def remove(path: Path) -> None:
-    """Delete a file or folder if it is there."""
+    """Delete a file if it is there; of a folder our frames, and the folder if it is empty then."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        for file in path.iterdir():
+            if _FRAME.fullmatch(file.name):
+                file.unlink()
+        with suppress(OSError):
+            path.rmdir()
     else:
         path.unlink(missing_ok=True)

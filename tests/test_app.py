@@ -26,7 +26,7 @@ from helpers.page import (
 
 from accel.cli import main
 from accel.pipelines.batch.jobfile import read_jobs
-from accel.pipelines.batch.output import read_sidecar
+from accel.pipelines.batch.sidecar import read_sidecar
 from accel.pipelines.job import Job, settings_text
 from accel.pipelines.video import write_video
 

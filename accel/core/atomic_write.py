@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 
+def part_of(path: Path) -> Path:
+    """Return where ``path`` is written before it is whole: a name that nobody else would take."""
+    return path.with_name(f".{path.name}.accel-part")
+
+
 def write_atomic(path: str | Path, content: str | bytes) -> None:
     """Write ``content`` to ``path`` through to the disk, and create missing folders.
 
@@ -16,7 +21,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    part = path.with_name(f"{path.name}.part")
+    part = part_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with part.open("wb") as file:

@@ -18,6 +18,7 @@ from typing import Any
 import accel
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import local_folder
+from accel.pipelines.video import files_of
 
 _WHOLE = 64 * 2**20  # bytes up to which a file is hashed whole
 _SAMPLES, _SAMPLE = 64, 2**16  # else its size and this many evenly spread blocks of this many bytes
@@ -117,8 +118,8 @@ def _commit(model: str) -> str:
 
 
 def content_hash(path: Path) -> str:
-    """Return hex SHA-256 of a finished file, or of all files of a folder of frames."""
-    if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    return digest({file.name: content_hash(file) for file in sorted(path.iterdir())})
+    """Return hex SHA-256 of a finished file, or of all frames of a folder."""
+    if path.is_dir():
+        return digest({file.name: content_hash(file) for file in files_of(path)})
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

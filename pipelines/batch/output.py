@@ -11,7 +11,6 @@ fits the video: the next one only renames it.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace as changed
 from pathlib import Path
@@ -19,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from accel.core.strict_json import dumps
 from accel.pipelines.batch.identity import content_hash
+from accel.pipelines.batch.sidecar import read_sidecar
 from accel.pipelines.job import Job, JobError, job_from_settings, settings_text
 from accel.pipelines.video import SUFFIX, encode, read_comment, remove, replace, sync
 
@@ -124,7 +125,7 @@ class Output:
             "video": {"file": self.video.name, "sha256": sha256},
         }
         part = _part(self.sidecar)
-        part.write_text(json.dumps(data, indent=2) + "\n")
+        part.write_text(dumps(data, indent=2) + "\n")
         sync(part)
         replace(_part(self.video), self.video)
         replace(part, self.sidecar)
@@ -172,13 +173,3 @@ def file_bytes(path: Path) -> dict[str, bytes]:
     if path.is_dir():
         return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
     return {"": path.read_bytes()}
-
-
-def read_sidecar(path: Path) -> dict[str, Any] | None:
-    """Return a sidecar's content, None if it is missing or not one of ours."""
-    try:
-        data = json.loads(path.read_text())
-        whole = isinstance(data["id"], str) and isinstance(data["video"]["sha256"], str)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return data if whole else None

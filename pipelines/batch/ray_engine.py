@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from accel.pipelines.batch.lease import lease
-from accel.pipelines.batch.output import Output, file_bytes, read_sidecar
+from accel.pipelines.batch.output import Output, file_bytes
+from accel.pipelines.batch.sidecar import read_sidecar
 from accel.pipelines.batch.tasks import Check, Kind, Outcome, Task
 from accel.pipelines.batch.worker import Worker
 from accel.pipelines.job import JobError

@@ -26,8 +26,9 @@ from accel.pipelines.batch.engines import Engine, LocalEngine
 from accel.pipelines.batch.events import Emit
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.manifest import Manifest
-from accel.pipelines.batch.output import Output, prepare_folder, read_sidecar
+from accel.pipelines.batch.output import Output, prepare_folder
 from accel.pipelines.batch.queue import Options
+from accel.pipelines.batch.sidecar import read_sidecar
 from accel.pipelines.job import Job, JobError, make_job
 from accel.pipelines.limits import of_model
 from accel.pipelines.ui.live import LiveQueue

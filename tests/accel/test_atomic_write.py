@@ -16,7 +16,14 @@ def test_text_and_bytes_in_a_new_folder(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "x.txt").read_bytes() == "motte é\n".encode()
     write_atomic(str(tmp_path / "x.bin"), b"\x00\x01")
     assert (tmp_path / "x.bin").read_bytes() == b"\x00\x01"
-    assert not list(tmp_path.rglob("*.part"))
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["x.bin", "x.txt"]
+
+
+def test_only_its_own_unfinished_file_is_removed(tmp_path: Path) -> None:
+    for name in ("x.txt.part", "x.part", "x.txt.tmp"):
+        (tmp_path / name).write_text("of somebody else")
+    write_atomic(tmp_path / "x.txt", "new")
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])

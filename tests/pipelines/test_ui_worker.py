@@ -11,7 +11,8 @@ import pytest
 from accel.pipelines.batch.engines import InlineEngine, LocalEngine, Stop
 from accel.pipelines.batch.events import Event, Preview, Step
 from accel.pipelines.batch.identity import job_id
-from accel.pipelines.batch.output import Output, prepare_folder, read_sidecar
+from accel.pipelines.batch.output import Output, prepare_folder
+from accel.pipelines.batch.sidecar import read_sidecar
 from accel.pipelines.batch.tasks import Kind, Outcome, Task
 from accel.pipelines.batch.worker import Worker
 from accel.pipelines.job import Job

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from PIL import Image
 
 from accel.pipelines import video
 from accel.pipelines.video import read_comment, read_video, write_video
@@ -82,6 +84,7 @@ def test_exact_formats_are_exact(name, format, tmp_path):
     frames = clip(height=33, width=47)
     write_video(tmp_path / name, frames, fps=8, comment="c", format=format)
     assert np.array_equal(read_video(tmp_path / name), frames)
+    assert read_comment(tmp_path / name) == "c"
 
 
 @pytest.mark.slow
@@ -129,8 +132,63 @@ def test_bad_frames_are_named(frames, tmp_path):
         write_video(tmp_path / "a.mp4", frames, fps=8)
 
 
-def test_a_file_that_is_no_video(tmp_path):
-    (tmp_path / "a.mp4").write_text("no video")
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.png", "folder", "frames"])
+def test_what_is_no_video(name, tmp_path):
+    path = tmp_path / name
+    if path.suffix:
+        path.write_bytes(b"\x89PNG\r\n\x1a\n no video" if name == "a.png" else b"no video")
+    else:
+        path.mkdir()
+        (path / ("a.txt" if name == "folder" else "00000.png")).write_text("no video")
     for read in (read_comment, read_video):
-        with pytest.raises(ValueError, match="cannot be read"):
-            read(tmp_path / "a.mp4")
+        with pytest.raises(ValueError, match=f"{name} cannot be read as a video"):
+            read(path)
+
+
+NAMES = ["run:1", "-i", "%05d", "[a]*?", "two\nlines", "concat:a|b", "~", "shots.zip", "file:"]
+
+
+@pytest.mark.parametrize("folder", NAMES)
+@pytest.mark.parametrize("format", video.SUFFIX)
+def test_a_path_is_a_path_to_every_program(folder, format, tmp_path, monkeypatch):
+    """Names that FFmpeg or a shell would take for something else, relative as users give them."""
+    monkeypatch.chdir(tmp_path)
+    path, frames = Path(folder) / f"{folder}{video.SUFFIX[format]}", clip(2, 32, 32)
+    path.parent.mkdir()
+    write_video(path, frames, fps=8, comment="c", format=format)
+    assert read_video(path).shape == frames.shape and read_comment(path) == "c"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_gray_and_transparent_frames_are_read_as_rgb(tmp_path):
+    for number, mode in enumerate(("L", "RGBA", "P", "RGB")):
+        Image.new(mode, (8, 6)).save(tmp_path / f"shot {number}.png")
+    assert read_video(tmp_path).shape == (4, 6, 8, 3)
+
+
+def test_frames_are_read_in_their_order_beyond_five_digits(tmp_path):
+    for number in (99999, 100000):
+        Image.new("RGB", (8, 8), (number % 256, 0, 0)).save(tmp_path / f"{number}.png")
+    assert read_video(tmp_path)[:, 0, 0, 0].tolist() == [99999 % 256, 100000 % 256]
+
+
+def test_of_a_folder_only_our_frames_are_replaced_or_removed(tmp_path):
+    path = tmp_path / "b.mp4"
+    write_video(path, clip(3, 8, 8), fps=8, format="png")
+    write_video(path, clip(2, 8, 8), fps=8, format="png")
+    assert len(read_video(path)) == 2
+    with pytest.raises(OSError, match="directory"):
+        write_video(path, clip(2, 8, 8), fps=8)  # a file in place of a folder
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(OSError, match=r"also holds notes\.txt"):
+        write_video(path, clip(4, 8, 8), fps=8, format="png")
+    assert len(read_video(path)) == 2 and [p.name for p in tmp_path.iterdir()] == ["b.mp4"]
+    video.remove(path)
+    assert [p.name for p in path.iterdir()] == ["notes.txt"]
+
+
+def test_an_unfinished_file_of_somebody_else_stays(tmp_path):
+    (tmp_path / "a.mp4.part").mkdir()
+    (tmp_path / "a.part").write_text("mine")
+    write_video(tmp_path / "a.mp4", clip(2, 8, 8), fps=8)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "a.mp4.part", "a.part"]

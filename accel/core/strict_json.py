@@ -1,0 +1,24 @@
+"""JSON that any program reads: the standard has no word for infinity or "not a number"."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def finite(value: Any) -> Any:
+    """Return plain JSON values with None in place of every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return value
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """Return ``value`` as JSON, ASCII only; a number that is not finite becomes null."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
