@@ -50,7 +50,7 @@ def additive_mask(
 
 
 def unexpanded(mask: Tensor | None) -> Tensor | None:
-    """Return a mask with size 1 where it repeats one element: nothing of it is written out twice."""
+    """Return a mask with size 1 where it repeats one element, to read it where it lies."""
     if mask is not None:
         for dim, stride in enumerate(mask.stride()):
             if stride == 0 and mask.shape[dim] > 1:
