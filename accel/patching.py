@@ -28,6 +28,7 @@ from accel.slicing.vae.apply import apply_strips
 BY_PLAN = "full precision by plan"  # the reason that a site counts for what its plan leaves alone
 
 _handles: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
+_live: weakref.WeakSet[Handle] = weakref.WeakSet()
 
 
 class Handle:
@@ -65,6 +66,8 @@ class Handle:
         except BaseException:
             self.unpatch()
             raise
+        self._pipe = weakref.ref(pipe)
+        _live.add(self)
         for module in modules.values():
             weakref.finalize(module, self._undo.close).atexit = False
 
@@ -239,7 +242,8 @@ def _find(pipe: Any) -> Handle | None:
         handle = _handles.get(module)
         if handle is not None:
             return handle
-    return None
+    # The denoiser may have been replaced since.
+    return next((h for h in _live if h.active and h._pipe() is pipe), None)
 
 
 def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Handle:

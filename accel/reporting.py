@@ -137,7 +137,7 @@ def site_report(site: Site) -> SiteReport:
     """Return a snapshot of a live site."""
     record, note = site.record, site.note
     ran = {f"{p} by {impl}": n for (p, impl), n in sorted(record.ran.items())}
-    if site.config is not None and site.entered and not record.ran and not record.kept:
+    if site.config is not None and site.finished and not record.ran and not record.kept:
         note = "; ".join(filter(None, [note, "its processor never calls torch's attention"]))
     note = "; ".join(
         filter(None, [note, *(f"{why}: {n} calls" for why, n in record.instead.items())])

@@ -147,7 +147,7 @@ def _yuv(frame: av.VideoFrame) -> av.VideoFrame:
 
 def _check_count(path: Path, frames: int) -> None:
     """Raise OSError unless the file holds as many frames as went in: nothing is cut off unseen."""
-    with path.open("rb") as file, av.open(file) as container:
+    with path.open("rb") as file, av.open(file, "r") as container:
         found = sum(1 for packet in container.demux(video=0) if packet.size)
     if found != frames:
         raise OSError(f"{path} holds {found} of {frames} frames; is the disk full?")
@@ -241,7 +241,7 @@ def _frames(path: Path) -> list[np.ndarray]:
     if _is_image(path):
         with Image.open(path) as image:
             return [np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(image)]
-    with path.open("rb") as file, av.open(file) as container:
+    with path.open("rb") as file, av.open(file, "r") as container:
         container.streams.video[0].thread_type = "AUTO"
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
@@ -251,7 +251,7 @@ def _comment(path: Path) -> str:
         with Image.open(path) as image:
             comment = image.info.get("comment", "")
         return comment.decode() if isinstance(comment, bytes) else str(comment)
-    with path.open("rb") as file, av.open(file) as container:
+    with path.open("rb") as file, av.open(file, "r") as container:
         tags = {key.lower(): value for key, value in container.metadata.items()}
     return tags.get("comment", "")
 

@@ -32,8 +32,8 @@ from torch.utils.hooks import RemovableHandle
 class Caller(Protocol):
     """What stands behind a site's number."""
 
-    def enter(self) -> None:
-        """Note that the module was called."""
+    def done(self) -> None:
+        """Note that a call of the module came to its end."""
 
     def keep(self, reason: str) -> None:
         """Note that a call went to the original function, and why."""
@@ -98,7 +98,6 @@ def hook(module: nn.Module, site: Caller, undo: ExitStack) -> None:
             traced.append(_trace(getattr(module, LABEL)))
             return
         stack.append(_enter(number))
-        site.enter()
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
@@ -106,6 +105,8 @@ def hook(module: nn.Module, site: Caller, undo: ExitStack) -> None:
                 _trace(traced.pop())
         elif stack:
             _enter(stack.pop())
+            if output is not None:  # as it is after an exception
+                site.done()
 
     handles = (
         module.register_forward_pre_hook(before),
@@ -159,8 +160,8 @@ def calling(module: nn.Module) -> Iterator[None]:
         return
     before = _enter(number)
     try:
-        _callers[number].enter()
         yield
+        _callers[number].done()
     finally:
         _enter(before)
 

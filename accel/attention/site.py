@@ -88,7 +88,7 @@ class Site:
     state: RunState
     note: str = ""
     record: SiteRecord = field(default_factory=SiteRecord)
-    entered: int = 0
+    finished: int = 0
     checked_run: int = -1
     checked: set[str] = field(default_factory=set)
     demoted_run: int = -1
@@ -103,9 +103,9 @@ class Site:
             else Options(config.smooth_q, config.smooth_v, config.hadamard)
         )
 
-    def enter(self) -> None:
-        """Note that the module was called."""
-        self.entered += 1
+    def done(self) -> None:
+        """Note that a call of the module came to its end."""
+        self.finished += 1
 
     def keep(self, reason: str) -> None:
         """Count a call left at full precision."""

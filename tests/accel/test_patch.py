@@ -77,6 +77,34 @@ def test_an_exception_in_the_middle_leaves_nothing_behind(wan):
     assert fingerprint(wan[0]) == before and torch.equal(forward(*wan), plain)
 
 
+def test_after_an_exception_the_report_gives_no_other_reason(wan):
+    model, inputs = wan
+    handle = accel.patch(model, plan=INT8)
+    with pytest.raises(RuntimeError):
+        model(**{**inputs, "encoder_hidden_states": torch.randn(1, 3, 5)})
+    assert "never calls torch's attention" not in str(handle.report())
+    accel.unpatch(model)
+
+
+class Pipe:
+    """The least that a pipeline has."""
+
+    def __init__(self, transformer):
+        self.transformer = transformer
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_unpatch_finds_a_patch_whose_denoiser_was_replaced(wan, replaced):
+    model, _ = wan
+    before = fingerprint(model)
+    pipe = Pipe(model)
+    accel.patch(pipe, plan=INT8)
+    pipe.transformer = copy.deepcopy(FAMILIES["wan"]()[0]) if replaced else model
+    assert accel.is_patched(pipe)
+    accel.unpatch(pipe)
+    assert not accel.is_patched(pipe) and fingerprint(model) == before
+
+
 def test_patched_restores_after_an_exception(wan):
     before = fingerprint(wan[0])
     with pytest.raises(RuntimeError, match="mine"), accel.patched(wan[0], plan=INT8):
