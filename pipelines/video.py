@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import av
+import imageio.v3 as iio
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image, ImageSequence, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from accel.core.atomic_write import part_of
 
@@ -238,12 +239,12 @@ def _is_image(path: Path) -> bool:
 
 
 def _frames(path: Path) -> list[np.ndarray]:
-    if _is_image(path):
-        with Image.open(path) as image:
-            return [np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(image)]
-    with path.open("rb") as file, av.open(file, "r") as container:
-        container.streams.video[0].thread_type = "AUTO"
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with path.open("rb") as file:  # imageio takes a name such as "run:1" for an address
+        if _is_image(path):
+            frames = iio.imread(file, plugin="pillow", mode="RGB")
+        else:
+            frames = iio.imread(file, plugin="pyav")
+    return list(frames if frames.ndim == 4 else frames[None])
 
 
 def _comment(path: Path) -> str:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGES = (
-    "torch", "diffusers", "transformers", "accelerate", "triton", "peft", "gradio", "av", "pillow",
+    "torch", "diffusers", "transformers", "accelerate", "triton", "peft", "gradio", "imageio", "av",
+    "pillow",
     "kernels", "sageattention", "flash-attn", "xformers", "torchao", "bitsandbytes",
     "optimum-quanto", "gguf", "cache-dit", "ray", "opencv-python-headless",
 )  # fmt: skip
