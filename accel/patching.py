@@ -28,7 +28,6 @@ from accel.slicing.vae.apply import apply_strips
 BY_PLAN = "full precision by plan"  # the reason that a site counts for what its plan leaves alone
 
 _handles: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
-_live: weakref.WeakSet[Handle] = weakref.WeakSet()
 
 
 class Handle:
@@ -44,6 +43,7 @@ class Handle:
         self.calls = 0
         self.seconds = 0.0
         self._pipeline = type(pipe).__name__
+        self._pipe = weakref.ref(pipe)
         self._undo = ExitStack()
         self._active = True
         self._state = RunState(pipe)
@@ -66,8 +66,6 @@ class Handle:
         except BaseException:
             self.unpatch()
             raise
-        self._pipe = weakref.ref(pipe)
-        _live.add(self)
         for module in modules.values():
             weakref.finalize(module, self._undo.close).atexit = False
 
@@ -243,7 +241,7 @@ def _find(pipe: Any) -> Handle | None:
         if handle is not None:
             return handle
     # The denoiser may have been replaced since.
-    return next((h for h in _live if h.active and h._pipe() is pipe), None)
+    return next((handle for handle in _handles.values() if handle._pipe() is pipe), None)
 
 
 def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Handle:

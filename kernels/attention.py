@@ -18,7 +18,7 @@ from accel.kernels.attention_call import PLAIN, AttentionCall, Options, check
 from accel.kernels.cpu import attention as cpu
 from accel.kernels.dispatch import Decision, decide
 from accel.kernels.gpu import support
-from accel.kernels.masks import additive_mask, seen_keys, unexpanded, valid_keys
+from accel.kernels.masks import additive_mask, seen_keys, valid_keys
 
 Precision = Literal["int8", "int6", "int4", "full"]
 ImplName = Literal["auto", "reference", "cpu", "gpu"]
@@ -77,8 +77,7 @@ def attention(
         options = PLAIN
         if smooth_q or smooth_v or hadamard or return_lse:
             options = Options(smooth_q, smooth_v, hadamard, return_lse)
-        mask = unexpanded(attn_mask)
-        call = AttentionCall(q, k, v, mask, key_lengths, is_causal, scale, options)
+        call = AttentionCall(q, k, v, attn_mask, key_lengths, is_causal, scale, options)
         decision = decide(call, precision, impl)
         if decision.impl == "torch":
             return _torch(call)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from accel.kernels.masks import unexpanded
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what kernels read, in csrc's order
 
 
@@ -37,8 +39,8 @@ class AttentionCall:
 
     q ``[B, H, Tq, D]``, k ``[B, Hk, Tk, D]``, v ``[B, Hk, Tk, Dv]``: one float dtype and one
     device, any strides; H is a multiple of Hk. ``attn_mask``: boolean (True keeps) or additive,
-    broadcastable to ``[B, H, Tq, Tk]``. ``key_lengths``: integers ``[B]``. ``scale``: factor of the
-    logits, D^-1/2 if None.
+    broadcastable to ``[B, H, Tq, Tk]``; kept with size 1 where it repeats. ``key_lengths``:
+    integers ``[B]``. ``scale``: factor of the logits, D^-1/2 if None.
     """
 
     q: Tensor
@@ -49,6 +51,10 @@ class AttentionCall:
     is_causal: bool = False
     scale: float | None = None
     options: Options = PLAIN
+
+    def __post_init__(self) -> None:
+        if self.attn_mask is not None:
+            object.__setattr__(self, "attn_mask", unexpanded(self.attn_mask))
 
     @property
     def softmax_scale(self) -> float:

@@ -49,12 +49,11 @@ def additive_mask(
     return bias
 
 
-def unexpanded(mask: Tensor | None) -> Tensor | None:
+def unexpanded(mask: Tensor) -> Tensor:
     """Return a mask with size 1 where it repeats one element, to read it where it lies."""
-    if mask is not None:
-        for dim, stride in enumerate(mask.stride()):
-            if stride == 0 and mask.shape[dim] > 1:
-                mask = mask.narrow(dim, 0, 1)
+    for dim, stride in enumerate(mask.stride()):
+        if stride == 0 and mask.shape[dim] > 1:
+            mask = mask.narrow(dim, 0, 1)
     return mask
 
 

@@ -41,7 +41,7 @@ class ModelLimits:
     pipeline: str
     takes: Pipeline
     size: SizeRule | None = None
-    geometry: Geometry | ValueError | None = None
+    geometry: Geometry | str | None = None
     unknown: str = ""
 
     def check(self, job: Job) -> None:
@@ -73,8 +73,8 @@ class ModelLimits:
             return None if job.motion is None else prepare(job, self._grid())
 
     def _grid(self) -> Geometry:
-        if isinstance(self.geometry, ValueError):
-            raise self.geometry
+        if isinstance(self.geometry, str):
+            raise ValueError(self.geometry)
         return self.geometry or Geometry(1, 1, 1)
 
 
@@ -108,15 +108,15 @@ def _own_scales(pipe: Any) -> tuple[int, int]:
     return int(space), int(getattr(pipe, "vae_scale_factor_temporal", None) or 1)
 
 
-def _geometry(pipe: Any, names: Sequence[str]) -> Geometry | ValueError:
+def _geometry(pipe: Any, names: Sequence[str]) -> Geometry | str:
     try:
         return latent_geometry(pipe, names)
     except ValueError as error:
-        return error
+        return str(error)
 
 
 def _limits(
-    name: str, denoiser: Part, scales: tuple[int, int], geometry: Geometry | ValueError | None
+    name: str, denoiser: Part, scales: tuple[int, int], geometry: Geometry | str | None
 ) -> ModelLimits:
     takes = families.pipelines().get(name)
     size = size_rule(denoiser, scales, takes.grid if takes else 1)

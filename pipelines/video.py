@@ -210,7 +210,7 @@ def read_video(path: str | Path) -> np.ndarray:
     Raises ValueError for what is no video.
     """
     path = Path(path)
-    return _reading(path, lambda: np.stack([f for file in files_of(path) for f in _frames(file)]))
+    return _reading(path, lambda: _frames(path))
 
 
 def read_comment(path: str | Path) -> str:
@@ -238,13 +238,13 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in (".gif", ".png")
 
 
-def _frames(path: Path) -> list[np.ndarray]:
+def _frames(path: Path) -> np.ndarray:
+    if path.is_dir():
+        return np.concatenate([_frames(file) for file in files_of(path)])
+    how: Any = {"plugin": "pillow", "mode": "RGB"} if _is_image(path) else {"plugin": "pyav"}
     with path.open("rb") as file:  # imageio takes a name such as "run:1" for an address
-        if _is_image(path):
-            frames = iio.imread(file, plugin="pillow", mode="RGB")
-        else:
-            frames = iio.imread(file, plugin="pyav")
-    return list(frames if frames.ndim == 4 else frames[None])
+        frames = iio.imread(file, **how)
+    return frames if frames.ndim == 4 else frames[None]
 
 
 def _comment(path: Path) -> str:

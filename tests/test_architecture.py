@@ -1,28 +1,17 @@
 """The house stands as CONTRIBUTING.md says: imports go one way and in no circle, files are short,
-names are used once, private names and model classes have one place, ``import accel`` stays light,
-and our folder ``kernels/`` never hides Hugging Face's package of that name.
+names are used once, and every allocation names its dtype and device.
 """
 
 from __future__ import annotations
 
 import ast
-import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import diffusers
 import pytest
-import transformers
-
-import accel
-
-ROOT = Path(__file__).resolve().parents[1]
-LINKS = (ROOT / "accel" / "kernels", ROOT / "accel" / "pipelines")
-HEAVY = ("triton", "gradio", "ray", "diffusers", "torch", "numpy")
+from helpers.house import ROOT, sources
 
 # Who may import whom: only rooms of lower floors, and of the same one what is listed beside it.
 FLOORS = (
@@ -58,11 +47,6 @@ SAME_IDEA = {
     "encoders": "encoders of prompts and images: what is known of them, and what they take",
 }
 MOST_LINES, MOST_KERNEL_LINES, MOST_ENTRIES = 300, 400, 16
-
-
-def sources() -> list[Path]:
-    found = [p for top in ("accel", "kernels", "pipelines") for p in (ROOT / top).rglob("*.py")]
-    return sorted(p for p in found if not any(p.is_relative_to(link) for link in LINKS))
 
 
 def module_name(path: Path) -> str:
@@ -204,182 +188,6 @@ def test_names_are_used_once() -> None:
 def test_few_rooms() -> None:
     rooms = {p.stem for p in (ROOT / "accel").iterdir() if not p.name.startswith(("_", "py.typed"))}
     assert len(rooms) <= MOST_ENTRIES, sorted(rooms)
-
-
-# ------------------------------------------------------------------------ names of other packages
-
-
-@cache
-def model_classes() -> frozenset[str]:
-    """Classes of diffusers' and transformers' models and pipelines."""
-    found = set()
-    for package, folders in ((diffusers, ("models", "pipelines")), (transformers, ("models",))):
-        for folder in folders:
-            for path in (Path(package.__file__).parent / folder).rglob("*.py"):
-                lines = path.read_text().splitlines()
-                found |= {
-                    line[6:].split("(")[0].split(":")[0].strip()
-                    for line in lines
-                    if line.startswith("class ")
-                }
-    return frozenset(found)
-
-
-def constants(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
-
-
-BRIDGE = ROOT / "accel" / "core" / "diffusers_bridge.py"
-
-
-@pytest.mark.slow
-def test_model_classes_are_named_in_families_only() -> None:
-    assert "WanTransformer3DModel" in model_classes() and "T5EncoderModel" in model_classes()
-    for path in sources():
-        if path.parent.name != "families" and path != BRIDGE:
-            named = set(constants(path)) & model_classes()
-            assert not named, f"{path} names {named}"
-
-
-def private_names(path: Path) -> set[str]:
-    """Private attributes that are read of something else than ``self`` or ``cls``, private names
-    imported from other packages, and private names in text that may be an attribute's.
-    """
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute):
-            found.add(node.attr)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {part for part in node.module.split(".") if part.startswith("_")}
-            if not node.module.startswith("accel"):
-                found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value)
-    return {name for name in found if name.startswith("_") and not name.startswith("__")}
-
-
-@cache
-def names_of_others() -> frozenset[str]:
-    """Private names that diffusers and accelerate define or set."""
-    import accelerate
-
-    found = set()
-    for package in (diffusers, accelerate):
-        for path in Path(package.__file__).parent.rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                    found.add(node.attr)
-                elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                    found.add(node.name)
-    return frozenset(n for n in found if n.startswith("_") and not n.startswith("__"))
-
-
-@pytest.mark.slow
-def test_private_names_of_others_stand_in_the_bridge_only() -> None:
-    assert {"_diffusers_hook", "_hf_hook", "_execution_device"} <= names_of_others()
-    ours = {
-        name
-        for path in sources()
-        for node in ast.walk(ast.parse(path.read_text()))
-        for name in _defined(node)
-    }
-    torchs = {
-        "_parameters", "_modules", "_forward_hooks", "_orig_mod", "_compiled_call_impl", "_schema",
-    }  # fmt: skip
-    for path in sources():
-        if path != BRIDGE:
-            theirs = (private_names(path) & names_of_others()) - ours - torchs
-            assert not theirs, f"{path} uses {theirs}"
-
-
-def _defined(node: ast.AST) -> Iterator[str]:
-    """Names that a node of our own code defines or sets on ``self``."""
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        yield node.name
-    elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-        if isinstance(node.value, ast.Name) and node.value.id == "self":
-            yield node.attr
-    elif isinstance(node, (ast.Name, ast.arg)):
-        yield node.id if isinstance(node, ast.Name) else node.arg
-
-
-# --------------------------------------------------------------------------------------- importing
-
-
-def python(code: str, *args: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-LIGHT = """
-import json, sys
-before = set(sys.modules)
-sys.path.insert(0, sys.argv[1])
-import accel
-print(accel.__file__)
-print(json.dumps(sorted({name.split('.')[0] for name in set(sys.modules) - before})))
-"""
-
-
-def test_import_is_light(tmp_path: Path) -> None:
-    """Empty stand-ins make a guarded ``try: import triton`` show even where it is not installed."""
-    for name in HEAVY:
-        (tmp_path / f"{name}.py").touch()
-    file, loaded = python(LIGHT, str(tmp_path)).splitlines()
-    assert Path(file) == ROOT / "accel/__init__.py"
-    assert not set(json.loads(loaded)) & set(HEAVY)
-
-
-@pytest.mark.slow
-def test_patching_brings_in_no_optional_package() -> None:
-    code = (
-        "import sys, accel.patching, accel.plans, accel.planning\n"
-        "print(sorted({'triton', 'gradio', 'ray', 'cv2', 'yaml', 'av'} & set(sys.modules)))"
-    )
-    assert python(code).strip() == "[]"
-
-
-@pytest.mark.parametrize("folder", ["kernels", "pipelines", "tests/kernels", "tests/pipelines"])
-def test_folder_is_no_package(folder: str) -> None:
-    """pytest puts ``tests/`` on the path too, so the same holds for the folders below it."""
-    assert not (ROOT / folder / "__init__.py").exists()
-
-
-def test_kernels_is_hugging_faces() -> None:
-    code = "import kernels; print(kernels.get_kernel.__module__, kernels.__file__, sep='\\n')"
-    module, file = python(code).splitlines()
-    assert module.split(".")[0] == "kernels"
-    assert not Path(file).is_relative_to(ROOT / "kernels")
-
-
-def test_links_lead_to_the_folders_beside() -> None:
-    """So that type checkers and editors find ``accel.kernels`` on plain paths."""
-    for link in LINKS:
-        assert link.is_symlink() and link.resolve() == ROOT / link.name
-
-
-def test_public_names() -> None:
-    """Each is documented, and what a type checker sees is what is loaded."""
-    assert len(accel.__all__) == len(set(accel.__all__))
-    for name in accel.__all__:
-        assert getattr(accel, name).__doc__, name
-    with pytest.raises(AttributeError, match="no attribute 'ptach'"):
-        _ = accel.ptach
-    tree = ast.parse((ROOT / "accel/__init__.py").read_text())
-    typed = {
-        alias.asname: node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("accel")
-        for alias in node.names
-    }
-    assert set(typed) == set(accel.__all__)
-    for name, module in typed.items():
-        assert accel._PUBLIC[name] in (module, f"{module}.{name}")
 
 
 NEW = (

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from accel.attention import sdpa
 from accel.kernels.attention_call import AttentionCall, Options, why_not_plain
-from accel.kernels.masks import unexpanded
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +62,8 @@ class Call:
     def for_kernels(self, options: Options) -> AttentionCall:
         """Return this call as the kernels take it; only where ``why_not_ours`` is ""."""
         return AttentionCall(
-            self.query, self.key, self.value, unexpanded(self.attn_mask), None, self.is_causal,
-            self.scale, options,
+            self.query, self.key, self.value, self.attn_mask, None, self.is_causal, self.scale,
+            options,
         )  # fmt: skip
 
     def why_not_ours(self) -> str:

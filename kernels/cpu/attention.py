@@ -93,14 +93,11 @@ def _point_at_masks(
     """Fill in mask, key lengths and valid keys; returns what the native call will read."""
     mask, key_lengths = call.attn_mask, call.key_lengths
     if mask is not None:
-        if mask.dtype == torch.float64:
-            mask = mask.float()
-        native.mask, native.mask_stride = (
-            mask.data_ptr(),
-            _Strides(*mask.expand(call.shape).stride()),
-        )
-        native.mask_kind = 1 if mask.dtype == torch.bool else 2
-        native.mask_dtype = NUMBERS.get(mask.dtype, 0)
+        boolean = mask.dtype == torch.bool
+        mask = mask if boolean or mask.dtype in NUMBERS else mask.float()
+        stride = mask.expand(call.shape).stride()
+        native.mask, native.mask_stride = mask.data_ptr(), _Strides(*stride)
+        native.mask_kind, native.mask_dtype = (1, 0) if boolean else (2, NUMBERS[mask.dtype])
     if key_lengths is not None:
         key_lengths = key_lengths.to(torch.int64).contiguous()
         native.key_lengths = key_lengths.data_ptr()

@@ -98,7 +98,7 @@ def _tiles(
                     z = tl.where(m != 0, z, float("-inf"))
                 else:
                     m = m.to(tl.float32)
-                    # As mask_term in csrc: finite stays finite, NaN takes its row.
+                    # As load_mask in csrc: finite stays finite, NaN takes its row.
                     term = tl.where(m == float("-inf"), m, tl.maximum(m * log2e, LOWEST))
                     z += tl.where(m != m, float("inf"), term)
             peak = tl.max(z, 1)
