@@ -20,7 +20,7 @@ from accel.families import only_returns_frames
 from accel.kernels.dispatch import ATTENTION, environment
 from accel.plans import Plan
 from accel.rehash.apply import apply_rehash, new_state
-from accel.reporting import Report, block_report, rehash_report, site_report
+from accel.reporting import Report, block_report, lost_steps, rehash_report, site_report
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.blocks import apply_slicing
 from accel.slicing.vae.apply import apply_strips
@@ -97,7 +97,7 @@ class Handle:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             if torch.compiler.is_compiling():
                 return
-            self._state.observe(kwargs.get("timestep", args[1] if len(args) > 1 else None))
+            self._state.count(kwargs.get("timestep", args[1] if len(args) > 1 else None))
             self._log.call(self._state.refresh(), self._state.step)
             self.calls += 1
             started.append(time.perf_counter())
@@ -213,7 +213,7 @@ class Handle:
         return [(s.name, s.demoted_why) for s in self.sites.values() if s.demoted_run == run]
 
     def _notes(self) -> list[str]:
-        notes = []
+        notes = lost_steps(self.plan.attention, self._state.lost)
         if self.plan.attention is None:
             notes.append("attention is not changed by this plan")
         elif any(impl == "reference" for s in self.sites.values() for _, impl in s.record.ran):

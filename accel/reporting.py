@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from accel.attention.site import Site
+from accel.config import AttentionConfig
 from accel.rehash.state import RehashState
 from accel.slicing.block_record import BlockRecord
 
@@ -69,9 +70,9 @@ class RehashReport:
 
     ``what`` says how skipped steps were replaced. ``computed`` and ``reused`` map a reason to
     steps, over all runs. ``calls`` counts denoiser calls, computed and reused. ``keys`` are the
-    computed steps of the last run of ``steps`` steps. ``state_bytes`` is the most that was kept at
-    once, stored as ``store`` says. ``corrected`` counts computed calls whose output was corrected
-    by measured weights.
+    computed steps of the last run of ``steps`` steps, whose first is ``begin``. ``state_bytes`` is
+    the most that was kept at once, stored as ``store`` says. ``corrected`` counts computed calls
+    whose output was corrected by measured weights.
     """
 
     what: str
@@ -84,6 +85,7 @@ class RehashReport:
     notes: list[str]
     corrected: int = 0
     store: str = "native"
+    begin: int = 0
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,17 @@ def block_report(name: str, record: BlockRecord) -> BlockReport:
     )
 
 
+def lost_steps(config: AttentionConfig | None, lost: Counter[str]) -> list[str]:
+    """Return a note for each reason of calls whose step is unknown, if rules by step exist."""
+    if config is None or all(r.start == 0.0 and r.end == 1.0 for r in config.rules):
+        return []
+    return [
+        f"{_count(n, 'denoiser call')} with the most accurate precision of each site's rules, "
+        f"step unknown: {why}"
+        for why, n in lost.items()
+    ]
+
+
 def rehash_report(state: RehashState) -> RehashReport:
     """Return a snapshot of a live step rehash."""
     record, config = state.record, state.config
@@ -179,6 +192,7 @@ def rehash_report(state: RehashState) -> RehashReport:
     return RehashReport(
         what, dict(record.computed), dict(record.reused), dict(record.calls), list(record.keys),
         record.steps, record.state_bytes, list(record.notes), record.corrected, config.store,
+        record.begin,
     )  # fmt: skip
 
 
@@ -186,15 +200,17 @@ def _rehash_lines(r: RehashReport) -> list[str]:
     """Return the counts, then the notes."""
     computed, reused = sum(r.computed.values()), sum(r.reused.values())
     if not computed:
-        return ["the denoiser was not called yet, or was compiled after the patch", *r.notes]
+        when = "at a known step" if r.calls else "yet, or was compiled after the patch"
+        return [f"the denoiser was not called {when}", *r.notes]
     why = ", ".join(f"{n} {_WHY.get(reason, reason)}" for reason, n in r.computed.items())
     calls = r.calls.get("computed", 0), r.calls.get("reused", 0)
+    begin = f", from step {r.begin} of the schedule on" if r.begin else ""
     return [
         f"{computed} of {computed + reused} steps computed, {reused} {r.what}",
         f"why computed: {why}",
         f"denoiser calls: {calls[0]} computed, {calls[1]} skipped; at most "
         f"{r.state_bytes / 2**20:.2f} MiB kept{_KEPT[r.store]}",
-        f"computed steps of the last run of {r.steps}: {' '.join(map(str, r.keys))}",
+        f"computed steps of the last run of {r.steps}{begin}: {' '.join(map(str, r.keys))}",
         *([f"{r.corrected} computed calls corrected by measured weights"] if r.corrected else []),
         *r.notes,
     ]

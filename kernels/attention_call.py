@@ -95,6 +95,15 @@ def why_not_plain(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = No
             return "a tensor without elements"
     if not q.device == k.device == v.device:
         return f"devices {q.device}, {k.device}, {v.device}"
+    return why_not_eager(q)
+
+
+def why_not_eager(x: Tensor) -> str:
+    """Return why the values of a tensor cannot be read here and now, or ""."""
+    if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
+        return f"a tensor of class {type(x).__name__}"
+    if x.is_meta:
+        return "a tensor without values"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "inside a transform of torch.func"
     if forward_ad._current_level >= 0:

@@ -206,6 +206,8 @@ def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
 
 # ---------------------------------------------------------------------------- somebody else's code
 
+# Whose forward hooks move, gather or norm weights, and read no activations.
+_HARMLESS = ("accel.", "accelerate.", "diffusers.hooks.", "torch.")
 _WRAPPERS = ("diffusers.hooks.hooks", "accelerate.hooks")  # modules whose wrappers are known
 
 
@@ -233,7 +235,29 @@ def watcher(module: nn.Module) -> str:
         return "a forward of somebody's own"
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for hook in hooks.values():
-            if not getattr(hook, "__module__", "").startswith("accel."):
+            if not _origin(hook).startswith("accel."):
                 return "a hook"
     name = keeping_hook(module)
     return f"the hook {name!r}" if name else ""
+
+
+def hooked_inside(module: nn.Module) -> str:
+    """Return the name of a part of ``module`` that has a forward hook of somebody else, or "".
+
+    Such a hook may read activations, as self-attention guidance does, or change them.
+    """
+    for name, part in module.named_modules():
+        if name and any(
+            not _origin(hook).startswith(_HARMLESS)
+            for hooks in (part._forward_pre_hooks, part._forward_hooks)
+            for hook in hooks.values()
+        ):
+            return name
+    return ""
+
+
+def _origin(hook: Any) -> str:
+    """Return the module in which a hook's function was defined."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    return getattr(hook, "__module__", None) or ""

@@ -2,59 +2,144 @@
 
 A scheduler keeps ``timesteps`` (a new tensor for every pipeline call), and most keep
 ``step_index``. Those that do not (DDIM, PNDM and a few others) are followed by the timestep of the
-last denoiser call.
+last denoiser call. Where a call is not the scheduler's (``accel/core/whose_call.py``) the step is
+unknown.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from accel.core.whose_call import Schedule
+from accel.kernels.attention_call import why_not_eager
 
 
 class RunState:
     """Follows the scheduler of one pipeline.
 
-    ``run`` counts pipeline calls; it changes when a call starts.
+    ``run`` counts pipeline calls; it changes when a call starts. ``begin`` is the first step of the
+    run, None before its first denoiser call. Of the last denoiser call, ``time`` is the timestep,
+    and ``unknown`` says why its step is not known, "" if it is. ``lost`` counts calls of unknown
+    step by reason.
     """
 
     def __init__(self, pipe: Any) -> None:
         self._pipe = weakref.ref(pipe)
+        self._known = _weak(getattr(pipe, "scheduler", None))
         self._timesteps: weakref.ref[Tensor] | None = None
-        self._seen: float | None = None
+        self._schedule = Schedule((), 1.0, True)
+        self._last: int | None = None  # step of the last call
+        self._falling: bool | None = None  # how the time moves in a run without a schedule
         self.run = 0
+        self.begin: int | None = None
+        self.time: float | None = None
+        self.unknown = ""
+        self.lost: Counter[str] = Counter()
 
     def _scheduler(self) -> Any:
-        return getattr(self._pipe(), "scheduler", None)
-
-    def observe(self, timestep: object) -> None:
-        """Take note of the timestep of a denoiser call: a scalar, or a tensor of equal values."""
-        if isinstance(timestep, Tensor):
-            if timestep.numel() == 0 or timestep.device.type == "meta":
-                return
-            timestep = timestep.flatten()[0].item()
-        if isinstance(timestep, (int, float)):
-            if self._scheduler() is None and (self._seen is None or timestep > self._seen):
-                self.run += 1  # a denoiser without a pipeline: more noise again starts a new run
-            self._seen = float(timestep)
+        """Return the scheduler; it can outlive the pipeline, as in ``pipe = X.from_pipe(pipe)``."""
+        pipe = self._pipe()
+        if pipe is None:
+            return self._known()
+        scheduler = getattr(pipe, "scheduler", None)
+        if scheduler is not self._known():
+            self._known = _weak(scheduler)
+        return scheduler
 
     def refresh(self) -> int:
         """Return the number of the current run; new ``timesteps`` in the scheduler start one."""
-        timesteps = getattr(self._scheduler(), "timesteps", None)
-        if isinstance(timesteps, Tensor):
-            known = self._timesteps() if self._timesteps is not None else None
-            if known is not timesteps:
-                self._timesteps = weakref.ref(timesteps)
-                self.run += 1
+        scheduler = self._scheduler()
+        timesteps = getattr(scheduler, "timesteps", None)
+        known = self._timesteps() if self._timesteps is not None else None
+        if isinstance(timesteps, Tensor) and known is not timesteps:
+            self._timesteps = weakref.ref(timesteps)
+            counts = hasattr(type(scheduler), "step_index")
+            training = getattr(getattr(scheduler, "config", None), "num_train_timesteps", 1000)
+            times = _numbers(timesteps) or []
+            self._schedule = Schedule(times, float(training), counts, self._schedule.scale)
+            self.begin = self._last = self._falling = self.time = None
+            self.unknown = ""
+            self.run += 1
         return self.run
+
+    def observe(self, timestep: object) -> None:
+        """Take note of the timestep of a denoiser call: a scalar, or a tensor.
+
+        Zeros beside one other value are tokens that are given, such as those of a first frame.
+        """
+        times = sorted(set(_numbers(timestep) or ()))
+        if not times:
+            return
+        self.refresh()
+        time = times[-1]
+        step, why = self._where(time)
+        if not why and any(value != 0.0 for value in times[:-1]):
+            why = "its tokens have timesteps of their own"
+        if why:
+            step = None
+            self._follow(time)
+        elif self.begin is None:
+            self.begin = step
+        elif self.unknown or (self._last is not None and step is not None and step < self._last):
+            self.run += 1  # the schedule's own run goes on, or it starts again
+            self.begin = step
+        self.time, self._last, self.unknown = time, step, why
+
+    def count(self, timestep: object) -> None:
+        """Take note of a denoiser call as ``observe`` does, and count it if its step is unknown."""
+        self.observe(timestep)
+        if self.unknown:
+            self.lost[self.unknown] += 1
+
+    def _where(self, time: float) -> tuple[int | None, str]:
+        """Return the step of a call at ``time``, or why it is not the scheduler's."""
+        scheduler, schedule = self._scheduler(), self._schedule
+        if scheduler is None:
+            return None, "a denoiser without a pipeline has no schedule"
+        counts = hasattr(type(scheduler), "step_index")
+        # Schedulers that count have no such number before their first schedule, the others may.
+        inference = getattr(scheduler, "num_inference_steps", None if counts else 0)
+        if not schedule.times or inference is None:
+            return None, "the patched pipeline's scheduler has no schedule yet"
+        if not counts:
+            step = schedule.nearest(time)
+            return step, schedule.why_not(step, None, time)
+        place = _standing(scheduler)
+        step = schedule.first(time) if place is None else place
+        return step, schedule.why_not(step, place, time)
+
+    def _follow(self, time: float) -> None:
+        """Count runs that have no known schedule: in each the time moves in one direction."""
+        moved = 0.0 if self.time is None else time - self.time
+        if not self.unknown:
+            self.run, self._falling = self.run + 1, None
+        elif moved and self._falling is None:
+            self._falling = moved < 0
+        elif moved and (moved < 0) is not self._falling:
+            self.run, self._falling = self.run + 1, None
 
     @property
     def steps(self) -> int | None:
-        """Length of the schedule, None if there is none yet."""
+        """Length of the schedule, None if there is none yet or the last call was not of it."""
         timesteps = getattr(self._scheduler(), "timesteps", None)
-        return len(timesteps) if isinstance(timesteps, Tensor) else None
+        return len(timesteps) if isinstance(timesteps, Tensor) and not self.unknown else None
+
+    @property
+    def span(self) -> range:
+        """Steps of the schedule that the current run goes through.
+
+        They are fewer than all with a ``strength`` below 1, or where a second pipeline does the
+        last steps.
+        """
+        begin, end = self.begin or 0, self.steps or 0
+        count = getattr(self._pipe(), "num_timesteps", None)
+        if isinstance(count, int) and 0 < count <= end - begin:
+            end = begin + count
+        return range(begin, end)
 
     @property
     def schedule(self) -> tuple[str, list[float]]:
@@ -67,19 +152,15 @@ class RunState:
     @property
     def step(self) -> int | None:
         """0-based index in the schedule, None if it cannot be known."""
-        scheduler = self._scheduler()
-        timesteps = getattr(scheduler, "timesteps", None)
-        if not isinstance(timesteps, Tensor):
+        scheduler, steps = self._scheduler(), self.steps
+        if steps is None:
             return None
         if hasattr(type(scheduler), "step_index"):
-            index = scheduler.step_index
-            if index is None:
-                index = getattr(scheduler, "begin_index", None) or 0
-            return min(int(index), len(timesteps) - 1)
-        if self._seen is None:
-            return None
-        at = torch.nonzero(timesteps.cpu() == self._seen)
-        return int(at[0, 0]) if len(at) else None
+            place = _standing(scheduler)
+            if place is None:
+                place = self._last or 0
+            return place if place < steps else None
+        return self._last
 
     @property
     def sigma(self) -> float | None:
@@ -89,3 +170,25 @@ class RunState:
         if not isinstance(sigmas, Tensor) or step is None or step >= len(sigmas):
             return None
         return float(sigmas[step])
+
+
+def _standing(scheduler: Any) -> int | None:
+    """Return the step at which a scheduler that counts stands, None before it counts."""
+    place = scheduler.step_index
+    if place is None:
+        place = getattr(scheduler, "begin_index", None)
+    return None if place is None else int(place)
+
+
+def _weak(thing: Any) -> Any:
+    """Return a function that gives ``thing`` as long as it lives, then None."""
+    return weakref.ref(thing) if thing is not None else lambda: None
+
+
+def _numbers(value: object) -> list[float] | None:
+    """Return the values of a timestep as numbers, None where they cannot be read."""
+    if isinstance(value, (int, float)):
+        return [float(value)]
+    if not isinstance(value, Tensor) or not value.numel() or why_not_eager(value):
+        return None
+    return (value if value.numel() <= 4096 else value.unique()).flatten().double().tolist()

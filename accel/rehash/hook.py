@@ -3,7 +3,8 @@
 At level "output" a reused step is predicted from the branch's last outputs and the denoiser does
 not run. At level "features" (``accel/rehash/features.py``) it runs without most of its blocks. The
 pipeline's ``cache_context`` names the branch of guidance. In pipelines that set none, values
-sampled from the conditions identify branches; calls are never counted.
+sampled from the conditions identify branches. Calls whose step is unknown are computed, and nothing
+is kept of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from torch import Tensor
 
+from accel.core.diffusers_bridge import hooked_inside
 from accel.rehash.features import Features
 from accel.rehash.state import RehashState
 from accel.rehash.stored import Branch, Entry, Stored
@@ -52,7 +54,10 @@ class RehashHook(ModelHook):
 
     def around(self, module: Any, forward: Any, args: Any, kwargs: Any) -> Any:
         """Call ``forward``, or return a prediction instead."""
-        if torch.compiler.is_compiling() or not self.alive or module.training:
+        if torch.compiler.is_compiling() or not self.alive:
+            return forward(*args, **kwargs)
+        if module.training:
+            self.state.record.note("nothing reused: the denoiser is in training mode, not eval()")
             return forward(*args, **kwargs)
         state, named = self.state, _named(module, args, kwargs)
         inputs = _inputs(named)
@@ -62,16 +67,23 @@ class RehashHook(ModelHook):
             return forward(*args, **kwargs)
         sample, timestep = inputs
         state.run.observe(timestep)
-        state.start()
         context = self._context()
-        step = context.step_index if context and context.step_index is not None else state.run.step
-        compute, _ = state.decide(step)
-        branch = state.branch((self._denoiser, *_branch_key(context, named)))
+        step, time = state.run.step, state.run.time
+        if step is None or time is None:
+            state.clear()
+            state.record.calls["computed"] += 1
+            why = state.run.unknown or "its timestep cannot be read"
+            state.record.note(f"denoiser calls were computed and not kept, step unknown: {why}")
+            return forward(*args, **kwargs)
+        if context and context.step_index is not None:
+            step = context.step_index
+        state.start()
+        compute, _ = state.decide(step, self._denoiser)
+        branch = state.branch(self._denoiser, _branch_key(context, named))
         signature = str((tuple(sample.shape), sample.dtype, sample.device))
         if branch.signature != signature:
             branch.signature, branch.entries = signature, []
-        time = float(timestep.float().max()) if isinstance(timestep, Tensor) else float(timestep)
-        if not compute and (why := self._why_not(branch, step, time, named)):
+        if not compute and (why := self._why_not(module, branch, step, time, named)):
             compute = True
             state.record.note(f"calls were computed at reused steps: {why}")
         state.record.calls["computed" if compute else "reused"] += 1
@@ -81,14 +93,20 @@ class RehashHook(ModelHook):
             return self._predict(branch, step, time, kwargs)
         return self._learn(branch, step, time, forward(*args, **kwargs))
 
-    def _why_not(self, branch: Branch, step: int | None, time: float, named: dict[str, Any]) -> str:
+    def _why_not(
+        self, module: Any, branch: Branch, step: int, time: float, named: dict[str, Any]
+    ) -> str:
         if self.state.weights(step, time, branch.entries, False) is None:
             return "too little was kept of their branch of guidance"
+        if self.state.outdated(branch.entries):
+            return "their branch of guidance was not called at the last computed step"
         if self.features is not None and any(
             value is not None and name.startswith(("down_", "mid_"))
             for name, value in named.items()
         ):
             return "features cannot be reused with a ControlNet"
+        if self.features is None and (inner := hooked_inside(module)):
+            return f"a hook on {inner!r} reads or changes what the denoiser computes inside"
         return ""
 
     def _context(self) -> Any:
@@ -99,7 +117,7 @@ class RehashHook(ModelHook):
 
     # ------------------------------------------------------------------------------------- output
 
-    def _predict(self, branch: Branch, step: int | None, time: float, kwargs: Any) -> Any:
+    def _predict(self, branch: Branch, step: int, time: float, kwargs: Any) -> Any:
         factors = self.state.weights(step, time, branch.entries, False)
         assert factors is not None
         values = combine(factors, branch.entries)
@@ -107,7 +125,7 @@ class RehashHook(ModelHook):
             return self._template(*values)
         return values
 
-    def _learn(self, branch: Branch, step: int | None, time: float, output: Any) -> Any:
+    def _learn(self, branch: Branch, step: int, time: float, output: Any) -> Any:
         """Keep a computed output, and tell the rule how well it could have been predicted.
 
         Returns what the sampler gets: the output, corrected if weights were measured.
@@ -129,12 +147,9 @@ class RehashHook(ModelHook):
         self._keep(branch, step, time, tuple(v.detach().clone() for v in values))
         return result
 
-    def _keep(
-        self, branch: Branch, step: int | None, time: float, values: tuple[Tensor, ...]
-    ) -> None:
+    def _keep(self, branch: Branch, step: int, time: float, values: tuple[Tensor, ...]) -> None:
         state, entries = self.state, branch.entries
-        first = next(iter(state.branches.values())) is branch
-        if state.by_rate and first and step is not None and len(entries) > state.order:
+        if state.by_rate and state.leads(branch) and len(entries) > state.order:
             factors = state.weights(step, time, entries, False)
             if factors is not None:
                 error = _relative_error(combine(factors, entries)[0], values[0])
@@ -142,7 +157,7 @@ class RehashHook(ModelHook):
         if state.order and not state.fitted and entries and entries[0].time == time:
             branch.entries = entries[1:]  # Heun: two values at one time define no line
         kept = tuple(Stored(v, state.config.store) for v in values)
-        state.keep(branch, Entry(-1 if step is None else step, time, kept))
+        state.keep(branch, Entry(step, time, kept))
 
     # ----------------------------------------------------------------------------------- features
 
@@ -150,7 +165,7 @@ class RehashHook(ModelHook):
         self,
         branch: Branch,
         compute: bool,
-        step: int | None,
+        step: int,
         time: float,
         forward: Any,
         args: Any,

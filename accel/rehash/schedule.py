@@ -128,18 +128,29 @@ class Rate:
         self.next = 0
         self._mean: float | None = None
 
-    def key(self, step: int) -> bool:
+    def key(self, step: int, must: bool = False, reserved: int = 0) -> bool:
         """Return whether ``step`` is computed.
 
         Call it once for each step, in order.
+
+        Args:
+            step: The step.
+            must: It has to be computed, whatever the rule says.
+            reserved: How many of the steps that are left to compute are for later.
         """
-        if step in forced(self.steps):
+        if must or step in forced(self.steps):
             compute = True
         else:
-            free = self.left - 1  # one is kept for the last step
+            free = self.left - 1 - reserved  # one is kept for the last step
             compute = free > 0 and (step >= self.next or self.steps - 1 - step <= free)
         self.left -= compute
+        if must:
+            self.next = step + max(1, int(self._gap(step)))
         return compute
+
+    def _gap(self, step: int) -> float:
+        """Return the distance of key steps that spends evenly what is left after ``step``."""
+        return (self.steps - 1 - step) / max(self.left, 1)
 
     def observe(self, step: int, error: float, known: Sequence[int], weight: float) -> None:
         """Learn from key step ``step`` how well it could have been predicted.
@@ -152,7 +163,7 @@ class Rate:
         """
         distance = step - known[0]
         growth = distance * (step - known[1]) if self.order else distance
-        gap = (self.steps - 1 - step) / max(self.left, 1)
+        gap = self._gap(step)
         if step < head(self.steps) - 1:
             return  # the start of a run is unlike the rest
         rate = error * weight / growth if growth > 0 else 0.0

@@ -1,10 +1,9 @@
-"""State of step rehash: what each branch keeps, the run's decisions, and what happened."""
+"""State of step rehash: what each branch keeps, and the decisions of the run."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 import numpy as np
@@ -17,53 +16,42 @@ from accel.config import (
     Wish,
 )
 from accel.core.run_state import RunState
+from accel.rehash.rehash_record import RehashRecord
 from accel.rehash.schedule import FEW, UNMEASURED, Rate, budget, forced, head, stretch, weights
 from accel.rehash.stored import Branch, Entry, Stored
 
 MAX_BRANCHES = 8  # a pipeline whose branches cannot be recognized would add new ones forever
-
-
-@dataclass
-class RehashRecord:
-    """What step rehash did so far.
-
-    ``computed`` and ``reused`` count steps by reason, ``calls`` counts denoiser calls. ``keys`` are
-    the computed steps of the last run and ``steps`` its length. ``state_bytes`` is the most that
-    was kept at once. ``corrected`` counts computed calls whose output was corrected by measured
-    weights. ``notes`` say what could not be done as requested.
-    """
-
-    computed: Counter[str] = field(default_factory=Counter)
-    reused: Counter[str] = field(default_factory=Counter)
-    calls: Counter[str] = field(default_factory=Counter)
-    keys: list[int] = field(default_factory=list)
-    steps: int = 0
-    state_bytes: int = 0
-    corrected: int = 0
-    notes: dict[str, None] = field(default_factory=dict)
-
-    def note(self, text: str) -> None:
-        """Add ``text`` to the report, once."""
-        self.notes[text] = None
+LATE = 0.8  # share of a run after which no further denoiser is expected
 
 
 class RehashState:
     """Run state of a pipeline's rehash, shared by its denoisers and their branches.
 
     So all of them take the same decision at a step. It is cleared when a run starts and when the
-    pipeline call ends.
+    pipeline call ends. Steps are those of the schedule; a run can go through a part of it.
     """
 
     def __init__(self, config: RehashConfig, order: int, run: RunState) -> None:
         self.config, self.order, self.run = config, order, run
         self.record = RehashRecord()
+        self.denoisers: set[str] = set()  # all that the pipeline has
+        self.branches: dict[Hashable, Branch] = {}
         self._number = -1
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget the decisions of a run."""
+        self._span = range(0)
         self._decided: dict[int, tuple[bool, str]] = {}
         self._keys: frozenset[int] | None = None
         self._rate: Rate | None = None
         self._rows: tuple[tuple[float, ...], ...] = ()  # fitted weights, if they hold for this run
         self._first = 0.0  # largest timestep of the run
-        self.branches: dict[Hashable, Branch] = {}
+        self._computed: Counter[str] = Counter()  # computed steps of each denoiser
+        self._last_key = -1
+        self._step: int | None = None
+        self._turns: Counter[Hashable] = Counter()  # calls of each branch in the current step
+        self.branches.clear()
 
     def clear(self) -> None:
         """Drop everything that is kept."""
@@ -72,15 +60,15 @@ class RehashState:
     def start(self) -> None:
         """Start a new run if the pipeline has; call this before each decision."""
         number = self.run.refresh()
-        if number == self._number:
+        if number == self._number or self.run.begin is None:
             return
-        self._number, steps = number, self.run.steps
-        self.clear()
-        self._decided, self._keys, self._rate, self._first = {}, None, None, 0.0
-        self._rows = ()
-        self.record.keys, self.record.steps = [], steps or 0
-        if steps is not None:
-            self._plan(steps)
+        self._number = number
+        self._forget()
+        self._span = self.run.span
+        self.record.keys, self.record.steps = [], len(self._span)
+        self.record.begin = self._span.start
+        if self._span:
+            self._plan(len(self._span))
 
     def _plan(self, steps: int) -> None:
         """Choose how the steps of a run are selected."""
@@ -91,9 +79,13 @@ class RehashState:
             case MeasuredSchedule(keys, _, Multistep() as fitted) if self._fits(fitted):
                 self._keys, self._rows = frozenset(keys), fitted.weights
             case Schedule(keys, measured):
-                self._keys = stretch(keys, measured, steps)
-                if steps != measured:
-                    self.record.note(f"schedule of {measured} steps stretched to {steps}")
+                begin, whole = self._span.start, self.run.steps or steps
+                inside = {key - begin for key in stretch(keys, measured, whole)}
+                self._keys = frozenset(
+                    begin + key for key in inside & set(range(steps)) | forced(steps)
+                )
+                if whole != measured:
+                    self.record.note(f"schedule of {measured} steps stretched to {whole}")
             case Wish(speedup):
                 self._follow_a_rule(steps, speedup)
             case never:
@@ -117,7 +109,9 @@ class RehashState:
         """Return whether fitted weights hold for this run's sampler and timesteps."""
         sampler, times = self.run.schedule
         why = ""
-        if sampler != fitted.sampler:
+        if len(self._span) != len(times):
+            why = f"all {len(times)} steps of a schedule, not {len(self._span)}"
+        elif sampler != fitted.sampler:
             why = f"{fitted.sampler}, not {sampler}"
         elif len(times) != len(fitted.times):
             why = f"{len(fitted.times)} steps, not {len(times)}"
@@ -143,67 +137,114 @@ class RehashState:
                 return row
         if computed:
             return (1.0,)
-        if len(entries) <= min(self.order, 1):
+        if len(entries) < self.needed:
             return None
-        return weights([e.time for e in entries[: min(self.order, 1) + 1]], time)
+        return weights([e.time for e in entries[: self.needed]], time)
 
     @property
     def fitted(self) -> bool:
         """Whether measured weights are used in the current run."""
         return bool(self._rows)
 
-    def decide(self, step: int | None) -> tuple[bool, str]:
+    def decide(self, step: int, denoiser: str) -> tuple[bool, str]:
         """Return whether ``step`` is computed, and why.
 
-        Every branch asks; the first one that does sets the decision.
+        Every branch of every denoiser asks; the first one that does sets the decision.
         """
-        steps = self.run.steps
-        if step is None or steps is None:
-            return True, "step unknown"
+        if step != self._step:
+            self._step = step
+            self._turns.clear()
         if step not in self._decided:
-            self._decided[step] = decision = self._decide(step, steps)
+            self._decided[step] = decision = self._decide(step, denoiser)
             (self.record.computed if decision[0] else self.record.reused)[decision[1]] += 1
             if decision[0]:
+                self._computed[denoiser] += 1
+                self._last_key = step
                 self.record.keys.append(step)
         return self._decided[step]
 
-    def _decide(self, step: int, steps: int) -> tuple[bool, str]:
+    def _decide(self, step: int, denoiser: str) -> tuple[bool, str]:
+        steps, at = len(self._span), step - self._span.start
         if steps <= FEW:
             return True, "few steps"
-        why = "first fifth" if step < head(steps) else "last step"
+        if step not in self._span:
+            return True, "after the last step"
+        why = "first fifth" if at < head(steps) else "last step"
+        must = self._computed[denoiser] < self.needed
+        reason = "first steps of a denoiser"
         if self._rate is not None:
-            compute = self._rate.key(step)
-            return compute, why if step in forced(steps) else "by rate"
+            compute = self._rate.key(at, must, self._reserved(at, denoiser))
+            return compute, why if at in forced(steps) else reason if must else "by rate"
         assert self._keys is not None
-        return step in self._keys, why if step in forced(steps) else "scheduled"
+        if at in forced(steps):
+            return True, why
+        return (True, reason) if must else (step in self._keys, "scheduled")
+
+    @property
+    def needed(self) -> int:
+        """How many computed steps a prediction is made of."""
+        return min(self.order, 1) + 1
+
+    def _reserved(self, at: int, denoiser: str) -> int:
+        """Return how many steps are kept for denoisers that were not called yet.
+
+        Wan 2.2 switches to a second one when less noise is left. Late in a run none is expected.
+        """
+        if at >= LATE * len(self._span):
+            return 0
+        unseen = self.denoisers - {denoiser} - set(self._computed)
+        return self.needed * len(unseen)
 
     def observe(self, step: int, time: float, error: float, entries: Sequence[Entry]) -> None:
         """Tell the rule how well computed ``step`` could have been predicted from ``entries``."""
         if self._rate is None:
             return
-        last = entries[0]
+        last, begin = entries[0], self._span.start
         self._first = max(self._first, abs(time), abs(last.time)) or 1.0
         length = abs(last.time - time) / max(1, step - last.step)
         weight = length / self._first * abs(time) / self._first
-        self._rate.observe(step, error, [e.step for e in entries], weight)
+        self._rate.observe(step - begin, error, [e.step - begin for e in entries], weight)
+
+    def outdated(self, entries: Sequence[Entry]) -> bool:
+        """Return whether a branch was not called at the last computed step.
+
+        Guidance that is cut off or changed does that.
+        """
+        return bool(entries) and entries[0].step < self._last_key
 
     @property
     def by_rate(self) -> bool:
         """Whether the rule decides in the current run."""
         return self._rate is not None
 
-    def branch(self, key: Hashable) -> Branch:
-        """Return the state of a branch; an unknown ``key`` makes a new one."""
-        if key not in self.branches and len(self.branches) >= MAX_BRANCHES:
+    def branch(self, denoiser: str, key: tuple[Hashable, ...]) -> Branch:
+        """Return the state of a branch; an unknown ``key`` makes a new one.
+
+        A second call of one branch in a step is a branch of its own: skip-layer guidance and its
+        kin call the denoiser again with the same prompt, and leave something out.
+        """
+        name: tuple[Hashable, ...] = (denoiser, *key)
+        turn = self._turns[name]
+        self._turns[name] += 1
+        if turn:
+            name = (*name, turn)
+        if name not in self.branches and len(self.branches) >= MAX_BRANCHES:
             self.branches.pop(next(iter(self.branches)))
             self.record.note("branches of guidance change from step to step; less is reused")
-        return self.branches.setdefault(key, Branch())
+        return self.branches.setdefault(name, Branch(denoiser))
+
+    def leads(self, branch: Branch) -> bool:
+        """Return whether the rule listens to a branch, the first one of its denoiser."""
+        same = (b for b in self.branches.values() if b.denoiser == branch.denoiser)
+        return next(same) is branch
 
     def keep(self, branch: Branch, entry: Entry) -> None:
-        """Add an entry to a branch and drop entries that are too old."""
+        """Add an entry to a branch and drop entries that are too old, after the last step all."""
         branch.entries = [entry, *branch.entries][: self.order + 1]
         kept = sum(b.bytes for b in self.branches.values())
         self.record.state_bytes = max(self.record.state_bytes, kept)
+        if entry.step + 1 == self._span.stop:
+            branch.entries = []
 
     # ------------------------------------------------------------------------------ checkpoints
 
@@ -213,8 +254,11 @@ class RehashState:
             "decided": {str(k): list(v) for k, v in self._decided.items()},
             "rate": None if self._rate is None else self._rate.to_dict(),
             "first": self._first,
+            "begin": self._span.start,
+            "computed": dict(self._computed),
+            "last_key": self._last_key,
             "branches": [
-                {"key": key, "signature": b.signature,
+                {"key": key, "denoiser": b.denoiser, "signature": b.signature,
                  "entries": [(e.step, e.time, [v.to_dict() for v in e.values])
                              for e in b.entries]}
                 for key, b in self.branches.items()
@@ -223,7 +267,10 @@ class RehashState:
 
     def restore(self, data: dict[str, Any]) -> None:
         """Set the state from ``to_dict``, for a run that continues from a saved step."""
+        self.run.refresh()
+        self.run.begin = data["begin"]
         self.start()
+        self._computed, self._last_key = Counter(data["computed"]), data["last_key"]
         self._decided = {int(k): (bool(v[0]), str(v[1])) for k, v in data["decided"].items()}
         self.record.keys = [step for step, (compute, _) in self._decided.items() if compute]
         if self._rate is not None and data["rate"] is not None:
@@ -234,4 +281,4 @@ class RehashState:
                 Entry(step, time, tuple(Stored.from_dict(v, self.config.store) for v in values))
                 for step, time, values in saved["entries"]
             ]
-            self.branches[saved["key"]] = Branch(saved["signature"], entries)
+            self.branches[saved["key"]] = Branch(saved["denoiser"], saved["signature"], entries)

@@ -72,11 +72,12 @@ class Entry:
 
 @dataclass
 class Branch:
-    """Entries of one branch of guidance, newest first.
+    """Entries of one branch of guidance of a denoiser, newest first.
 
     ``signature`` holds shape, dtype and device of the denoiser's input they were computed from.
     """
 
+    denoiser: str
     signature: Any = None
     entries: list[Entry] = field(default_factory=list)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -73,9 +75,26 @@ def plan(attention=None, slicing=None, **settings):
 
 
 def counting(pipe):
-    """Counts how often the first block (a UNet: the input convolution) runs."""
+    """Counts in ``pipe.calls`` how often the first block (a UNet: the input convolution) runs."""
     part = getattr(pipe.module, "conv_in", None) or pipe.module.blocks[0].attn1
-    return part.register_forward_hook(lambda *_: pipe.calls.append(1))
+    return seen(part, lambda: pipe.calls.append(1))
+
+
+class seen:
+    """Calls ``tell`` at every forward of ``part``; a hook on it would switch reuse off."""
+
+    def __init__(self, part, tell):
+        self._cls, self._own = type(part), type(part).forward
+
+        def forward(module, *args, **kwargs):
+            if module is part:
+                tell()
+            return self._own(module, *args, **kwargs)
+
+        self._cls.forward = functools.update_wrapper(forward, self._own)
+
+    def remove(self):
+        self._cls.forward = self._own
 
 
 def plain_run(pipe, steps=STEPS):

@@ -1,0 +1,32 @@
+"""What step rehash did, for the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class RehashRecord:
+    """What step rehash did so far.
+
+    ``computed`` and ``reused`` count steps by reason, ``calls`` counts denoiser calls. ``keys`` are
+    the computed steps of the last run and ``steps`` its length; ``begin`` is its first step in the
+    schedule. ``state_bytes`` is the most that was kept at once. ``corrected`` counts computed calls
+    whose output was corrected by measured weights. ``notes`` say what could not be done as
+    requested.
+    """
+
+    computed: Counter[str] = field(default_factory=Counter)
+    reused: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
+    keys: list[int] = field(default_factory=list)
+    steps: int = 0
+    begin: int = 0
+    state_bytes: int = 0
+    corrected: int = 0
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        """Add ``text`` to the report, once."""
+        self.notes[text] = None
