@@ -28,8 +28,8 @@ class SiteReport:
 
     ``ran`` maps text such as "int8 by reference" to calls, ``kept`` a reason for full precision to
     calls, and ``recomputed`` a reason to results that were discarded and computed again at full
-    precision. ``error`` is the worst relative L1 error against full precision on sampled rows, and
-    ``cosine`` the worst similarity. ``seconds`` is the time in quantized calls, and
+    precision. ``error`` is the worst head's relative L1 error against full precision on sampled
+    rows, and ``cosine`` the worst similarity. ``seconds`` is the time in quantized calls, and
     ``scratch_bytes`` the memory of one such call besides its inputs and result. ``steps`` is what
     ran at the steps of the last run, in order, as [number of steps, precision]; "" stands for steps
     without a call, and "full+int8" for steps whose calls differed.
