@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import torch
+
 from accel.attention.site import Site
+from accel.kernels.dispatch import ATTENTION
+from accel.plans import Plan
 from accel.rehash.state import RehashState
 from accel.slicing.block_record import BlockRecord
 
@@ -180,6 +185,22 @@ def rehash_report(state: RehashState) -> RehashReport:
         what, dict(record.computed), dict(record.reused), dict(record.calls), list(record.keys),
         record.steps, record.state_bytes, list(record.notes), record.corrected, config.store,
     )  # fmt: skip
+
+
+def attention_notes(plan: Plan, sites: Iterable[Site], calls: int) -> list[str]:
+    """Return what there is to say of a plan's attention after ``calls`` denoiser calls."""
+    if plan.attention is None:
+        return ["attention is not changed by this plan"]
+    ran = {impl for site in sites for _, impl in site.record.ran}
+    if calls and not ran:
+        return ["no attention call was quantized"]
+    if "reference" not in ran:
+        return []
+    reasons = [f"{e.name}: {why}" for e in ATTENTION if (why := e.why_not(torch.device("cpu")))]
+    return [
+        "attention ran on the eager reference: it shows what a precision costs, but is slower than "
+        f"torch's attention{' (' + '; '.join(reasons) + ')' if reasons else ''}"
+    ]
 
 
 def _rehash_lines(r: RehashReport) -> list[str]:

@@ -6,6 +6,7 @@ there first.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from accel.core.copied_state import copied_with
 from accel.core.stand_in import behind
 
 SLOTS = ("forward", "_old_forward")  # where the registry's outermost forward may stand
@@ -98,6 +100,39 @@ def _take_from_below(registry: Any, name: str) -> None:
     registry.remove_hook(name, recurse=False)
     if wraps:
         above.forward, above.original_forward = forward, below
+
+
+def is_ours(hook: Any) -> bool:
+    """Return whether accel put a hook (a function or a ``ModelHook``) where it is."""
+    return getattr(hook, "__module__", "").startswith("accel.")
+
+
+def has_our_hooks(state: dict[str, Any]) -> bool:
+    """Return whether the registry among a module's attributes has a hook of accel."""
+    return any(map(is_ours, getattr(state.get("_diffusers_hook"), "hooks", {}).values()))
+
+
+def without_our_hooks(state: dict[str, Any]) -> None:
+    """Take accel's hooks out of a registry in a module's attributes, which are a copy.
+
+    Hooks of ours that others stand on stay in the chain of functions, which only they know.
+    """
+    registry = state.get("_diffusers_hook")
+    if registry is None:
+        return
+    new = state["_diffusers_hook"] = copy.copy(registry)
+    new._hook_order, new._fn_refs = list(registry._hook_order), list(registry._fn_refs)
+    if hasattr(new, "_child_registries_cache"):
+        new._child_registries_cache = None  # it would bring the hooks of its children along
+    while new._hook_order and is_ours(hook := registry.hooks[new._hook_order[-1]]):
+        new._hook_order.pop()
+        ref = new._fn_refs.pop()
+        for slot in SLOTS:
+            if state.get(slot) is hook.installed:
+                state[slot] = ref.forward if ref.original_forward is None else ref.original_forward
+    new.hooks = {name: registry.hooks[name] for name in new._hook_order}
+    if registry.hooks and not new.hooks:
+        del state["_diffusers_hook"]
 
 
 def refresh_registries(denoiser: nn.Module) -> None:
@@ -191,6 +226,7 @@ def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
     name = str(getattr(active, "value", active))
     if name == "native":
         return ""
+    copied_with(processor, "_attention_backend", undo)
     own = "_attention_backend" in vars(processor)
     processor._attention_backend = AttentionBackendName.NATIVE
 
@@ -219,7 +255,7 @@ def foreign_forward(module: nn.Module) -> bool:
         return False
     if isinstance(outer, partial) and outer.func.__module__ in _WRAPPERS:
         outer = behind(getattr(*innermost(module)))
-    if getattr(outer, "__module__", "").startswith("accel."):
+    if is_ours(outer):
         return False
     return getattr(outer, "__func__", None) is not type(module).forward
 
@@ -233,7 +269,7 @@ def watcher(module: nn.Module) -> str:
         return "a forward of somebody's own"
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for hook in hooks.values():
-            if not getattr(hook, "__module__", "").startswith("accel."):
+            if not is_ours(hook):
                 return "a hook"
     name = keeping_hook(module)
     return f"the hook {name!r}" if name else ""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from accel.core.copied_state import raw_copies
 from accel.core.diffusers_bridge import HOOK_ATTRIBUTES
 from accel.core.tree import leaves, tree_map
 
@@ -152,7 +153,8 @@ def weightless(module: nn.Module) -> nn.Module:
             id(tensor),
             nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta,
         )
-    twin = copy.deepcopy(module, memo)
+    with raw_copies():
+        twin = copy.deepcopy(module, memo)
     for part in twin.modules():
         for key in HOOK_ATTRIBUTES:
             vars(part).pop(key, None)
