@@ -267,8 +267,6 @@ def apply_attention(
     sites = {"": Site("", None, state)}
     sdpa.hook(denoiser, sites[""], undo)
     for name, module in modules.items():
-        aside = use_native_backend(module, undo)
-        note = f"diffusers backend {aside!r} set aside while patched" if aside else ""
-        sites[name] = make(name, config, state, note=note)
+        sites[name] = make(name, config, state, note=use_native_backend(module, undo))
         sdpa.hook(module, sites[name], undo)
     return sites

@@ -66,6 +66,6 @@ def _clean(module: nn.Module, state: dict[str, Any]) -> None:
     for slot in SLOTS:
         if isinstance(state.get(slot), StandIn):
             state[slot] = behind(state[slot])
-    own = state.get("forward")
+    own: Any = state.get("forward")
     if getattr(own, "__self__", None) is module and own.__func__ is type(module).forward:
         del state["forward"]

@@ -31,7 +31,8 @@ class State:
     def __call__(self) -> dict[str, Any]:
         """Return the attributes that a copy gets."""
         place: Any = self._place()
-        state = dict(type(place).__getstate__(place))
+        kind: Any = type(place)
+        state = dict(kind.__getstate__(place))
         state.pop(KEY, None)
         if not _raw.on:
             self._clean(place, state)

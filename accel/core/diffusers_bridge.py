@@ -211,10 +211,11 @@ class BlockKind:
 def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
     """Point a processor at diffusers' native attention backend, the one that calls torch.
 
-    The function that restores the former backend is put on ``undo``.
+    The function that restores the former backend is put on ``undo``. A processor whose class asks
+    for another backend is left alone: it may raise with the native one.
 
     Returns:
-        The name of the backend that was replaced, or "" if it was native already.
+        What was done, as a note, or "" if the backend was native already.
     """
     processor = getattr(module, "processor", None)
     if processor is None or not hasattr(processor, "_attention_backend"):
@@ -226,6 +227,9 @@ def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
     name = str(getattr(active, "value", active))
     if name == "native":
         return ""
+    supported = getattr(processor, "_SUPPORTED_BACKENDS", ("native",))
+    if "native" not in supported or type(processor)._attention_backend is not None:
+        return f"its processor needs diffusers' backend {name!r}"
     copied_with(processor, "_attention_backend", undo)
     own = "_attention_backend" in vars(processor)
     processor._attention_backend = AttentionBackendName.NATIVE
@@ -237,7 +241,7 @@ def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
             del processor._attention_backend
 
     undo.callback(restore)
-    return name
+    return f"diffusers' backend {name!r} is set aside while patched"
 
 
 # ---------------------------------------------------------------------------- somebody else's code
