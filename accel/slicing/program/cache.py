@@ -12,6 +12,7 @@ from accel.core.diffusers_bridge import foreign_forward
 from accel.core.tree import leaves
 from accel.slicing.program.derive import derive
 from accel.slicing.program.ir import Program
+from accel.slicing.reasons import failed
 from accel.slicing.trace.record import Underivable
 from accel.slicing.trace.values import settled
 
@@ -46,7 +47,7 @@ class Programs:
             except Underivable as error:
                 self._known[key] = str(error)
             except Exception as error:  # whatever somebody's block does in a dry run
-                self._known[key] = _dry_run_failed(error)
+                self._known[key] = failed(error)
         found = self._known[key]
         if isinstance(found, str):
             raise Underivable(found)
@@ -56,13 +57,6 @@ class Programs:
 def _key(block: nn.Module, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
     default = torch.get_default_dtype()
     return _structure(block), signature(arguments), settled(block, arguments), default
-
-
-def _dry_run_failed(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0]
-    if isinstance(error, NotImplementedError) or "meta" in first:
-        return "its operations depend on the values in a tensor"
-    return f"a dry run failed: {type(error).__name__}: {first}"
 
 
 def _structure(block: nn.Module) -> tuple[Any, ...]:
