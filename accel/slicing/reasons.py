@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # Of torch's messages where code wants the values of a tensor that has none.
 DATA_DEPENDENT = ("meta tensor", "Meta tensor", "register_meta", "meta device type")
+BROKEN = "running it in slices failed"
 
 
 def described(error: Exception) -> str:
@@ -14,7 +15,7 @@ def described(error: Exception) -> str:
 
 def broken(error: Exception) -> str:
     """Return the reason why a part runs whole after its slices raised an error."""
-    return f"running it in slices failed ({described(error)})"
+    return f"{BROKEN} ({described(error)})"
 
 
 def failed(error: Exception) -> str:
