@@ -164,6 +164,11 @@ def hooks_on(module: nn.Module) -> dict[str, Any]:
     return dict(getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))
 
 
+def computes_in(module: nn.Module) -> torch.dtype | None:
+    """Return the dtype that layerwise casting gives a module's weights for a call, or None."""
+    return getattr(hooks_on(module).get("layerwise_casting"), "compute_dtype", None)
+
+
 def keeping_hook(module: nn.Module) -> str:
     """Return the name of the first hook of diffusers that may keep a call's input, or ""."""
     return next(
@@ -242,6 +247,19 @@ def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
 
     undo.callback(restore)
     return f"diffusers' backend {name!r} is set aside while patched"
+
+
+def hidden_linear(module: nn.Module) -> bool:
+    """Return whether a layer of PEFT acts on each token alone, though its code does not show it.
+
+    DoRA and OFT layers around a linear one compute with their weights between its calls.
+    """
+    if not isinstance(getattr(module, "base_layer", None), nn.Linear):
+        return False
+    place = type(module).__module__
+    return place.startswith("peft.tuners.oft") or (
+        place.startswith("peft.tuners.lora") and any(getattr(module, "use_dora", {}).values())
+    )
 
 
 # ---------------------------------------------------------------------------- somebody else's code

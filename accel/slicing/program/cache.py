@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accel.core.diffusers_bridge import foreign_forward
+from accel.core.diffusers_bridge import computes_in, foreign_forward
 from accel.core.tree import leaves
 from accel.slicing.program.derive import derive
 from accel.slicing.program.ir import Program
@@ -71,7 +71,7 @@ def _state(part: nn.Module) -> tuple[Any, ...]:
     weight = getattr(part, "weight", None)
     shape = (weight.shape, weight.dtype) if isinstance(weight, Tensor) else None
     public = ((k, _described(v)) for k, v in vars(part).items() if k[0] != "_" and k != "forward")
-    return shape, tuple(public)
+    return shape, computes_in(part), tuple(public)
 
 
 def _described(value: Any, depth: int = 3) -> Any:
