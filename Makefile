@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: all demo ui browser screenshots test test-fast lint tables wheel clean bench bench-attention \
-  bench-motion bench-warp bench-batch bench-memory bench-rehash bench-precision bench-ui gpu-report
+  fuzz bench-motion bench-warp bench-batch bench-memory bench-rehash bench-precision bench-ui gpu-report
 all: $(READY)
 
 $(READY): pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
@@ -56,7 +56,11 @@ tables: $(READY)
 wheel: $(READY)
 	$(BIN)/python tests/release/build_wheel.py dist
 
-bench: bench-attention bench-motion bench-warp
+bench: bench-attention bench-motion bench-warp fuzz
+
+# 3,000 random attention calls beside torch's and fp64.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/fuzz_attention.py
 
 bench-attention: $(READY)
 	$(BIN)/python tests/bench/bench_attention.py --json build/bench-attention.json

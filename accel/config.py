@@ -58,12 +58,14 @@ class AttentionConfig:
         impl: "auto" takes the fastest implementation, and leaves calls to torch that are too short
             to gain. A named one ("reference", "cpu", "gpu") is used for every call.
         smooth_q: Subtract the mean of each block of queries before quantization (SageAttention2).
-        smooth_v: Subtract the mean of the values before quantization.
+        smooth_v: Subtract the mean of the values before quantization, where that does not cost more
+            than it gains: a site whose first result is far off is tried without.
         hadamard: Rotate queries and keys by a Hadamard matrix before quantization.
         check_rows: Query rows per head that are compared with full precision at each site's first
-            call in each precision of a run; 0 turns the check off.
-        max_error: Relative L1 error in that check above which the site stays at full precision for
-            the rest of the run.
+            call in each precision of each quarter of a run; 0 turns the check off.
+        max_error: Relative L1 error of the worst head in that check, above which the site stays at
+            full precision for the rest of the run. None takes the limit of the call's precision:
+            0.1 for "int8", 0.15 for "int6", 0.5 for "int4".
 
     Raises:
         ValueError: A value that is not allowed.
@@ -81,7 +83,7 @@ class AttentionConfig:
     smooth_v: bool = True
     hadamard: bool = False
     check_rows: int = 64
-    max_error: float = 0.5
+    max_error: float | None = None
 
     def __post_init__(self) -> None:
         one_of("attention precision", self.precision, get_args(Precision))
@@ -93,7 +95,7 @@ class AttentionConfig:
         for name in ("smooth_q", "smooth_v", "hadamard"):
             flag(f"attention {name}", getattr(self, name))
         whole("attention check_rows", self.check_rows, 0)
-        if not number("attention max_error", self.max_error) > 0:
+        if self.max_error is not None and not number("attention max_error", self.max_error) > 0:
             raise ValueError(f"attention max_error must be positive, got {self.max_error}")
 
 

@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.attention.notes import attention_notes
 from accel.attention.site import Site, apply_attention
+from accel.core.clean_copies import CleanCopies
 from accel.core.run_log import RunLog, Totals
 from accel.core.run_state import RunState
 from accel.core.structure import attention_modules, denoisers
 from accel.families import only_returns_frames
-from accel.kernels.dispatch import ATTENTION, environment
+from accel.kernels.dispatch import environment
 from accel.plans import Plan
 from accel.rehash.apply import apply_rehash, new_state
-from accel.reporting import Report, block_report, lost_steps, rehash_report, site_report
+from accel.reporting import Report, block_report, rehash_report, site_report
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.blocks import apply_slicing
 from accel.slicing.vae.apply import apply_strips
@@ -54,15 +56,18 @@ class Handle:
         )  # fmt: skip
         self._log = RunLog(plan.name, self._totals, self._demoted)
         self._undo.callback(self._log.finish)
-        modules = denoisers(pipe)
+        self._said: list[str] = []
+        copies = CleanCopies(self._undo)
+        modules, vae = denoisers(pipe), getattr(pipe, "vae", None)
         # Only weak references: a pipeline that is dropped without unpatch must go, and take the
         # patch with it.
         self._denoisers = {name: weakref.ref(module) for name, module in modules.items()}
         try:
             self._apply(modules)
             if plan.slicing is not None:
-                vae, streamed = getattr(pipe, "vae", None), only_returns_frames(pipe)
+                streamed = only_returns_frames(pipe)
                 self.blocks.update(apply_strips(vae, plan.slicing, self._undo, streamed))
+            copies.watch([*modules.values(), *([vae] if isinstance(vae, nn.Module) else [])])
         except BaseException:
             self.unpatch()
             raise
@@ -145,6 +150,11 @@ class Handle:
         run = self._state.refresh()
         state: dict[str, Any] = {
             "demoted": [name for name, s in self.sites.items() if s.demoted_run == run],
+            "unsmoothed": {
+                name: sorted(s.unsmoothed)
+                for name, s in self.sites.items()
+                if s.unsmoothed and s.checked_run == run
+            },
             "steps": {
                 name: list(s.record.steps)
                 for name, s in self.sites.items()
@@ -161,6 +171,10 @@ class Handle:
         for name in state.get("demoted", ()):
             site = self.sites[name]
             site.demoted_run, site.demoted_why = self._state.refresh(), "before the saved step"
+        for name, precisions in state.get("unsmoothed", {}).items():
+            site = self.sites[name]
+            site.checked_run, site.checked = self._state.refresh(), set()
+            site.unsmoothed = set(precisions)
         if self._rehash is not None and "rehash" in state:
             self._rehash.restore(state["rehash"])
 
@@ -213,35 +227,19 @@ class Handle:
         return [(s.name, s.demoted_why) for s in self.sites.values() if s.demoted_run == run]
 
     def _notes(self) -> list[str]:
-        notes = lost_steps(self.plan.attention, self._state.lost)
-        if self.plan.attention is None:
-            notes.append("attention is not changed by this plan")
-        elif any(impl == "reference" for s in self.sites.values() for _, impl in s.record.ran):
-            reason = "; ".join(
-                f"{e.name}: {why}" for e in ATTENTION if (why := e.why_not(torch.device("cpu")))
-            )
-            notes.append(
-                "attention ran on the eager reference: it shows what a precision costs, but is "
-                f"slower than torch's attention{' (' + reason + ')' if reason else ''}"
-            )
-        if self.plan.attention is not None and self.calls and not _ran_anything(self.sites):
-            notes.append("no attention call was quantized")
-        if not self.active:
-            notes.append("this patch has been taken back")
-        return notes
+        plan, lost = self.plan.attention, self._state.lost
+        notes = [*self._said, *attention_notes(plan, self.sites.values(), self.calls, lost)]
+        return notes if self.active else [*notes, "this patch has been taken back"]
 
 
-def _ran_anything(sites: dict[str, Site]) -> bool:
-    return any(site.record.ran for site in sites.values())
+def _all(pipe: Any) -> list[Handle]:
+    """Return the patches on a pipeline's denoisers, also on those it had when it was patched."""
+    on = [_handles[module] for module in denoisers(pipe).values() if module in _handles]
+    return list(dict.fromkeys([*on, *(h for h in _handles.values() if h._pipe() is pipe)]))
 
 
 def _find(pipe: Any) -> Handle | None:
-    for module in denoisers(pipe).values():
-        handle = _handles.get(module)
-        if handle is not None:
-            return handle
-    # The denoiser may have been replaced since.
-    return next((handle for handle in _handles.values() if handle._pipe() is pipe), None)
+    return next(iter(_all(pipe)), None)
 
 
 def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Handle:
@@ -258,8 +256,13 @@ def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Han
         raise ValueError(f"give a preset or a plan, not both (got preset {preset!r} and a plan)")
     if plan is None:
         plan = Plan.preset(preset or "balanced")
+    taken = [h for h in _all(pipe) if h._pipe() is not pipe]
     unpatch(pipe)
-    return Handle(pipe, plan)
+    handle = Handle(pipe, plan)
+    handle._said += [
+        f"took back the patch of a {h._pipeline} with the same denoiser" for h in taken
+    ]
+    return handle
 
 
 def is_patched(pipe: Any) -> bool:
@@ -272,7 +275,7 @@ def is_patched(pipe: Any) -> bool:
 
 def unpatch(pipe: Any) -> None:
     """Restore the pipeline to what it was before ``patch``; does nothing if it is not patched."""
-    while (handle := _find(pipe)) is not None:
+    for handle in _all(pipe):
         handle.unpatch()
 
 

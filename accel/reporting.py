@@ -9,7 +9,6 @@ from itertools import groupby
 from typing import Any
 
 from accel.attention.site import Site
-from accel.config import AttentionConfig
 from accel.rehash.state import RehashState
 from accel.slicing.block_record import BlockRecord
 
@@ -29,8 +28,8 @@ class SiteReport:
 
     ``ran`` maps text such as "int8 by reference" to calls, ``kept`` a reason for full precision to
     calls, and ``recomputed`` a reason to results that were discarded and computed again at full
-    precision. ``error`` is the worst relative L1 error against full precision on sampled rows, and
-    ``cosine`` the worst similarity. ``seconds`` is the time in quantized calls, and
+    precision. ``error`` is the worst head's relative L1 error against full precision on sampled
+    rows, and ``cosine`` the worst similarity. ``seconds`` is the time in quantized calls, and
     ``scratch_bytes`` the memory of one such call besides its inputs and result. ``steps`` is what
     ran at the steps of the last run, in order, as [number of steps, precision]; "" stands for steps
     without a call, and "full+int8" for steps whose calls differed.
@@ -168,17 +167,6 @@ def block_report(name: str, record: BlockRecord) -> BlockReport:
     return BlockReport(
         name or "(the block itself)", sliced, whole, record.in_place, "; ".join(notes)
     )
-
-
-def lost_steps(config: AttentionConfig | None, lost: Counter[str]) -> list[str]:
-    """Return a note for each reason of calls whose step is unknown, if rules by step exist."""
-    if config is None or all(r.start == 0.0 and r.end == 1.0 for r in config.rules):
-        return []
-    return [
-        f"{_count(n, 'denoiser call')} with the most accurate precision of each site's rules, "
-        f"step unknown: {why}"
-        for why, n in lost.items()
-    ]
 
 
 def rehash_report(state: RehashState) -> RehashReport:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from accel.attention import sdpa
 from accel.kernels.attention_call import AttentionCall, Options, why_not_plain
+
+TINY = 1e-300  # keeps a quotient of fp64 sums defined, and lies below the sums of any fp32 values
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,15 @@ class Call:
         if mask is not None and mask.dim() > 1 and mask.shape[-2] == tokens and tokens > 1:
             mask = mask[..., index, :]
         return self.query[..., index, :], mask
+
+    def at(self, index: Tensor) -> Tensor:
+        """Return the result of the query rows ``index``, computed without us."""
+        query, mask = self.rows(index)
+        if not self.is_causal:
+            return self.full(query, mask)
+        keys = torch.arange(self.key.shape[-2], dtype=index.dtype, device=index.device)
+        seen = index[:, None] >= keys  # the causal mask of these rows, aligned top left
+        return replace(self, query=query, attn_mask=seen, is_causal=False).full()
 
     def rescued(self) -> tuple[Tensor, str]:
         """Run at full precision after an unusable result: always finite, and what it took.
@@ -78,6 +89,8 @@ class Call:
             return why
         if mask is not None and (mask.dim() < 2 or mask.dim() > 4):
             return f"a mask of {mask.dim()} dimensions"
+        if mask is not None and self.is_causal:
+            return "a mask beside is_causal, which torch may refuse"
         if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
             return f"a mask of {str(mask.dtype).removeprefix('torch.')}"
         groups = self.enable_gqa and k.shape[1] and q.shape[1] % k.shape[1] == 0
@@ -101,7 +114,7 @@ def compare(out: Tensor, exact: Tensor) -> tuple[float, float, float]:
     """Return relative L1, cosine, relative squared L2 of ``out`` against ``exact``, same shape."""
     mine, exact = out.double(), exact.double()
     difference, size = mine - exact, exact.square().sum()
-    error = float(difference.abs().sum() / exact.abs().sum().clamp_min(1e-30))
-    norms = (mine.square().sum() * size).sqrt().clamp_min(1e-30)
+    error = float(difference.abs().sum() / exact.abs().sum().clamp_min(TINY))
+    norms = (mine.square().sum() * size).sqrt().clamp_min(TINY)
     cosine = float((mine * exact).sum() / norms)
-    return error, cosine, float(difference.square().sum() / size.clamp_min(1e-30))
+    return error, cosine, float(difference.square().sum() / size.clamp_min(TINY))

@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from accel.core.clean_copies import LABEL
+
 
 class Caller(Protocol):
     """What stands behind a site's number."""
@@ -47,7 +49,6 @@ _callers: dict[int, Any] = {}
 _of_module: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 _by_thread: dict[int, int] = {}
 _traced: list[Tensor | None] = [None]
-LABEL = "_accel_site"  # attribute of a module with a site: its number, int64 [] on the CPU
 _key: int | None = None
 _seam: Seam | None = None
 _users = 0
@@ -89,8 +90,8 @@ def hook(module: nn.Module, site: Caller, undo: ExitStack) -> None:
     stack: list[int] = []
     traced: list[Tensor | None] = []
     _callers[number] = site
-    _of_module[module] = number
-    setattr(module, LABEL, torch.tensor(number, dtype=torch.int64, device="cpu"))
+    outer = _of_module.get(module, -1)  # of another patch, where two denoisers share the module
+    _mark(module, number)
     known = weakref.ref(module)  # what is undone must not keep a dropped pipeline alive
 
     def before(module: nn.Module, args: Any) -> None:
@@ -120,10 +121,19 @@ def hook(module: nn.Module, site: Caller, undo: ExitStack) -> None:
         _callers.pop(number, None)
         part = known()
         if part is not None and _of_module.get(part) == number:
-            del _of_module[part]
-            delattr(part, LABEL)
+            _mark(part, outer if outer in _callers else -1)
 
     undo.callback(remove)
+
+
+def _mark(module: nn.Module, number: int) -> None:
+    """Make ``number`` the site of a module; below 0 it has none."""
+    if number < 0:
+        del _of_module[module]
+        delattr(module, LABEL)
+        return
+    _of_module[module] = number
+    setattr(module, LABEL, torch.tensor(number, dtype=torch.int64, device="cpu"))
 
 
 def _share_key(module: nn.Module, handle: RemovableHandle) -> None:

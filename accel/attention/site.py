@@ -4,9 +4,10 @@ Config is ``AttentionConfig``, State the record of each site, Hook the op that s
 seam (``accel/attention/sdpa.py``), and ``apply`` puts a denoiser's attention modules there. A call
 takes the precision that the policy gives for the current step, has the kernels decide what runs for
 it (``accel/kernels/dispatch.py``), and stays at full precision, with a reason, where they cannot
-quantize it or that does not pay. Sampled rows of each site's first call in a run are compared with
-full precision. A result that is not finite, or too far off on those rows, is recomputed at full
-precision and its site stays there for the rest of the run.
+quantize it or that does not pay. Sampled rows of each site's first call in a quarter of a run are
+compared with full precision (``accel/attention/check.py``). Where a kernel fails, or its result is
+not finite or too far off on those rows, the call is computed at full precision and its site stays
+there for the rest of the run.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from accel.attention import check, sdpa
 from accel.attention import policy as policy
-from accel.attention import sdpa
-from accel.attention.call import Call, compare, finite
+from accel.attention.call import Call, finite
+from accel.attention.site_record import Now, SiteRecord
 from accel.config import AttentionConfig
 from accel.core.diffusers_bridge import use_native_backend
 from accel.core.run_state import RunState
@@ -36,49 +38,16 @@ from accel.kernels.dispatch import Decision, decide
 # ------------------------------------------------------------------------------------------- State
 
 
-Now = tuple[int, int | None]  # number of the run, 0-based step where it is known
-
-
-@dataclass
-class SiteRecord:
-    """What happened at one site, over all runs since patching.
-
-    ``kept`` counts calls left at full precision by reason, ``instead`` those that ran in another
-    precision than the plan's, ``recomputed`` those that were thrown away and computed again, by
-    reason; ``error`` is the worst relative L1 and ``cosine`` the worst similarity to full precision
-    on the sampled rows. ``steps``: what ran at each step of run ``steps_run``; "" for no call,
-    several joined by "+".
-    """
-
-    ran: Counter[tuple[str, str]] = field(default_factory=Counter)  # (precision, implementation)
-    kept: Counter[str] = field(default_factory=Counter)
-    instead: Counter[str] = field(default_factory=Counter)
-    recomputed: Counter[str] = field(default_factory=Counter)
-    error: float | None = None
-    cosine: float | None = None
-    seconds: float = 0.0
-    scratch_bytes: int = 0  # memory of one call beside inputs and result, where it is known
-    steps: list[str] = field(default_factory=list)
-    steps_run: int = -1
-
-    def at(self, now: Now, precision: str) -> None:
-        """Record that a call gave its result in ``precision``."""
-        run, step = now
-        if run != self.steps_run:
-            self.steps_run, self.steps = run, []
-        if step is None:
-            return
-        self.steps += [""] * (step + 1 - len(self.steps))
-        known = self.steps[step]
-        if precision not in known.split("+"):
-            self.steps[step] = f"{known}+{precision}" if known else precision
+QUARTERS = 4  # parts of a run; in each the first call of a precision is compared with full one
+UNSMOOTHED = "ran without smooth_v, which is further off here"
 
 
 @dataclass
 class Site:
     """One attention module (or a denoiser itself, ``config`` None) and its record.
 
-    ``checked``: precisions whose first call in run ``checked_run`` was compared with full one;
+    ``checked``: precisions and quarters of run ``checked_run`` whose first call was compared with
+    full precision, and ``unsmoothed`` the precisions that are nearer to it without ``smooth_v``;
     ``demoted_run``: in that run a result was not usable (``demoted_why``), so the rest stays at
     full precision.
     """
@@ -90,7 +59,8 @@ class Site:
     record: SiteRecord = field(default_factory=SiteRecord)
     finished: int = 0
     checked_run: int = -1
-    checked: set[str] = field(default_factory=set)
+    checked: set[tuple[str, int]] = field(default_factory=set)
+    unsmoothed: set[str] = field(default_factory=set)
     demoted_run: int = -1
     demoted_why: str = ""
     options: Options = field(init=False)
@@ -126,7 +96,7 @@ class Site:
         reason = "full precision by plan" if precision == "full" else call.why_not_ours()
         if not reason:
             ours = call.for_kernels(self.options)
-            decision = decide(ours, precision, config.impl)
+            decision = self._decide(ours, precision)
             if decision.precision != "full":
                 if self.demoted_run == run:
                     why = f"demoted: {self.demoted_why}"
@@ -136,53 +106,85 @@ class Site:
         self._keep(reason, now)
         return call.full()
 
+    def _decide(self, ours: AttentionCall, precision: str) -> Decision:
+        """Return what runs; with "auto" that is torch's attention where deciding fails."""
+        assert self.config is not None
+        try:
+            return decide(ours, precision, self.config.impl)
+        except Exception as error:
+            if self.config.impl != "auto":
+                raise
+            return Decision(precision, "full", "torch", _failed("choosing a kernel", error))
+
     def _quantized(self, call: Call, ours: AttentionCall, decision: Decision, now: Now) -> Tensor:
-        """Run a call as it was decided; at full precision if the result is not usable."""
+        """Run a call as it was decided; at full precision if there is no usable result."""
         record, precision = self.record, decision.precision
         if decision.why:
             record.instead[f"{decision.asked} ran as {precision}: {decision.why}"] += 1
-        start = time.perf_counter()
-        out, _ = run_attention(ours, decision)
-        record.seconds += time.perf_counter() - start
-        if not finite(out):
-            return self._demote(call, "result not finite", now)
         if self.checked_run != now[0]:
-            self.checked_run, self.checked = now[0], set()
-        if precision not in self.checked:
-            self.checked.add(precision)
-            if why := self._first(call, out, decision):
-                return self._demote(call, why, now)
+            self.checked_run, self.checked, self.unsmoothed = now[0], set(), set()
+        try:
+            out, why = self._attempt(call, ours, decision)
+        except Exception as error:  # whatever fails in a kernel of ours, torch computes the call
+            out, why = call.query, _failed(f"{precision} by {decision.impl}", error)
+        if why:
+            return self._demote(call, why, now)
         record.ran[(precision, decision.impl)] += 1
         record.at(now, precision)
         return out
 
-    def _first(self, call: Call, out: Tensor, decision: Decision) -> str:
-        """Return why the first result of a precision in a run is not usable, or "".
+    def _attempt(self, call: Call, ours: AttentionCall, decision: Decision) -> tuple[Tensor, str]:
+        """Return a quantized result, and why it is not usable, or ""."""
+        precision = decision.precision
+        if precision in self.unsmoothed:
+            ours = _unsmoothed(ours)
+            self.record.instead[f"{precision} {UNSMOOTHED}"] += 1
+        out = self._run(ours, decision)
+        if not finite(out):
+            return out, "result not finite"
+        step, steps = self.state.step, self.state.steps
+        part = QUARTERS * (step or 0) // (steps or 1)
+        if (precision, part) in self.checked:
+            return out, ""
+        self.checked.add((precision, part))
+        return self._first(call, ours, decision, out)
 
-        Its scratch memory and error are noted.
+    def _run(self, ours: AttentionCall, decision: Decision) -> Tensor:
+        start = time.perf_counter()
+        out, _ = run_attention(ours, decision)
+        self.record.seconds += time.perf_counter() - start
+        return out
+
+    def _first(
+        self, call: Call, ours: AttentionCall, decision: Decision, out: Tensor
+    ) -> tuple[Tensor, str]:
+        """Return a precision's first result in a quarter, and why it is not usable, or "".
+
+        Where ``smooth_v`` costs more than half of what the precision may cost, the call runs
+        without it too; the better result is taken, and later calls run like it. Scratch memory and
+        error are noted.
         """
         record, config, precision = self.record, self.config, decision.precision
         assert config is not None
         if decision.impl == "cpu":
             bytes_ = scratch_bytes(call.query, call.key, call.value, BITS[precision])
             record.scratch_bytes = max(record.scratch_bytes, bytes_)
-        if config.check_rows and not call.is_causal:
-            error = self._check(call, out, config.check_rows)
-            if not error <= config.max_error:
-                why = f"{precision} has error {error:.2f} on sampled rows, over the limit of "
-                return f"{why}{config.max_error}"
-        return ""
-
-    def _check(self, call: Call, out: Tensor, rows: int) -> float:
-        """Return the relative L1 error of ``out`` on evenly spread query rows; note the worst."""
-        tokens, record = call.query.shape[-2], self.record
-        index = torch.linspace(
-            0, tokens - 1, min(rows, tokens), dtype=torch.float32, device=out.device
-        ).long()
-        error, cosine, _ = compare(out[..., index, :], call.full(*call.rows(index)))
+        if not config.check_rows:
+            return out, ""
+        sample, limit = check.sample(call, config.check_rows), check.limit(config, precision)
+        error, cosine = sample.error(out)
+        if ours.options.smooth_v and not error <= limit / 2:
+            other = self._run(_unsmoothed(ours), decision)
+            error2, cosine2 = sample.error(other)
+            if error2 < error and finite(other):
+                out, error, cosine = other, error2, cosine2
+                self.unsmoothed.add(precision)
+                record.instead[f"{precision} {UNSMOOTHED}"] += 1
         record.error = error if record.error is None else max(record.error, error)
         record.cosine = cosine if record.cosine is None else min(record.cosine, cosine)
-        return error
+        if error <= limit:
+            return out, ""
+        return out, f"{precision} has error {error:.2f} on sampled rows, over the limit of {limit}"
 
     def _demote(self, call: Call, why: str, now: Now) -> Tensor:
         """Compute again at full precision, and keep the site there for the rest of the run."""
@@ -194,6 +196,15 @@ class Site:
         self.record.at(now, "full")
         counter[f"{why}; computed {how}" if how else why] += 1
         return out
+
+
+def _unsmoothed(ours: AttentionCall) -> AttentionCall:
+    return replace(ours, options=replace(ours.options, smooth_v=False))
+
+
+def _failed(what: str, error: Exception) -> str:
+    first = (str(error).splitlines() or [""])[0]
+    return f"{what} failed: {type(error).__name__}: {first}"
 
 
 # -------------------------------------------------------------------------------------------- Hook
@@ -256,8 +267,6 @@ def apply_attention(
     sites = {"": Site("", None, state)}
     sdpa.hook(denoiser, sites[""], undo)
     for name, module in modules.items():
-        aside = use_native_backend(module, undo)
-        note = f"diffusers backend {aside!r} set aside while patched" if aside else ""
-        sites[name] = make(name, config, state, note=note)
+        sites[name] = make(name, config, state, note=use_native_backend(module, undo))
         sdpa.hook(module, sites[name], undo)
     return sites

@@ -6,16 +6,16 @@ there first.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from accel.core.stand_in import behind
+from accel.core.copied_state import copied_with
 
 SLOTS = ("forward", "_old_forward")  # where the registry's outermost forward may stand
 # What hooks of diffusers and accelerate leave in a module's attributes.
@@ -100,6 +100,39 @@ def _take_from_below(registry: Any, name: str) -> None:
         above.forward, above.original_forward = forward, below
 
 
+def is_ours(hook: Any) -> bool:
+    """Return whether accel put a hook (a function or a ``ModelHook``) where it is."""
+    return getattr(hook, "__module__", "").startswith("accel.")
+
+
+def has_our_hooks(state: dict[str, Any]) -> bool:
+    """Return whether the registry among a module's attributes has a hook of accel."""
+    return any(map(is_ours, getattr(state.get("_diffusers_hook"), "hooks", {}).values()))
+
+
+def without_our_hooks(state: dict[str, Any]) -> None:
+    """Take accel's hooks out of a registry in a module's attributes, which are a copy.
+
+    Hooks of ours that others stand on stay in the chain of functions, which only they know.
+    """
+    registry = state.get("_diffusers_hook")
+    if registry is None:
+        return
+    new = state["_diffusers_hook"] = copy.copy(registry)
+    new._hook_order, new._fn_refs = list(registry._hook_order), list(registry._fn_refs)
+    if hasattr(new, "_child_registries_cache"):
+        new._child_registries_cache = None  # it would bring the hooks of its children along
+    while new._hook_order and is_ours(hook := registry.hooks[new._hook_order[-1]]):
+        new._hook_order.pop()
+        ref = new._fn_refs.pop()
+        for slot in SLOTS:
+            if state.get(slot) is hook.installed:
+                state[slot] = ref.forward if ref.original_forward is None else ref.original_forward
+    new.hooks = {name: registry.hooks[name] for name in new._hook_order}
+    if registry.hooks and not new.hooks:
+        del state["_diffusers_hook"]
+
+
 def refresh_registries(denoiser: nn.Module) -> None:
     """Let diffusers find hooks that were added to or taken from parts of ``denoiser``."""
     from diffusers.hooks.hooks import HookRegistry
@@ -127,6 +160,11 @@ def offloaded(module: nn.Module) -> bool:
 def hooks_on(module: nn.Module) -> dict[str, Any]:
     """Return diffusers' hooks on a module, by name, innermost first."""
     return dict(getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))
+
+
+def computes_in(module: nn.Module) -> torch.dtype | None:
+    """Return the dtype that layerwise casting gives a module's weights for a call, or None."""
+    return getattr(hooks_on(module).get("layerwise_casting"), "compute_dtype", None)
 
 
 def keeping_hook(module: nn.Module) -> str:
@@ -176,10 +214,11 @@ class BlockKind:
 def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
     """Point a processor at diffusers' native attention backend, the one that calls torch.
 
-    The function that restores the former backend is put on ``undo``.
+    The function that restores the former backend is put on ``undo``. A processor whose class asks
+    for another backend is left alone: it may raise with the native one.
 
     Returns:
-        The name of the backend that was replaced, or "" if it was native already.
+        What was done, as a note, or "" if the backend was native already.
     """
     processor = getattr(module, "processor", None)
     if processor is None or not hasattr(processor, "_attention_backend"):
@@ -191,6 +230,10 @@ def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
     name = str(getattr(active, "value", active))
     if name == "native":
         return ""
+    supported = getattr(processor, "_SUPPORTED_BACKENDS", ("native",))
+    if "native" not in supported or type(processor)._attention_backend is not None:
+        return f"its processor needs diffusers' backend {name!r}"
+    copied_with(processor, "_attention_backend", undo)
     own = "_attention_backend" in vars(processor)
     processor._attention_backend = AttentionBackendName.NATIVE
 
@@ -201,63 +244,17 @@ def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
             del processor._attention_backend
 
     undo.callback(restore)
-    return name
+    return f"diffusers' backend {name!r} is set aside while patched"
 
 
-# ---------------------------------------------------------------------------- somebody else's code
+def hidden_linear(module: nn.Module) -> bool:
+    """Return whether a layer of PEFT acts on each token alone, though its code does not show it.
 
-# Whose forward hooks move, gather or norm weights, and read no activations.
-_HARMLESS = ("accel.", "accelerate.", "diffusers.hooks.", "torch.")
-_WRAPPERS = ("diffusers.hooks.hooks", "accelerate.hooks")  # modules whose wrappers are known
-
-
-def foreign_forward(module: nn.Module) -> bool:
-    """Return whether somebody put a ``forward`` of their own on this instance.
-
-    Wrappers of diffusers' hooks, of accelerate's and of accel do not count: what they wrap does.
+    DoRA and OFT layers around a linear one compute with their weights between its calls.
     """
-    outer = behind(vars(module).get("forward"))
-    if outer is None:
+    if not isinstance(getattr(module, "base_layer", None), nn.Linear):
         return False
-    if isinstance(outer, partial) and outer.func.__module__ in _WRAPPERS:
-        outer = behind(getattr(*innermost(module)))
-    if getattr(outer, "__module__", "").startswith("accel."):
-        return False
-    return getattr(outer, "__func__", None) is not type(module).forward
-
-
-def watcher(module: nn.Module) -> str:
-    """Return who may look at the tensors a module is given or returns, "" if nobody may.
-
-    Somebody's own forward, forward hooks, and hooks of diffusers that do more than move weights.
-    """
-    if foreign_forward(module):
-        return "a forward of somebody's own"
-    for hooks in (module._forward_pre_hooks, module._forward_hooks):
-        for hook in hooks.values():
-            if not _origin(hook).startswith("accel."):
-                return "a hook"
-    name = keeping_hook(module)
-    return f"the hook {name!r}" if name else ""
-
-
-def hooked_inside(module: nn.Module) -> str:
-    """Return the name of a part of ``module`` that has a forward hook of somebody else, or "".
-
-    Such a hook may read activations, as self-attention guidance does, or change them.
-    """
-    for name, part in module.named_modules():
-        if name and any(
-            not _origin(hook).startswith(_HARMLESS)
-            for hooks in (part._forward_pre_hooks, part._forward_hooks)
-            for hook in hooks.values()
-        ):
-            return name
-    return ""
-
-
-def _origin(hook: Any) -> str:
-    """Return the module in which a hook's function was defined."""
-    while isinstance(hook, partial):
-        hook = hook.func
-    return getattr(hook, "__module__", None) or ""
+    place = type(module).__module__
+    return place.startswith("peft.tuners.oft") or (
+        place.startswith("peft.tuners.lora") and any(getattr(module, "use_dora", {}).values())
+    )

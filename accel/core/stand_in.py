@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,18 @@ class StandIn:
         self.forward = forward
         self.alive = True
         self.own = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return a copy of what it replaces: copies of a patched model are not patched."""
+        return copy.deepcopy(behind(self), memo)
+
+    def __reduce__(self) -> Any:
+        """Pickle what it replaces."""
+        return _itself, (behind(self),)
+
+
+def _itself(function: Any) -> Any:
+    return function
 
 
 def put_in_place(holder: Any, name: str, hook: StandIn) -> Callable[[], None]:

@@ -17,7 +17,7 @@ import torch
 from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from torch import Tensor
 
-from accel.core.diffusers_bridge import hooked_inside
+from accel.core.watchers import hooked_inside
 from accel.rehash.features import Features
 from accel.rehash.state import RehashState
 from accel.rehash.stored import Branch, Entry, Stored

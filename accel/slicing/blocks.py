@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from accel.attention import sdpa
 from accel.config import SlicingConfig
+from accel.core.autocast import autocasts
 from accel.core.diffusers_bridge import (
     WEIGHT_HOOKS,
     hooks_on,
     innermost,
     keeping_hook,
     offloaded,
-    watcher,
 )
+from accel.core.watchers import watcher
 from accel.core.stand_in import StandIn, behind, put_in_place
 from accel.core.structure import blocks
 from accel.core.tree import leaves
@@ -34,7 +35,8 @@ from accel.slicing.output_head import Norm, Projection, head
 from accel.slicing.overwritable import overwritable
 from accel.slicing.program.cache import Programs, signature
 from accel.slicing.program.ir import Program
-from accel.slicing.program.run import run
+from accel.slicing.program.run import Run
+from accel.slicing.reasons import broken, described, failed
 from accel.slicing.trace.record import Underivable
 
 HEAD = "head"  # name of the output head among the blocks
@@ -75,8 +77,10 @@ class _Sliced(StandIn):
 
     def layout(self, args: Any, kwargs: Any) -> torch_compile.Layout | None:
         """Return what a sliced call returns, or None if it would run whole, which is recorded."""
-        arguments = self._bind(args, kwargs)
-        found = self._program(arguments)
+        try:
+            found = self._program(self._bind(args, kwargs))
+        except Exception as error:
+            found = failed(error)
         if isinstance(found, str):
             reason = found
         elif (made := torch_compile.layout(found[0])) is None:
@@ -87,12 +91,31 @@ class _Sliced(StandIn):
         return None
 
     def _call(self, args: Any, kwargs: Any, in_place: frozenset[str], kept: str = "") -> Any:
-        arguments = self._bind(args, kwargs)
-        found = self._program(arguments)
+        try:
+            arguments = self._bind(args, kwargs)
+            found = self._program(arguments)
+        except Exception as error:
+            found = failed(error)
         if isinstance(found, str):
             self.record.whole[found] += 1
             return self.forward(*args, **kwargs)
-        return self._run(*found, arguments, in_place, kept)
+        program, slices = found
+        in_place = self._may_overwrite(program, in_place, kept)
+        attempt = Run(program, self._block, arguments, slices, in_place)
+        try:
+            out = attempt.go()
+        except Exception as error:
+            if attempt.overwrote:
+                raise  # the block's input is gone
+            found = broken(error)
+        if not isinstance(found, str):
+            self._count(program, slices, in_place)
+            return out
+        del attempt
+        out = self.forward(*args, **kwargs)  # where this fails too, the error is the user's
+        self._programs.refuse(self._block, arguments, found)
+        self.record.whole[found] += 1
+        return out
 
     def _program(self, arguments: Mapping[str, Any]) -> tuple[Program, int] | str:
         """Return the program and its slices, or the reason why the block runs whole."""
@@ -104,6 +127,8 @@ class _Sliced(StandIn):
             self._check_hooks(program)
         except Underivable as error:
             return str(error)
+        except Exception as error:
+            return failed(error)
         if slices < 2:
             return f"fewer than {2 * self._config.min_tokens} tokens"
         return program, slices
@@ -121,7 +146,7 @@ class _Sliced(StandIn):
             return "no tensor among its arguments"
         if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
             return "needs gradients"
-        if torch.is_autocast_enabled(tensors[0].device.type if not tensors[0].is_meta else "cpu"):
+        if autocasts(tensors[0]):
             return "under autocast"
         if getattr(behind(self.forward), "__func__", None) is not type(self._block).forward:
             return "somebody replaced its forward"
@@ -142,14 +167,10 @@ class _Sliced(StandIn):
             if offloaded(part):
                 raise Underivable(f"the weights of {path} are offloaded on their own")
 
-    def _run(
-        self,
-        program: Program,
-        slices: int,
-        arguments: dict[str, Any],
-        in_place: frozenset[str],
-        kept: str,
-    ) -> Any:
+    def _may_overwrite(
+        self, program: Program, in_place: frozenset[str], kept: str
+    ) -> frozenset[str]:
+        """Return the arguments that this call overwrites, and note why it overwrites none."""
         self.record.copied = ""
         if hook := keeping_hook(self._block):
             in_place, self.record.copied = frozenset(), f"hook {hook!r} may need its input"
@@ -157,11 +178,12 @@ class _Sliced(StandIn):
             self.record.copied = "no input of the result's size"
         elif not in_place & set(program.overwrites.values()):
             self.record.copied = kept or "its input may be read again"
-        else:
-            self.record.in_place += 1
+        return in_place
+
+    def _count(self, program: Program, slices: int, in_place: frozenset[str]) -> None:
+        self.record.in_place += not self.record.copied
         self.record.sliced[slices] += 1
         self.record.mixing = program.mixing
-        return run(program, self._block, arguments, slices, in_place)
 
 
 # ------------------------------------------------------------------------------------------- apply
@@ -186,7 +208,7 @@ def apply_slicing(
     if parts := head(denoiser):
         records[HEAD] = record = BlockRecord()
         (at, name), (end, last) = map(innermost, parts)
-        undo.callback(put_in_place(at, name, Norm(parts[0], getattr(at, name))))
+        undo.callback(put_in_place(at, name, Norm(parts, getattr(at, name), record)))
         undo.callback(put_in_place(end, last, Projection(getattr(end, last), config, record)))
     return records
 
@@ -206,6 +228,12 @@ class _Reusable:
     def _before(self, denoiser: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
+        try:
+            self._look(denoiser, args, kwargs)
+        except Exception as error:
+            self._found, self._why = {}, f"looking for its readers failed ({described(error)})"
+
+    def _look(self, denoiser: nn.Module, args: Any, kwargs: Any) -> None:
         seen = ((path, watcher(part)) for path, part in denoiser.named_modules())
         path, who = next(((p, w) for p, w in seen if w), ("", ""))
         self._why = f"{who} on {path or 'the denoiser'} may keep its input" if who else ""

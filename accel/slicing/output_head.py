@@ -8,7 +8,7 @@ other. Any other use of a ``Deferred`` makes it an ordinary tensor first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from accel.config import SlicingConfig
+from accel.core.autocast import autocasts
 from accel.core.cuts import cuts
 from accel.core.diffusers_bridge import TOKEN_NORMS, offloaded
 from accel.core.lazy import Lazy
 from accel.core.stand_in import StandIn
+from accel.core.watchers import watcher
+from accel.slicing.block_record import BlockRecord
+from accel.slicing.reasons import broken
 
 Step = Callable[[Tensor, int, int], Tensor]  # applied to tokens start … stop
 
@@ -72,28 +76,44 @@ class Deferred(Lazy):
 
 
 class Norm(StandIn):
-    """Replaces the forward of ``norm_out``."""
+    """Replaces the forward of ``norm_out``; ``parts`` are the norm and the projection."""
 
-    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+    def __init__(
+        self, parts: tuple[nn.Module, nn.Module], forward: Callable[..., Any], record: BlockRecord
+    ) -> None:
         super().__init__(forward)
-        self.module = module
+        self._parts, self._record = parts, record
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the norm of ``x``, deferred where that is possible."""
         if not self.alive or torch.compiler.is_compiling():
             return self.forward(x, *args, **kwargs)
-        conditions = [c for c in (*args, *kwargs.values()) if isinstance(c, Tensor)]
-        watched = self.module._forward_hooks or torch.is_grad_enabled() or offloaded(self.module)
-        plain = isinstance(x, Tensor) and x.dim() == 3 and all(c.dim() == 2 for c in conditions)
-        if watched or not plain:
+        if reason := self._why_whole(x, (*args, *kwargs.values())):
+            self._record.whole[reason] += 1
             return self.forward(x, *args, **kwargs)
         return Deferred(x, lambda part: self.forward(part, *args, **kwargs))
 
+    def _why_whole(self, x: Any, given: Sequence[Any]) -> str:
+        conditions = [c for c in given if isinstance(c, Tensor)]
+        if not isinstance(x, Tensor) or x.dim() != 3 or any(c.dim() != 2 for c in conditions):
+            return "its input is no [B, tokens, channels], or its condition no [B, channels]"
+        if torch.is_grad_enabled():
+            return "needs gradients"
+        if autocasts(x):
+            return "under autocast"
+        if offloaded(self._parts[0]):
+            return "the weights of its norm are offloaded on their own"
+        if who := watcher(self._parts[0]) or watcher(self._parts[1]):
+            return f"{who} on it"
+        return ""
+
 
 class Projection(StandIn):
-    """Replaces the forward of ``proj_out``; ``record`` is a ``BlockRecord``."""
+    """Replaces the forward of ``proj_out``."""
 
-    def __init__(self, forward: Callable[..., Any], config: SlicingConfig, record: Any) -> None:
+    def __init__(
+        self, forward: Callable[..., Any], config: SlicingConfig, record: BlockRecord
+    ) -> None:
         super().__init__(forward)
         self._config, self._record = config, record
 
@@ -103,19 +123,29 @@ class Projection(StandIn):
             return self.forward(x, *args, **kwargs)
         tokens = x.x.shape[1]
         slices = max(1, min(self._config.slices, tokens // self._config.min_tokens))
-        if slices == 1:
-            self._record.whole[f"fewer than {2 * self._config.min_tokens} tokens"] += 1
-        if not self.alive or slices == 1:
-            return self.forward(x.whole(), *args, **kwargs)
+        reason = f"fewer than {2 * self._config.min_tokens} tokens" if slices == 1 else ""
+        if self.alive and not reason:
+            try:
+                out = self._sliced(x, slices, args, kwargs)
+            except Exception as error:
+                reason = broken(error)
+            else:
+                self._record.sliced[slices] += 1
+                return out
+        whole = self.forward(x.whole(), *args, **kwargs)  # raises what the model itself would
+        if reason:
+            self._record.whole[reason] += 1
+        return whole
+
+    def _sliced(self, x: Deferred, slices: int, args: Any, kwargs: Any) -> Tensor | None:
         out: Tensor | None = None
-        at = 0
+        at, tokens = 0, x.x.shape[1]
         for size in cuts(tokens, slices):
             y = self.forward(x.part(at, at + size), *args, **kwargs)
             if out is None:
                 out = y.new_empty(y.shape[0], tokens, *y.shape[2:])
             out[:, at : at + size] = y
             at += size
-        self._record.sliced[slices] += 1
         return out
 
 

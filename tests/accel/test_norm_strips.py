@@ -80,7 +80,7 @@ def test_hooks_on_norms_timesteps_and_autocast_keep_a_block_whole():
     with accel.patched(Pipe(vae), plan=plan(2)) as patched:
         decode(vae, z)
         (block,) = [b for b in patched.report().blocks if b.name == "vae.decoder"]
-        assert seen and block.whole == {"hooks on its norms": 1}
+        assert seen and block.whole == {"a hook on its norm1": 1}
         handle.remove()
         with torch.autocast("cpu", torch.bfloat16):
             decode(vae, z)

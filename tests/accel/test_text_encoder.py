@@ -104,7 +104,8 @@ def test_the_guard_lets_live_calls_through_and_catches_worse(calls, dtype):
         site = Site(f"block.{number}", AttentionConfig("int8", impl="reference"), State())
         out, report = site.attend(*arguments), site_report(site)
         assert report.ran and not report.recomputed
-        assert compare(out, exact)[0] < LIMITS["int8"] and report.error < LIMITS["int8"]
+        assert compare(out, exact)[0] < LIMITS["int8"]
+        assert report.error < 1.5 * LIMITS["int8"]  # of the worst head
         strict = AttentionConfig("int4", impl="reference", max_error=1e-3)
         site = Site(f"block.{number}", strict, State())
         assert torch.equal(site.attend(*arguments), exact)

@@ -33,6 +33,7 @@ class Signature:
     seed: int
     arguments: dict[str, Any]
     precision: str
+    impl: str
     rows: int
     autocast: torch.dtype | None
     words: str
@@ -99,7 +100,8 @@ def signature(seed: int) -> Signature:
             x = arguments[name]
             arguments[name] = x[0] if drop < 0.03 and batch else x[None]
     return Signature(
-        seed, arguments, r.choice(BITS), r.choice((0, 64, 64)),
+        seed, arguments, r.choice(BITS), r.choice(("auto", "cpu", "cpu", "reference")),
+        r.choice((0, 64, 64)),
         r.choice((None,) * 8 + (torch.bfloat16, torch.float16)), ", ".join(words),
     )  # fmt: skip
 
@@ -145,7 +147,9 @@ def _mask(
         low = -math.inf if kind == "bias" else torch.finfo(own).min
         mask = bias.to(own).masked_fill(~seen, low)
     if expand:
-        mask = mask.expand(*(max(a, b) for a, b in zip(mask.shape, shape[-mask.dim():], strict=True)))
+        mask = mask.expand(
+            *(max(a, b) for a, b in zip(mask.shape, shape[-mask.dim() :], strict=True))
+        )
     return kind + (" expanded" if expand else ""), mask
 
 
@@ -188,7 +192,7 @@ def run(call: Signature) -> tuple[str, str]:
             plain, raised = module(call.arguments), None
         except Exception as error:
             plain, raised = None, error
-        config = AttentionConfig(call.precision, check_rows=call.rows)  # type: ignore[arg-type]
+        config = AttentionConfig(call.precision, check_rows=call.rows, impl=call.impl)  # type: ignore[arg-type]
         state = SimpleNamespace(run=0, step=1, steps=10, sigma=0.5, refresh=lambda: 0)
         with ExitStack() as undo:
             sites = apply_attention(module, {"attn": module.attn}, config, state, undo)  # type: ignore[arg-type]

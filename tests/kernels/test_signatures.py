@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-
 from helpers.signatures import by_hand, error, run, signature
 
 
@@ -21,7 +20,7 @@ def test_random_signatures(part: int) -> None:
         if what:
             wrong.append(f"seed {seed}: {what} ({call.words})")
     assert not wrong, "\n".join(wrong)
-    assert ran["full"] < 45  # most calls that can be quantized are
+    assert ran["full"] < 35  # about half of the calls can be quantized, and are
 
 
 def test_attention_by_hand_is_torchs() -> None:
@@ -33,7 +32,7 @@ def test_attention_by_hand_is_torchs() -> None:
         }
         try:
             exact = F.scaled_dot_product_attention(**arguments)
-        except RuntimeError:
+        except (RuntimeError, IndexError):
             continue
         if exact.numel() and exact.isfinite().all() and arguments["key"].numel():
             assert error(by_hand(arguments), exact) < 1e-10, seed

@@ -63,7 +63,7 @@ attentions = st.builds(
     smooth_v=st.booleans(),
     hadamard=st.booleans(),
     check_rows=st.integers(0, 512),
-    max_error=st.floats(1e-3, 10),
+    max_error=st.none() | st.floats(1e-3, 10),
 )
 slicings = st.builds(SlicingConfig, counts, counts, st.booleans())
 plans = st.builds(

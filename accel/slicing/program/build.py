@@ -23,6 +23,7 @@ from accel.slicing.trace.kinds import EXPENSIVE
 from accel.slicing.trace.record import Affine, Axis, Call, Ref, Trace, Underivable, Value, refs
 from accel.slicing.trace.rules import Rules
 
+NAMED = 3  # functions that a reason names; what follows them usually mixes because they do
 FRESH = ("empty_like", "zeros_like", "new_empty", "new_zeros")
 
 
@@ -178,7 +179,9 @@ def build(trace: Trace, inputs: Mapping[str, Axis], streams: tuple[str, ...]) ->
     outputs = list(dict.fromkeys(refs(result)))
     for n in outputs:
         if rules.sloped(n) and n not in rules.axes:
-            raise Underivable(f"its result mixes tokens ({', '.join(flattener.mixing)})")
+            first = list(dict.fromkeys(flattener.mixing))
+            named = ", ".join(first[:NAMED]) + (" and others" if len(first) > NAMED else "")
+            raise Underivable(f"its result mixes tokens ({named})")
     held = [n for name, n in trace.inputs.items() if n in rules.axes]
     groups = group([n.operator for n in nodes], held, outputs, TOKENS)
     program = Program(

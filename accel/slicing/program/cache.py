@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accel.core.diffusers_bridge import foreign_forward
+from accel.core.diffusers_bridge import computes_in
 from accel.core.tree import leaves
+from accel.core.watchers import foreign_forward
 from accel.slicing.program.derive import derive
 from accel.slicing.program.ir import Program
+from accel.slicing.reasons import failed
 from accel.slicing.trace.record import Underivable
 from accel.slicing.trace.values import settled
 
@@ -46,7 +48,7 @@ class Programs:
             except Underivable as error:
                 self._known[key] = str(error)
             except Exception as error:  # whatever somebody's block does in a dry run
-                self._known[key] = _dry_run_failed(error)
+                self._known[key] = failed(error)
         found = self._known[key]
         if isinstance(found, str):
             raise Underivable(found)
@@ -56,13 +58,6 @@ class Programs:
 def _key(block: nn.Module, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
     default = torch.get_default_dtype()
     return _structure(block), signature(arguments), settled(block, arguments), default
-
-
-def _dry_run_failed(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0]
-    if isinstance(error, NotImplementedError) or "meta" in first:
-        return "its operations depend on the values in a tensor"
-    return f"a dry run failed: {type(error).__name__}: {first}"
 
 
 def _structure(block: nn.Module) -> tuple[Any, ...]:
@@ -77,7 +72,7 @@ def _state(part: nn.Module) -> tuple[Any, ...]:
     weight = getattr(part, "weight", None)
     shape = (weight.shape, weight.dtype) if isinstance(weight, Tensor) else None
     public = ((k, _described(v)) for k, v in vars(part).items() if k[0] != "_" and k != "forward")
-    return shape, tuple(public)
+    return shape, computes_in(part), tuple(public)
 
 
 def _described(value: Any, depth: int = 3) -> Any:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from accel.attention import sdpa
-from accel.core.diffusers_bridge import foreign_forward
 from accel.core.tree import leaves, tree_map
+from accel.core.watchers import foreign_forward
 from accel.slicing.program.build import build
 from accel.slicing.program.groups import peak
 from accel.slicing.program.ir import Program
+from accel.slicing.reasons import failed
 from accel.slicing.trace.merge import merge
 from accel.slicing.trace.record import Affine, Axis, Trace, Underivable, record, refs, weightless
 from accel.slicing.trace.values import prepare, settled
@@ -52,8 +53,11 @@ def derive(block: nn.Module, arguments: Mapping[str, Any]) -> Program:
     for streams, inputs in itertools.islice(choices, READINGS):
         try:
             program = _attempt(block, arguments, first, streams, inputs)
-        except (Underivable, RuntimeError) as error:
-            reason = reason or str(error).splitlines()[0]
+        except Underivable as error:
+            reason = reason or str(error)
+            continue
+        except Exception as error:  # whatever a block does at sizes that it was not made for
+            reason = reason or failed(error)
             continue
         cost = predicted_peak(program, 8)
         if best is None or cost < best[0]:

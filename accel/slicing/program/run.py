@@ -38,7 +38,7 @@ class Run:
     """One execution of a program.
 
     ``whole``: values needed in full. ``now``: those of the current slice ``j``, in which the
-    streams have ``lengths`` tokens.
+    streams have ``lengths`` tokens. ``overwrote``: whether an argument has changed.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Run:
             out: inputs[name] for out, name in program.overwrites.items() if name in in_place
         }
         self.now: dict[int, Tensor] = {}
+        self.overwrote = False
         self.j = 0
         self.lengths: Sequence[int] = program.lengths
         self._modules: dict[str, nn.Module] = {}
@@ -97,6 +98,7 @@ class Run:
                 for value in step.gone:
                     now.pop(value, None)
             for value in stage.placed:
+                self.overwrote = True
                 self._write(self.whole[self.target[value]], value, now[value])
             now.clear()
         self.lengths = self.program.lengths

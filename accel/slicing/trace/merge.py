@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from accel.core.tree import leaves, tree_map
 from accel.slicing.trace.record import Affine, Call, Trace, Underivable, Value
 
@@ -52,7 +54,12 @@ class _Merger:
             return self._affine(base, others)
         if all(type(x) is type(base) and (x is base or x == base) for x in others):
             return base
-        raise Underivable(f"the value {base!r} depends on the number of tokens")
+        if base is None or isinstance(base, (bool, int, float, str)):
+            raise Underivable(f"the value {base!r} depends on the number of tokens")
+        what = "layer" if isinstance(base, nn.Module) else "value"
+        raise Underivable(
+            f"a call gets a {what} ({type(base).__name__}) as an argument that cannot be compared"
+        )
 
     def _affine(self, base: int, others: Sequence[int]) -> Affine:
         slopes = []

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from accel.core.diffusers_bridge import HOOK_ATTRIBUTES
+from accel.core.copied_state import raw_copies
+from accel.core.diffusers_bridge import HOOK_ATTRIBUTES, computes_in, hidden_linear
 from accel.core.tree import leaves, tree_map
 
 MUTATING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
@@ -122,6 +123,27 @@ class _RowWise(nn.Module):
         return x[..., :1].repeat(*[1] * (x.dim() - 1), self.features)
 
 
+def _hidden(part: nn.Module) -> int:
+    """Return the features that a linear layer gives whose code is not looked into, or 0.
+
+    Layers of a quantized format, whose weights are no plain tensors, and some of PEFT's.
+    """
+    if hidden_linear(part):
+        return int(part.base_layer.out_features)
+    weight = vars(part).get("_parameters", {}).get("weight")
+    ordinary = type(weight) in (nn.Parameter, Tensor)
+    features = vars(part).get("out_features")
+    unknown = isinstance(features, int) and not ordinary and not list(part.children())
+    return features if unknown else 0
+
+
+def _meta(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a tensor without memory, in ``dtype`` where it is given and the tensor is float."""
+    used = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=used, device="meta")
+    return nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
+
+
 def weightless(module: nn.Module) -> nn.Module:
     """Return a copy on the meta device, without weights and hooks.
 
@@ -135,24 +157,13 @@ def weightless(module: nn.Module) -> nn.Module:
                 memo[id(value)] = OrderedDict()
             elif key in HOOK_ATTRIBUTES:
                 memo[id(value)] = None
-        weight = vars(part).get("_parameters", {}).get("weight")
-        ordinary = type(weight) in (nn.Parameter, Tensor, type(None))
-        features = vars(part).get("out_features")
-        packed = not (ordinary and weight is not None)
-        if (
-            isinstance(features, int)
-            and packed
-            and part is not module
-            and not list(part.children())
-        ):
+        if part is not module and (features := _hidden(part)):
             memo[id(part)] = _RowWise(features)
-    for tensor in [*module.parameters(), *module.buffers()]:
-        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        memo.setdefault(
-            id(tensor),
-            nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta,
-        )
-    twin = copy.deepcopy(module, memo)
+        dtype = computes_in(part)
+        for tensor in [*part.parameters(recurse=False), *part.buffers(recurse=False)]:
+            memo.setdefault(id(tensor), _meta(tensor, dtype))
+    with raw_copies():
+        twin = copy.deepcopy(module, memo)
     for part in twin.modules():
         for key in HOOK_ATTRIBUTES:
             vars(part).pop(key, None)

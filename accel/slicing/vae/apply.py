@@ -13,7 +13,7 @@ from accel.config import SlicingConfig
 from accel.core.diffusers_bridge import innermost
 from accel.core.stand_in import put_in_place
 from accel.slicing.block_record import BlockRecord
-from accel.slicing.vae import norm_strips, stream, strips
+from accel.slicing.vae import norm_strips, pixel_norm_strips, stream
 
 VAE = "vae.decoder"  # name of the decoder among the blocks
 
@@ -38,7 +38,7 @@ def apply_strips(
 
     kind = families.decoders().get(type(decoder).__name__)
     if kind is not None and kind.head is not None:
-        strips.replace(decoder, config, record, put)
+        pixel_norm_strips.replace(decoder, config, record, put)
     elif norm_strips.known(decoder):
         norm_strips.replace(decoder, config, record, put)
     if streamed and config.stream_frames and (make := stream.replacement(decoder, record)):

@@ -35,9 +35,12 @@ from accel.config import SlicingConfig
 from accel.core.cuts import rows
 from accel.core.diffusers_bridge import GROUP_NORM_PROCESSORS, innermost, offloaded
 from accel.core.stand_in import StandIn
+from accel.core.watchers import watcher
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.group_norm import group_statistics, normalize
-from accel.slicing.vae.strips import Block, Head, Put, Through, _cut, _keep, _possible, _Strips
+from accel.slicing.reasons import BROKEN, broken
+from accel.slicing.vae.last_convolution import Head, Through, Together
+from accel.slicing.vae.strips import Block, Put, Strips, cut, keep, watched, why_whole
 
 
 def normalizer(norm: nn.GroupNorm, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -46,75 +49,78 @@ def normalizer(norm: nn.GroupNorm, x: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda part: normalize(part, mean, scale, norm.weight, norm.bias)
 
 
-class Resnet(_Strips):
+class Resnet(Strips):
     """Replaces the forward of a residual block, x [B, C, H, W] or [B, C, T, H, W]."""
 
-    def __init__(self, block: Any, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
-        self._block = block
+    _part: Any
 
-    def __call__(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
-        """Run the block in strips where that is possible."""
+    def _why_whole(self, x: Tensor, *rest: Any, **named: Any) -> str:
         temb = rest[0] if rest else named.get("temb")
-        if reason := _why_whole(self._block, x, temb):
-            self._record.whole[reason] += 1
-            return self.forward(x, *rest, **named)
-        if (strips := self._count(x)) < 2:
-            return self.forward(x, *rest, **named)
+        return _unknown(self._part, temb) or super()._why_whole(x)
+
+    def _strips(self, strips: int, x: Tensor, *rest: Any, **named: Any) -> Any:
         return self._second(x, self._first(x, strips), strips)
 
     def _first(self, x: Tensor, strips: int) -> Tensor:
         """Return the first convolution's whole result, [B, C', (T,) H, W]."""
-        block, norm = self._block, normalizer(self._block.norm1, x)
+        block, norm = self._part, normalizer(self._part.norm1, x)
         h: Tensor | None = None
         for start, stop, low, high in rows(x.shape[-2], strips, 1):
-            y = block.conv1(block.nonlinearity(norm(_cut(x, low, high))))
-            h = _keep(h, _cut(y, start - low, stop - low), start, x.shape[-2])
+            y = block.conv1(block.nonlinearity(norm(cut(x, low, high))))
+            h = keep(h, cut(y, start - low, stop - low), start, x.shape[-2])
         return h  # type: ignore[return-value]
 
     def _second(self, x: Tensor, h: Tensor, strips: int) -> Tensor:
         """Return the block's result, written over ``h``."""
-        block, norm = self._block, normalizer(self._block.norm2, h)
-        above = _cut(h, 0, 0)
+        block, norm = self._part, normalizer(self._part.norm2, h)
+        above = cut(h, 0, 0)
         for start, stop, low, high in rows(h.shape[-2], strips, 1):
-            part = torch.cat([above, _cut(h, start, high)], -2)
-            above = _cut(h, stop - 1, stop).clone()
+            part = torch.cat([above, cut(h, start, high)], -2)
+            above = cut(h, stop - 1, stop).clone()
             y = block.conv2(block.dropout(block.nonlinearity(norm(part))))
-            part = _cut(x, start, stop)
+            part = cut(x, start, stop)
             if block.conv_shortcut is not None:
                 part = block.conv_shortcut(part)
-            y = part + _cut(y, start - low, stop - low)
-            _cut(h, start, stop).copy_(y / getattr(block, "output_scale_factor", 1.0))
+            y = part + cut(y, start - low, stop - low)
+            cut(h, start, stop).copy_(y / getattr(block, "output_scale_factor", 1.0))
         return h
 
 
-def _why_whole(block: Any, x: Tensor, temb: Tensor | None) -> str:
-    """Return why a residual block cannot run in strips here, or ""."""
-    norms = (block.norm1, block.norm2)
+def _unknown(block: Any, temb: Tensor | None) -> str:
+    """Return what keeps a residual block from being computed from its parts, or ""."""
     if temb is not None or getattr(block, "time_embedding_norm", "") == "scale_shift":
         return "conditioned on a timestep"
     if any(getattr(block, name, None) is not None for name in ("upsample", "downsample")):
         return "resamples"
-    if any(norm._forward_hooks or norm._forward_pre_hooks or offloaded(norm) for norm in norms):
-        return "hooks on its norms"
-    return "under autocast" if not x.is_meta and torch.is_autocast_enabled(x.device.type) else ""
+    if any(offloaded(norm) for norm in (block.norm1, block.norm2)):
+        return "the weights of its norms are offloaded on their own"
+    return ""
 
 
-class Blend(_Strips):
-    """Replaces the forward of an ``AlphaBlender``.
+class Blend(Strips):
+    """Replaces the forward of an ``AlphaBlender`` of ``decoder``.
 
     Strips [B, C, T, h, W] of the result are written over ``x_spatial``, which belongs to the block
-    around it and is not read again.
+    around it and is not read again, unless somebody watches the decoder.
     """
 
-    def __call__(self, x_spatial: Tensor, x_temporal: Tensor, *rest: Any, **named: Any) -> Tensor:
-        """Blend two tensors in strips where that is possible."""
-        if (strips := self._count(x_spatial)) < 2:
-            return self.forward(x_spatial, x_temporal, *rest, **named)
-        for start, stop, _, _ in rows(x_spatial.shape[-2], strips, 0):
-            part = _cut(x_spatial, start, stop)
-            part.copy_(self.forward(part, _cut(x_temporal, start, stop), *rest, **named))
-        return x_spatial
+    def __init__(self, *args: Any, decoder: nn.Module) -> None:
+        super().__init__(*args)
+        self._decoder = decoder
+
+    def _why_whole(self, x: Tensor, *rest: Any, **named: Any) -> str:
+        who = next(filter(None, map(watcher, self._decoder.modules())), "")
+        return super()._why_whole(x) or (f"{who} may keep what it would overwrite" if who else "")
+
+    def _strips(self, strips: int, x: Tensor, *rest: Any, **named: Any) -> Any:
+        x_temporal, *rest_ = rest if rest else (named.pop("x_temporal"),)
+        for start, stop, _, _ in rows(x.shape[-2], strips, 0):
+            part = cut(x, start, stop)
+            blend = self.forward(part, cut(x_temporal, start, stop), *rest_, **named)
+            self._overwrote = True
+            part.copy_(blend)
+        self._overwrote = False
+        return x
 
 
 class Given(StandIn):
@@ -132,14 +138,34 @@ class Given(StandIn):
 class CausalMiddle(StandIn):
     """Replaces the forward of HunyuanVideo's middle block, x [B, C, T, H, W]."""
 
-    def __init__(self, block: Any, forward: Callable[..., Any], norms: list[Given | None]) -> None:
+    def __init__(
+        self,
+        block: Any,
+        forward: Callable[..., Any],
+        norms: list[Given | None],
+        record: BlockRecord,
+    ) -> None:
         super().__init__(forward)
-        self._block, self._norms = block, norms
+        self._block, self._norms, self._record = block, norms, record
+        self._broken = ""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the block with attention frame by frame where that is possible."""
-        if not self.alive or not _possible() or x.shape[2] < 2:
+        if not self.alive or torch.compiler.is_compiling() or x.shape[2] < 2:
             return self.forward(x)
+        reason = self._broken or why_whole(x) or watched(self._block, self.forward)
+        if not reason:
+            try:
+                return self._by_frames(x)
+            except Exception as error:
+                reason = broken(error)
+        out = self.forward(x)  # raises what the model itself would
+        if reason.startswith(BROKEN):
+            self._broken = reason
+        self._record.whole[reason] += 1
+        return out
+
+    def _by_frames(self, x: Tensor) -> Tensor:
         block = self._block
         x = block.resnets[0](x)
         for attn, norm, resnet in zip(
@@ -176,15 +202,16 @@ class NormHead(Head):
         super().__init__(*args, before=activation, **named)
         self._norm, self._activation = norm, activation
 
-    def __call__(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        """Run norm, activation and convolution in strips where that is possible."""
-        if self.alive and self._together():
-            norm = normalizer(self._norm, x)
-            self._before = lambda part: self._activation(norm(part))
+    def _strips(self, strips: int, x: Tensor, *rest: Any, **named: Any) -> Any:
+        norm = normalizer(self._norm, x)
+        self._before = lambda part: self._activation(norm(part))
         try:
-            return super().__call__(x)
+            return super()._strips(strips, x)
         finally:
             self._before = self._activation
+
+    def _whole(self, x: Tensor, *rest: Any, **named: Any) -> Any:
+        return self.forward(self._activation(self._norm(x)))
 
 
 def known(decoder: nn.Module) -> bool:
@@ -200,18 +227,25 @@ def replace(decoder: Any, config: SlicingConfig, record: BlockRecord, put: Put) 
     for part in decoder.modules():
         match kinds.get(type(part).__name__):
             case "resnet":
-                put(part, partial(Resnet, part, config=config, record=record))
+                put(part, partial(_made, Resnet, part, config, record))
             case "upsampler" if not getattr(part, "use_conv_transpose", False):
                 scale = int(getattr(part, "upsample_factor", (2, 2))[-1])
-                put(part, partial(Block, config=config, record=record, halo=1, scale=scale))
+                put(part, partial(_made, Block, part, config, record, halo=1, scale=scale))
             case "blender":
-                put(part, partial(Blend, config=config, record=record))
+                put(part, partial(_made, Blend, part, config, record, decoder=decoder))
     if kinds.get(type(decoder.mid_block).__name__) == "causal middle":
-        _put_middle(decoder.mid_block, put)
+        _put_middle(decoder.mid_block, put, record)
     _put_head(decoder, config, record, put)
 
 
-def _put_middle(block: Any, put: Put) -> None:
+def _made(
+    kind: Callable[..., Any], part: nn.Module, config: SlicingConfig, record: BlockRecord,
+    forward: Callable[..., Any], **named: Any,
+) -> Any:  # fmt: skip
+    return kind(part, forward, config, record, **named)
+
+
+def _put_middle(block: Any, put: Put, record: BlockRecord) -> None:
     norms: list[Given | None] = []
     for attn in block.attentions:
         if attn is None:
@@ -222,7 +256,7 @@ def _put_middle(block: Any, put: Put) -> None:
             norm = Given(getattr(*innermost(attn.group_norm)))
             norms.append(norm)
             put(attn.group_norm, partial(_already, norm))
-    put(block, lambda forward: CausalMiddle(block, forward, norms))
+    put(block, lambda forward: CausalMiddle(block, forward, norms, record))
 
 
 def _already(hook: Given, forward: Callable[..., Any]) -> Given:
@@ -230,13 +264,9 @@ def _already(hook: Given, forward: Callable[..., Any]) -> Given:
 
 
 def _put_head(decoder: Any, config: SlicingConfig, record: BlockRecord, put: Put) -> None:
-    norm, act = decoder.conv_norm_out, decoder.conv_act
-
-    def together() -> bool:
-        return _possible() and not offloaded(norm)
-
-    activation = getattr(*innermost(act))
-    put(decoder.conv_out, lambda f: NormHead(f, config, record, norm=norm, activation=activation,
-                                             together=together))  # fmt: skip
+    norm, act, end = decoder.conv_norm_out, decoder.conv_act, decoder.conv_out
+    together, activation = Together((norm, act, end)), getattr(*innermost(act))
+    put(end, lambda f: NormHead(end, f, config, record, norm=norm, activation=activation,
+                                together=together))  # fmt: skip
     put(norm, lambda f: Through(f, together))
     put(act, lambda f: Through(f, together))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from accel import families
 from accel.core.lazy import Lazy
 from accel.core.stand_in import StandIn
+from accel.core.watchers import watcher
 from accel.slicing.block_record import BlockRecord
 
 
@@ -56,9 +57,11 @@ class Streamed(StandIn):
     ``growing``: the VAE joins its frames after every piece.
     """
 
-    def __init__(self, forward: Callable[..., Any], record: BlockRecord, growing: bool) -> None:
+    def __init__(
+        self, decoder: nn.Module, forward: Callable[..., Any], record: BlockRecord, growing: bool
+    ) -> None:
         super().__init__(forward)
-        self._record, self._growing = record, growing
+        self._decoder, self._record, self._growing = decoder, record, growing
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Decode one piece and move it to the CPU where that is possible."""
@@ -73,7 +76,7 @@ class Streamed(StandIn):
 
     def _possible(self, frames: Tensor) -> bool:
         busy = not self.alive or torch.compiler.is_compiling() or torch.is_grad_enabled()
-        return not busy and frames.device.type != "cpu"
+        return not busy and frames.device.type != "cpu" and not watcher(self._decoder)
 
 
 def replacement(
@@ -83,4 +86,4 @@ def replacement(
     known = families.decoders().get(type(decoder).__name__)
     if known is None or not known.pieces:
         return None
-    return lambda forward: Streamed(forward, record, known.pieces == "joined")
+    return lambda forward: Streamed(decoder, forward, record, known.pieces == "joined")
