@@ -94,7 +94,7 @@ class ArrayFile:
                 f"{self.name} is a color picture (channels differ by up to {apart:.3g} of "
                 f"{white:.3g}), but one number a pixel is needed; save it as gray"
             )
-        return values.mean(-1, dtype=np.float32)
+        return np.ascontiguousarray(values[..., 1])
 
 
 def existing_file(what: str, path: str) -> tuple[str, Path, str]:

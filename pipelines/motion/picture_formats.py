@@ -1,18 +1,18 @@
 """Reads pictures as arrays: what Pillow reads, PNG of 16 bits a channel, and OpenEXR.
 
-Pillow rounds 16-bit colors to 8 bits, and reads no EXR. FFmpeg, through imageio, decodes both. It
-knows a single EXR channel only by the name Y, so the channel wanted is renamed in a copy of the
-header.
+Pillow rounds 16-bit colors to 8 bits, and reads no EXR. FFmpeg decodes both. (Not through imageio,
+which collects all garbage after each picture: half a second where a model is loaded, and a flow has
+hundreds.) FFmpeg knows a single EXR channel only by the name Y, so the channel wanted is renamed in
+a copy of the header.
 """
 
 from __future__ import annotations
 
 import struct
-import warnings
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
+import av
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -25,6 +25,7 @@ _MODES = {"1": "L", "L": "L", "LA": "RGBA", "P": "RGBA", "PA": "RGBA", "RGB": "R
 _CHANNELS = {"L": (), "RGB": (3,), "RGBA": (4,)}
 _DEEP, _MULTIPART, _TILED = 0x800, 0x1000, 0x200  # flags of an EXR
 _FLOATS = {1, 2}  # half and float among the pixel types of an EXR
+_LINES = {3: 16, 4: 32, 5: 16, 6: 32, 7: 32, 8: 32, 9: 256}  # of a block, by compression
 _WINDOWS = ("dataWindow", "displayWindow")
 
 
@@ -36,11 +37,9 @@ def open_picture(name: str, path: Path, head: bytes) -> ArrayFile | None:
     if head.startswith(_PNG) and len(head) > 25 and head[24] == 16 and head[25] != _GRAY:
         return _deep_png(name, path, head)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # limits are our own
-            with Image.open(path, formats=_FORMATS) as image:
-                mode, kind, count = image.mode, image.format, getattr(image, "n_frames", 1)
-                width, height = image.size
+        with Image.open(path, formats=_FORMATS) as image:
+            mode, kind, count = image.mode, image.format, getattr(image, "n_frames", 1)
+            width, height = image.size
     except UnidentifiedImageError:
         return None
     except Image.DecompressionBombError as error:
@@ -72,20 +71,17 @@ def _deep_png(name: str, path: Path, head: bytes) -> ArrayFile:
         raise ValueError(f"{name} is gray with alpha in 16 bits; save it without alpha")
 
     def decode() -> np.ndarray:
-        return _ffmpeg(path.read_bytes())[0]
+        return _ffmpeg("png", path.read_bytes()).to_ndarray()
 
     shape = (height, width, 3 if color == _RGB else 4)
     return ArrayFile(name, "picture", shape, decode, 65535, color == _RGBA)
 
 
-def _ffmpeg(data: bytes) -> tuple[np.ndarray, str]:
-    """Return a picture as FFmpeg decodes it, and the name of its pixel format."""
-    how: Any = {"plugin": "pyav"}
-    try:
-        kind = str(iio.immeta(data, **how)["video_format"])
-        return iio.imread(data, **how, format=None)[0], kind
-    except TypeError as error:  # there is no picture to ask for its format
-        raise ValueError("FFmpeg finds no picture in it that it can decode") from error
+def _ffmpeg(codec: str, data: bytes) -> av.VideoFrame:
+    """Return the picture in ``data``; of an EXR FFmpeg leaves black what is not there."""
+    context: Any = av.CodecContext.create(codec, "r")
+    frame: av.VideoFrame = context.decode(av.Packet(data))[0]
+    return frame
 
 
 # --------------------------------------------------------------------------------------------- EXR
@@ -123,11 +119,36 @@ def open_exr(name: str, path: Path, key: str) -> ArrayFile:
     shape = (box[3] - box[1] + 1, box[2] - box[0] + 1)
 
     def decode() -> np.ndarray:
-        values, kind = _ffmpeg(_renamed(path.read_bytes(), begin, size, names))
-        values = values.view(np.float16) if "f16" in kind else values
-        return np.moveaxis(values, 0, -1) if colors else values
+        data = path.read_bytes()
+        _check_blocks(data, entries, shape, bool(flags & _TILED))
+        frame = _ffmpeg("exr", _renamed(data, begin, size, names))
+        kind = np.dtype("<f2" if "f16" in frame.format.name else "<f4")
+        planes = [
+            np.frombuffer(bytes(plane), kind).reshape(frame.height, -1)[:, : frame.width]
+            for plane in frame.planes
+        ]
+        return np.stack(planes, -1) if colors else planes[0]
 
     return ArrayFile(name, "exr", (*shape, 3) if colors else shape, decode)
+
+
+def _check_blocks(
+    data: bytes, entries: dict[str, tuple[int, int]], shape: tuple[int, int], tiled: bool
+) -> None:
+    """Raise ValueError unless all blocks of an EXR are there."""
+    at, lines = _header_end(entries), _LINES.get(data[entries["compression"][0]], 1)
+    count, head = -(-shape[0] // lines), 8
+    if tiled:
+        wide, high, mode = struct.unpack_from("<2IB", data, entries["tiles"][0])
+        if mode & 15 or not wide or not high:
+            raise ValueError("it holds tiles of several sizes; save it in scan lines")
+        count, head = -(-shape[0] // high) * -(-shape[1] // wide), 20
+    if at + 8 * count > len(data):
+        raise ValueError(f"it ends within its list of {count} blocks")
+    for offset in struct.unpack_from(f"<{count}Q", data, at):
+        end = offset + head
+        if end > len(data) or end + struct.unpack_from("<I", data, end - 4)[0] > len(data):
+            raise ValueError(f"its block at byte {offset} is not there")
 
 
 def _attributes(head: bytes) -> tuple[int, dict[str, tuple[int, int]]]:
@@ -141,7 +162,7 @@ def _attributes(head: bytes) -> tuple[int, dict[str, tuple[int, int]]]:
             raise ValueError(f"attribute at byte {at} is cut off")
         found[head[at:end].decode("latin-1")] = (value, size)
         at = value + size
-    if missing := [name for name in ("channels", *_WINDOWS) if name not in found]:
+    if missing := [name for name in ("channels", "compression", *_WINDOWS) if name not in found]:
         raise ValueError(f"it has no {missing[0]}")
     return flags, found
 
@@ -166,12 +187,12 @@ def _renamed(data: bytes, begin: int, size: int, names: dict[str, str]) -> bytes
     out += b"\0"
     rest = data[begin + size :]
     if len(out) != size:
-        end = _header_end(data) - begin - size
+        end = _header_end(_attributes(data)[1]) - begin - size
         # FFmpeg finds the lines again when the table of their offsets begins with 0.
         rest = rest[:end] + bytes(8) + rest[end + 8 :]
     return data[: begin - 4] + struct.pack("<i", len(out)) + out + rest
 
 
-def _header_end(data: bytes) -> int:
-    _, entries = _attributes(data)
+def _header_end(entries: dict[str, tuple[int, int]]) -> int:
+    """Return the place after an EXR's attributes, where the offsets of its blocks begin."""
     return max(start + size for start, size in entries.values()) + 1
