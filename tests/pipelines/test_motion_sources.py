@@ -154,7 +154,7 @@ def test_bad_files_are_named(tmp_path):
         ({"video": str(tmp_path / "v.mp4")}, "v.mp4 cannot be read"),
         ({"video": str(tmp_path / "one.mp4")}, "1 frames, needs 2"),
         ({"video": "no.mp4"}, "no.mp4 does not exist"),
-        ({"video": {"file": "no.mp4", "last": 0}}, "last must be a number from 1"),
+        ({"video": {"file": "no.mp4", "last": 0}}, "last must be a whole number from 1"),
         ({"video": "x", "camera": {}}, "not both"),
         ({"camera": {"orbit": [1, 0], "depth": str(tmp_path / "d.npy")}}, "positive"),
         ({"camera": {"orbit": [1, 0], "depth": "no.png"}}, "no.png does not exist"),
