@@ -44,6 +44,10 @@ def open_array(what: str, path: str) -> ArrayFile:
         return _opened(*existing_file(what, path))
     except OSError as error:
         raise ValueError(f"{what} {path} cannot be read: {error.strerror or error}") from error
+    except ValueError:
+        raise
+    except Exception as error:  # what parsers of headers raise where these are damaged
+        raise ValueError(f"{what} {path} is damaged at its start: {error}") from error
 
 
 def _opened(name: str, file: Path, key: str) -> ArrayFile:

@@ -419,6 +419,26 @@ def test_of_files_that_are_cut_anywhere_nothing_wrong_is_read(name, tmp_path):
     assert errors >= 15
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # Pillow's own
+@pytest.mark.parametrize("name", [*MAPS, *(f"flow {name}" for name in FORMS)])
+def test_a_damaged_file_gives_one_error_if_any(name, tmp_path):
+    rng, path = np.random.default_rng(sum(name.encode())), tmp_path / "a"
+    is_flow = name.startswith("flow ")
+    content = FORMS[name[5:]](FLOWS[1]) if is_flow else MAPS[name]
+    for number in range(40):
+        damaged = np.frombuffer(content, np.uint8).copy()
+        end = len(damaged) if number % 2 else min(len(damaged), 120)
+        places = rng.integers(end, size=rng.integers(1, 4))
+        damaged[places] = rng.integers(256, size=len(places))
+        path.write_bytes(damaged.tobytes())
+        try:
+            found = flow(path) if is_flow else gamma(path)
+        except ValueError as error:
+            assert str(error).startswith(("flow file " if is_flow else "strength map ") + str(path))
+        else:
+            assert bool(torch.isfinite(found).all()), number
+
+
 @pytest.mark.slow
 def test_bombs_are_refused_before_they_unfold(tmp_path):
     """In a process whose address space ends before one unfolded bomb would."""
