@@ -98,6 +98,11 @@ def palette(values):
     return file.getvalue()
 
 
+def pgm(values):
+    """16-bit PGM, which older Pillow reads but does not write."""
+    return f"P5\n{W} {H}\n65535\n".encode() + values.astype(">u2").tobytes()
+
+
 def npz(compressed=True, **arrays):
     file = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(file, **arrays)
@@ -122,7 +127,7 @@ MAPS = {
     "gray.jpg": saved(BYTES, "JPEG", quality=98), "8.tif": saved(BYTES, "TIFF"),
     "16.tif": saved(WORDS, "TIFF", compression="tiff_lzw"), "float.tif": saved(RAMP, "TIFF"),
     "8.bmp": saved(BYTES, "BMP"), "lossless.webp": saved(np.stack([BYTES] * 3, -1), "WEBP",
-    lossless=True), "8.pgm": saved(BYTES, "PPM"), "16.pgm": saved(WORDS, "PPM"),
+    lossless=True), "8.pgm": saved(BYTES, "PPM"), "16.pgm": pgm(WORDS),
     "little.pfm": pfm(RAMP), "great.pfm": pfm(RAMP, ">"), "rgb.pfm": pfm(np.stack([RAMP] * 3, -1)),
     "Y.exr": exr({"Y": RAMP}), "half.exr": exr({"Y": RAMP}, "<f2"), "Z.exr": exr({"Z": RAMP}),
     "layer.exr": exr({"ViewLayer.Depth.Z": RAMP}), "zip.exr": exr({"V": RAMP}, "<f4", 2),

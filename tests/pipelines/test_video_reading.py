@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from fractions import Fraction
@@ -29,13 +30,10 @@ def clip(frames=12, height=48, width=64):
 
 
 def encode(path, frames, *, times=None, matrix=None, codec="libx264", pixels="yuv420p", **options):
-    """A video with a time (in ms) for each frame and a display matrix (a, b, c, d) in 16.16."""
+    """A video with a time (in ms) for each frame and a display matrix (a, b, c, d)."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
-        if matrix is not None:
-            a, b, c, d = (int(v * 65536) for v in matrix)
-            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for number, image in enumerate(frames):
@@ -44,6 +42,12 @@ def encode(path, frames, *, times=None, matrix=None, codec="libx264", pixels="yu
                 frame.pts, frame.time_base = times[number], Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    if matrix is not None:
+        data = bytearray(path.read_bytes())
+        start = data.index(b"tkhd") + 44  # of the matrix in the header of the track
+        a, b, c, d = (int(v * 65536) for v in matrix)
+        data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+        path.write_bytes(data)
 
 
 # ------------------------------------------------------------------------------------------ chosen
