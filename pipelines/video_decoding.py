@@ -123,13 +123,17 @@ def _turn(side: dict[str, bytes]) -> tuple[tuple[str, str], ...]:
 def _count(path: Path) -> tuple[int, bool]:
     """Return the number of packets, nothing decoded, and whether they last unequally long."""
     times: list[int] = []
-    count = 0
+    count = there = 0
     with opened(path) as container:
+        listed = container.streams.video[0].frames if "mp4" in container.format.name else 0
         for packet in container.demux(video=0):
+            there += packet.dts is not None  # the one after the last has no time
             if packet.size and not packet.is_discard:
                 count = _few(count + 1)
                 if packet.pts is not None:
                     times.append(packet.pts)
+    if there < listed:
+        raise ValueError(f"it is cut off: {there} of {listed} frames are there; copy it again")
     lengths = np.diff(np.unique(times))
     return count, len(lengths) > 1 and bool(lengths.max() > 1.5 * np.median(lengths))
 

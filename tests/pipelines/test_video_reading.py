@@ -112,6 +112,16 @@ def test_as_many_frames_as_there_are_though_not_as_packets(tmp_path, monkeypatch
             read_spread(tmp_path / "a.mkv", 5, (48, 64), 3, 14)
 
 
+def test_a_file_that_is_cut_off_is_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), np.uint8)
+    write_video(tmp_path / "a.mp4", noise, fps=8)
+    whole = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    for read in (look, read_video, lambda path: read_spread(path, 3, (16, 16))):
+        with pytest.raises(ValueError, match=r"cut off: \d of 12 frames are there; copy it again"):
+            read(tmp_path / "a.mp4")
+
+
 @pytest.mark.slow
 def test_frames_far_apart_and_unequal_are_told(tmp_path, caplog):
     write_video(tmp_path / "a.mkv", clip(), fps=8)
