@@ -9,32 +9,33 @@ No rescaling, BT.709, settings in the ``comment`` tag, equal bytes for equal inp
     png       name/        one 00000.png per frame, exact
     lossless  name.mkv     FFV1 in RGB, exact
 
-Reading takes any of them: a folder of frames is a video too.
+``video_reading`` reads any of them: a folder of frames is a video too.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import av
-import imageio.v3 as iio
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, PngImagePlugin
 
 from accel.core.atomic_write import part_of
+from accel.pipelines.video_decoding import files_of as files_of
+from accel.pipelines.video_reading import existing as existing
+from accel.pipelines.video_reading import is_rendered as is_rendered
+from accel.pipelines.video_reading import read_comment as read_comment
+from accel.pipelines.video_reading import read_video as read_video
 
 _BT709 = 1  # ITU-T H.273 code for primaries, transfer and matrix
 _RGB = 0
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -174,87 +175,6 @@ def _encode_gif(path: Path, frames: np.ndarray, fps: float, comment: str) -> Non
         loop=0,
         comment=comment.encode(),
     )
-
-
-# ----------------------------------------------------------------------------------------- reading
-
-
-def existing(path: str | Path) -> Path:
-    """Return ``path`` as a Path.
-
-    Raises ValueError if nothing is there.
-    """
-    if not Path(path).exists():
-        raise ValueError(f"no file {path}")
-    return Path(path)
-
-
-def is_rendered(path: Path) -> bool:
-    """Tell whether ``path`` is named as a video that ``accel render`` writes, or is its frames."""
-    return path.suffix.lower() in SUFFIXES or (path.is_dir() and bool(files_of(path)))
-
-
-def files_of(path: Path) -> list[Path]:
-    """Return the file of a video, or the frames in a folder in their order.
-
-    What else lies in the folder, such as a file manager's notes, is no part of the video.
-    """
-    if not path.is_dir():
-        return [path]
-    return sorted(path.glob("*.png"), key=lambda file: (len(file.name), file.name))
-
-
-def read_video(path: str | Path) -> np.ndarray:
-    """Return frames of a video, or of a folder of PNG frames, as uint8 [F, H, W, 3].
-
-    Raises ValueError for what is no video.
-    """
-    path = Path(path)
-    return _reading(path, lambda: _frames(path))
-
-
-def read_comment(path: str | Path) -> str:
-    """Return the ``comment`` tag of a video or of the first frame in a folder, "" without one.
-
-    Raises ValueError for what is no video.
-    """
-    path = Path(path)
-    return _reading(path, lambda: _comment(files_of(path)[0]))
-
-
-def _reading(path: Path, read: Callable[[], T]) -> T:
-    if path.is_dir() and not files_of(path):
-        raise ValueError(f"{path} cannot be read as a video: the folder holds no .png frame")
-    try:
-        return read()
-    except (
-        av.error.FFmpegError, Image.DecompressionBombError, OSError, EOFError, IndexError,
-        SyntaxError, ValueError,
-    ) as error:  # fmt: skip
-        raise ValueError(f"{path} cannot be read as a video: {error}") from error
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in (".gif", ".png")
-
-
-def _frames(path: Path) -> np.ndarray:
-    if path.is_dir():
-        return np.concatenate([_frames(file) for file in files_of(path)])
-    how: Any = {"plugin": "pillow", "mode": "RGB"} if _is_image(path) else {"plugin": "pyav"}
-    with path.open("rb") as file:  # imageio takes a name such as "run:1" for an address
-        frames = iio.imread(file, **how)
-    return frames if frames.ndim == 4 else frames[None]
-
-
-def _comment(path: Path) -> str:
-    if _is_image(path):
-        with Image.open(path) as image:
-            comment = image.info.get("comment", "")
-        return comment.decode() if isinstance(comment, bytes) else str(comment)
-    with path.open("rb") as file, av.open(file, "r") as container:
-        tags = {key.lower(): value for key, value in container.metadata.items()}
-    return tags.get("comment", "")
 
 
 # ------------------------------------------------------------------------------------------- files

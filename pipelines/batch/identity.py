@@ -18,6 +18,7 @@ from typing import Any
 import accel
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import local_folder
+from accel.pipelines.motion.array_file import named_array
 from accel.pipelines.video import files_of
 
 _WHOLE = 64 * 2**20  # bytes up to which a file is hashed whole
@@ -63,10 +64,14 @@ def _with_files(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_with_files(inner) for inner in value]
     if isinstance(value, str) and 0 < len(value) < 4096 and Path(value).is_dir():
-        return {"folder": [_with_files(str(file)) for file in sorted(Path(value).iterdir())]}
-    if isinstance(value, str) and len(value) < 4096 and Path(value).is_file():
-        stat = Path(value).stat()
-        return {"file": _hash_file(value, stat.st_size, stat.st_mtime_ns)}
+        # With their names, which give the order of a folder's frames or flows.
+        return {"folder": {file.name: _with_files(str(file)) for file in Path(value).iterdir()}}
+    if isinstance(value, str) and len(value) < 4096:
+        file, key = named_array(value)
+        if file.is_file():
+            stat = file.stat()
+            found = {"file": _hash_file(str(file), stat.st_size, stat.st_mtime_ns)}
+            return found | {"array": key} if key else found
     return value
 
 

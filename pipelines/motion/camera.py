@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from accel.core.validate import number, pair
+from accel.pipelines.motion.array_file import ArrayFile
+from accel.pipelines.motion.array_formats import open_array
+
+DARK = 0.2  # a 16-bit picture whose brightest pixel is darker holds distances, not nearness
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,9 @@ class Camera:
 
     ``pan`` pixels, ``zoom`` a factor, ``roll`` degrees clockwise: of the picture's content, about
     its center. ``orbit`` degrees (to the right, up) of the camera round the middle of the scene;
-    ``dolly`` forward, as a fraction of the median depth. ``depth``: .npy with the distance of every
-    pixel (any unit), or a gray picture (white is near); without one the scene is a plane.
+    ``dolly`` forward, as a fraction of the median depth. ``depth``: the distance of every pixel (in
+    any unit) as .npy, .npz, .exr, .pfm or float TIFF, or a gray picture of 8 or 16 bits (white is
+    near); without one the scene is a plane.
     """
 
     pan: tuple[float, float] = (0.0, 0.0)
@@ -128,22 +132,32 @@ def read_depth(path: str | None, height: int, width: int) -> np.ndarray:
     """
     if path is None:
         return np.ones((height, width))
-    if not Path(path).is_file():
-        raise ValueError(f"depth file {path} does not exist")
-    try:
-        if path.endswith(".npy"):
-            depth = np.load(path, allow_pickle=False).astype(np.float64)
-        else:  # white is near: inverse depth from 1/5 to 1
-            with Image.open(path) as image:
-                depth = 1 / (0.2 + 0.8 * np.asarray(image.convert("L")) / 255.0)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"depth file {path} cannot be read: {error}") from error
-    if depth.ndim != 2 or not np.isfinite(depth).all() or depth.min() <= 0:
+    file = open_array("depth file", path)
+    if file.kind == "flo":
+        raise ValueError(f"depth file {path} holds a flow, not depth")
+    if file.kind == "array" and len(file.shape) != 2:
+        raise ValueError(f"depth file {path} must be [H, W], got shape {file.shape}")
+    depth = file.numbers() if file.kind == "array" else file.gray()
+    if file.white:  # white is near: inverse depth from 1/5 to 1
+        _check_range(file, depth)
+        depth = 1 / (0.2 + 0.8 * depth)
+    if depth.min() <= 0:
         raise ValueError(
-            f"depth file {path} must hold finite positive distances [H, W], got shape {depth.shape}"
+            f"depth file {path} must hold positive distances, has {depth.min():g} in "
+            f"{int((depth <= 0).sum())} of {depth.size} places; replace them by what is around them"
         )
     picture = Image.fromarray(depth.astype(np.float32))
     return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)).astype(float)
+
+
+def _check_range(file: ArrayFile, near: np.ndarray) -> None:
+    """Raise ValueError for a 16-bit picture that is nearly black, as one of millimeters is."""
+    if file.white > 255 and near.max() < DARK:
+        raise ValueError(
+            f"{file.name} has no value above {near.max() * file.white:.0f} of {file.white}, but "
+            "in a picture white is near; save distances as .npy, .exr or float TIFF, and nearness "
+            "stretched to white"
+        )
 
 
 def splat(values: np.ndarray, places: np.ndarray, distance: np.ndarray) -> np.ndarray:

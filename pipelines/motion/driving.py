@@ -15,19 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from accel.core.validate import number, one_of
-from accel.pipelines.video import read_video
+from accel.core.run_log import logger
+from accel.core.validate import one_of, whole
+from accel.pipelines.video_reading import read_spread
 
 OUT = 1e6  # a displacement that leaves every picture
+APART = 3  # frames from one that is used to the next, beyond which there is a warning
 CUT_OCCLUDED, CUT_DIFFERENCE = 0.7, 0.4
 
 
 @dataclass(frozen=True)
 class Driving:
-    """``file``: a video.
+    """``file``: a video, or a folder of PNG frames.
 
-    ``first``, ``last``: its frames to use (default all), spread over the job's frames. ``cuts``:
-    "error", or "fresh" to start with new noise at a scene cut.
+    ``first``, ``last``: its frames to use (default all), spread over the job's frames by number,
+    not by time. ``cuts``: "error", or "fresh" to start with new noise at a scene cut.
     """
 
     file: str
@@ -38,28 +40,36 @@ class Driving:
     def __post_init__(self) -> None:
         if not isinstance(self.file, str):
             raise ValueError(f"motion video file must be a path, got {self.file!r}")
-        number("motion video first", self.first, 0)
+        whole("motion video first", self.first, 0)
         if self.last is not None:
-            number("motion video last", self.last, self.first + 1)
+            whole("motion video last", self.last, self.first + 1)
         one_of("motion video cuts", self.cuts, ("error", "fresh"))
 
     def frames(self, count: int, height: int, width: int) -> np.ndarray:
-        """``count`` frames uint8 [count, H, W, 3] of the video, cut and scaled to cover H x W."""
-        cv2 = _opencv()
-        if not Path(self.file).is_file():
+        """``count`` frames uint8 [count, H, W, 3] of the video, cut and scaled to cover H x W.
+
+        No more than these are held in memory. Raises ValueError for a video that cannot be used.
+        """
+        if not Path(self.file).exists():
             raise ValueError(f"driving video {self.file} does not exist")
-        end = None if self.last is None else int(self.last) + 1
-        video = read_video(self.file)[int(self.first) : end]
-        if len(video) < 2:
-            raise ValueError(f"driving video {self.file} has {len(video)} frames, needs 2 or more")
-        picked = video[np.rint(np.linspace(0, len(video) - 1, count)).astype(int)]
-        scale = max(height / picked.shape[1], width / picked.shape[2])
-        size = (round(picked.shape[2] * scale), round(picked.shape[1] * scale))
-        size = (max(size[0], width), max(size[1], height))
-        left, top = (size[0] - width) // 2, (size[1] - height) // 2
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        big = [cv2.resize(frame, size, interpolation=how) for frame in picked]
-        return np.stack([frame[top : top + height, left : left + width] for frame in big])
+        try:
+            frames, head = read_spread(self.file, count, (height, width), self.first, self.last)
+        except ValueError as error:
+            raise ValueError(f"driving video {error}") from error
+        if head.frames < 2:
+            raise ValueError(f"driving video {self.file} has {head.frames} frames, needs 2 or more")
+        if head.frames > APART * count:
+            logger.warning(
+                "driving video %s: every %.1fth of %d frames is used; motion between frames that "
+                "far apart may be found wrong: choose first and last closer",
+                self.file, (head.frames - 1) / (count - 1), head.frames,
+            )  # fmt: skip
+        if head.variable:
+            logger.warning(
+                "driving video %s: its frames last unequally long, but each counts as one; encode "
+                "it at a constant rate to keep its timing", self.file,
+            )  # fmt: skip
+        return frames
 
     def flows(self, count: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Return forward and backward flow, [count - 1, H, W, 2] pixels.

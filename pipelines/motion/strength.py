@@ -3,6 +3,7 @@
     strength: 0.2                                        0 follows the motion, 1 is free
     strength: {default: 0.2, regions: [{polygon: [[x, y], ...], strength: 0.9, by: [dx, dy]}]}
     strength: {map: strength.npy}                        [H, W] or [F, H, W] in 0..1
+    strength: {map: strength.png}                        black follows the motion, white is free
 
 A region may move like a drawn layer (``by`` or ``keys``). Gamma is chosen before any noise is
 drawn, so noise mixed with it stays exactly Gaussian.
@@ -13,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from accel.core.validate import from_dict, number, text
+from accel.pipelines.motion.array_formats import open_array
 from accel.pipelines.motion.layers import Layer
 
 
@@ -101,17 +102,19 @@ def make_strength(strength: Any, *, frames: int, height: int, width: int) -> flo
 
 
 def _read_map(path: str, frames: int, height: int, width: int) -> Tensor:
-    if not Path(path).is_file():
-        raise ValueError(f"strength map {path} does not exist")
-    try:
-        gamma = np.load(path, allow_pickle=False).astype(np.float32)
-    except (ValueError, TypeError, EOFError) as error:
-        raise ValueError(f"strength map {path} is not a numpy array of numbers: {error}") from error
-    gamma = gamma[None] if gamma.ndim == 2 else gamma
-    if gamma.shape not in {(1, height, width), (frames, height, width)}:
+    file = open_array("strength map", path)
+    if file.kind == "flo":
+        raise ValueError(f"strength map {path} holds a flow, not a map")
+    shape = file.shape if file.kind == "array" else file.shape[:2]
+    if shape not in {(height, width), (1, height, width), (frames, height, width)}:
         raise ValueError(
-            f"strength map {path} has shape {gamma.shape}, needs {(frames, height, width)}"
+            f"strength map {path} has shape {shape}, needs {(frames, height, width)} or "
+            f"{(height, width)}"
         )
-    if not (np.isfinite(gamma).all() and gamma.min() >= 0 and gamma.max() <= 1):
-        raise ValueError(f"strength map {path} must hold values from 0 to 1")
-    return torch.from_numpy(gamma)
+    gamma = file.numbers() if file.kind == "array" else file.gray()
+    low, high = float(gamma.min()), float(gamma.max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"strength map {path} must hold values from 0 to 1, has {low:g} to {high:g}; scale it"
+        )
+    return torch.from_numpy(np.ascontiguousarray(gamma.reshape(-1, height, width)))

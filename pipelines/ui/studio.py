@@ -34,7 +34,8 @@ from accel.pipelines.limits import of_model
 from accel.pipelines.ui.live import LiveQueue
 from accel.pipelines.ui.predicted import Simulations
 from accel.pipelines.ui.settings import Limits, Models, Presets, job_from_form, write_json
-from accel.pipelines.video import read_video, remove
+from accel.pipelines.video import remove
+from accel.pipelines.video_reading import look
 
 
 @dataclass(frozen=True)
@@ -214,9 +215,9 @@ class Studio:
         if uploaded.stat().st_size > self.limits.upload:
             raise JobError(f"the video is larger than {self.limits.upload >> 20} MiB; cut it")
         try:
-            frames = len(read_video(uploaded))
+            frames = look(uploaded).frames
         except ValueError as error:
-            raise JobError("the file cannot be read as a video") from error
+            raise JobError(str(error).replace(str(uploaded), "the file")) from error
         with uploaded.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:24]
         kept = self.state / "driving" / f"{digest}{uploaded.suffix.lower()[:8]}"

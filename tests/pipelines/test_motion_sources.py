@@ -149,12 +149,12 @@ def test_bad_files_are_named(tmp_path):
     write_video(tmp_path / "one.mp4", clip(frames=1), fps=8)
     np.save(tmp_path / "d.npy", np.zeros((4, 4)))
     for motion, message in (
-        ({"flow": str(tmp_path / "a.flo")}, "a.flo is not a Middlebury"),
-        ({"flow": str(tmp_path)}, "1 .flo files, needs 8"),
+        ({"flow": str(tmp_path / "a.flo")}, r"a\.flo is of no known format"),
+        ({"flow": str(tmp_path)}, r"\.flo and \.npy files; leave one kind"),
         ({"video": str(tmp_path / "v.mp4")}, "v.mp4 cannot be read"),
         ({"video": str(tmp_path / "one.mp4")}, "1 frames, needs 2"),
         ({"video": "no.mp4"}, "no.mp4 does not exist"),
-        ({"video": {"file": "no.mp4", "last": 0}}, "last must be a number from 1"),
+        ({"video": {"file": "no.mp4", "last": 0}}, "last must be a whole number from 1"),
         ({"video": "x", "camera": {}}, "not both"),
         ({"camera": {"orbit": [1, 0], "depth": str(tmp_path / "d.npy")}}, "positive"),
         ({"camera": {"orbit": [1, 0], "depth": "no.png"}}, "no.png does not exist"),
