@@ -19,6 +19,6 @@ def finite(value: Any) -> Any:
     return value
 
 
-def dumps(value: Any, indent: int | None = None) -> str:
-    """Return ``value`` as JSON, ASCII only; a number that is not finite becomes null."""
-    return json.dumps(finite(value), indent=indent, allow_nan=False)
+def dumps(value: Any, indent: int | None = None, *, ascii_only: bool = True) -> str:
+    """Return ``value`` as JSON; a number that is not finite becomes null."""
+    return json.dumps(finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)

@@ -173,7 +173,10 @@ class Stopping(_Told):
 
 @dataclass(frozen=True)
 class End(_Told):
-    """Everything is over: counts of jobs, and why nothing more could be written if so."""
+    """Everything is over: counts of jobs, and why nothing more could be written if so.
+
+    ``equal``: of which videos there were so many more jobs, which were copied or left out.
+    """
 
     event: ClassVar[str] = "end"
     exit_code: int
@@ -183,6 +186,7 @@ class End(_Told):
     invalid: int
     left: int
     disk: str
+    equal: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, assert_never
 
 from tqdm import tqdm
 
+from accel.core.strict_json import dumps
 from accel.pipelines.batch import events
 
 
@@ -47,7 +48,7 @@ class Progress:
         if isinstance(event, events.Step):
             event = self._pace(event)
         if self._json:
-            print(json.dumps(event.to_dict()), flush=True)
+            print(dumps(event.to_dict()), flush=True)
         if isinstance(event, events.Step):
             self._bar(event)
         elif isinstance(event, events.Done | events.Failed):
@@ -131,4 +132,14 @@ def _summary(event: events.End) -> str:
     }  # fmt: skip
     told = [f"{n} {text}" for text, n in counts.items() if n or text == "rendered"]
     again = "; the same command goes on from here" if event.left else ""
-    return f"{', '.join(told)}{again}"
+    return f"{', '.join(told)}{again}{equal_jobs(event.equal)}"
+
+
+def equal_jobs(equal: Mapping[str, int], most: int = 3) -> str:
+    """Return what becomes of equal jobs (how many by the name of the video), "" without any."""
+    told = [
+        f"; {n} more {'job is' if n == 1 else 'jobs are'} equal to {name!r} and rendered once"
+        for name, n in list(equal.items())[:most]
+    ]
+    others = sum(list(equal.values())[most:])
+    return "".join(told) + (f"; so are {others} more to other jobs" if others else "")
