@@ -20,7 +20,7 @@ def safe_name(words: str) -> str:
     UTF-8; what can be written as one character or as two (é) is one.
     """
     name = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", words)).strip("-.")[:120]
-    return name.encode()[:LONGEST].decode(errors="ignore")
+    return name.encode()[:LONGEST].decode(errors="ignore").strip("-.")
 
 
 def folded(name: str) -> str:
@@ -34,6 +34,16 @@ def folded(name: str) -> str:
 def user_path(text: str | Path) -> Path:
     """Return a path in which ``~`` is the home folder, as in a shell."""
     return Path(os.path.expanduser(text))
+
+
+def existing(path: str | Path) -> Path:
+    """Return ``path`` as ``user_path`` does.
+
+    Raises ValueError if nothing is there.
+    """
+    if not user_path(path).exists():
+        raise ValueError(f"no file {path}")
+    return user_path(path)
 
 
 def with_home(value: Any, depth: int = _DEPTH) -> Any:

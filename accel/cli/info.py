@@ -14,7 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the settings in the file as JSON, and return the exit code."""
     from accel.pipelines.job import job_from_settings
-    from accel.pipelines.video import existing, read_comment
+    from accel.pipelines.paths import existing
+    from accel.pipelines.video import read_comment
 
     comment = read_comment(existing(args.file))
     job_from_settings(comment, args.file)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel.core.strict_json import dumps
 from accel.pipelines.batch import events
-from accel.pipelines.batch.items import Item, changed_since, items, parse_shard
+from accel.pipelines.batch.items import Item, changed_since, items, job_files, parse_shard
 from accel.pipelines.batch.jobfile import Invalid, parse_override
 from accel.pipelines.batch.naming import Naming
 from accel.pipelines.batch.output import Output
@@ -106,7 +106,7 @@ def _render(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -
     entries = list(items(args.jobfiles, overrides, naming, shard))
     prepare_folder(args.out)
     progress, stop = Progress(args.progress == "json"), Stop()
-    for text in filter(None, map(changed_since, map(Path, args.jobfiles))):
+    for text in filter(None, map(changed_since, job_files(args.jobfiles))):
         progress(events.Note(text))
     options = Options(
         args.out, args.compare, args.fail_fast, args.retries, args.checkpoint_steps, args.overwrite

@@ -11,7 +11,8 @@ from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.jobfile import Invalid, Override, read
 from accel.pipelines.batch.naming import Naming
 from accel.pipelines.job import Job, JobError, job_from_settings
-from accel.pipelines.video import SUFFIXES, read_comment
+from accel.pipelines.paths import user_path
+from accel.pipelines.video import is_rendered, read_comment
 
 
 @dataclass
@@ -75,7 +76,7 @@ def items(
     """
     naming = naming or Naming()
     found: Iterable[Identified | Invalid] = (
-        identified(entry, str(file)) for file in _files(files) for entry in read(file, overrides)
+        identified(entry, str(file)) for file in job_files(files) for entry in read(file, overrides)
     )
     if naming.looks_ahead:
         found = list(found)
@@ -111,16 +112,16 @@ def make_item(found: Identified, naming: Naming) -> Item | None:
     return Item(job, found.id, given.name, found.where, given.twin, note=given.note)
 
 
-def _files(files: Iterable[str | Path]) -> Iterator[Path]:
-    """Yield job files; a pattern that the shell left alone is expanded."""
-    for file in files:
+def job_files(files: Iterable[str | Path]) -> Iterator[Path]:
+    """Yield job files; a pattern or ~ that the shell left alone is expanded."""
+    for file in map(user_path, files):
         found = [] if Path(file).exists() else sorted(glob.glob(str(file), recursive=True))
         yield from map(Path, found) if found else [Path(file)]
 
 
 def changed_since(path: Path) -> str:
     """Return why rendering a rendered file again would give other bytes, or ""."""
-    if path.suffix.lower() not in SUFFIXES:
+    if not is_rendered(path):
         return ""
     job, was = job_from_settings(read_comment(path), str(path))
     if not was or was == job_id(job):
