@@ -258,5 +258,6 @@ def _serve(connection: Connection, out: str, device: str | None) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     worker = Worker(Path(out), device, stop, connection.send, Path(out))
-    while (task := tasks.get()) != "end":
-        connection.send(worker.perform(task))
+    with StandardStreams():
+        while (task := tasks.get()) != "end":
+            connection.send(worker.perform(task))

@@ -283,9 +283,8 @@ def _lists(value: Any, where: str, name: str) -> dict[str, list[Any]]:
 
 
 def _matches(key: str, pattern: Any, where: str) -> list[str]:
-    found = (
-        sorted(glob.glob(with_home(pattern), recursive=True)) if isinstance(pattern, str) else []
-    )
+    pattern = with_home(pattern)
+    found = sorted(glob.glob(pattern, recursive=True)) if isinstance(pattern, str) else []
     if not found:
         raise JobError(f"{where}: glob {key!r} matches no file: {pattern!r} from {Path.cwd()}")
     return found

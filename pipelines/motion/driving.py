@@ -46,7 +46,7 @@ class Driving:
     def frames(self, count: int, height: int, width: int) -> np.ndarray:
         """``count`` frames uint8 [count, H, W, 3] of the video, cut and scaled to cover H x W."""
         cv2 = _opencv()
-        if not Path(self.file).is_file():
+        if not Path(self.file).exists():
             raise ValueError(f"driving video {self.file} does not exist")
         end = None if self.last is None else int(self.last) + 1
         video = read_video(self.file)[int(self.first) : end]
