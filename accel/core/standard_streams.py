@@ -17,6 +17,15 @@ BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 _PLAIN = str.maketrans({"█": "#", "×": "x"})
 
 
+def encodable(text: str, encoding: str = "utf-8") -> str:
+    """Return ``text`` with escapes for what an encoding has not; UTF-8 has no lone surrogates."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
 class StandardStream:
     """Stands in for a stream and takes everything; ``lost`` is why the rest was dropped."""
 
@@ -32,7 +41,8 @@ class StandardStream:
         if self.lost is None:
             with suppress(RuntimeError):  # a signal handler interrupted a write
                 try:
-                    self._stream.write(self._encodable(text))
+                    encoding = getattr(self._stream, "encoding", None) or "utf-8"
+                    self._stream.write(encodable(text, encoding))
                 except (OSError, ValueError) as error:  # ValueError: it was closed
                     self._lose(error)
         return len(text)
@@ -45,14 +55,6 @@ class StandardStream:
                     self._stream.flush()
                 except (OSError, ValueError) as error:
                     self._lose(error)
-
-    def _encodable(self, text: str) -> str:
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        try:
-            text.encode(encoding)
-        except UnicodeEncodeError:
-            return text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
-        return text
 
     def _lose(self, error: Exception) -> None:
         """Let what Python still holds back, and writes at its end, go nowhere."""

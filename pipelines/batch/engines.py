@@ -18,6 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from accel.core.standard_streams import StandardStreams
 from accel.core.validate import one_of
 from accel.pipelines.batch.events import Emit
 from accel.pipelines.batch.tasks import Check, Kind, Outcome, Task
