@@ -9,7 +9,6 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from accel.pipelines.batch.progress import Progress, equal_jobs
 from accel.pipelines.batch.simulated import Simulator
 from accel.pipelines.job import JobError, settings_text
 from accel.pipelines.limits import StoredLimits
+from accel.pipelines.paths import user_path
 
 if TYPE_CHECKING:  # a dry run needs none of them
     from accel.pipelines.batch.engines import Engine, Stop
@@ -37,7 +37,7 @@ def _count(text: str) -> int:
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "--out": {"required": True, "type": Path, "metavar": "DIR", "help": "output folder"},
+    "--out": {"required": True, "type": user_path, "metavar": "DIR", "help": "output folder"},
     "--set": {
         "action": "append", "default": [], "metavar": "KEY=VALUE", "dest": "overrides",
         "help": "change every job, such as --set steps=30 --set motion.camera.zoom=1.02",
