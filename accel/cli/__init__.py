@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     with StandardStreams() as streams:
-        return streams.exit_code(_run(sys.argv[1:] if argv is None else list(argv)))
+        code = _run(sys.argv[1:] if argv is None else list(argv))
+    return streams.exit_code(code)
 
 
 def _run(argv: list[str]) -> int:

@@ -19,7 +19,7 @@ from accel.pipelines.batch.jobfile import Invalid, parse_override
 from accel.pipelines.batch.naming import Naming
 from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.predict import Prediction, Predictor, Totals, measured_rows
-from accel.pipelines.batch.progress import Progress, equal_jobs
+from accel.pipelines.batch.progress import Progress, counted
 from accel.pipelines.batch.simulated import Simulator
 from accel.pipelines.job import JobError, settings_text
 from accel.pipelines.limits import StoredLimits
@@ -176,7 +176,8 @@ def _dry_run(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) 
             prediction = predictor.predict(entry.job)
             totals.add(prediction, wanted=bool(reason))
             _print_entry(entry, output, reason, prediction, args.progress == "json")
-    print(f"{totals}{equal_jobs(naming.repeats)}", file=sys.stderr)
+    equal = counted(naming.repeats, "equal to {} and to be rendered once")
+    print(f"{totals}{equal}", file=sys.stderr)
     return 1 if totals.invalid else 0
 
 

@@ -90,8 +90,10 @@ class StandardStreams:
         self._undo.close()
 
     def exit_code(self, code: int) -> int:
-        """Return ``code``, or in place of 0 one that says that standard output was lost."""
-        self.out.flush()
+        """Return ``code``, or in place of 0 one that says that standard output was lost.
+
+        Ask behind the block.
+        """
         lost = self.out.lost
         if code or lost is None:
             return code

@@ -6,7 +6,7 @@ goes last, lest it takes the machine down again first.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +26,8 @@ from accel.pipelines.job import JobError
 class Summary:
     """Counts of jobs at the end.
 
-    ``disk``: why nothing more could be written. ``equal``: of which videos there were so many more
-    jobs, which were copied or left out.
+    ``disk``: why nothing more could be written. ``equal``, ``copied``: how many more jobs there
+    were of a video, that were left out or became copies of it.
     """
 
     done: int = 0
@@ -37,6 +37,7 @@ class Summary:
     left: int = 0
     disk: str = ""
     equal: Mapping[str, int] = field(default_factory=dict)
+    copied: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -119,8 +120,7 @@ class BatchRun:
         finally:
             self._queue.engine.close()
         self.summary.left = self._queue.waiting
-        equal = self._queue.copied + Counter(self._repeats)
-        self.summary.equal = dict(equal)
+        self.summary.equal, self.summary.copied = dict(self._repeats), dict(self._queue.copied)
         return self.summary
 
     def _collect(self, entries: Iterable[Item | Invalid]) -> None:

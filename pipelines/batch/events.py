@@ -175,7 +175,8 @@ class Stopping(_Told):
 class End(_Told):
     """Everything is over: counts of jobs, and why nothing more could be written if so.
 
-    ``equal``: of which videos there were so many more jobs, which were copied or left out.
+    ``equal``, ``copied``: how many more jobs there were of a video, that were left out or became
+    copies of it.
     """
 
     event: ClassVar[str] = "end"
@@ -187,6 +188,7 @@ class End(_Told):
     left: int
     disk: str
     equal: Mapping[str, int] = field(default_factory=dict)
+    copied: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

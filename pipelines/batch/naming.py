@@ -99,7 +99,7 @@ class Naming:
         name, note = self._own(job, key), ""
         if not name or (self.overwrite and not taken and name in candidates(wish, key)):
             name = self._free(wish, job.format, key)
-            note = f"job {wish!r}: {taken}; this one is {name}" if taken and job.name else ""
+            note = f"job {wish!r} is named {name}: {taken}" if taken and job.name else ""
         first = self._first.setdefault(key, name)
         others = [first, *self._had(job, key), *self._known.get(key, ())]
         self.take(name, key, job.format)
@@ -146,15 +146,18 @@ class Naming:
         return next((name for name in names if not self._whose(name, format, key)), names[-1])
 
     def _whose(self, name: str, format: str, key: str) -> str:
-        """Return "" if the job ``key`` may have a name, else which path belongs to another."""
+        """Return "" if the job ``key`` may have a name, else why not."""
         for path in paths_of(name, format):
             owner = self._owner.get(folded(path))
             if owner is not None and owner != Owner(name, key):
                 return f"{path} belongs to another job"
             for owner in [] if self._folder is None else self._folder.owners(path):
-                replaced = self.overwrite and owner.name == name
-                if owner.id != key and not replaced:
-                    return f"{path} is the finished video of another job (--overwrite replaces it)"
+                if owner.id == key:
+                    continue
+                if owner.name != name:
+                    return f"the finished job {owner.name!r} has the path {path}"
+                if not self.overwrite:
+                    return "another finished video has that name; --overwrite replaces it"
         return ""
 
 

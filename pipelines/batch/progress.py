@@ -132,14 +132,16 @@ def _summary(event: events.End) -> str:
     }  # fmt: skip
     told = [f"{n} {text}" for text, n in counts.items() if n or text == "rendered"]
     again = "; the same command goes on from here" if event.left else ""
-    return f"{', '.join(told)}{again}{equal_jobs(event.equal)}"
+    equal = counted(event.equal, "equal to {} and rendered once")
+    copied = counted(event.copied, "the same video as {}, and copied")
+    return f"{', '.join(told)}{again}{equal}{copied}"
 
 
-def equal_jobs(equal: Mapping[str, int], most: int = 3) -> str:
-    """Return what becomes of equal jobs (how many by the name of the video), "" without any."""
+def counted(jobs: Mapping[str, int], text: str, most: int = 3) -> str:
+    """Return how many jobs are what ``text`` says of the names in ``jobs``, "" for none."""
     told = [
-        f"; {n} more {'job is' if n == 1 else 'jobs are'} equal to {name!r} and rendered once"
-        for name, n in list(equal.items())[:most]
+        f"; {'1 job is' if n == 1 else f'{n} jobs are'} {text.format(repr(name))}"
+        for name, n in list(jobs.items())[:most]
     ]
-    others = sum(list(equal.values())[most:])
-    return "".join(told) + (f"; so are {others} more to other jobs" if others else "")
+    others = sum(list(jobs.values())[most:])
+    return "".join(told) + (f"; {others} more {text.format('others')}" if others else "")
