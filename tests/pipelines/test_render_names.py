@@ -1,4 +1,4 @@
-"""``accel render``: names that stay, equal jobs that are told, streams that do not end the queue."""
+"""``accel render``: names that stay, equal jobs that are told, streams that end no queue."""
 
 from __future__ import annotations
 
