@@ -14,6 +14,7 @@ import pytest
 
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.items import Item, items
+from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.naming import Naming
 from accel.pipelines.batch.output import Output, copy_of
 from accel.pipelines.batch.owners import paths_of
@@ -221,3 +222,29 @@ def test_names_fit_any_file_system(words: str, tmp_path: Path) -> None:
     assert safe_name(name) == name
     shorter = [len(safe_name(words[:n])) for n in range(len(words))]
     assert all(a <= b for a, b in pairwise(shorter)) or words.startswith("\ud800")
+
+
+def test_what_another_process_renders_now_keeps_its_name(queue: Queue) -> None:
+    (other,) = queue.name({"name": "shot", "seed": 1})
+    job = json.dumps({"format": "mp4"})
+    row = {"name": "shot", "id": other.id, "state": "running", "job": job}
+    with lease(queue.output(other).lease):
+        (mine,) = queue.name({"name": "shot", "seed": 2}, rows=[row])
+        (same,) = queue.name({"name": "shot", "seed": 1}, rows=[row])
+    assert (mine.name, same.name) == (f"shot-{mine.id[:8]}", "shot")
+    (after,) = queue.name({"name": "shot", "seed": 2}, rows=[row])
+    assert after.name == "shot"
+
+
+def test_a_queue_that_stays_open_frees_the_names_of_what_leaves_it(queue: Queue) -> None:
+    naming = Naming(queue.out)
+    jobs = [Job("p", seed=seed, name="shot").resolved() for seed in (1, 2)]
+    first, second = (naming.name(job, job_id(job)) for job in jobs)
+    assert first is not None and second is not None and first.name == "shot" != second.name
+    assert naming.name(jobs[0], job_id(jobs[0])) is None
+    naming.forget("shot")
+    third = naming.name(Job("p", seed=3, name="shot").resolved(), "3f" * 32)
+    assert third is not None and third.name == "shot"
+    Output(queue.out, "late", "mp4").write(FRAMES, jobs[0], "other", SIDECAR)
+    late = naming.name(Job("p", seed=4, name="late").resolved(), "4f" * 32)
+    assert late is not None and late.name == "late-4f4f4f4f"  # it came after the first look
