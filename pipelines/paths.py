@@ -36,16 +36,6 @@ def user_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def existing(path: str | Path) -> Path:
-    """Return ``path`` as ``user_path`` does.
-
-    Raises ValueError if nothing is there.
-    """
-    if not user_path(path).exists():
-        raise ValueError(f"no file {path}")
-    return user_path(path)
-
-
 def with_home(value: Any, depth: int = _DEPTH) -> Any:
     """Return a setting with ``~`` expanded in the paths that it or its mappings hold."""
     if isinstance(value, str) and value.startswith("~"):

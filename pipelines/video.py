@@ -179,6 +179,16 @@ def _encode_gif(path: Path, frames: np.ndarray, fps: float, comment: str) -> Non
 # ----------------------------------------------------------------------------------------- reading
 
 
+def existing(path: str | Path) -> Path:
+    """Return ``path`` as a Path.
+
+    Raises ValueError if nothing is there.
+    """
+    if not Path(path).exists():
+        raise ValueError(f"no file {path}")
+    return Path(path)
+
+
 def is_rendered(path: Path) -> bool:
     """Tell whether ``path`` is named as a video that ``accel render`` writes, or is its frames."""
     return path.suffix.lower() in SUFFIXES or (path.is_dir() and bool(files_of(path)))

@@ -99,7 +99,7 @@ def identified(job: Job | Invalid, where: str) -> Identified | Invalid:
     job = job.resolved()
     try:
         return Identified(job, job_id(job), where)
-    except JobError as error:
+    except (ValueError, OSError) as error:  # such as a path that is too long
         return Invalid(f"{where}, job {job.file_name!r}", f"job {job.file_name!r}: {error}")
 
 
