@@ -25,6 +25,6 @@ def keep_failure(out: Path, item: Item, outcome: Outcome) -> str:
     try:
         write_atomic(job, dumps({"version": 1, "jobs": [item.job.to_dict()]}, indent=2) + "\n")
         write_atomic(folder / f"{item.name}.txt", encodable(text))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that this machine cannot encode
         return f"(could not be kept: {error})"
     return command
