@@ -10,6 +10,7 @@ from typing import Any
 
 from accel.config import AttentionConfig, RehashConfig, SlicingConfig
 from accel.core.atomic_write import write_atomic
+from accel.core.strict_json import dumps
 from accel.core.validate import from_dict, instance, known_keys, one_of, text
 
 VERSION = 1
@@ -94,7 +95,7 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan to ``path`` as JSON."""
-        write_atomic(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        write_atomic(path, dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -105,7 +106,7 @@ class Plan:
             ValueError: The file holds no plan.
         """
         try:
-            data = json.loads(Path(path).read_text())
+            data = json.loads(Path(path).expanduser().read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a plan: {error}") from error
         try:

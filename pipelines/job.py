@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -14,6 +13,7 @@ from accel.core.validate import from_dict, number, one_of, text, whole
 from accel.pipelines.load import TINY, defaults
 from accel.pipelines.motion.flows import Motion
 from accel.pipelines.motion.strength import Strength
+from accel.pipelines.paths import safe_name, with_home
 from accel.plans import PRESETS, Plan
 
 SEEDS = range(2**63)
@@ -29,8 +29,8 @@ class JobError(ValueError):
 class Job:
     """Everything that decides the pixels of one video, checked when it is made.
 
-    Fields hold what was written, since the id of a job depends on it; ``movement``, ``gamma`` and
-    ``accel_plan()`` are what they were parsed to.
+    Fields hold what was written, since the id of a job depends on it, but for a ``~`` in a path;
+    ``movement``, ``gamma`` and ``accel_plan()`` are what they were parsed to.
 
     Args:
         prompt: What to show.
@@ -73,6 +73,8 @@ class Job:
     name: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("model", "plan", "motion", "strength"):  # a path may begin with ~
+            object.__setattr__(self, name, with_home(getattr(self, name)))
         try:
             self._check()
         except JobError:
@@ -132,8 +134,7 @@ class Job:
     @property
     def file_name(self) -> str:
         """Name of the output without suffix: ``name``, else words of the prompt and the seed."""
-        text = self.name or f"{self.prompt[:48]}-{self.seed}"
-        return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:120] or f"job-{self.seed}"
+        return safe_name(self.name or f"{self.prompt[:48]}-{self.seed}") or f"job-{self.seed}"
 
 
 _KEYS = {f.name for f in fields(Job)}

@@ -2,7 +2,7 @@
 
 A command's file has ``add_arguments(parser)`` and ``run(args)``, which returns the exit code. Exit
 codes: 0 all done, 1 a job failed or was invalid, 2 wrong usage or environment, 130 and 143
-interrupted.
+interrupted, 141 all done but nobody read standard output to its end.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from importlib import import_module
 from types import FrameType
 
 import accel
+from accel.core.standard_streams import StandardStreams
 
 COMMANDS = {
     "render": "render job files to videos",
@@ -55,7 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    with StandardStreams() as streams:
+        code = _run(sys.argv[1:] if argv is None else list(argv))
+    return streams.exit_code(code)
+
+
+def _run(argv: list[str]) -> int:
     wanted = next((word for word in argv if word in COMMANDS), None)
     try:
         args = _parser(wanted).parse_args(argv)

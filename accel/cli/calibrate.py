@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,14 @@ from accel.pipelines.batch.jobfile import read_jobs
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import load
+from accel.pipelines.paths import user_path
 from accel.pipelines.pictures import frame_strip, heat_map
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``accel calibrate``."""
     parser.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help="jobs of one model")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
+    parser.add_argument("--out", required=True, type=user_path, metavar="DIR", help="output folder")
     aim = parser.add_mutually_exclusive_group()
     aim.add_argument(
         "--quality", type=float, metavar="DB",
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto leaves short calls to torch",
     )  # fmt: skip
     parser.add_argument(
-        "--merge", action="append", default=[], type=Path, metavar="TABLE.json",
+        "--merge", action="append", default=[], type=user_path, metavar="TABLE.json",
         help="tables of earlier calibrations of this model",
     )  # fmt: skip
 

@@ -14,8 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print PSNR and SSIM of the two videos, and return the exit code."""
     from accel.core.quality import psnr, ssim
+    from accel.pipelines.paths import user_path
     from accel.pipelines.video import existing, read_video
 
-    a, b = read_video(existing(args.a)), read_video(existing(args.b))
+    a, b = (read_video(existing(user_path(path))) for path in (args.a, args.b))
     print(f"PSNR {psnr(a, b):.2f} dB, SSIM {ssim(a, b):.4f}")
     return 0

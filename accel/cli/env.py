@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import accel
+from accel.core.strict_json import dumps
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the environment and return the exit code."""
     found = environment()
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(dumps(found, indent=2))
         return 0
     for title, lines in found.items():
         print(title)

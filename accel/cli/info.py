@@ -13,10 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the settings in the file as JSON, and return the exit code."""
+    from accel.core.strict_json import dumps
     from accel.pipelines.job import job_from_settings
+    from accel.pipelines.paths import user_path
     from accel.pipelines.video import existing, read_comment
 
-    comment = read_comment(existing(args.file))
+    comment = read_comment(existing(user_path(args.file)))
     job_from_settings(comment, args.file)
-    print(json.dumps(json.loads(comment), indent=2))
+    print(dumps(json.loads(comment), indent=2))
     return 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
+
+from accel.core.strict_json import dumps
 
 if TYPE_CHECKING:
     from accel.memory.simulate import Peaks
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             why = str(error)
     if args.json:
         chosen = {} if budget is None else {"budget": budget, "slices": slices}
-        print(json.dumps({**vars(peaks), **chosen}, indent=2))
+        print(dumps({**vars(peaks), **chosen}, indent=2))
         return 0
     print(table(peaks))
     if budget is not None:

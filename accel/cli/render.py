@@ -9,22 +9,24 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from accel.core.strict_json import dumps
 from accel.pipelines.batch import events
-from accel.pipelines.batch.items import Item, changed_since, items, parse_shard
+from accel.pipelines.batch.items import Item, changed_since, items, job_files, parse_shard
 from accel.pipelines.batch.jobfile import Invalid, parse_override
+from accel.pipelines.batch.naming import Naming
 from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.predict import Prediction, Predictor, Totals, measured_rows
+from accel.pipelines.batch.progress import Progress, counted
 from accel.pipelines.batch.simulated import Simulator
 from accel.pipelines.job import JobError, settings_text
 from accel.pipelines.limits import StoredLimits
+from accel.pipelines.paths import user_path
 
-if TYPE_CHECKING:  # a dry run needs neither
+if TYPE_CHECKING:  # a dry run needs none of them
     from accel.pipelines.batch.engines import Engine, Stop
-    from accel.pipelines.batch.progress import Progress
 
 
 def _count(text: str) -> int:
@@ -35,7 +37,7 @@ def _count(text: str) -> int:
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "--out": {"required": True, "type": Path, "metavar": "DIR", "help": "output folder"},
+    "--out": {"required": True, "type": user_path, "metavar": "DIR", "help": "output folder"},
     "--set": {
         "action": "append", "default": [], "metavar": "KEY=VALUE", "dest": "overrides",
         "help": "change every job, such as --set steps=30 --set motion.camera.zoom=1.02",
@@ -66,6 +68,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "also render without acceleration and measure dB and time",
     },
+    "--overwrite": {
+        "action": "store_true",
+        "help": "replace finished videos of other jobs that have the names of these",
+    },
 }  # fmt: skip
 
 
@@ -94,20 +100,22 @@ def _render(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -
     from accel.pipelines.batch.engines import Stop, make_engine
     from accel.pipelines.batch.manifest import Manifest, manifest_path
     from accel.pipelines.batch.output import prepare_folder
-    from accel.pipelines.batch.progress import Progress
     from accel.pipelines.batch.queue import Options
 
-    entries = list(items(args.jobfiles, overrides, _known(args.out), shard))
+    naming = Naming(args.out, list(measured_rows(args.out)), args.overwrite)
+    entries = list(items(args.jobfiles, overrides, naming, shard))
     prepare_folder(args.out)
     progress, stop = Progress(args.progress == "json"), Stop()
-    for text in filter(None, map(changed_since, map(Path, args.jobfiles))):
+    for text in filter(None, map(changed_since, job_files(args.jobfiles))):
         progress(events.Note(text))
-    options = Options(args.out, args.compare, args.fail_fast, args.retries, args.checkpoint_steps)
+    options = Options(
+        args.out, args.compare, args.fail_fast, args.retries, args.checkpoint_steps, args.overwrite
+    )
     manifest = Manifest(manifest_path(args.out, shard))
     if manifest.note:
         progress(events.Note(manifest.note))
     engine = make_engine(args.engine, args.out, stop, progress, args.stall_timeout)
-    batch = BatchRun(options, engine, manifest, progress, stop)
+    batch = BatchRun(options, engine, manifest, progress, stop, naming.repeats)
     try:
         with _signals(stop, engine, progress):
             summary = batch.run(entries)
@@ -145,34 +153,40 @@ def _signals(stop: Stop, engine: Engine, progress: Progress) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _known(out: Path) -> dict[str, str]:
-    """Return the id of every name that has been rendered or entered in ``out``."""
-    return {row["name"]: row["id"] for row in measured_rows(out) if row["id"]}
-
-
 def _dry_run(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -> int:
     """Print each job as it is read: id, file, what would happen, prediction."""
     rows = list(measured_rows(args.out))
-    known = {row["name"]: row["id"] for row in rows if row["id"]}
+    naming = Naming(args.out, rows, args.overwrite)
     totals, limits = Totals(), StoredLimits()
     with closing(Simulator()) as simulator:
         predictor = Predictor(rows, simulator)
-        for entry in items(args.jobfiles, overrides, known, shard):
+        for entry in items(args.jobfiles, overrides, naming, shard):
             if isinstance(entry, Invalid):
                 totals.invalid += 1
                 print(f"invalid: {entry.message}", file=sys.stderr)
                 continue
-            output = Output(args.out, entry.name, entry.job.format)
+            output = Output(args.out, entry.name, entry.job.format, args.overwrite)
             reason = output.why_not_done(entry.id, args.compare)
-            if reason and (refusal := limits.why_not(entry.job)):
+            if reason and (refusal := limits.why_not(entry.job) or _not_ours(output, entry)):
                 totals.invalid += 1
                 print(f"invalid: job {entry.name!r}: {refusal}", file=sys.stderr)
                 continue
+            if reason and entry.note:
+                print(entry.note, file=sys.stderr)
             prediction = predictor.predict(entry.job)
             totals.add(prediction, wanted=bool(reason))
             _print_entry(entry, output, reason, prediction, args.progress == "json")
-    print(totals, file=sys.stderr)
+    equal = counted(naming.repeats, "equal to {} and to be rendered once")
+    print(f"{totals}{equal}", file=sys.stderr)
     return 1 if totals.invalid else 0
+
+
+def _not_ours(output: Output, item: Item) -> str:
+    try:
+        output.check_ours(item.id)
+    except JobError as error:
+        return str(error)
+    return ""
 
 
 def _print_entry(
@@ -184,7 +198,7 @@ def _print_entry(
         planned = events.Planned(
             item.name, item.id, str(output.video), action, reason, predicted, settings
         )
-        print(json.dumps(planned.to_dict()))
+        print(dumps(planned.to_dict()))
     else:
         why = f" ({reason})" if reason not in ("", "not rendered yet") else ""
         print(f"{item.id[:12]}  {action}{why}  {output.video}  {prediction}  {_brief(item)}")
@@ -194,4 +208,4 @@ def _brief(item: Item) -> str:
     """Return the settings that differ from a job's defaults, in one line."""
     settings = json.loads(settings_text(item.job))
     kept = {k: v for k, v in settings.items() if v not in (None, "") and k != "accel_job"}
-    return json.dumps(kept, ensure_ascii=False)
+    return dumps(kept, ascii_only=False)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from accel.pipelines.paths import user_path, with_home
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``accel ui``."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, help="port (the first free one from 7860)")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="output folder (out)")
+    parser.add_argument("--out", type=user_path, default=Path("out"), help="output folder (out)")
     text = "also offer this folder or hub id, besides the embedded model; may be repeated"
-    parser.add_argument("--model", action="append", default=[], metavar="MODEL", help=text)
+    parser.add_argument(
+        "--model", action="append", type=with_home, default=[], metavar="MODEL", help=text
+    )
     text = "also offer the plan in this JSON file, besides the presets; may be repeated"
-    parser.add_argument("--plan", action="append", default=[], type=Path, metavar="PLAN", help=text)
-    parser.add_argument("--auth-file", type=Path, help="file with one line USER:PASSWORD")
+    parser.add_argument(
+        "--plan", action="append", default=[], type=user_path, metavar="PLAN", help=text
+    )
+    parser.add_argument("--auth-file", type=user_path, help="file with one line USER:PASSWORD")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,15 +10,17 @@ from typing import Any
 
 def finite(value: Any) -> Any:
     """Return plain JSON values with None in place of every number that is not finite."""
+    if value is None or isinstance(value, (str, int)):
+        return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite(inner) for inner in value]
     return value
 
 
-def dumps(value: Any, indent: int | None = None) -> str:
-    """Return ``value`` as JSON, ASCII only; a number that is not finite becomes null."""
-    return json.dumps(finite(value), indent=indent, allow_nan=False)
+def dumps(value: Any, indent: int | None = None, *, ascii_only: bool = True) -> str:
+    """Return ``value`` as JSON; a number that is not finite becomes null."""
+    return json.dumps(finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)

@@ -47,6 +47,7 @@ def find(model: str) -> Model:
         )
     from diffusers import DiffusionPipeline
 
+    model = str(folder) if folder.is_dir() else model
     index = DiffusionPipeline.load_config(model)
     names = [k for k in ("transformer", "unet") if k in index]
     known = families.denoisers()

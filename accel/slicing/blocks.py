@@ -25,10 +25,10 @@ from accel.core.diffusers_bridge import (
     keeping_hook,
     offloaded,
 )
-from accel.core.watchers import watcher
 from accel.core.stand_in import StandIn, behind, put_in_place
 from accel.core.structure import blocks
 from accel.core.tree import leaves
+from accel.core.watchers import watcher
 from accel.slicing import torch_compile
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.output_head import Norm, Projection, head

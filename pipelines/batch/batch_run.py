@@ -8,25 +8,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from accel.pipelines.batch import events
 from accel.pipelines.batch.engines import Engine, Stop
 from accel.pipelines.batch.items import Item
 from accel.pipelines.batch.jobfile import Invalid
-from accel.pipelines.batch.lease import is_held
+from accel.pipelines.batch.lease import is_held, lease_path
 from accel.pipelines.batch.manifest import Manifest
-from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.queue import Options, Queue
 from accel.pipelines.batch.tasks import Check, Kind, Outcome, Task
+from accel.pipelines.job import JobError
 
 
 @dataclass
 class Summary:
     """Counts of jobs at the end.
 
-    ``disk``: why nothing more could be written.
+    ``disk``: why nothing more could be written. ``equal``, ``copied``: how many more jobs there
+    were of a video, that were left out or became copies of it.
     """
 
     done: int = 0
@@ -35,6 +36,8 @@ class Summary:
     invalid: int = 0
     left: int = 0
     disk: str = ""
+    equal: Mapping[str, int] = field(default_factory=dict)
+    copied: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,7 +64,8 @@ class BatchPolicy:
 
     def task(self, item: Item) -> Task:
         compare, every = self.options.compare, self.options.checkpoint_steps
-        return Task(item.name, item.id, item.job, item.rung, compare, every)
+        overwrite = self.options.overwrite
+        return Task(item.name, item.id, item.job, item.rung, compare, every, overwrite=overwrite)
 
     def try_ended(self, item: Item) -> None:
         pass
@@ -92,13 +96,18 @@ class BatchPolicy:
 
 
 class BatchRun:
-    """One run over entries of job files; ``stop`` may be set at any time."""
+    """One run over entries of job files; ``stop`` may be set at any time.
+
+    ``repeats``: how many equal jobs were left out of the entries, by the name of the one that is in
+    them.
+    """
 
     def __init__(
         self, options: Options, engine: Engine, manifest: Manifest, progress: events.Emit,
-        stop: Stop,
+        stop: Stop, repeats: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self.summary = Summary()
+        self._repeats = repeats or {}
         self._policy = BatchPolicy(options, stop, self.summary)
         self._queue = Queue(options, engine, manifest, progress, self._policy)
 
@@ -111,6 +120,7 @@ class BatchRun:
         finally:
             self._queue.engine.close()
         self.summary.left = self._queue.waiting
+        self.summary.equal, self.summary.copied = dict(self._repeats), dict(self._queue.copied)
         return self.summary
 
     def _collect(self, entries: Iterable[Item | Invalid]) -> None:
@@ -124,17 +134,24 @@ class BatchRun:
                 found.append(entry)
         manifest.add((item.name, item.id, item.job) for item in found)
         for name in manifest.running():
-            if not is_held(Output(queue.options.out, name, "mp4").lease):
+            if not is_held(lease_path(queue.options.out, name)):
                 manifest.cut_off(name)
         models: dict[str, int] = {}
         to_render: list[Item] = []
         for item in found:
             models.setdefault(item.job.model, len(models))
             output, compare = queue.output(item), queue.options.compare
-            if output.finish(item.id) or not output.why_not_done(item.id, compare):
-                queue.found(item)
-            else:
-                to_render.append(item)
+            try:
+                if output.finish(item.id) or not output.why_not_done(item.id, compare):
+                    queue.found(item)
+                    continue
+                output.check_ours(item.id)
+            except JobError as error:
+                queue.unfit(item, str(error))
+                continue
+            to_render.append(item)
+            if item.note:
+                queue.progress(events.Note(item.note, job=item.name))
         cut = manifest.cut_offs()
         to_render.sort(key=lambda item: (cut.get(item.name, 0) > 1, models[item.job.model]))
         queue.pending = deque(to_render)

@@ -14,6 +14,7 @@ import numpy as np
 
 from accel.core.quality import psnr
 from accel.pipelines.batch.identity import job_id
+from accel.pipelines.batch.naming import Naming
 from accel.pipelines.batch.output import Output
 from accel.pipelines.job import Job
 from accel.pipelines.pictures import difference
@@ -49,10 +50,11 @@ def keep_reference(
     ``plain`` is the reference's job, ``phases`` its peak bytes, ``rungs`` how memory was saved.
     Raises OSError if they cannot be written.
     """
-    plain = replace(plain, name=reference_name(name))
+    plain, key = replace(plain, name=reference_name(name)), job_id(plain)
+    given = Naming(out).name(plain, key)
+    assert given is not None, "the first job of a queue has no equal"
+    plain = replace(plain, name=given.name)
     output = Output(out, plain.name, plain.format)
-    output.check_ours()
-    key = job_id(plain)
     sidecar = {
         "seconds": reference.seconds, "peak_bytes": max(phases.values()),
         "phase_peak_bytes": phases, "frames": len(reference.frames), "report": None,

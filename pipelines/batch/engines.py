@@ -18,6 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from accel.core.standard_streams import StandardStreams
 from accel.core.validate import one_of
 from accel.pipelines.batch.events import Emit
 from accel.pipelines.batch.tasks import Check, Kind, Outcome, Task
@@ -258,5 +259,6 @@ def _serve(connection: Connection, out: str, device: str | None) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     worker = Worker(Path(out), device, stop, connection.send, Path(out))
-    while (task := tasks.get()) != "end":
-        connection.send(worker.perform(task))
+    with StandardStreams():
+        while (task := tasks.get()) != "end":
+            connection.send(worker.perform(task))

@@ -8,7 +8,7 @@ as long as it has its default is marked ``OPTIONAL``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -35,7 +35,9 @@ class _Told:
         shown: dict[str, Any] = {"event": self.event}
         for known in fields(self):
             value = getattr(self, known.name)
-            empty = known.metadata.get("optional") and value == known.default
+            make = known.default_factory
+            default = known.default if make is MISSING else make()
+            empty = known.metadata.get("optional") and value == default
             if not empty and not known.metadata.get("silent"):
                 shown[known.name] = value
         return shown
@@ -173,7 +175,11 @@ class Stopping(_Told):
 
 @dataclass(frozen=True)
 class End(_Told):
-    """Everything is over: counts of jobs, and why nothing more could be written if so."""
+    """Everything is over: counts of jobs, and why nothing more could be written if so.
+
+    ``equal``, ``copied``: how many more jobs there were of a video, that were left out or became
+    copies of it.
+    """
 
     event: ClassVar[str] = "end"
     exit_code: int
@@ -183,6 +189,8 @@ class End(_Told):
     invalid: int
     left: int
     disk: str
+    equal: Mapping[str, int] = field(default_factory=dict, metadata=OPTIONAL)
+    copied: Mapping[str, int] = field(default_factory=dict, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

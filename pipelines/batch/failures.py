@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
+from accel.core.atomic_write import write_atomic
+from accel.core.standard_streams import encodable
+from accel.core.strict_json import dumps
 from accel.pipelines.batch.items import Item
 from accel.pipelines.batch.tasks import Outcome
 
@@ -17,14 +19,12 @@ def keep_failure(out: Path, item: Item, outcome: Outcome) -> str:
         The command that repeats the job.
     """
     folder = out / ".accel" / "failures"
-    job = folder / f"{item.name}.json"
-    again = ["accel", "render", str(job), "--out", str(folder / item.name), "--retries", "0"]
-    command = shlex.join(again)
+    job, again = folder / f"{item.name}.json", folder / "again" / item.name
+    command = shlex.join(["accel", "render", str(job), "--out", str(again), "--retries", "0"])
+    text = f"{outcome.error}\n\nto reproduce: {command}\n\n{outcome.traceback}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        job.write_text(json.dumps({"version": 1, "jobs": [item.job.to_dict()]}, indent=2) + "\n")
-        text = f"{outcome.error}\n\nto reproduce: {command}\n\n{outcome.traceback}"
-        (folder / f"{item.name}.txt").write_text(text)
-    except OSError as error:
+        write_atomic(job, dumps({"version": 1, "jobs": [item.job.to_dict()]}, indent=2) + "\n")
+        write_atomic(folder / f"{item.name}.txt", encodable(text))
+    except (OSError, ValueError) as error:  # ValueError: a name that this machine cannot encode
         return f"(could not be kept: {error})"
     return command

@@ -29,9 +29,11 @@ from typing import IO, Any
 import yaml
 
 from accel.core.validate import did_you_mean
+from accel.pipelines.batch.job_sources import open_source, suffix_of
 from accel.pipelines.batch.yaml_stream import read_top_level, stream_list
 from accel.pipelines.job import Job, JobError, job_from_settings, make_job
-from accel.pipelines.video import SUFFIXES, read_comment
+from accel.pipelines.paths import user_path, with_home
+from accel.pipelines.video import is_rendered, read_comment
 
 VERSION = 1
 EXPANDERS = ("matrix", "zip", "glob")
@@ -68,8 +70,8 @@ def read(path: str | Path, overrides: Sequence[Override] = ()) -> Iterator[Job |
 
     Raises JobError for what is wrong with the file itself.
     """
-    path = Path(path)
-    if path.suffix.lower() in SUFFIXES:
+    path = user_path(path)
+    if is_rendered(path):
         yield _from_video(path, overrides)
         return
     found = False
@@ -108,14 +110,14 @@ def _job(data: dict[str, Any], where: str) -> Job | Invalid:
 
 
 def _from_video(path: Path, overrides: Sequence[Override]) -> Job | Invalid:
-    """Return the job inside a rendered file, under the file's own name."""
-    if not path.is_file():
+    """Return the job inside a rendered file or folder of frames, under its own name."""
+    if not path.exists():
         raise JobError(f"no file {path}")
     try:
         job, _ = job_from_settings(read_comment(path), str(path))
     except ValueError as error:
         raise JobError(str(error)) from error
-    data = {**job.to_dict(), "name": path.stem}
+    data = {**job.to_dict(), "name": path.name if path.is_dir() else path.stem}
     for key, value in overrides:
         _put(data, key, value)
     return _job(data, str(path))
@@ -127,10 +129,9 @@ def _from_video(path: Path, overrides: Sequence[Override]) -> Job | Invalid:
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     """(where, raw entry) of a file; every entry is already merged with the file's defaults."""
     readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _csv, ".json": _json}
-    reader = readers.get(path.suffix.lower(), _yaml)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from reader(path, file)
+        with open_source(path) as file:
+            yield from readers.get(suffix_of(path, file, _JOB_KEYS), _yaml)(path, file)
     except OSError as error:
         raise JobError(f"cannot read job file {path}: {error.strerror}") from error
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
@@ -282,6 +283,7 @@ def _lists(value: Any, where: str, name: str) -> dict[str, list[Any]]:
 
 
 def _matches(key: str, pattern: Any, where: str) -> list[str]:
+    pattern = with_home(pattern)
     found = sorted(glob.glob(pattern, recursive=True)) if isinstance(pattern, str) else []
     if not found:
         raise JobError(f"{where}: glob {key!r} matches no file: {pattern!r} from {Path.cwd()}")

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from accel.core.strict_json import dumps
+
+
+def lease_path(out: Path, name: str) -> Path:
+    """Return the lease of the job ``name`` in the output folder ``out``."""
+    return out / ".accel" / "leases" / f"{name}.lock"
 
 
 @contextmanager
@@ -49,7 +55,7 @@ def _acquire(path: Path) -> int | None:
                 f"{path.parent} has no file locks: {error.strerror}; mount it with them",
             ) from error
         if _is_current(descriptor, path):
-            text = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+            text = dumps({"host": socket.gethostname(), "pid": os.getpid()})
             os.pwrite(descriptor, text.encode(), 0)
             return descriptor
         os.close(descriptor)  # its last holder removed the file between our open and our lock

@@ -6,7 +6,6 @@ that is damaged is set aside, and a new one finds the finished files again by th
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -14,6 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from accel.core.standard_streams import encodable
+from accel.core.strict_json import dumps
 from accel.pipelines.batch.identity import model_fingerprint, plan_digest
 from accel.pipelines.job import Job
 
@@ -114,11 +115,11 @@ class Manifest:
         columns = ", ".join(f"{key} = ?" for key in values)
         with self._base:
             self._base.execute(
-                f"UPDATE jobs SET {columns} WHERE name = ?", (*values.values(), name)
+                f"UPDATE jobs SET {columns} WHERE name = ?", _stored(*values.values(), name)
             )
             self._base.execute(
                 "INSERT INTO events SELECT ?, name, id, ?, ? FROM jobs WHERE name = ?",
-                (time.time(), event, detail, name),
+                _stored(time.time(), event, detail, name),
             )
 
     def remove(self, name: str) -> None:
@@ -132,7 +133,7 @@ class Manifest:
             self._base.execute(
                 "INSERT OR REPLACE INTO jobs (name, id, state, job, error, updated) "
                 "VALUES (?, '', ?, '', ?, ?)",
-                (where, State.INVALID, message, time.time()),
+                _stored(where, State.INVALID, message, time.time()),
             )
 
     def forget_invalid(self) -> None:
@@ -151,8 +152,13 @@ def _row(name: str, job_id: str, job: Job) -> tuple[Any, ...]:
     size = (job.width, job.height, job.frames or 1)
     volume = None if None in size else size[0] * size[1] * size[2]  # type: ignore[operator]
     model, plan = model_fingerprint(job.model), plan_digest(job)
-    text = json.dumps(job.to_dict())
+    text = dumps(job.to_dict())
     return name, job_id, text, model, plan, job.steps, volume, time.time()
+
+
+def _stored(*values: Any) -> tuple[Any, ...]:
+    """Return values that SQLite takes: a path in a text may hold what is no UTF-8."""
+    return tuple(encodable(value) if isinstance(value, str) else value for value in values)
 
 
 def _open(path: Path) -> sqlite3.Connection:

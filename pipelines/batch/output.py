@@ -4,9 +4,10 @@
     NAME.json           the sidecar, last: job, id, hash of the video, report. It means done
     .accel/             manifest, leases, saved steps, failures
 
-Video and sidecar are written as ``.part`` and forced to the disk; then the video gets its name,
-then the sidecar. A process that dies between the two leaves a whole sidecar ``.part`` whose hash
-fits the video: the next one only renames it.
+Video and sidecar are written under names of their own (``part_of``) and forced to the disk; then
+the video gets its name, then the sidecar. A process that dies between the two leaves a whole part
+of a sidecar whose hash fits the video: the next one only renames it. What belongs to another job
+(``owners.py``) is replaced only where ``overwrite`` asks for it, and what is not ours never.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from accel.core.atomic_write import part_of
 from accel.core.strict_json import dumps
 from accel.pipelines.batch.identity import content_hash
+from accel.pipelines.batch.lease import lease_path
+from accel.pipelines.batch.owners import owner_of, paths_of
 from accel.pipelines.batch.sidecar import read_sidecar
-from accel.pipelines.job import Job, JobError, job_from_settings, settings_text
-from accel.pipelines.video import SUFFIX, encode, read_comment, remove, replace, sync
+from accel.pipelines.job import Job, JobError, settings_text
+from accel.pipelines.video import SUFFIX, encode, remove, replace, sync
 
 
 def prepare_folder(out: Path) -> None:
@@ -42,13 +46,15 @@ def prepare_folder(out: Path) -> None:
 
 
 class Output:
-    """The files of one job in the folder ``out``."""
+    """The files of one job in the folder ``out``.
 
-    def __init__(self, out: Path, name: str, format: str) -> None:
-        self.out, self.name, self.format = out, name, format
-        self.video = out / f"{name}{SUFFIX[format]}"
-        self.sidecar = out / f"{name}.json"
-        self.lease = out / ".accel" / "leases" / f"{name}.lock"
+    ``overwrite``: a finished video of another job under the same name may be replaced.
+    """
+
+    def __init__(self, out: Path, name: str, format: str, overwrite: bool = False) -> None:
+        self.out, self.name, self.format, self.overwrite = out, name, format, overwrite
+        self.sidecar, self.video = (out / path for path in paths_of(name, format))
+        self.lease = lease_path(out, name)
 
     @property
     def steps(self) -> Path:
@@ -68,20 +74,19 @@ class Output:
             return "the file was damaged or changed since"
         return ""
 
-    def check_ours(self) -> None:
+    def check_ours(self, job_id: str) -> None:
         """Raise JobError if a file of somebody else stands where the job's files go."""
-        if self.sidecar.exists() and read_sidecar(self.sidecar) is None:
-            raise JobError(f"{self.sidecar} is not from accel render; move it or rename the job")
-        if self.video.exists() and not self.sidecar.exists():
-            first = self.video
-            if first.is_dir():
-                first = min(first.iterdir(), default=first)
-            try:
-                job_from_settings(read_comment(first), str(first))
-            except ValueError as error:
+        for path in (self.sidecar, self.video):
+            if not os.path.lexists(path):
+                continue
+            owner = owner_of(path)
+            if owner is None:
+                raise JobError(f"{path} is not from accel render; move it or rename the job")
+            if owner.id != job_id and not (self.overwrite and owner.name == self.name):
                 raise JobError(
-                    f"{self.video} is not from accel render; move it or rename the job"
-                ) from error
+                    f"{path} is the finished video of another job; rename this one, or give "
+                    "--overwrite to replace a video of the same name"
+                )
 
     def write(self, frames: np.ndarray, job: Job, job_id: str, sidecar: dict[str, Any]) -> str:
         """Write both files and give them their names; returns the video's hash.
@@ -90,7 +95,7 @@ class Output:
         """
         try:
             encode(
-                _part(self.video),
+                part_of(self.video),
                 frames,
                 fps=job.fps or 16.0,
                 comment=settings_text(job, job_id),
@@ -103,7 +108,7 @@ class Output:
 
     def take(self, content: dict[str, bytes], job: Job, job_id: str, data: dict[str, Any]) -> str:
         """Like ``write`` for files rendered elsewhere: name in a folder (or "") to content."""
-        part = _part(self.video)
+        part = part_of(self.video)
         try:
             remove(part)
             for name, block in content.items():
@@ -117,31 +122,43 @@ class Output:
             raise
 
     def _publish(self, job: Job, job_id: str, data: dict[str, Any]) -> str:
-        sha256 = content_hash(_part(self.video))
+        sha256 = content_hash(part_of(self.video))
+        self.check_ours(job_id)
+        old = read_sidecar(self.sidecar)
         data = {
             **data,
             "id": job_id,
             "job": changed(job, name=self.name).to_dict(),
             "video": {"file": self.video.name, "sha256": sha256},
         }
-        part = _part(self.sidecar)
+        part = part_of(self.sidecar)
         part.write_text(dumps(data, indent=2) + "\n")
         sync(part)
-        replace(_part(self.video), self.video)
+        replace(part_of(self.video), self.video)
         replace(part, self.sidecar)
+        self._remove_old(old)
         return sha256
+
+    def _remove_old(self, old: dict[str, Any] | None) -> None:
+        """Delete the video that was replaced, where it had another suffix and is unchanged."""
+        video = {} if old is None else old["video"]
+        path = self.out / str(video.get("file", self.video.name))
+        others = {paths_of(self.name, format)[1] for format in SUFFIX} - {self.video.name}
+        if path.name in others and path.exists() and content_hash(path) == video["sha256"]:
+            remove(path)
 
     def finish(self, job_id: str) -> bool:
         """Complete what a process that died had written whole; True if the job is done by that."""
-        data = read_sidecar(_part(self.sidecar))
+        data = read_sidecar(part_of(self.sidecar))
         if data is None or data["id"] != job_id:
             return False
-        part, sha256 = _part(self.video), data["video"]["sha256"]
+        self.check_ours(job_id)
+        part, sha256 = part_of(self.video), data["video"]["sha256"]
         if part.exists() and content_hash(part) == sha256:
             replace(part, self.video)
         elif not self.video.exists() or content_hash(self.video) != sha256:
             return False
-        replace(_part(self.sidecar), self.sidecar)
+        replace(part_of(self.sidecar), self.sidecar)
         return True
 
     def remove(self) -> None:
@@ -151,21 +168,20 @@ class Output:
 
     def remove_parts(self) -> None:
         """Delete what is half-written."""
-        remove(_part(self.video))
-        remove(_part(self.sidecar))
+        remove(part_of(self.video))
+        remove(part_of(self.sidecar))
 
 
-def copy_of(first: Output, second: Output) -> str:
-    """Make ``second`` a copy of the finished ``first``; the hash, "" if that is not finished."""
+def copy_of(first: Output, second: Output, job: Job, job_id: str, compare: bool = False) -> str:
+    """Make ``second`` a copy of ``first``; its hash, "" if that is not the finished job.
+
+    Raises JobError if a file of somebody else stands where the copy goes.
+    """
     data = read_sidecar(first.sidecar)
-    if data is None or first.why_not_done(data["id"]):
+    if data is None or first.why_not_done(job_id, compare):
         return ""
-    job = Job(**data["job"])
-    return second.take(file_bytes(first.video), job, data["id"], data)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
+    second.check_ours(job_id)
+    return second.take(file_bytes(first.video), job, job_id, data)
 
 
 def file_bytes(path: Path) -> dict[str, bytes]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, assert_never
 
 from tqdm import tqdm
 
+from accel.core.strict_json import dumps
 from accel.pipelines.batch import events
 
 
@@ -47,7 +48,7 @@ class Progress:
         if isinstance(event, events.Step):
             event = self._pace(event)
         if self._json:
-            print(json.dumps(event.to_dict()), flush=True)
+            print(dumps(event.to_dict()), flush=True)
         if isinstance(event, events.Step):
             self._bar(event)
         elif isinstance(event, events.Done | events.Failed):
@@ -131,4 +132,16 @@ def _summary(event: events.End) -> str:
     }  # fmt: skip
     told = [f"{n} {text}" for text, n in counts.items() if n or text == "rendered"]
     again = "; the same command goes on from here" if event.left else ""
-    return f"{', '.join(told)}{again}"
+    equal = counted(event.equal, "equal to {} and rendered once")
+    copied = counted(event.copied, "the same video as {}, and copied")
+    return f"{', '.join(told)}{again}{equal}{copied}"
+
+
+def counted(jobs: Mapping[str, int], text: str, most: int = 3) -> str:
+    """Return how many jobs are what ``text`` says of the names in ``jobs``, "" for none."""
+    told = [
+        f"; {'1 job is' if n == 1 else f'{n} jobs are'} {text.format(repr(name))}"
+        for name, n in list(jobs.items())[:most]
+    ]
+    others = sum(list(jobs.values())[most:])
+    return "".join(told) + (f"; {others} more {text.format('others')}" if others else "")

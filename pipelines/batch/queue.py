@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from accel.pipelines.batch.ladder import next_rung
 from accel.pipelines.batch.manifest import Manifest, State
 from accel.pipelines.batch.output import Output, copy_of
 from accel.pipelines.batch.tasks import Kind, Outcome, Task
+from accel.pipelines.job import JobError
 
 _MAX_DEATHS = 2  # processes one job may take down beyond its retries; lost machines do not count
 _POLL = 1.0  # seconds between looks at a job that another process renders
@@ -33,7 +34,7 @@ class Options:
     """``compare``: render each job also without acceleration and measure the difference.
 
     ``retries``: further tries of a job that failed. ``checkpoint_steps``: steps between two saved
-    ones, 0 for none.
+    ones, 0 for none. ``overwrite``: replace finished videos of other jobs of the same names.
     """
 
     out: Path
@@ -41,6 +42,7 @@ class Options:
     fail_fast: bool = False
     retries: int = 1
     checkpoint_steps: int = 5
+    overwrite: bool = False
 
 
 class Policy(Protocol):
@@ -100,6 +102,7 @@ class Queue:
     pending: deque[Item] = field(default_factory=deque)
     running: dict[int, Item] = field(default_factory=dict)
     loaded: dict[int, str] = field(default_factory=dict)  # slot to model
+    copied: Counter[str] = field(default_factory=Counter)  # videos to copies of them
     _elsewhere: deque[tuple[float, Item]] = field(default_factory=deque)
 
     def run(self) -> None:
@@ -123,7 +126,7 @@ class Queue:
 
     def output(self, item: Item) -> Output:
         """Return the files of an item."""
-        return Output(self.options.out, item.name, item.job.format)
+        return Output(self.options.out, item.name, item.job.format, self.options.overwrite)
 
     # ------------------------------------------------------------------------------------- starts
 
@@ -156,16 +159,20 @@ class Queue:
             return None
         item = self.policy.choose(free, self.loaded.get(slot, ""))
         self.pending.remove(item)
-        if item.twin and self._copy(item):
+        try:
+            return self._take(slot) if item.twin and self._copy(item) else item
+        except JobError as error:
+            self.unfit(item, str(error))
             return self._take(slot)
-        return item
 
     def _copy(self, item: Item) -> bool:
         """Make an item that is the same video as a finished one a copy of it."""
-        sha256 = copy_of(Output(self.options.out, item.twin, item.job.format), self.output(item))
-        if sha256:
+        first = Output(self.options.out, item.twin, item.job.format)
+        second, compare = self.output(item), self.options.compare
+        if sha256 := copy_of(first, second, item.job, item.id, compare):
             self.manifest.log(item.name, "copied", State.DONE, item.twin, sha256=sha256)
             self.policy.done(item, {})
+            self.copied[item.twin] += 1
             text = f"{item.name}: the same video as {item.twin}, copied"
             self.progress(events.Note(text, job=item.name))
         return bool(sha256)

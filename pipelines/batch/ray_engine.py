@@ -107,13 +107,13 @@ class RayEngine:
         """Take the job's lease; return an outcome if there is nothing to do."""
         if isinstance(task, Check):
             return None
-        output = Output(self._out, task.name, task.job.format)
+        output = Output(self._out, task.name, task.job.format, task.overwrite)
         if not place.held.enter_context(lease(output.lease)):
             return Outcome(Kind.BUSY)
-        if output.finish(task.id) or not output.why_not_done(task.id, task.compare):
-            return Outcome(Kind.FOUND)
         try:
-            output.check_ours()
+            if output.finish(task.id) or not output.why_not_done(task.id, task.compare):
+                return Outcome(Kind.FOUND)
+            output.check_ours(task.id)
         except JobError as error:
             return Outcome(Kind.INVALID, str(error))
         return None
@@ -158,9 +158,11 @@ class RayEngine:
         task = place.task
         if outcome.kind != Kind.DONE or not isinstance(task, Task):
             return outcome
-        output = Output(self._out, task.name, task.job.format)
+        output = Output(self._out, task.name, task.job.format, task.overwrite)
         try:
             sha256 = output.take(outcome.content, task.job, task.id, outcome.sidecar)
+        except JobError as error:
+            return Outcome(Kind.INVALID, str(error))
         except OSError as error:
             return Outcome(Kind.DISK, f"{type(error).__name__}: {error}")
         return replace(outcome, sha256=sha256, content={})

@@ -15,7 +15,7 @@ class Task:
 
     ``rung``: how far up the ladder of memory savings. ``preview``: emit pictures of the running
     denoising. ``keep``: with ``compare``, keep the reference as a video of its own and a video of
-    the difference (``comparison.py``).
+    the difference (``comparison.py``). ``overwrite``: replace another job's finished video.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Task:
     checkpoint_steps: int = 5
     preview: bool = False
     keep: bool = False
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,14 +62,14 @@ class Worker:
         """Do one task; every failure comes back as an outcome."""
         if isinstance(task, Check):
             return self._check(task)
-        output = Output(self._out, task.name, task.job.format)
+        output = Output(self._out, task.name, task.job.format, task.overwrite)
         try:
             with lease(output.lease) as mine:
                 if not mine:
                     return Outcome(Kind.BUSY)
                 if output.finish(task.id) or not output.why_not_done(task.id, task.compare):
                     return Outcome(Kind.FOUND)
-                output.check_ours()
+                output.check_ours(task.id)
                 return self._render(task, output)
         except Stopped:
             return Outcome(Kind.STOPPED)

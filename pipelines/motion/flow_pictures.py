@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from accel.pipelines.job import Job
 from accel.pipelines.motion.flows import make_flow
-from accel.pipelines.video import read_video, write_video
+from accel.pipelines.video import read_comment, read_video, write_video
 
+DRAWN = "drawn by accel motion"  # in the comment of its videos
 GRAY = 40  # level of pixels whose flow leaves the picture (occluded)
 
 
@@ -67,8 +69,8 @@ def draw_job(job: Job, folder: Path) -> list[Path]:
     """Write pictures of a job's flow into ``folder`` and return their paths.
 
     NAME-flow.mp4 is a color wheel, NAME-arrows.mp4 lies over the rendered NAME.mp4 if it is there;
-    a job without motion has none. Raises
-    ValueError for a job without frames, height and width, or with a motion that cannot be had.
+    a job without motion has none. Raises ValueError for a job without frames, height and width or
+    with a motion that cannot be had, and where a file of somebody else stands.
     """
     if job.movement is None:
         return []
@@ -76,13 +78,25 @@ def draw_job(job: Job, folder: Path) -> list[Path]:
         raise ValueError(f"job {job.file_name!r}: motion needs frames, height and width")
     flow, _ = make_flow(job.movement, frames=job.frames, height=job.height, width=job.width)
     rate, written = job.fps or 16.0, [folder / f"{job.file_name}-flow.mp4"]
-    write_video(written[0], color_wheel(flow), fps=rate)
+    _write(written[0], color_wheel(flow), rate)
     rendered = folder / f"{job.file_name}.mp4"
     if rendered.is_file():
         frames = read_video(rendered)[:, : job.height, : job.width]
         written.append(folder / f"{job.file_name}-arrows.mp4")
-        write_video(written[1], arrows(frames, flow), fps=rate)
+        _write(written[1], arrows(frames, flow), rate)
     return written
+
+
+def _write(path: Path, frames: np.ndarray, rate: float) -> None:
+    """Write a video that says in its comment where it is from, over nothing but such a one."""
+    if os.path.lexists(path):
+        try:
+            comment = read_comment(path) if path.is_file() else ""
+        except ValueError:
+            comment = ""
+        if comment != DRAWN:
+            raise ValueError(f"{path} is not from accel motion; move it or rename the job")
+    write_video(path, frames, fps=rate, comment=DRAWN)
 
 
 def _arrow(pen: ImageDraw.ImageDraw, x: float, y: float, dx: float, dy: float) -> None:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 from accel.pipelines.batch.engines import Engine
 from accel.pipelines.batch.events import Emit, Event
-from accel.pipelines.batch.items import Item, make_item
+from accel.pipelines.batch.items import Item, identified, make_item
 from accel.pipelines.batch.jobfile import Invalid
 from accel.pipelines.batch.manifest import Manifest, State
+from accel.pipelines.batch.naming import Naming
 from accel.pipelines.batch.queue import Options, Queue
 from accel.pipelines.job import Job, JobError, make_job
 from accel.pipelines.ui.entry import Entry, EntryState
@@ -35,7 +36,7 @@ class LiveQueue:
         self, options: Options, make_engine: Callable[[Emit], Engine], manifest: Manifest
     ) -> None:
         self.lock = threading.RLock()
-        self._policy = LivePolicy(options.checkpoint_steps)
+        self._policy = LivePolicy(options.checkpoint_steps, naming=Naming(options.out))
         engine = make_engine(self._tell)
         self._queue = Queue(options, engine, manifest, self._tell, self._policy, lock=self.lock)
         self._manifest, self._engine = manifest, engine
@@ -104,13 +105,14 @@ class LiveQueue:
             JobError: it is there already, or cannot be.
         """
         with self.lock:
-            item = make_item(job, "the form", self._policy.naming)
+            found = identified(job, "the form")
+            if isinstance(found, Invalid):
+                raise JobError(found.message)
+            item = make_item(found, self._policy.naming)
             if item is None:
                 raise JobError(
                     "this very job is in the queue or the gallery already; change a value"
                 )
-            if isinstance(item, Invalid):
-                raise JobError(item.message)
             self._manifest.add([(item.name, item.id, item.job)])
             return self._enter(Entry(item, compare))
 
@@ -139,7 +141,7 @@ class LiveQueue:
                 job = make_job(json.loads(row["job"]), name)
             except (JobError, ValueError):
                 continue
-            naming.take(name, row["id"])
+            naming.take(name, row["id"], job.format)
             if row["state"] == State.DONE:
                 continue
             if row["state"] == State.RUNNING:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 from accel.pipelines.batch import events
-from accel.pipelines.batch.items import Item, Naming
+from accel.pipelines.batch.items import Item
+from accel.pipelines.batch.naming import Naming
 from accel.pipelines.batch.progress import Pace
 from accel.pipelines.batch.tasks import Task
 from accel.pipelines.ui.entry import Entry, EntryState
@@ -31,7 +32,7 @@ class LivePolicy:
     notice: str = ""
     paused: bool = False
     closing: threading.Event = field(default_factory=threading.Event)
-    naming: Naming = field(default_factory=lambda: Naming({}))
+    naming: Naming = field(default_factory=Naming)
     poll: float = 0.2
     _pace: Pace = field(default_factory=Pace)
 

@@ -33,7 +33,7 @@ def main() -> None:
         counts = survive(queue, Path(folder) / "killed", args.kills, args.seed, *options)
         expected = hashes(Path(folder) / "undisturbed")
         assert len(expected) == args.jobs and hashes(Path(folder) / "killed") == expected
-        left = [p.name for p in (Path(folder) / "killed").iterdir() if p.suffix == ".part"]
+        left = [p.name for p in (Path(folder) / "killed").iterdir() if p.name.endswith("part")]
         assert not left, left
         whole = args.jobs * args.steps
         print(

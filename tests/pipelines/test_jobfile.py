@@ -9,6 +9,7 @@ import pytest
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.items import Item, items, parse_shard
 from accel.pipelines.batch.jobfile import Invalid, parse_override, read
+from accel.pipelines.batch.naming import Naming
 from accel.pipelines.job import Job, JobError
 from accel.plans import Plan
 
@@ -149,16 +150,25 @@ def entries(tmp_path, text, **options):
     return [item for item in items([path], **options) if isinstance(item, Item)]
 
 
+def rows(*items):
+    """Rows of a manifest in which nothing is finished."""
+    job = json.dumps({"format": "mp4"})
+    return [{"name": i.name, "id": i.id, "state": "pending", "job": job} for i in items]
+
+
 def test_names_are_unique_and_stay(tmp_path):
     text = "jobs: [{prompt: a}, {prompt: a, steps: 2}, {prompt: a}, {prompt: b, name: a-0}]"
-    first, second, third = entries(tmp_path, text)
+    naming = Naming()
+    first, second, third = entries(tmp_path, text, naming=naming)
     assert [first.name, second.name] == ["a-0", f"a-0-{second.id[:8]}"]
     assert third.name == f"a-0-{third.id[:8]}" and not third.twin
-    known = {item.name: item.id for item in (first, second, third)}
+    assert naming.repeats == {"a-0": 1}
     turned = "jobs: [{prompt: a, steps: 2}, {prompt: a}, {prompt: a, steps: 3}]"
-    again = entries(tmp_path, turned, known=known)
+    again = entries(tmp_path, turned, naming=Naming(rows=rows(first, second, third)))
     assert [item.name for item in again[:2]] == [second.name, first.name]
     assert again[2].name == f"a-0-{again[2].id[:8]}"  # a-0 belongs to another video
+    (alone,) = entries(tmp_path, "jobs: [{prompt: c, name: a-0}]", naming=Naming(rows=rows(first)))
+    assert alone.name == "a-0"  # its first owner is not finished, and asked for by nobody
 
 
 def test_the_same_video_under_two_names_is_a_twin(tmp_path):

@@ -275,7 +275,7 @@ def test_full_disk_ends_the_queue_and_the_next_run_goes_on(jobs, tmp_path, capsy
     real, out = accel.pipelines.batch.output.encode, tmp_path / "out"
 
     def until_full(path, frames, **options):
-        if path.name.startswith("b-"):
+        if path.name.startswith(".b-"):  # before it has its name
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, frames, **options)

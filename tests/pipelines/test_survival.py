@@ -10,11 +10,13 @@ import os
 import resource
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from helpers.killing import COMMAND, hashes, survive, videos, write_queue
 
 from accel.cli import main
+from accel.core.atomic_write import part_of
 from accel.pipelines.batch.events import Wait
 from accel.pipelines.batch.lease import is_held, lease
 from accel.pipelines.batch.manifest import Manifest, manifest_path
@@ -50,7 +52,7 @@ def test_kill_9_loses_nothing_and_repeats_nothing(undisturbed, tmp_path):
     queue, expected = undisturbed
     survive(queue, tmp_path, 2, 7, "--checkpoint-steps", "1", "--engine", "local")
     assert hashes(tmp_path) == expected
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(part_of(Path("*")).name))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -80,12 +82,12 @@ def test_interrupt_saves_the_step_and_the_next_run_goes_on(
 def test_a_process_that_died_while_publishing_is_finished_for_it(undisturbed, tmp_path, run):
     queue, expected = undisturbed
     run(queue, tmp_path)
-    (tmp_path / "job00.json").rename(tmp_path / "job00.json.part")  # the video has its name
-    for name in ("job01.webm", "job01.json"):  # neither has
-        (tmp_path / name).rename(tmp_path / f"{name}.part")
+    for name in ("job00.json", "job01.webm", "job01.json"):  # the video of job00 has its name
+        path = tmp_path / name
+        path.rename(part_of(path))
     code, events = run(queue, tmp_path)
     assert code == 0 and sum(e["event"] == "skip" for e in events) == 4
-    assert hashes(tmp_path) == expected and not list(tmp_path.glob("*.part"))
+    assert hashes(tmp_path) == expected and not list(tmp_path.glob(part_of(Path("*")).name))
 
 
 def test_folder_without_room_is_exit_code_2_before_anything_starts(undisturbed, tmp_path):

@@ -1,0 +1,46 @@
+"""Paths as people write them, and names of files made of their words."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LONGEST = 180  # bytes; file systems allow 255, and suffixes and the beginning of an id come behind
+_DEPTH = 3  # mappings in mappings that may hold paths: motion.camera.depth
+
+
+def safe_name(words: str) -> str:
+    """Return ``words`` as a name that any file system takes, "" if nothing is left of them.
+
+    Letters, digits, "_", "." and "-" stay, at most 120 of them in at most ``LONGEST`` bytes of
+    UTF-8; what can be written as one character or as two (é) is one.
+    """
+    name = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", words)).strip("-.")[:120]
+    return name.encode()[:LONGEST].decode(errors="ignore").strip("-.")
+
+
+def folded(name: str) -> str:
+    """Return what two names have in common that are one path on some file system.
+
+    Some know no upper case (macOS, Windows), some write é in one way only (macOS).
+    """
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
+
+
+def user_path(text: str | Path) -> Path:
+    """Return a path in which ``~`` is the home folder, as in a shell."""
+    return Path(os.path.expanduser(text))
+
+
+def with_home(value: Any, depth: int = _DEPTH) -> Any:
+    """Return a setting with ``~`` expanded in the paths that it or its mappings hold."""
+    if isinstance(value, str) and value.startswith("~"):
+        return str(user_path(value))
+    if isinstance(value, Mapping) and depth:
+        changed = {key: with_home(inner, depth - 1) for key, inner in value.items()}
+        return changed if any(changed[key] is not value[key] for key in changed) else value
+    return value
