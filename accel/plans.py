@@ -10,6 +10,7 @@ from typing import Any
 
 from accel.config import AttentionConfig, RehashConfig, SlicingConfig
 from accel.core.atomic_write import write_atomic
+from accel.core.strict_json import loads
 from accel.core.validate import from_dict, instance, known_keys, one_of, text
 
 VERSION = 1
@@ -105,8 +106,8 @@ class Plan:
             ValueError: The file holds no plan.
         """
         try:
-            data = json.loads(Path(path).read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            data = loads(Path(path).read_text("utf-8"), "the file")
+        except ValueError as error:
             raise ValueError(f"{path} is not a plan: {error}") from error
         try:
             return cls.from_dict(data)
