@@ -50,9 +50,7 @@ def _is_large(value: object) -> bool:
 
 
 def why_no_text(value: str) -> str:
-    """Return what keeps ``value`` from being written to a file or a path, or ""."""
-    if "\0" in value:
-        return "text with a NUL character; take it out"
+    """Return what keeps ``value`` from being written to a file, or ""."""
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
         return (
             "text with half a character (a lone surrogate, or a byte that is not UTF-8); "

@@ -137,6 +137,8 @@ def _row(header: list[str], cells: list[str], separator: str) -> dict[str, str] 
             f"{_SEPARATORS.get(separator, repr(separator))} in quotation marks: "
             f'"a{separator} b"'
         )
+    if any("\0" in cell for cell in cells):
+        return Wrong("a row with a NUL character; take it out, or save the file as UTF-8")
     named = [(key, cell) for key, cell in zip(header, cells, strict=False) if cell.strip()]
     if unnamed := next((cell for key, cell in named if not key), ""):
         return Wrong(f"a row with the cell {shown(unnamed)} in a column without a name")

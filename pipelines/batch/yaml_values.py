@@ -61,9 +61,10 @@ def parse_value(text: str, key: str) -> Any:
         return resolve(text)
     builder = Builder(text)
     try:
-        builder.take(), builder.take()
+        builder.take()
         if isinstance(builder.first, ev.StreamEndEvent):
             return None
+        builder.take()
         value = builder.value(builder.take(), as_text=key.rpartition(".")[2] in SCALARS)
         builder.take()
         builder.close()
