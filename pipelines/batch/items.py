@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from accel.core.plain_values import shown
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.jobfile import Invalid, Override, read
 from accel.pipelines.job import Job, JobError, job_from_settings
-from accel.pipelines.video import SUFFIXES, read_comment
+from accel.pipelines.video import is_rendered, read_comment
 
 
 @dataclass
@@ -40,13 +41,9 @@ def parse_shard(text: str) -> tuple[int, int]:
     Raises JobError.
     """
     first, slash, last = text.partition("/")
-    if (
-        not slash
-        or not first.isdecimal()
-        or not last.isdecimal()
-        or not 1 <= int(first) <= int(last)
-    ):
-        raise JobError(f"--shard takes i/n with i from 1 to n, such as 2/8, got {text!r}")
+    numbers = slash and all(part.isdecimal() and len(part) < 10 for part in (first, last))
+    if not numbers or not 1 <= int(first) <= int(last):
+        raise JobError(f"--shard takes i/n with i from 1 to n, such as 2/8, got {shown(text)}")
     return int(first), int(last)
 
 
@@ -80,7 +77,7 @@ def make_item(job: Job, where: str, naming: Naming) -> Item | Invalid | None:
     job = job.resolved()
     try:
         key = job_id(job)
-    except JobError as error:
+    except (ValueError, OSError) as error:  # such as a path that is too long
         return Invalid(f"{where}, job {job.file_name!r}", f"job {job.file_name!r}: {error}")
     name, twin = naming.name(job, key)
     return Item(replace(job, name=name), key, name, where, twin) if name else None
@@ -95,7 +92,7 @@ def _files(files: Iterable[str | Path]) -> Iterator[Path]:
 
 def changed_since(path: Path) -> str:
     """Return why rendering a rendered file again would give other bytes, or ""."""
-    if path.suffix.lower() not in SUFFIXES:
+    if not is_rendered(path):
         return ""
     job, was = job_from_settings(read_comment(path), str(path))
     if not was or was == job_id(job):

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from yaml import events as ev
 
-from accel.core.plain_values import MOST_DEPTH, Wrong, shown, too_large
+from accel.core.plain_values import MOST_DEPTH, Wrong, shown, too_large, why_no_text
 from accel.pipelines.batch.bounds import BOUNDS
 from accel.pipelines.job import JobError
 
@@ -56,6 +56,8 @@ def parse_value(text: str, key: str) -> Any:
     """
     if key.rpartition(".")[2] in TEXT:
         return text
+    if why := why_no_text(text):
+        raise JobError(why)
     text = text.strip()
     if re.fullmatch(r"[\w.+-]*", text) and key.rpartition(".")[2] not in SCALARS:
         return resolve(text)
