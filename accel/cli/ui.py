@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from accel.core.extras import how_to_install
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``accel ui``."""
@@ -28,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ValueError("the page needs Gradio: pip install 'accel-diffusion[ui]'") from error
+        raise ValueError(f"the page needs Gradio: {how_to_install('gradio')}") from error
     return serve(args)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from accel.core.extras import how_to_install
 from accel.core.validate import number, one_of
 from accel.pipelines.video import read_video
 
@@ -87,7 +88,7 @@ def _opencv() -> Any:
         import cv2
     except ImportError as error:
         raise ValueError(
-            "motion from a video needs OpenCV: pip install 'accel-diffusion[video]'"
+            f"motion from a video needs OpenCV: {how_to_install('opencv-python-headless')}"
         ) from error
     return cv2
 
