@@ -101,6 +101,9 @@ class Job:
             one_of("preset", self.preset, (*PRESETS, UNACCELERATED[0]))
         if not isinstance(self.plan, (str, Mapping, NoneType)):
             raise JobError(f"plan must be a plan file or a mapping, got {shown(self.plan)}")
+        for name in ("model", "plan", "motion", "strength"):
+            if not (name == "plan" and isinstance(self.plan, Mapping)):
+                _check_paths(name, getattr(self, name))
         _ = self.movement, self.gamma, self._mapped_plan
 
     @cached_property
@@ -152,6 +155,23 @@ def _check_seed(seed: Any) -> None:
             "matrix: {seed: [1, 2, 3]}"
         )
     raise JobError(f"seed must be a whole number from 0 to 2^63 - 1, got {shown(seed)}{way_out}")
+
+
+def _check_paths(name: str, value: Any) -> None:
+    """Raise JobError for a text in a motion or strength, or alone, that no path can be."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_paths(f"{name} {key}", inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_paths(name, inner)
+    elif isinstance(value, str):
+        parts = value.encode(errors="replace").split(b"/")
+        if "\0" in value or max(map(len, parts)) > 255 or sum(map(len, parts)) > 4000:
+            raise JobError(
+                f"{name} must be a path that can be, without NUL, a name in it of at most 255 "
+                f"bytes, got {shown(value)}"
+            )
 
 
 _KEYS = {f.name for f in fields(Job)}

@@ -200,19 +200,23 @@ def _yaml(path: Path) -> Iterator[_Entry]:
             listed.add(part.document)
         elif part.key is not None:
             tops.setdefault(part.document, {})[part.key] = part.value
-    shared = {}
+    starts = {}
     for number, top in (tops or {1: {}}).items():
         label = f"{path}, document {number}" if len(tops) > 1 else str(path)
-        shared[number] = label, _top_level(top, label, number in listed)
-        if number not in listed:
-            yield _Entry(f"{label}, job 1", shared[number][1], {})
-    count = dict.fromkeys(shared, 0)
+        starts[number] = label, _top_level(top, label, number in listed)
+    whole = [n for n in starts if n not in listed]  # documents that are one job
+    count = dict.fromkeys(starts, 0)
     for part in parts(text, path, "jobs") if listed else ():
-        if part.key is None:
-            count[part.document] += 1
-            label, start = shared[part.document]
-            where = f"{label}, job {count[part.document]}"
-            yield _Entry(where, start, part.value, part.line)
+        if part.key is not None or part.root:
+            continue
+        while whole and whole[0] < part.document:
+            label, start = starts[whole.pop(0)]
+            yield _Entry(f"{label}, job 1", start, {})
+        count[part.document] += 1
+        label, start = starts[part.document]
+        yield _Entry(f"{label}, job {count[part.document]}", start, part.value, part.line)
+    for number in whole:
+        yield _Entry(f"{starts[number][0]}, job 1", starts[number][1], {})
 
 
 def _json(path: Path) -> Iterator[_Entry]:
