@@ -151,7 +151,7 @@ def _check_seed(seed: Any) -> None:
     way_out = ""
     if seed == -1 or seed is None:
         way_out = (
-            "; a random seed could never be rendered again, so write one yourself, or several: "
+            "; a random seed could not be rendered again, so give one, or several in a job file: "
             "matrix: {seed: [1, 2, 3]}"
         )
     raise JobError(f"seed must be a whole number from 0 to 2^63 - 1, got {shown(seed)}{way_out}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``accel motion``."""
-    parser.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help="YAML or JSON with jobs")
+    parser.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help="as for accel render")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
 
 

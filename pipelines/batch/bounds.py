@@ -22,7 +22,7 @@ class Bounds:
     YAML's ``<<`` brings in.
     """
 
-    size: int = 64 * 2**20
+    size: int = 32 * 2**20
     jobs: int = 100_000
     values: int = 20_000_000
     merged: int = 5_000_000

@@ -14,7 +14,7 @@ from accel.pipelines.job import JobError
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _LONGEST = 2**20  # characters of a cell
-_MOST_COLUMNS = 256
+_MOST_COLUMNS, _MOST_LINES = 256, 2_000_000
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -37,7 +37,11 @@ def csv_rows(text: str, path: Path, why_unknown: Callable[[str], str]) -> Iterat
     Raises:
         JobError: A header that cannot be used.
     """
-    lines = [f"{line}\n" for line in _LINE_END.split(text)]
+    lines = _LINE_END.split(text)
+    if len(lines) > _MOST_LINES:
+        raise JobError(
+            f"{path} has {len(lines):,} lines, at most {_MOST_LINES:,} can be read; split it"
+        )
     start, separator = _separator(lines, path, why_unknown)
     csv.field_size_limit(_LONGEST)
     records = _records(lines, start, separator)
@@ -58,7 +62,7 @@ def _separator(lines: list[str], path: Path, why_unknown: Callable[[str], str]) 
     Spreadsheets may say it themselves, in a first line such as ``sep=;``.
     """
     at = next((i for i, line in enumerate(lines) if line.strip()), 0)
-    head = lines[at].strip("\n")
+    head = lines[at]
     if head.lower().startswith("sep=") and len(head) == 5:
         return at + 1, head[4]
     if (count := 1 + max(map(head.count, _SEPARATORS))) > _MOST_COLUMNS:
@@ -100,7 +104,7 @@ def _records(
     """
     at = start
     while at < len(lines):
-        rest = map(lines.__getitem__, range(at, len(lines)))
+        rest = (f"{lines[i]}\n" for i in range(at, len(lines)))
         reader = csv.reader(rest, delimiter=separator, strict=True, skipinitialspace=True)
         begin = at
         try:

@@ -112,6 +112,8 @@ def read(path: str | Path, overrides: Sequence[Override] = ()) -> Iterator[Job |
         except _TotalError:
             raise
         except (ValueError, OSError) as error:
+            jobs += 1
+            _check_total(jobs, values, path)
             yield Invalid(entry.where, f"{error}{note}")
     if shared is None:
         raise JobError(f"{path} needs at least one job")
@@ -192,6 +194,7 @@ def _yaml(path: Path) -> Iterator[_Entry]:
     text = read_text(path)
     tops: dict[int, Any] = {}
     listed: set[int] = set()
+    items = 0
     for part in parts(text, path, "jobs"):
         if part.root:
             tops[part.document] = part.value
@@ -200,6 +203,9 @@ def _yaml(path: Path) -> Iterator[_Entry]:
             listed.add(part.document)
         elif part.key is not None:
             tops.setdefault(part.document, {})[part.key] = part.value
+        else:
+            items += 1
+            _check_total(items, 0, path)
     starts = {}
     for number, top in (tops or {1: {}}).items():
         label = f"{path}, document {number}" if len(tops) > 1 else str(path)

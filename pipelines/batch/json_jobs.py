@@ -6,6 +6,7 @@ reader does the rest (``core/strict_json.py``).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from accel.core.plain_values import Wrong, shown
 from accel.core.strict_json import JSONFault, excerpt, line_of, read_value, skip_space
+from accel.pipelines.batch.bounds import BOUNDS
 from accel.pipelines.job import JobError
 
 _ADVICE = "close every bracket and quotation mark, and put a comma between two values"
@@ -41,12 +43,12 @@ def read_json(text: str, path: Path, name: str) -> tuple[Any, list[Listed] | Non
     except JSONFault as fault:
         line = line_of(text, fault.at)
         raise JobError(f"{path}, line {line}: not a JSON file: {fault}; {_ADVICE}") from None
-    except _TwiceError as twice:
-        raise JobError(f"{path}, line {twice.args[1]}: {twice.args[0]}") from None
+    except _FileError as error:
+        raise JobError(f"{path}, line {error.args[1]}: {error.args[0]}") from None
     return found
 
 
-class _TwiceError(Exception):
+class _FileError(Exception):
     pass
 
 
@@ -79,7 +81,7 @@ class _Cursor:
                 raise JSONFault("a key must be text in quotation marks", self._at)
             self._needs(":")
             if key in lines:
-                raise _TwiceError(
+                raise _FileError(
                     f"the key {shown(key)} stands twice at the top level, first in line "
                     f"{lines[key]}; join the two",
                     line,
@@ -101,11 +103,13 @@ class _Cursor:
             )
 
     def _items(self) -> Iterator[Listed]:
-        first = True
-        while not self._takes("]"):
-            if not first:
+        for number in itertools.count():
+            if self._takes("]"):
+                return
+            if number:
                 self._needs(",")
-            first = False
+            if number >= BOUNDS.jobs:
+                raise _FileError(f"more than {BOUNDS.jobs:,} jobs; split the file", self.line)
             yield Listed(self.line, self._value())
 
     def _value(self) -> Any:

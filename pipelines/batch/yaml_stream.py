@@ -11,7 +11,7 @@ import yaml
 from yaml import events as ev
 
 from accel.core.plain_values import Wrong, shown
-from accel.pipelines.batch.yaml_values import SCALARS, Builder, line_of_event
+from accel.pipelines.batch.yaml_values import SCALARS, Builder, TooMuchError, line_of_event
 from accel.pipelines.job import JobError
 
 
@@ -65,6 +65,7 @@ def _documents(builder: Builder, path: Path, name: str) -> Iterator[Part]:
 def _top_level(builder: Builder, path: Path, name: str, number: int) -> Iterator[Part]:
     seen: dict[str, int] = {}
     while not isinstance(event := builder.take(), ev.MappingEndEvent):
+        builder.count = 0
         key, line = builder.key(event, 0), line_of_event(event)
         if isinstance(key, Wrong):
             raise JobError(f"{path}, line {line}: a key is {key.message}")
@@ -78,6 +79,7 @@ def _top_level(builder: Builder, path: Path, name: str, number: int) -> Iterator
         if key == name and isinstance(event, ev.SequenceStartEvent):
             yield Part(number, line, key, [])
             while not isinstance(event := builder.take(), ev.SequenceEndEvent):
+                builder.count = 0
                 yield Part(number, line_of_event(event), None, builder.value(event))
             continue
         value = builder.value(event, as_text=key in SCALARS)
@@ -104,8 +106,8 @@ def _syntax(error: yaml.YAMLError, text: str, path: Path) -> JobError:
     number = min(mark.line, len(lines) - 1)
     found = lines[number][:80].strip()
     what = f"from here on: {shown(found)}" if found else "to its end"
-    if "nested deeper" in str(error):
-        what = f"that can be read: {error.problem} levels"  # type: ignore[attr-defined]
+    if isinstance(error, TooMuchError):
+        return JobError(f"{path}, line {number + 1}: {error.problem}")
     told = f"{path}, line {number + 1}: not a YAML file {what}"
     if begin is not None and begin.line < number:
         told += f", or from line {begin.line + 1} on, where it begins"

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from yaml import events as ev
 
-from accel.core.plain_values import MOST_DEPTH, Wrong, shown, too_large, why_no_text
+from accel.core.plain_values import MOST_DEPTH, MOST_VALUES, Wrong, shown, too_large, why_no_text
 from accel.pipelines.batch.bounds import BOUNDS
 from accel.pipelines.job import JobError
 
@@ -77,13 +77,23 @@ def parse_value(text: str, key: str) -> Any:
     return value
 
 
+class TooMuchError(yaml.MarkedYAMLError):
+    """A file so deep or large that the rest of it is not looked at."""
+
+    def __init__(self, problem: str, event: Any) -> None:
+        super().__init__(None, None, problem, event.start_mark)
+
+
 class Builder:
-    """Makes values of events, one after the other."""
+    """Makes values of events, one after the other.
+
+    ``count``: values made so far; whoever begins a new job sets it to 0.
+    """
 
     def __init__(self, text: str) -> None:
         self._events = yaml.parse(text, Loader=_LOADER)
         self._next: Any = None
-        self._merged = 0
+        self._merged = self.count = 0
         self.anchors: dict[str, Any] = {}
 
     @property
@@ -120,6 +130,13 @@ class Builder:
 
         ``as_text``: a scalar, or each of a list, is text unless it is null.
         """
+        self.count += 1
+        if self.count > MOST_VALUES:
+            raise TooMuchError(
+                f"more than {MOST_VALUES:,} values stand in one job or key; split it, or put what "
+                "is large into a file of its own",
+                event,
+            )
         anchor: str = getattr(event, "anchor", None) or ""
         if isinstance(event, ev.AliasEvent):
             none = Wrong(f"*{anchor}, and no anchor &{anchor} stands above it")
@@ -189,8 +206,7 @@ class Builder:
             elif isinstance(event, ev.CollectionEndEvent):
                 depth -= 1
             if depth > _MOST_NESTED:
-                mark = event.start_mark
-                raise yaml.MarkedYAMLError(None, None, f"nested deeper than {_MOST_NESTED}", mark)
+                raise TooMuchError(f"nested deeper than {_MOST_NESTED} levels", event)
 
 
 def _scalar(event: Any, as_text: bool) -> Any:
