@@ -37,11 +37,9 @@ def csv_rows(text: str, path: Path, why_unknown: Callable[[str], str]) -> Iterat
     Raises:
         JobError: A header that cannot be used.
     """
+    if (count := max(map(text.count, "\r\n"))) > _MOST_LINES:
+        raise JobError(f"{path} has {count:,} lines, at most {_MOST_LINES:,} can be read; split it")
     lines = _LINE_END.split(text)
-    if len(lines) > _MOST_LINES:
-        raise JobError(
-            f"{path} has {len(lines):,} lines, at most {_MOST_LINES:,} can be read; split it"
-        )
     start, separator = _separator(lines, path, why_unknown)
     csv.field_size_limit(_LONGEST)
     records = _records(lines, start, separator)
