@@ -88,7 +88,8 @@ def expand(entry: Any, own: Any, where: str) -> Iterator[dict[str, Any]]:
         JobError: It is no mapping, or cannot be expanded.
     """
     if not isinstance(entry, dict):
-        raise JobError(f"{where} must be a mapping, got {shown(entry)}")
+        hint = f"; write {{prompt: {shown(entry)}}}" if isinstance(entry, str) else ""
+        raise JobError(f"{where} must be a mapping, got {shown(entry)}{hint}")
     base = {k: v for k, v in entry.items() if k not in EXPANDERS}
     own = own if isinstance(own, dict) else {}
     matrix, zipped = (_lists(entry.get(name), where, name) for name in ("matrix", "zip"))

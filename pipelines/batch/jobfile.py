@@ -88,7 +88,11 @@ def read(path: str | Path, overrides: Sequence[Override] = ()) -> Iterator[Job |
 
     Raises JobError for what is wrong with the file itself.
     """
-    path = Path(path)
+    path, given = Path(path), dict(overrides)
+    keys = [key for key, _ in overrides]
+    twice = [key for key in given if keys.count(key) > 1]
+    if why := f"{twice[0]!r} twice" if twice else why_twice(keys):
+        raise JobError(f"--set is given {why}; keep one of them")
     if is_rendered(path):
         yield _from_video(path, overrides)
         return
@@ -104,7 +108,7 @@ def read(path: str | Path, overrides: Sequence[Override] = ()) -> Iterator[Job |
             for number, variant in enumerate(expand(data, entry.own, entry.where), 1):
                 for key, value in overrides:
                     put(variant, key, value)
-                settle_plan(variant, dict(overrides))
+                settle_plan(variant, given)
                 where = entry.where if number == 1 else f"{entry.where}, variant {number}"
                 jobs, values = jobs + 1, values + size
                 _check_total(jobs, values, path)

@@ -111,6 +111,8 @@ def _syntax(error: yaml.YAMLError, text: str, path: Path) -> JobError:
     told = f"{path}, line {number + 1}: not a YAML file {what}"
     if begin is not None and begin.line < number:
         told += f", or from line {begin.line + 1} on, where it begins"
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        told += ", as which it is read for want of another suffix (.json, .jsonl, .csv, .tsv)"
     if "\t" in lines[number][: len(lines[number]) - len(lines[number].lstrip())]:
         return JobError(f"{told}; indent with spaces, not tabs")
     return JobError(

@@ -5,6 +5,8 @@ and nothing small becomes large.
 from __future__ import annotations
 
 import json
+import os
+import threading
 
 import pytest
 
@@ -44,6 +46,7 @@ BAD = [
     (".jsonl", b'{"prompt": "x", "fps": NaN}', "fps is NaN, which is no number in JSON"),
     (".jsonl", b'{"prompt": "\\ud800"}', "prompt is text with half a character"),
     (".jsonl", b'{"prompt": "caf\xe9"}', "prompt is text with half a character"),
+    (".yaml", b"a circle", "must be a mapping, got 'a circle'; write {prompt: 'a circle'}"),
     (".jsonl", b"7", "must be a mapping, got 7"),
     (".csv", b"x,{pan", "motion.camera is '{pan', which cannot be read"),
     (".csv", b"caf\xe9,", "prompt is text with half a character"),
@@ -112,6 +115,8 @@ FILES = [
     (".yaml", b"a prompt", "needs a mapping with 'jobs:' at its top level, got 'a prompt'"),
     (".json", b'{"jobs": [{"prompt": "a"},\n{"prompt" "b"}]}', "line 2: not a JSON file"),
     (".json", b'{"jobs": [{"prompt": "a"}\n{"prompt": "b"}]}', "line 2: .*',' is missing"),
+    (".txt", b"a circle\na: b: c", "read for want of another suffix"),
+    (".jsonl", b'{"prompt": "a"}\n' * 3 + b'{"defaults": {"seed": 1}', "line 4: .*jobs below need"),
     (".json", b'{"jobs": [' + b"[" * 100_000, "line 1: not a JSON file: nested deeper than 64"),
     (".json", b"[]", "needs a mapping"),
     (".json", b'{"jobs": [{"prompt": "\xff"}]}', "byte 0xFF"),
@@ -120,6 +125,14 @@ FILES = [
     (".csv", b'"prompt\na\n', "line 1: the header is .*never closed"),
     (".csv", b"x," * 5000, "5,001 columns, at most 256"),
 ]
+
+
+LARGE = [
+    (".csv", b"prompt\n" + b"\n" * 2_000_001, "2,000,002 lines, at most 2,000,000"),
+    (".yaml", b"jobs:\n- a: [" + b"x," * 260_000 + b"]", "more than 250,000 values stand in one"),
+    (".json", b'{"jobs": [' + b"0," * 100_001 + b"0]}", "more than 100,000 jobs; split"),
+]
+FILES += [pytest.param(*case, marks=pytest.mark.slow) for case in LARGE]
 
 
 @pytest.mark.parametrize(("suffix", "content", "message"), FILES, ids=range(len(FILES)))
@@ -132,6 +145,15 @@ def test_a_broken_file_is_one_clear_line(tmp_path, suffix, content, message, cap
     assert not any(word in error for word in WORDS) and len(error) < 700
     with pytest.raises(JobError, match=message):
         list(read(path))
+
+
+def test_a_pipe_is_read(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=["jobs: [{prompt: a}, {prompt: b}]"])
+    writer.start()
+    assert list(read(path)) == GOOD
+    writer.join()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

@@ -111,6 +111,18 @@ jobs:
     assert [job.accel_plan() for job in plain] == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=1", "steps=3", "seed=2"], "--set is given 'seed' twice"),
+        (["motion.camera.zoom=1.1", "motion={camera: {}}"], "which is a part of it"),
+    ],
+)
+def test_an_override_is_given_once(tmp_path, overrides, message):
+    with pytest.raises(JobError, match=message):
+        entries(tmp_path, "jobs: [{prompt: a}]", overrides=overrides)
+
+
 def test_a_job_written_out_whole_can_be_read(tmp_path):
     job = Job("p", plan={"name": "x", "attention": None})
     assert entries(tmp_path, json.dumps({"jobs": [job.to_dict()]}), ".json") == [job]
