@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from accel.config import AttentionConfig, RehashConfig, SlicingConfig
 from accel.core.atomic_write import write_atomic
-from accel.core.strict_json import dumps
+from accel.core.strict_json import dumps, loads
 from accel.core.validate import from_dict, instance, known_keys, one_of, text
 
 VERSION = 1
@@ -106,8 +105,8 @@ class Plan:
             ValueError: The file holds no plan.
         """
         try:
-            data = json.loads(Path(path).expanduser().read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            data = loads(Path(path).expanduser().read_text("utf-8"), "the file")
+        except ValueError as error:
             raise ValueError(f"{path} is not a plan: {error}") from error
         try:
             return cls.from_dict(data)

@@ -9,6 +9,8 @@ from functools import cached_property, lru_cache
 from types import NoneType
 from typing import Any
 
+from accel.core.plain_values import shown
+from accel.core.strict_json import loads
 from accel.core.validate import from_dict, number, one_of, text, whole
 from accel.pipelines.load import TINY, defaults
 from accel.pipelines.motion.flows import Motion
@@ -19,6 +21,7 @@ from accel.plans import PRESETS, Plan
 SEEDS = range(2**63)
 FORMATS = ("mp4", "webm", "gif", "png", "lossless")
 SETTINGS_VERSION = 1
+UNACCELERATED = ("none", "off")  # as presets
 
 
 class JobError(ValueError):
@@ -43,7 +46,7 @@ class Job:
         frames: Frames; 1 for an image.
         fps: Frames per second.
         model: "tiny", a folder, or a hub id.
-        preset: A preset's name; None and no ``plan``: not accelerated.
+        preset: A preset's name; None, "none" or "off", and no ``plan``: not accelerated.
         plan: A plan file or a plan as a mapping, instead of a preset.
         motion: See ``pipelines/motion/flows.py``.
         strength: 0 follows the motion, 1 ignores it; or a mapping, see
@@ -75,6 +78,9 @@ class Job:
     def __post_init__(self) -> None:
         for name in ("model", "plan", "motion", "strength"):  # a path may begin with ~
             object.__setattr__(self, name, with_home(getattr(self, name)))
+        off = isinstance(self.preset, bool) and not self.preset
+        if off or self.preset in UNACCELERATED:
+            object.__setattr__(self, "preset", None)
         try:
             self._check()
         except JobError:
@@ -88,16 +94,18 @@ class Job:
         for name in ("steps", "width", "height", "frames"):
             if (count := getattr(self, name)) is not None:
                 whole(name, count, 1)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed not in SEEDS:
-            raise JobError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed!r}")
+        _check_seed(self.seed)
         for name, low, high in (("guidance", 0.0, 1e3), ("fps", 1e-3, 1e3)):
             if (value := getattr(self, name)) is not None:
                 number(name, value, low, high)
         one_of("format", self.format, FORMATS)
         if self.preset is not None:
-            one_of("preset", self.preset, PRESETS)
+            one_of("preset", self.preset, (*PRESETS, UNACCELERATED[0]))
         if not isinstance(self.plan, (str, Mapping, NoneType)):
-            raise JobError(f"plan must be a plan file or a mapping, got {self.plan!r}")
+            raise JobError(f"plan must be a plan file or a mapping, got {shown(self.plan)}")
+        for name in ("model", "plan", "motion", "strength"):
+            if not (name == "plan" and isinstance(self.plan, Mapping)):
+                _check_paths(name, getattr(self, name))
         _ = self.movement, self.gamma, self._mapped_plan
 
     @cached_property
@@ -137,6 +145,36 @@ class Job:
         return safe_name(self.name or f"{self.prompt[:48]}-{self.seed}") or f"job-{self.seed}"
 
 
+def _check_seed(seed: Any) -> None:
+    """Raise JobError for what is no seed; many programs take -1 for a random one."""
+    if isinstance(seed, int) and not isinstance(seed, bool) and seed in SEEDS:
+        return
+    way_out = ""
+    if seed == -1 or seed is None:
+        way_out = (
+            "; a random seed could not be rendered again, so give one, or several in a job file: "
+            "matrix: {seed: [1, 2, 3]}"
+        )
+    raise JobError(f"seed must be a whole number from 0 to 2^63 - 1, got {shown(seed)}{way_out}")
+
+
+def _check_paths(name: str, value: Any) -> None:
+    """Raise JobError for a text in a motion or strength, or alone, that no path can be."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_paths(f"{name} {key}", inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_paths(name, inner)
+    elif isinstance(value, str):
+        parts = value.encode(errors="replace").split(b"/")
+        if "\0" in value or max(map(len, parts)) > 255 or sum(map(len, parts)) > 4000:
+            raise JobError(
+                f"{name} must be a path that can be, without NUL, a name in it of at most 255 "
+                f"bytes, got {shown(value)}"
+            )
+
+
 _KEYS = {f.name for f in fields(Job)}
 
 
@@ -151,14 +189,14 @@ def make_job(data: Mapping[str, Any], where: str = "job") -> Job:
 
     Raises JobError for an unknown key (with the nearest known one) or a bad value.
     """
-    if isinstance(data, Mapping) and "prompt" not in data and set(data) <= _KEYS:
+    if isinstance(data, Mapping) and data.get("prompt") is None and set(data) <= _KEYS:
         raise JobError(f"{where} has no prompt")
     try:
         job = from_dict(Job, data, where)
         job.accel_plan()  # a plan file is read now, before any work
     except (ValueError, OSError, TypeError) as error:
-        text = str(error)
-        raise JobError(text if text.startswith(where) else f"{where}: {text}") from error
+        told = str(error)
+        raise JobError(told if told.startswith(where) else f"{where}: {told}") from error
     return job
 
 
@@ -182,14 +220,15 @@ def job_from_settings(text: str, where: str) -> tuple[Job, str]:
     Raises JobError for any other text.
     """
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError:
+        data = loads(text, where)
+    except ValueError:
         data = None
     if not isinstance(data, dict) or "accel_job" not in data:
         raise JobError(f"{where} was not written by accel render: it carries no settings")
     version, job_id = data.pop("accel_job"), str(data.pop("id", ""))
     if version != SETTINGS_VERSION:
         raise JobError(
-            f"{where} carries settings of version {version!r}; this accel reads {SETTINGS_VERSION}"
+            f"{where} carries settings of version {shown(version)}; this accel reads "
+            f"{SETTINGS_VERSION}"
         )
     return make_job(data, where), job_id

@@ -15,6 +15,7 @@ from accel.calibration.precision import calibrate
 from accel.calibration.table import ErrorTable
 from accel.config import Impl
 from accel.core.quality import psnr, ssim
+from accel.core.validate import number
 from accel.kernels.dispatch import ATTENTION, resolve
 from accel.patching import patched
 from accel.pipelines.batch.jobfile import read_jobs
@@ -55,10 +56,11 @@ def run(args: argparse.Namespace) -> int:
     models = sorted({job.model for job in jobs})
     if len(models) != 1:
         raise ValueError(f"calibrate one model at a time; the jobs have {models}")
-    if args.share is not None and not 0 <= args.share <= 1:
-        raise ValueError(f"--share must be between 0 and 1, got {args.share}")
-    if args.bound is not None and args.bound <= 0:
-        raise ValueError(f"--bound must be positive, got {args.bound}")
+    for name, most in (("share", 1.0), ("bound", 1e3), ("quality", 1e3)):
+        if (value := getattr(args, name)) is not None:
+            number(f"--{name}", value, 0.0, most)
+    if args.bound == 0:
+        raise ValueError("--bound must be a number above 0, got 0; 0.1 is a common one")
     _check_impl(args.impl)
     earlier = [ErrorTable.load(path) for path in args.merge]
     args.out.mkdir(parents=True, exist_ok=True)

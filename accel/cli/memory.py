@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
+from accel.core.plain_values import shown
 from accel.core.strict_json import dumps
 
 if TYPE_CHECKING:
     from accel.memory.simulate import Peaks
+
+_MOST = 99_999  # pixels of a side, frames
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
     from accel.memory.simulate import simulate
     from accel.pipelines.load import TINY, tiny_folder
 
-    width, _, height = args.size.partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise ValueError(f"--size must look like 832x480, got {args.size!r}")
+    width, height = _pixels(args.size)
+    if args.frames > _MOST:
+        raise ValueError(f"--frames must be from 1 to {_MOST}, got {shown(args.frames)}")
     budget = None if args.budget is None else parse_bytes(args.budget)
     model = find(str(tiny_folder()) if args.model == TINY else args.model)
-    peaks = simulate(model, Video(int(width), int(height), args.frames))
+    peaks = simulate(model, Video(width, height, args.frames))
     slices, why = None, ""
     if budget is not None:
         try:
@@ -52,6 +56,21 @@ def run(args: argparse.Namespace) -> int:
         found = f"{slices} slices" if slices != 1 else "fits without slices"
         print(f"within {_size(budget)}, one component loaded at a time: {why or found}")
     return 0
+
+
+def _pixels(text: str) -> tuple[int, int]:
+    """Return width and height of ``--size``.
+
+    Raises ValueError for anything else.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})[xX×]([0-9]{1,6})", text.strip())
+    width, height = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not (1 <= width <= _MOST and 1 <= height <= _MOST):
+        raise ValueError(
+            f"--size must look like 832x480, width and height from 1 to {_MOST} pixels, got "
+            f"{shown(text)}"
+        )
+    return width, height
 
 
 def _size(size: int) -> str:

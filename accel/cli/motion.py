@@ -10,7 +10,7 @@ from accel.pipelines.paths import user_path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``accel motion``."""
-    parser.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help="YAML or JSON with jobs")
+    parser.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help="as for accel render")
     parser.add_argument("--out", required=True, type=user_path, metavar="DIR", help="output folder")
 
 

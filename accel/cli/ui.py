@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from accel.core.extras import how_to_install
 from accel.pipelines.paths import user_path, with_home
 
 
@@ -34,5 +35,5 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ValueError("the page needs Gradio: pip install 'accel-diffusion[ui]'") from error
+        raise ValueError(f"the page needs Gradio: {how_to_install('gradio')}") from error
     return serve(args)

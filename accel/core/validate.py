@@ -7,9 +7,12 @@ line that wrote it.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
+
+from accel.core.plain_values import shown, why_no_text
 
 T = TypeVar("T")
 
@@ -26,7 +29,7 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     """Raise ValueError unless ``value`` is one of ``allowed``."""
     if value not in allowed:
         hint = did_you_mean(str(value), list(allowed))
-        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}{hint}")
+        raise ValueError(f"{name} must be one of {list(allowed)}, got {shown(value)}{hint}")
 
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
@@ -34,10 +37,10 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
 
     Raises ValueError, naming the value, for anything else.
     """
-    bad = isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
-    if bad or not low <= value <= high:
+    bad = isinstance(value, bool) or not isinstance(value, (int, float))
+    if bad or not low <= value <= high or not abs(value) <= sys.float_info.max:
         limits = "" if low == -math.inf and high == math.inf else f" from {low:g} to {high:g}"
-        raise ValueError(f"{name} must be a number{limits}, got {value!r}")
+        raise ValueError(f"{name} must be a number{limits}, got {shown(value)}")
     return float(value)
 
 
@@ -49,20 +52,22 @@ def whole(name: str, value: Any, low: int | None = None, high: int | None = None
     bad = isinstance(value, bool) or not isinstance(value, int)
     if bad or (low is not None and value < low) or (high is not None and value > high):
         limits = "" if low is None else f" from {low}" + ("" if high is None else f" to {high}")
-        raise ValueError(f"{name} must be a whole number{limits}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number{limits}, got {shown(value)}")
     return int(value)
 
 
 def flag(name: str, value: Any) -> None:
     """Raise ValueError unless ``value`` is true or false."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, got {value!r}")
+        raise ValueError(f"{name} must be true or false, got {shown(value)}")
 
 
 def text(name: str, value: Any) -> None:
-    """Raise ValueError unless ``value`` is text."""
+    """Raise ValueError unless ``value`` is text that a file can hold."""
     if not isinstance(value, str):
-        raise ValueError(f"{name} must be text, got {value!r}")
+        raise ValueError(f"{name} must be text, got {shown(value)}")
+    if why := why_no_text(value):
+        raise ValueError(f"{name} is {why}, got {shown(value)}")
 
 
 def pair(name: str, value: Any) -> tuple[float, float]:
@@ -71,17 +76,19 @@ def pair(name: str, value: Any) -> tuple[float, float]:
     Raises ValueError, naming the value, for anything else.
     """
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ValueError(f"{name} must be two numbers [x, y], got {value!r}")
+        raise ValueError(f"{name} must be two numbers [x, y], got {shown(value)}")
     try:
         return number(name, value[0]), number(name, value[1])
     except ValueError:
-        raise ValueError(f"{name} must be two numbers [x, y], got {value!r}") from None
+        raise ValueError(f"{name} must be two numbers [x, y], got {shown(value)}") from None
 
 
 def instance(name: str, value: Any, cls: type[T], example: str) -> None:
     """Raise ValueError unless ``value`` is a ``cls`` or None; ``example`` shows one."""
     if value is not None and not isinstance(value, cls):
-        raise ValueError(f"{name} must be {cls.__name__} or None, such as {example}, got {value!r}")
+        raise ValueError(
+            f"{name} must be {cls.__name__} or None, such as {example}, got {shown(value)}"
+        )
 
 
 def known_keys(data: Any, known: Sequence[str], where: str) -> dict[str, Any]:
@@ -90,11 +97,11 @@ def known_keys(data: Any, known: Sequence[str], where: str) -> dict[str, Any]:
     Raises ValueError for another value or an unknown key.
     """
     if not isinstance(data, Mapping):
-        raise ValueError(f"{where} must be a mapping, got {data!r}")
+        raise ValueError(f"{where} must be a mapping, got {shown(data)}")
     for key in data:
         if key not in known:
             hint = did_you_mean(str(key), known)
-            raise ValueError(f"{where} has an unknown key {key!r}{hint}; known: {list(known)}")
+            raise ValueError(f"{where} has an unknown key {shown(key)}{hint}; known: {list(known)}")
     return dict(data)
 
 

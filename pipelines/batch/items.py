@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from accel.core.plain_values import shown
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.jobfile import Invalid, Override, read
 from accel.pipelines.batch.naming import Naming
@@ -53,13 +54,9 @@ def parse_shard(text: str) -> tuple[int, int]:
     Raises JobError.
     """
     first, slash, last = text.partition("/")
-    if (
-        not slash
-        or not first.isdecimal()
-        or not last.isdecimal()
-        or not 1 <= int(first) <= int(last)
-    ):
-        raise JobError(f"--shard takes i/n with i from 1 to n, such as 2/8, got {text!r}")
+    numbers = slash and all(part.isdecimal() and len(part) < 10 for part in (first, last))
+    if not numbers or not 1 <= int(first) <= int(last):
+        raise JobError(f"--shard takes i/n with i from 1 to n, such as 2/8, got {shown(text)}")
     return int(first), int(last)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from accel.core.extras import how_to_install
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.output import Output, file_bytes
 from accel.pipelines.batch.sidecar import read_sidecar
@@ -200,7 +201,7 @@ def _connect(address: str) -> Any:
         import ray.util.scheduling_strategies
     except ImportError as error:
         raise JobError(
-            "--engine ray needs Ray: pip install 'accel-diffusion[ray]'; --engine local does not"
+            f"--engine ray needs Ray: {how_to_install('ray')}; --engine local does not"
         ) from error
     try:
         ray.init(

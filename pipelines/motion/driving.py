@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from accel.core.extras import how_to_install
 from accel.core.run_log import logger
 from accel.core.validate import one_of, whole
 from accel.pipelines.video_reading import read_spread
@@ -97,7 +98,7 @@ def _opencv() -> Any:
         import cv2
     except ImportError as error:
         raise ValueError(
-            "motion from a video needs OpenCV: pip install 'accel-diffusion[video]'"
+            f"motion from a video needs OpenCV: {how_to_install('opencv-python-headless')}"
         ) from error
     return cv2
 

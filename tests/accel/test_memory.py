@@ -233,7 +233,32 @@ def test_bad_arguments_are_one_clear_error(arguments, message, capsys):
 
 
 def test_sizes_in_bytes():
-    assert [parse_bytes(x) for x in ("8GiB", "1.5 GB", "12", 7)] == [2**33, 1500000000, 12, 7]
+    read = [parse_bytes(x) for x in ("8GiB", "1.5 GB", "12B", 7, str(2**33))]
+    assert read == [2**33, 1500000000, 12, 7, 2**33]
+
+
+@pytest.mark.parametrize("text", ["40", " 40 ", "8.5", "0", "1048575"])
+def test_a_size_without_its_unit_is_not_bytes(text):
+    with pytest.raises(ValueError, match=rf"without a unit; did you mean '{text.strip()}GiB'"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["infGiB", "1e999GiB", "-5GiB", "8G", "GiB", "8 bananas", "²GiB", "8,5GiB", "", -1, True],
+)
+def test_what_is_no_size_is_named_with_the_way_out(text):
+    with pytest.raises(ValueError, match="memory must look like '8GiB'"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    "size", ["832", "832*480", "0x480", "832x", "832x480x81", "²x²", "9999999x1"]
+)
+def test_a_picture_size_that_cannot_be_is_named(size, capsys):
+    assert main(["memory", "wan-14b", "--size", size]) == 2
+    error = capsys.readouterr().err
+    assert "--size must look like 832x480" in error and size in error
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_settings_that_are_not_ours(text, message):
         ("jobs:\n  - {prompt: x, preset: fats}", "did you mean 'fast'"),
         ("jobs:\n  - {prompt: x, plan: missing.json}", "missing.json"),
         ("jobs:\n  - {prompt: x, motion: pan}", "motion.*'pan'"),
-        ("jobs:\n  - {prompt: 7}", "prompt must be text"),
+        ("jobs:\n  - {prompt: [7]}", "prompt must be text"),
         ("jobs:\n  - {prompt: x, format: avi}", "format must be one of"),
         ("jobs: []", "at least one job"),
         ("job: [{prompt: x}]", "did you mean 'jobs'"),

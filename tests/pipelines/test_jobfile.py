@@ -54,7 +54,7 @@ defaults: {prompt: p, motion: {camera: {zoom: 1.1}}}
 matrix: {seed: [1, 2]}
 jobs:
   - zip: {steps: [5, 6, 7], guidance: [1, 2, 3]}
-  - {seed: 9, matrix: {motion.camera.pan: [[1, 0], [0, 1]]}}
+  - {width: 96, matrix: {motion.camera.pan: [[1, 0], [0, 1]]}}
   - glob: {motion.camera.depth: "*.npy"}
 """
     found = jobs(tmp_path, text, "strength=0.5", "motion.camera.roll=2")

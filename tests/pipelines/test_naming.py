@@ -208,7 +208,6 @@ def test_a_finished_video_of_another_name_is_copied(queue: Queue) -> None:
         "a" * 500,
         "\U0001f3ac" * 99,
         "ab雲" * 80,
-        "\ud800x\udcff",
         "हिन्दी" * 40,
     ],
 )
@@ -221,7 +220,7 @@ def test_names_fit_any_file_system(words: str, tmp_path: Path) -> None:
     assert unicodedata.normalize("NFC", job.file_name) == job.file_name
     assert safe_name(name) == name
     shorter = [len(safe_name(words[:n])) for n in range(len(words))]
-    assert all(a <= b for a, b in pairwise(shorter)) or words.startswith("\ud800")
+    assert all(a <= b for a, b in pairwise(shorter))
 
 
 def test_what_another_process_renders_now_keeps_its_name(queue: Queue) -> None:

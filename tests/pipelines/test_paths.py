@@ -19,7 +19,7 @@ import pytest
 from helpers.house import ROOT, sources
 
 from accel.cli import COMMANDS, main
-from accel.pipelines.batch import job_sources
+from accel.pipelines.batch import bounds
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.items import Item, changed_since, items
 from accel.pipelines.batch.jobfile import Invalid, read
@@ -82,8 +82,8 @@ def test_a_pipe_that_cannot_be_read_is_an_error_of_the_file(
 ) -> None:
     with piped("\n") as path, pytest.raises(JobError):
         found(path)
-    monkeypatch.setattr(job_sources, "LARGEST", 4)
-    with piped(KINDS["csv"]) as path, pytest.raises(JobError, match="write it to a file first"):
+    monkeypatch.setattr(bounds, "BOUNDS", bounds.Bounds(size=4))
+    with piped(KINDS["csv"]) as path, pytest.raises(JobError, match="larger than"):
         found(path)
     with pytest.raises(JobError, match=r"cannot read job file .*: No such file"):
         found("/dev/fd/987")
