@@ -22,8 +22,9 @@ from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.camera import Camera
 from accel.pipelines.motion.flow_pictures import arrows, color_wheel
 from accel.pipelines.motion.flows import make_flow, read_layers
+from accel.pipelines.ui.finished import Finished
 from accel.pipelines.ui.settings import Limits
-from accel.pipelines.ui.studio import Finished, Studio
+from accel.pipelines.ui.studio import Studio
 from accel.pipelines.video import read_video
 
 

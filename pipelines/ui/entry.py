@@ -17,12 +17,21 @@ class EntryState(StrEnum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True)
+class Failure:
+    """When a job failed: seconds since 1970, and how many jobs had been asked for by then."""
+
+    time: float
+    requests: int
+
+
 @dataclass
 class Entry:
     """One job of the page.
 
     ``part``: render, or unaccelerated for the reference; ``eta``: seconds left of it;
-    ``cancelled``: a visitor stops it while it runs.
+    ``cancelled``: a visitor stops it while it runs; ``request``: the how-manieth job that was asked
+    for it is; ``failure``: shown on the first tab until it is dismissed or a later request starts.
     """
 
     item: Item
@@ -34,4 +43,6 @@ class Entry:
     eta: float | None = None
     error: str = ""
     cancelled: bool = False
+    request: int = 0
+    failure: Failure | None = None
     jpeg: bytes = field(default=b"", repr=False)

@@ -63,7 +63,7 @@ def test_previews_and_reference_are_kept(out: Path) -> None:
     try:
         found = compare.pair(studio, "x", compare.OWN)
         assert found.exact and found.frames == numbers and found.second.name == "x-reference"
-        assert "measured on the frames" in compare.players(found)
+        assert "measured on the frames" in compare.players(studio, found)
         shown = compare.report(found)
         assert shown.count("GiB") == 4 and "from step 0: int8" in shown
         files = compare.pair(studio, "x-reference", "x")
