@@ -60,9 +60,17 @@ def flag(name: str, value: Any) -> None:
 
 
 def text(name: str, value: Any) -> None:
-    """Raise ValueError unless ``value`` is text."""
+    """Raise ValueError unless ``value`` is text that a file or a browser can take."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be text, got {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        bad = value[error.start : error.end]
+        raise ValueError(
+            f"{name} holds {bad!a}, half of a surrogate pair, at position {error.start}; "
+            "remove it or write the whole character"
+        ) from error
 
 
 def pair(name: str, value: Any) -> tuple[float, float]:

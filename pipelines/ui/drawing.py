@@ -25,7 +25,7 @@ from accel.pipelines.motion.flows import make_flow, read_layers
 from accel.pipelines.ui.finished import Finished
 from accel.pipelines.ui.settings import Limits
 from accel.pipelines.ui.studio import Studio
-from accel.pipelines.video import read_video
+from accel.pipelines.ui.uploads import first_frame
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def canvas(
     background = None if keep else ""
     if video is not None:
         file = io.BytesIO()
-        Image.fromarray(read_video(video.video)[0]).resize((width, height)).save(file, "PNG")
+        Image.fromarray(first_frame(video.video)).resize((width, height)).save(file, "PNG")
         background = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     data = {"width": width, "height": height, "frames": frames, "background": background}
     return {**data, "layers": layers}

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from accel.pipelines.job import Job, JobError
+from accel.pipelines.motion.driving import Driving
 from accel.pipelines.ui import compare, drawing, forms, view
 from accel.pipelines.ui.finished import Finished
+from accel.pipelines.ui.parts import Parts
 from accel.pipelines.ui.settings import settings_of
 from accel.pipelines.ui.studio import Studio
-from accel.pipelines.ui.tabs import MORE, Parts
+from accel.pipelines.ui.tabs import MORE
 from accel.pipelines.ui.widgets import gr
 from accel.plans import Plan
 
@@ -41,6 +43,12 @@ def told(fn: Callable) -> Callable:
 def by_widget(widgets: Mapping[str, Any], values: Mapping[str, Any]) -> Changes:
     """Return values by widget instead of by name."""
     return {widgets[name]: value for name, value in values.items()}
+
+
+def _driving(file: Any, start: Any, end: Any, cuts: bool) -> dict[str, Any]:
+    """Return a driving video as a job takes it; without ``end`` it ends where the video does."""
+    data = {"file": str(file), "first": start or 0, "cuts": "fresh" if cuts else "error"}
+    return data if end is None else {**data, "last": end}
 
 
 class Handlers:
@@ -125,6 +133,9 @@ class Handlers:
         if job.motion:
             drawn = {"motion": job.motion, "strength": job.strength, "size": list(size)}
         sketch, form = drawing.sketch_of(job), forms.to_form(job, self.studio.models)
+        driving = (job.movement.video if job.movement else None) or Driving("")
+        cuts = driving.cuts == "fresh"
+        cut = _driving(driving.file, driving.first, driving.last, cuts) if driving.file else None
         return {
             self.parts.tabs: gr.Tabs(selected="generate"),
             tab.moved: drawn is not None,
@@ -135,6 +146,11 @@ class Handlers:
             motion.canvas: drawing.canvas(size, video, sketch["layers"]),
             motion.strength: job.strength if isinstance(job.strength, float) else 0.1,
             **by_widget(motion.camera, drawing.camera_of(job)),
+            motion.driving: cut,
+            motion.video["file"]: None,
+            motion.video["start"]: driving.first,
+            motion.video["end"]: driving.last,
+            motion.video["cuts"]: cuts,
             tab.suited: form["model"],
             **by_widget(tab.form, form),
         }
@@ -144,8 +160,8 @@ class Handlers:
         kept, tab, motion = self.parts.kept, self.parts.generate, self.parts.motion
         return [
             self.parts.tabs, tab.moved, kept.drawn, kept.planned, kept.sketch, kept.shape,
-            motion.canvas, motion.strength, *motion.camera.values(), tab.suited,
-            *tab.form.values(),
+            motion.canvas, motion.strength, *motion.camera.values(), motion.driving,
+            *motion.video.values(), tab.suited, *tab.form.values(),
         ]  # fmt: skip
 
     # ---------------------------------------------------------------------------------- motion
@@ -155,21 +171,40 @@ class Handlers:
         return {self.parts.kept.sketch: event.drawing}
 
     @told
-    def take_driving(self, *, file: str | None, start: Any, end: Any, cuts: bool) -> Changes:
+    def take_driving(self, *, file: list[str] | None, start: Any, end: Any, cuts: bool) -> Changes:
         """Make the driving video of a job of an upload."""
         if not file:
             return {self.parts.motion.driving: None}
-        kept, _ = self.studio.keep_driving(Path(file))
-        data = {"file": str(kept), "first": start or 0, "cuts": "fresh" if cuts else "error"}
-        return {self.parts.motion.driving: data | ({} if end is None else {"last": end})}
+        kept = self.studio.keep_driving([Path(name) for name in file])
+        return {self.parts.motion.driving: _driving(kept, start, end, cuts)}
 
-    @told
+    def drop_driving(self) -> Changes:
+        """Make room for another driving video where one was refused."""
+        return {self.parts.motion.driving: None, self.parts.motion.video["file"]: None}
+
+    def cut_driving(
+        self, *, driving: Any, start: Any, end: Any, cuts: bool, **motion: Any
+    ) -> Changes:
+        """Use other frames of the driving video that is there; ``motion``: as ``read_motion``."""
+        cut = _driving(driving["file"], start, end, cuts) if driving else None
+        if cut == driving:
+            return _NOTHING
+        return {self.parts.motion.driving: cut, **self.read_motion(driving=cut, **motion)}
+
     def read_motion(self, *, sketch: Any, driving: Any, strength: float, **values: Any) -> Changes:
-        """Read the motion of all widgets; ``values``: of the camera and of the form."""
+        """Read the motion of all widgets; ``values``: of the camera and of the form.
+
+        What is wrong with it is told where it would be shown, and no job gets an older one.
+        """
         camera = {name: values.pop(name) for name in drawing.CAMERA}
-        size, fps = forms.size_of(values, self.studio)
-        drawn = drawing.read_motion(self.studio, sketch, camera, driving, strength, size)
-        shown = drawing.flow_preview(drawn["motion"], size, fps) if drawn else drawing.NO_FLOW
+        drawn = None
+        try:
+            size, fps = forms.size_of(values, self.studio)
+            found = drawing.read_motion(self.studio, sketch, camera, driving, strength, size)
+            shown = drawing.flow_preview(found["motion"], size, fps) if found else drawing.NO_FLOW
+            drawn = found
+        except JobError as error:
+            shown = view.problem(str(error))
         return {
             self.parts.kept.drawn: drawn,
             self.parts.generate.moved: drawn is not None,

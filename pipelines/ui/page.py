@@ -79,7 +79,8 @@ class Page:
         taken = queue.dropped.upload(
             on.take_settings, inputs_kwargs={"path": queue.dropped}, outputs=on.filled(), **TOLD
         )
-        taken.then(on.make_room, outputs=queue.dropped, **QUIET)
+        for after in (taken.success, taken.failure):  # the next file finds room either way
+            after(on.make_room, outputs=queue.dropped, **QUIET)
         for part in (self.parts.generate.now, queue.list):
             part.act(on.act, **TOLD)
         pair, shown = [compared.first, compared.second], [compared.players, compared.report]
@@ -106,9 +107,16 @@ class Page:
         for slider in (*tab.camera.values(), tab.strength):
             slider.input(trigger_mode="always_last", **how)
         file, start, end, cuts = (tab.video[key] for key in ("file", "start", "end", "cuts"))
-        for event in (file.upload, file.clear, start.submit, end.submit, cuts.input):
+        for event in (file.upload, file.clear, file.delete):
             taken = event(on.take_driving, inputs_kwargs=tab.video, outputs=tab.driving, **TOLD)
             taken.then(**how)
+            refused = taken.failure(on.drop_driving, outputs=[tab.driving, file], **QUIET)
+            refused.then(**how)
+        cut = {"start": start, "end": end, "cuts": cuts, **how["inputs_kwargs"]}
+        new = {**how, "fn": on.cut_driving, "inputs_kwargs": cut}
+        new["outputs"] = [tab.driving, *how["outputs"]]
+        for event in (start.submit, end.submit, start.blur, end.blur, cuts.input):
+            event(**new)
         shown = [kept.shape, tab.canvas]
         inputs = {"behind": tab.behind, **form}
         tab.behind.input(on.show_behind, inputs_kwargs=inputs, outputs=shown, **TOLD)

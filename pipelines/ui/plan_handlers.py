@@ -8,9 +8,9 @@ from typing import Any
 from accel.pipelines.job import JobError
 from accel.pipelines.ui import forms, plan_tab, predicted, view
 from accel.pipelines.ui.handlers import Changes, told
+from accel.pipelines.ui.parts import Parts
 from accel.pipelines.ui.settings import PLANNED, UNACCELERATED
 from accel.pipelines.ui.studio import Studio
-from accel.pipelines.ui.tabs import Parts
 from accel.pipelines.ui.widgets import Limit, gr
 
 

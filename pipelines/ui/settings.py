@@ -217,7 +217,7 @@ class Presets:
         """Return by name; entries that are no job are left out."""
         try:
             data = json.loads(self._path.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         found = {}
         for name, values in data.items() if isinstance(data, dict) else ():

@@ -10,12 +10,10 @@ tab. After a crash the next start goes on where the manifest says, from the last
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,8 @@ from accel.pipelines.ui.finished import Finished, FinishedVideos, changed_at
 from accel.pipelines.ui.live import LiveQueue
 from accel.pipelines.ui.predicted import Simulations
 from accel.pipelines.ui.settings import Limits, Models, Presets, job_from_form, write_json
-from accel.pipelines.video import read_video, remove
+from accel.pipelines.ui.uploads import keep_driving
+from accel.pipelines.video import remove
 
 
 class Studio:
@@ -178,24 +177,12 @@ class Studio:
 
     # ------------------------------------------------------------------------------------ driving
 
-    def keep_driving(self, uploaded: Path) -> tuple[Path, int]:
-        """Keep an uploaded driving video, as a job may run long after; its path and frames.
+    def keep_driving(self, uploaded: Sequence[Path]) -> Path:
+        """Keep an uploaded driving video, as a job may run long after; its path.
 
         Raises JobError for what is no video.
         """
-        if uploaded.stat().st_size > self.limits.upload:
-            raise JobError(f"the video is larger than {self.limits.upload >> 20} MiB; cut it")
-        try:
-            frames = len(read_video(uploaded))
-        except ValueError as error:
-            raise JobError("the file cannot be read as a video") from error
-        with uploaded.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:24]
-        kept = self.state / "driving" / f"{digest}{uploaded.suffix.lower()[:8]}"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        if not kept.exists():
-            shutil.copyfile(uploaded, kept)
-        return kept, frames
+        return keep_driving(uploaded, self.state / "driving", self.limits.upload)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def now(studio: Studio) -> str:
         parts.append(f'<p class="quiet">{waiting} waiting in the queue.</p>')
     if failed > len(news):
         others = f"{failed - len(news)} {'more ' if news else ''}failed"
-        parts.append(f'<p class="bad">{others}; see the tab Queue and gallery.</p>')
+        parts.append(f'<p class="quiet">{others}; see the tab Queue and gallery.</p>')
     parts += each(news, lambda entry: _failed(entry, alert=not running), _name)
     if news:  # last, right above the video
         parts.append(_what_is_below(studio, news[0]))
