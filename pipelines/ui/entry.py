@@ -29,7 +29,8 @@ class Failure:
 class Entry:
     """One job of the page.
 
-    ``part``: render, or unaccelerated for the reference; ``eta``: seconds left of it;
+    ``part``: render, or unaccelerated for the reference; ``eta``: seconds left of it; ``note``:
+    what its worker found worth telling;
     ``cancelled``: a visitor stops it while it runs; ``request``: the how-manieth job that was asked
     for it is; ``failure``: shown on the first tab until it is dismissed or a later request starts.
     """
@@ -42,6 +43,7 @@ class Entry:
     part: str = ""
     eta: float | None = None
     error: str = ""
+    note: str = ""
     cancelled: bool = False
     request: int = 0
     failure: Failure | None = None

@@ -68,6 +68,11 @@ class Finished:
         return None if peak is None else peak / 2**30
 
     @property
+    def prompt_cut(self) -> str:
+        """What the tokenizers cut off the prompts, "" if nothing."""
+        return "; ".join(self.sidecar.get("prompt_cut") or ())
+
+    @property
     def phases(self) -> dict[str, int]:
         """Peak bytes by phase."""
         peaks = (self.sidecar.get("phase_peak_bytes") or {}).items()

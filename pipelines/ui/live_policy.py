@@ -50,7 +50,7 @@ class LivePolicy:
 
     def task(self, item: Item) -> Task:
         entry = self.entries[item.name]
-        entry.state, entry.step, entry.error = EntryState.RUNNING, 0, ""
+        entry.state, entry.step, entry.error, entry.note = EntryState.RUNNING, 0, "", ""
         entry.cancelled = False
         for other in self.entries.values():
             if other.failure and other.failure.requests < entry.request:
@@ -115,10 +115,12 @@ class LivePolicy:
             case events.Retry():
                 if entry := self.entries.get(event.job):
                     entry.error = f"{event.error}; trying again{event.how}"
+            case events.Note():
+                if entry := self.entries.get(event.job):
+                    entry.note = f"{entry.note}\n{event.text}".strip()
             case (
                 events.Start() | events.Resume() | events.Done() | events.Skip() | events.Wait()
-                | events.Failed() | events.Invalid() | events.Note() | events.Stopping()
-                | events.End()
+                | events.Failed() | events.Invalid() | events.Stopping() | events.End()
             ):  # fmt: skip
                 pass  # the methods above are told as well, or the page does not show it
             case _:

@@ -145,7 +145,7 @@ def _running(entry: Entry) -> str:
     return (
         f'<div class="running">{picture}<div class="grow"><b>{escape(name)}</b>'
         f'<progress max="1" value="{share:.3f}" aria-label="steps done"></progress>'
-        f"<span>{text}</span> {_error(entry)}{_buttons(entry)}</div></div>"
+        f"<span>{text}</span> {_error(entry)}{_noted(entry.note)}{_buttons(entry)}</div></div>"
     )
 
 
@@ -155,6 +155,10 @@ def _seconds(value: float) -> str:
 
 def _error(entry: Entry) -> str:
     return f'<p class="bad">{escape(entry.error)}</p>' if entry.error else ""
+
+
+def _noted(text: str) -> str:
+    return f'<p class="bad">{escape(text[:_LONG])}</p>' if text else ""
 
 
 def _buttons(entry: Entry) -> str:
@@ -235,7 +239,7 @@ def _card(studio: Studio, video: Finished) -> str:
     return (
         f"<figure>{player(studio, video)}<figcaption><b>{escape(video.name)}</b>"
         f'<span class="quiet">{settings_line(video.job)}</span>'
-        f'<span class="quiet">{measured(video)}</span>'
+        f'<span class="quiet">{measured(video)}</span>{_noted(video.prompt_cut)}'
         f'<span class="buttons">{" ".join(buttons)}</span></figcaption></figure>'
     )
 
@@ -284,7 +288,7 @@ def latest(studio: Studio) -> str:
     def shown(video: Finished) -> str:
         return (
             f"{player(studio, video, large=True)}<p><b>{escape(video.name)}</b> "
-            f'<span class="quiet">{measured(video)}</span></p>'
+            f'<span class="quiet">{measured(video)}</span></p>{_noted(video.prompt_cut)}'
         )
 
     (drawn,) = each([video], shown, lambda video: video.name)

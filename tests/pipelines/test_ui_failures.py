@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.studio import FORM, Manual, Two, states, studios_in, submit, until
 
+from accel.pipelines.batch.events import Note
 from accel.pipelines.batch.manifest import manifest_path
 from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.tasks import Kind, Outcome
@@ -127,6 +128,19 @@ def test_a_damaged_manifest_is_told(opened: Any, tmp_path: Path) -> None:
     assert manifest_path(studio.out).name == "manifest.sqlite"
 
 
+def test_what_was_cut_off_a_prompt_is_shown_while_it_runs_and_after(opened: Any) -> None:
+    studio, engine = opened()
+    (name,) = submit(studio, 1)
+    until(lambda: engine.busy)
+    engine.emit(Note(f"{name}: 3 of 9 tokens were <cut>", job=name, slot=0))
+    engine.emit(Note("about nobody", job="unknown"))
+    assert "3 of 9 tokens were &lt;cut&gt;" in view.now(studio)
+    engine.finish(prompt_cut=["3 of 9 tokens were <cut>"])
+    until(lambda: name not in studio.queue.entries)
+    for shown in (view.gallery(studio), view.latest(studio)):
+        assert "3 of 9 tokens were &lt;cut&gt;" in shown
+
+
 # --------------------------------------------------------------------------------------- odd files
 
 VIDEO = {"sha256": "0", "file": "x.mp4"}
@@ -143,6 +157,7 @@ ODD: dict[str, Any] = {
     "seconds": {**WHOLE, "seconds": "fast"}, "frames": {**WHOLE, "frames": None},
     "psnr": {**WHOLE, "comparison": {"psnr_db": "good"}},
     "comparison": {**WHOLE, "comparison": [1]}, "phases": {**WHOLE, "phase_peak_bytes": [1, 2]},
+    "cut": {**WHOLE, "prompt_cut": "x"}, "cuts": {**WHOLE, "prompt_cut": [1]},
     "plan file": {**WHOLE, "job": {"prompt": "x", "plan": "/nowhere/plan.json"}},
 }  # fmt: skip
 STRANGE: dict[str, Any] = {  # readable, with values that no run has
