@@ -138,6 +138,8 @@ class LiveQueue:
     def restore(self, compared: set[str], order: list[str], taken: dict[str, str]) -> None:
         """Take over what an earlier run of the page left in the manifest.
 
+        A job that can be none any more is told, and stays in the manifest.
+
         Args:
             compared: names of jobs that are rendered with their reference.
             order: names in the order of the queue.
@@ -151,7 +153,10 @@ class LiveQueue:
             row = rows[name]
             try:
                 job = make_job(json.loads(row["job"]), name)
-            except (JobError, ValueError):
+            except (ValueError, OverflowError) as why:
+                if row["state"] != State.DONE:
+                    text = f"{name} was not taken over from the last time: {why}"
+                    self._policy.notice = f"{self._policy.notice}\n{text}".strip()
                 continue
             naming.take(name, row["id"])
             if row["state"] == State.DONE:

@@ -118,8 +118,11 @@ class LivePolicy:
             case events.Note():
                 if entry := self.entries.get(event.job):
                     entry.note = f"{entry.note}\n{event.text}".strip()
+            case events.Wait():
+                if entry := self.entries.get(event.job):
+                    entry.note = "another process renders it"
             case (
-                events.Start() | events.Resume() | events.Done() | events.Skip() | events.Wait()
+                events.Start() | events.Resume() | events.Done() | events.Skip()
                 | events.Failed() | events.Invalid() | events.Stopping() | events.End()
             ):  # fmt: skip
                 pass  # the methods above are told as well, or the page does not show it

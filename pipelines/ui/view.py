@@ -185,7 +185,7 @@ def _row(entry: Entry) -> str:
     return (
         f'<li class="{entry.state}"><span class="state">{what}</span>'
         f"<b>{escape(entry.item.name)}</b><span>{escape(job.prompt[:200])}</span>"
-        f'<span class="quiet">{settings_line(job)}</span>{_error(entry)}'
+        f'<span class="quiet">{settings_line(job)}</span>{_error(entry)}{_noted(entry.note)}'
         f'<span class="buttons">{_buttons(entry)}</span></li>'
     )
 

@@ -16,9 +16,10 @@ from accel.pipelines.batch.events import Note
 from accel.pipelines.batch.manifest import manifest_path
 from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.tasks import Kind, Outcome
-from accel.pipelines.job import Job, JobError
+from accel.pipelines.job import Job, JobError, _plan_file
 from accel.pipelines.ui import compare, forms, plan_tab, view
 from accel.pipelines.ui.studio import Studio
+from accel.plans import Plan
 
 
 @pytest.fixture
@@ -139,6 +140,34 @@ def test_what_was_cut_off_a_prompt_is_shown_while_it_runs_and_after(opened: Any)
     until(lambda: name not in studio.queue.entries)
     for shown in (view.gallery(studio), view.latest(studio)):
         assert "3 of 9 tokens were &lt;cut&gt;" in shown
+
+
+def test_a_job_that_another_process_renders_says_so(opened: Any) -> None:
+    studio, engine = opened()
+    (name,) = submit(studio, 1)
+    until(lambda: engine.busy)
+    engine.outcomes.append(Outcome(Kind.BUSY))
+    until(lambda: "another process renders it" in view.queue(studio))
+    until(lambda: engine.busy)  # it looks again
+    engine.outcomes.append(Outcome(Kind.FOUND))
+    until(lambda: name not in studio.queue.entries)
+
+
+def test_a_job_that_cannot_be_taken_over_is_told(opened: Any, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    Plan.preset("fast").save(plan)
+    studio, _ = opened()
+    studio.act("pause", "")
+    (other,) = submit(studio, 1)
+    with studio.queue.lock:
+        name = studio.queue.add(Job("x", plan=str(plan), preset=None)).item.name
+    studio.close()
+    plan.unlink()
+    _plan_file.cache_clear()  # another process has not read it
+    studio, _ = opened()
+    shown = view.now(studio)
+    assert f"{name} was not taken over from the last time" in shown and "plan.json" in shown
+    assert set(states(studio)) == {other}
 
 
 # --------------------------------------------------------------------------------------- odd files
