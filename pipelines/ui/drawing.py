@@ -273,13 +273,18 @@ def canvas(
     """Return what the canvas shows: its size, the picture behind it, and layers.
 
     The picture is the first frame of ``video`` (``keep``: what is there). None for the layers
-    leaves those that are drawn, stretched to the size.
+    leaves those that are drawn, stretched to the size. Raises JobError for a video that cannot be
+    read.
     """
     width, height, frames = size
     background = None if keep else ""
     if video is not None:
         file = io.BytesIO()
-        Image.fromarray(first_frame(video.video)).resize((width, height)).save(file, "PNG")
+        try:
+            first = first_frame(video.video)
+        except ValueError as error:
+            raise JobError(str(error)) from error
+        Image.fromarray(first).resize((width, height)).save(file, "PNG")
         background = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     data = {"width": width, "height": height, "frames": frames, "background": background}
     return {**data, "layers": layers}

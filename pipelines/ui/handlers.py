@@ -133,6 +133,11 @@ class Handlers:
         if job.motion:
             drawn = {"motion": job.motion, "strength": job.strength, "size": list(size)}
         sketch, form = drawing.sketch_of(job), forms.to_form(job, self.studio.models)
+        try:
+            canvas = drawing.canvas(size, video, sketch["layers"])
+        except JobError as error:  # its settings are there nonetheless
+            gr.Warning(escape(str(error)))
+            canvas = drawing.canvas(size, None, sketch["layers"])
         driving = (job.movement.video if job.movement else None) or Driving("")
         cuts = driving.cuts == "fresh"
         cut = _driving(driving.file, driving.first, driving.last, cuts) if driving.file else None
@@ -143,7 +148,7 @@ class Handlers:
             kept.planned: None if job.plan is None else (job.accel_plan() or Plan()).to_dict(),
             kept.sketch: sketch,
             kept.shape: size,
-            motion.canvas: drawing.canvas(size, video, sketch["layers"]),
+            motion.canvas: canvas,
             motion.strength: job.strength if isinstance(job.strength, float) else 0.1,
             **by_widget(motion.camera, drawing.camera_of(job)),
             motion.driving: cut,
@@ -282,8 +287,10 @@ class Handlers:
         """Show what changed since a tab last asked."""
         current, generate, queue = self.studio.version(), self.parts.generate, self.parts.queue
         news: Changes = {self.parts.kept.seen: current}
+        if current != seen:  # the first tab also says what the newest video is
+            news[generate.now] = view.now(self.studio)
         if current[0] != seen[0]:
-            news |= {generate.now: view.now(self.studio), queue.list: view.queue(self.studio)}
+            news[queue.list] = view.queue(self.studio)
         if current[1] != seen[1]:
             latest, cards = view.latest(self.studio), view.gallery(self.studio, count)
             news |= {generate.latest: latest, queue.gallery: cards}

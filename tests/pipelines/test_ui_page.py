@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,25 @@ def test_a_dropped_video_gives_all_its_settings_back(page: Any, tmp_path: Path) 
         again = job_from_form(values, page.studio.models, page.studio.limits)
         expected = job if job.motion else replace(job, strength=again.strength)
         assert again == expected
+
+
+def test_settings_come_back_where_the_video_cannot_be_read(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(gradio, "Warning", told.append)
+    job = Job("x", seed=7)
+    sidecar = {"id": "1", "video": {"sha256": "0"}, "job": job.to_dict()}
+    for name, content in (("junk", b"junk" * 99), ("empty", b""), ("half", b"\0\0\0\x18ftypmp42")):
+        (page.studio.out / f"{name}.json").write_text(json.dumps(sidecar))
+        (page.studio.out / f"{name}.mp4").write_bytes(content)
+        filled = page.on.act_gallery(SimpleNamespace(act="reuse", name=name), count=24)
+        assert filled[page.parts.generate.form["seed"]] == 7
+        assert f"{name}.mp4 cannot be read as a video" in told.pop() and not told
+        with pytest.raises(gradio.Error, match="cannot be read as a video"):
+            page.on.show_behind(
+                behind=name, **{k: filled[w] for k, w in page.parts.generate.form.items()}
+            )
 
 
 def test_a_reused_driving_video_stays_when_its_frames_change(page: Any, tmp_path: Path) -> None:
