@@ -258,10 +258,10 @@ def player(studio: Studio, video: Finished, *, large: bool = False) -> str:
     if video.job.format == "gif":
         return f'<img src="{escape(url)}" alt="{escape(video.name)}">'
     if video.job.format == "png":
-        about = f"first of {len(frames)} frames in the folder {video.video.name}"
+        about = f"First of {len(frames)} frames in the folder {video.video.name}"
         return (
-            f'<img src="{escape(url)}" alt="{escape(f"{video.name}, {about}")}">'
-            f'<p class="quiet">{escape(about.capitalize())}</p>'
+            f'<img src="{escape(url)}" alt="{escape(f"{video.name}: {about}")}">'
+            f'<p class="quiet">{escape(about)}</p>'
         )
     return f'<p><a href="{escape(url)}" download>{escape(video.video.name)}</a></p>'
 
