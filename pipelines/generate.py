@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from accel.core.run_log import logger
 from accel.core.run_pipeline import shown, to_uint8
 from accel.patching import Handle, patched
 from accel.pipelines.checkpoint import StepCheckpoint
@@ -19,6 +20,7 @@ from accel.pipelines.job import Job, JobError
 from accel.pipelines.limits import of_pipe
 from accel.pipelines.motion.latents import latent_geometry
 from accel.pipelines.motion.prepared import Prepared, prepare
+from accel.pipelines.prompt_tokens import Cut, longest, watched
 from accel.reporting import Report
 
 OnStep = Callable[[int, int], None]
@@ -32,12 +34,13 @@ class Result:
     """What one generation gave.
 
     Frames uint8 [F, H, W, 3]; wall seconds of the pipeline call, without previews and saved steps;
-    the report, None if not accelerated.
+    the report, None if not accelerated; what the tokenizers cut off the prompts.
     """
 
     frames: np.ndarray
     seconds: float
     report: Report | None
+    cuts: tuple[Cut, ...] = ()
 
 
 def check(pipe: Any, job: Job) -> None:
@@ -79,23 +82,27 @@ def generate(
     on_step: OnStep | None = None,
     on_latents: OnLatents | None = None,
     checkpoint: StepCheckpoint | None = None,
+    on_cut: Callable[[str], None] = logger.warning,
 ) -> Result:
     """Run ``job`` on a loaded pipeline, patched with the job's plan for the length of the call.
 
     ``on_step(done, steps)`` is called after every denoising step; what it raises ends the run.
     Before it ``on_latents(pipe, latents)`` may look at the latents, where the pipeline shows them.
-    ``checkpoint`` saves steps, and takes those over that it holds. Raises JobError for a job that
-    does not fit the pipeline; the pipeline is left as it was in every case.
+    ``checkpoint`` saves steps, and takes those over that it holds. ``on_cut`` is told what a
+    tokenizer cuts off a prompt. Raises JobError for a job that does not fit the pipeline; the
+    pipeline is left as it was in every case.
     """
     job = job.resolved()
     motion = _checked(pipe, job)
     plan = job.accel_plan()
-    if plan is None:
-        frames, seconds = _run(pipe, job, motion, on_step, on_latents, checkpoint, None)
-        return Result(frames, seconds, None)
-    with patched(pipe, plan=plan) as handle:
+    prompts = {"prompt": job.prompt, "negative prompt": job.negative_prompt}
+    with (
+        watched(pipe, prompts, on_cut) as cuts,
+        nullcontext() if plan is None else patched(pipe, plan=plan) as handle,
+    ):
         frames, seconds = _run(pipe, job, motion, on_step, on_latents, checkpoint, handle)
-        return Result(frames, seconds, handle.report())
+        report = None if handle is None else handle.report()
+        return Result(frames, seconds, report, tuple(cuts))
 
 
 def _run(
@@ -208,9 +215,10 @@ def _refusal(pipe: Any, wanted: dict[str, Any]) -> str:
 
 
 def _prompt_tokens(pipe: Any, accepted: Any) -> int | None:
-    """Return the tokenizer's own length where it is shorter than the pipeline's default padding."""
-    length = getattr(getattr(pipe, "tokenizer", None), "model_max_length", None)
-    default = getattr(accepted.get("max_sequence_length"), "default", None)
-    if not isinstance(length, int) or not isinstance(default, int):
-        return None
-    return min(length, default)
+    """Return the tokenizers' own length where it is shorter than the pipeline's default padding.
+
+    Of several tokenizers the longest counts: a pipeline with a CLIP model of 77 tokens means the
+    other one.
+    """
+    length, default = longest(pipe), getattr(accepted.get("max_sequence_length"), "default", None)
+    return min(length, default) if length is not None and isinstance(default, int) else None

@@ -9,10 +9,18 @@ from accel.core.extras import how_to_install
 from accel.pipelines.paths import user_path, with_home
 
 
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, got {text!r}")
+    return int(text)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``accel ui``."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port (the first free one from 7860)")
+    parser.add_argument("--port", type=_port, help="port (the first free one from 7860)")
+    text = "path or address under which a proxy serves the page (GRADIO_ROOT_PATH, or none)"
+    parser.add_argument("--root-path", metavar="PATH", help=text)
     parser.add_argument("--out", type=user_path, default=Path("out"), help="output folder (out)")
     text = "also offer this folder or hub id, besides the embedded model; may be repeated"
     parser.add_argument(

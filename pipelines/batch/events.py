@@ -163,6 +163,7 @@ class Note(_Told):
     event: ClassVar[str] = "note"
     job: str = field(default="", metadata=OPTIONAL, kw_only=True)
     text: str
+    slot: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -212,4 +213,4 @@ Event = (
     | Stopping | End
 )  # fmt: skip
 Emit = Callable[[Event], None]
-EmitStep = Callable[[Step | Preview], None]  # what a worker emits
+EmitStep = Callable[[Step | Preview | Note], None]  # what a worker emits

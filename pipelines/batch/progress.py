@@ -111,6 +111,7 @@ def _result(event: events.Done) -> str:
         lines[0] += f", from step {data['resumed_from_step']} on"
     if data["memory"]:
         lines.append(f"  short of memory, rendered with {', '.join(data['memory'])}")
+    lines += [f"  {text}" for text in data.get("prompt_cut", ())]
     if data["steps_not_saved"]:
         lines.append(f"  steps were not saved: {data['steps_not_saved']}")
     lines.append(event.report)

@@ -17,7 +17,7 @@ import torch
 import accel
 from accel.core.quality import psnr, ssim
 from accel.pipelines.batch.comparison import keep_reference
-from accel.pipelines.batch.events import EmitStep, Part, Step
+from accel.pipelines.batch.events import EmitStep, Note, Part, Step
 from accel.pipelines.batch.ladder import (
     Rung,
     Undo,
@@ -140,6 +140,7 @@ class Worker:
             "peak_bytes": max(phases.values()),
             "phase_peak_bytes": phases,
             "frames": len(result.frames),
+            "prompt_cut": [str(cut) for cut in result.cuts],
             "report": None if result.report is None else result.report.to_dict(),
             "comparison": comparison,
             "memory": names,
@@ -169,8 +170,15 @@ class Worker:
                 self._stop_if_asked()
 
         preview = Preview(self._emit, task.name) if task.preview else None
+
+        def on_cut(text: str) -> None:
+            if saved is not None:  # once is enough
+                self._emit(Note(f"{task.name}: {text}", job=task.name))
+
         _reset_peak()
-        result = generate(pipe, job, on_step=on_step, on_latents=preview, checkpoint=saved)
+        result = generate(
+            pipe, job, on_step=on_step, on_latents=preview, checkpoint=saved, on_cut=on_cut
+        )
         phases["decode" if phases else "all"] = _peak_bytes()
         return result, phases
 
@@ -181,7 +189,8 @@ class Worker:
     def _warm_up(self, pipe: Any, job: Job) -> None:
         """One step either way, so that no side of a comparison pays for what happens once."""
         for preset in ("balanced", None):
-            generate(pipe, replace(job, steps=1, preset=preset, plan=None))
+            first = replace(job, steps=1, preset=preset, plan=None)
+            generate(pipe, first, on_cut=lambda text: None)  # told by the run itself
         self._warm = True
 
 

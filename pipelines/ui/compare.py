@@ -6,10 +6,13 @@ encoded. For any other pair the files are compared, and the page says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from accel.core.quality import psnr
 from accel.pipelines.batch.comparison import CEILING, difference_path, frame_psnr
@@ -17,13 +20,13 @@ from accel.pipelines.batch.identity import digest
 from accel.pipelines.job import JobError
 from accel.pipelines.pictures import GAIN, difference
 from accel.pipelines.ui import charts
-from accel.pipelines.ui.studio import Finished, Studio
-from accel.pipelines.ui.view import file_url, settings_line
+from accel.pipelines.ui.finished import Finished, changed_at
+from accel.pipelines.ui.studio import Studio
+from accel.pipelines.ui.view import PLAYABLE, each, file_url, settings_line
 from accel.pipelines.video import read_video, write_video
 
-PLAYABLE = ("mp4", "webm")
 OWN = "its own reference"
-_KEPT = 20  # differences of files, which can be made again
+_KEPT = 20  # differences of files, and copies that browsers play: both can be made again
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Pair:
     """Two videos beside each other: ``first`` and ``second``.
 
     ``frames``: dB of each frame; ``apart``: the difference as a video; ``exact``: measured on
-    frames, not on files.
+    frames, not on files; ``shown``: what a browser plays of both.
     """
 
     first: Finished
@@ -40,12 +43,13 @@ class Pair:
     frames: list[float]
     apart: Path
     exact: bool
+    shown: tuple[Path, Path]
 
 
 def choices(studio: Studio) -> list[str]:
-    """Return names of videos that can be played, those with a reference first."""
-    videos = [v for v in studio.finished() if v.job.format in PLAYABLE]
-    compared = [v.name for v in videos if (v.comparison or {}).get("reference")]
+    """Return names of videos, those with a reference first."""
+    videos = studio.finished()
+    compared = [v.name for v in videos if v.reference]
     rest = [v.name for v in videos if v.name not in compared]
     return compared + rest
 
@@ -56,54 +60,85 @@ def pair(studio: Studio, first: str, second: str) -> Pair:
     ``second``: a name, or ``OWN``. Raises JobError saying what is missing.
     """
     a = studio.find(first)
-    if a is None or a.job.format not in PLAYABLE:
+    if a is None:
         raise JobError("choose a video that is in the gallery")
-    measured = a.comparison or {}
-    own = measured.get("reference") or ""
+    own = a.reference
     wanted = own if second in (OWN, "", None) else second
     b = studio.find(wanted) if wanted else None
-    if b is None or b.job.format not in PLAYABLE:
+    if b is None:
         raise JobError(f"{first} has no reference; generate it with reference, or choose another")
     apart = difference_path(studio.out, a.name)
-    if wanted == own and apart.is_file():
-        numbers = [float(v) for v in measured.get("psnr_frames", ())]
-        return Pair(a, b, float(measured["psnr_db"]), numbers, apart, True)
-    return _of_files(studio, a, b)
+    shown = (_playable(studio, a), _playable(studio, b))
+    if wanted == own and apart.is_file() and a.db is not None and a.frames_db:
+        return Pair(a, b, a.db, a.frames_db, apart, True, shown)
+    return _of_files(studio, a, b, shown)
 
 
-def _of_files(studio: Studio, a: Finished, b: Finished) -> Pair:
-    for video in (a, b):
-        volume = (video.job.width or 0) * (video.job.height or 0) * (video.job.frames or 0)
-        if volume > studio.limits.volume // 4:
-            raise JobError(f"{video.name} is too large to be compared here; use accel compare")
-    x, y = read_video(a.video), read_video(b.video)
+def _frames(studio: Studio, video: Finished) -> np.ndarray:
+    """Return the frames of a video that is not too large for that.
+
+    Raises JobError for one that is, or that cannot be read.
+    """
+    volume = (video.job.width or 0) * (video.job.height or 0) * (video.job.frames or 0)
+    if volume > studio.limits.volume // 4:
+        raise JobError(f"{video.name} is too large to be compared here; use accel compare")
+    try:
+        return read_video(video.video)
+    except ValueError as error:
+        raise JobError(str(error)) from error
+
+
+def _playable(studio: Studio, video: Finished) -> Path:
+    """Return a file with a video that browsers play: its own, or a copy in another format."""
+    if video.job.format in PLAYABLE:
+        return video.video
+    copy = _made(studio, "copy", [str(video.video), video.sidecar["video"]["sha256"]])
+    if not copy.is_file():
+        _write(studio, copy, _frames(studio, video), video)
+    return copy
+
+
+def _of_files(studio: Studio, a: Finished, b: Finished, shown: tuple[Path, Path]) -> Pair:
+    x, y = _frames(studio, a), _frames(studio, b)
     if x.shape != y.shape:
         raise JobError(f"{a.name} is {_size(x)}, {b.name} is {_size(y)}; choose two of one size")
-    key = digest([str(a.video), str(b.video), a.sidecar["id"], b.sidecar["id"]])[:24]
-    apart = studio.out / "differences" / f"files-{key}.mp4"
+    names = [str(a.video), str(b.video), a.sidecar["id"], b.sidecar["id"]]
+    apart = _made(studio, "files", names)
     if not apart.is_file():
-        apart.parent.mkdir(exist_ok=True)
-        write_video(apart, difference(x, y), fps=a.job.fps or 16.0)
-        made = sorted(apart.parent.glob("files-*.mp4"), key=lambda file: file.stat().st_mtime_ns)
-        for file in made[:-_KEPT]:
-            file.unlink(missing_ok=True)
+        _write(studio, apart, difference(x, y), a)
     frames = frame_psnr(x, y)
-    return Pair(a, b, min(CEILING, psnr(x, y)), frames, apart, False)
+    return Pair(a, b, min(CEILING, psnr(x, y)), frames, apart, False, shown)
+
+
+def _made(studio: Studio, kind: str, of: list[str]) -> Path:
+    """Return where a video that is made of others lies."""
+    return studio.out / "differences" / f"{kind}-{digest(of)[:24]}.mp4"
+
+
+def _write(studio: Studio, path: Path, frames: np.ndarray, of: Finished) -> None:
+    """Write a video that can be made again, and delete the oldest of its kind."""
+    path.parent.mkdir(exist_ok=True)
+    write_video(path, frames, fps=of.job.fps or 16.0)
+    kind = path.name.partition("-")[0]
+    made = sorted(path.parent.glob(f"{kind}-{'[0-9a-f]' * 24}.mp4"), key=changed_at)
+    for file in made[:-_KEPT]:
+        file.unlink(missing_ok=True)
 
 
 def _size(video: Any) -> str:
     return f"{video.shape[2]}×{video.shape[1]}, {len(video)} frames"
 
 
-def players(found: Pair) -> str:
+def players(studio: Studio, found: Pair) -> str:
     """Return the two players, their controls and the numbers under each, for ``players.js``."""
     a, b, fps = found.first, found.second, found.first.job.fps or 16.0
     video = (
         '<video class="{0}" aria-label="{0}" src="{1}" muted playsinline preload="auto" '
         'tabindex="-1"></video>'
     )
-    urls = {"reference": b.video, "accelerated": a.video, "difference": found.apart}
-    stage = "".join(video.format(kind, escape(file_url(path))) for kind, path in urls.items())
+    files = {"reference": found.shown[1], "accelerated": found.shown[0], "difference": found.apart}
+    urls = {kind: escape(file_url(studio, path)) for kind, path in files.items()}
+    stage = "".join(video.format(kind, url) for kind, url in urls.items())
     ratio = f"{a.job.width or 1} / {a.job.height or 1}"
     source = "measured on the frames" if found.exact else "measured on the files, coding included"
     return (
@@ -134,8 +169,8 @@ _CONTROLS = f"""
 
 def _numbers(video: Finished, *more: str) -> str:
     """Return seconds, GiB and ``more`` of a video, then what it is."""
-    seconds, peak = video.sidecar.get("seconds"), video.sidecar.get("peak_bytes")
-    parts = [f"{seconds:.2f} s" if seconds else "", f"{peak / 2**30:.3f} GiB" if peak else ""]
+    parts = [f"{video.seconds:.2f} s" if video.seconds else ""]
+    parts += [f"{video.gib:.3f} GiB" if video.gib else ""]
     shown = "".join(f"<span>{part}</span>" for part in (*parts, *more) if part)
     about = (escape(video.name), settings_line(video.job))
     return shown + "".join(f'<span class="quiet">{text}</span>' for text in about)
@@ -146,7 +181,7 @@ def _speed(a: Finished, b: Finished) -> str:
 
     Runs that took steps over from a stopped one do not count.
     """
-    fast, slow = a.sidecar.get("seconds"), b.sidecar.get("seconds")
+    fast, slow = a.seconds, b.seconds
     if not fast or not slow or a.sidecar.get("resumed_from_step"):
         return ""
     how = "" if slow >= fast else ", slower than the reference"
@@ -157,16 +192,19 @@ def report(found: Pair) -> str:
     """Draw the report: precision over layers and steps, memory by phase, and the notes."""
     video = found.first
     data, parts = video.sidecar.get("report"), []
-    if data:
-        rows = charts.precision_rows(data)
-        parts.append(f"<h3>Precision of attention, layers × steps</h3>{charts.heat_map(rows)}")
-        notes = "".join(f"<li>{escape(str(note))}</li>" for note in data.get("notes", ()))
-        parts.append(f"<ul>{notes}</ul>" if notes else "")
+    parts += each([data] if data else [], _ran, lambda _: f"the report of {video.name}")
     groups = [
-        (label, v.sidecar.get("phase_peak_bytes") or {})
-        for label, v in (("reference", found.second), ("accelerated", video))
+        (label, v.phases) for label, v in (("reference", found.second), ("accelerated", video))
     ]
     where = (video.sidecar.get("environment") or {}).get("device", "cpu")
     what = "of the process" if where == "cpu" else "of the device"
     parts.append(f"<h3>Peak memory {what}, by phase</h3>{charts.memory_bars(groups)}")
     return f'<div class="report">{"".join(parts)}</div>'
+
+
+def _ran(data: Mapping[str, Any]) -> str:
+    """Return what ran at which step, and the notes of a report."""
+    rows = charts.precision_rows(data)
+    notes = "".join(f"<li>{escape(str(note))}</li>" for note in data.get("notes", ()))
+    shown = f"<h3>Precision of attention, layers × steps</h3>{charts.heat_map(rows)}"
+    return shown + (f"<ul>{notes}</ul>" if notes else "")

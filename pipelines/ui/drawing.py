@@ -22,9 +22,10 @@ from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.camera import Camera
 from accel.pipelines.motion.flow_pictures import arrows, color_wheel
 from accel.pipelines.motion.flows import make_flow, read_layers
+from accel.pipelines.ui.finished import Finished
 from accel.pipelines.ui.settings import Limits
-from accel.pipelines.ui.studio import Finished, Studio
-from accel.pipelines.video import read_video
+from accel.pipelines.ui.studio import Studio
+from accel.pipelines.ui.uploads import first_frame
 
 
 @dataclass(frozen=True)
@@ -272,13 +273,18 @@ def canvas(
     """Return what the canvas shows: its size, the picture behind it, and layers.
 
     The picture is the first frame of ``video`` (``keep``: what is there). None for the layers
-    leaves those that are drawn, stretched to the size.
+    leaves those that are drawn, stretched to the size. Raises JobError for a video that cannot be
+    read.
     """
     width, height, frames = size
     background = None if keep else ""
     if video is not None:
         file = io.BytesIO()
-        Image.fromarray(read_video(video.video)[0]).resize((width, height)).save(file, "PNG")
+        try:
+            first = first_frame(video.video)
+        except ValueError as error:
+            raise JobError(str(error)) from error
+        Image.fromarray(first).resize((width, height)).save(file, "PNG")
         background = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     data = {"width": width, "height": height, "frames": frames, "background": background}
     return {**data, "layers": layers}

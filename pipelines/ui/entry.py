@@ -17,12 +17,22 @@ class EntryState(StrEnum):
     FAILED = "failed"
 
 
+@dataclass(frozen=True)
+class Failure:
+    """When a job failed: seconds since 1970, and how many jobs had been asked for by then."""
+
+    time: float
+    requests: int
+
+
 @dataclass
 class Entry:
     """One job of the page.
 
-    ``part``: render, or unaccelerated for the reference; ``eta``: seconds left of it;
-    ``cancelled``: a visitor stops it while it runs.
+    ``part``: render, or unaccelerated for the reference; ``eta``: seconds left of it; ``note``:
+    what its worker found worth telling;
+    ``cancelled``: a visitor stops it while it runs; ``request``: the how-manieth job that was asked
+    for it is; ``failure``: shown on the first tab until it is dismissed or a later request starts.
     """
 
     item: Item
@@ -33,5 +43,8 @@ class Entry:
     part: str = ""
     eta: float | None = None
     error: str = ""
+    note: str = ""
     cancelled: bool = False
+    request: int = 0
+    failure: Failure | None = None
     jpeg: bytes = field(default=b"", repr=False)

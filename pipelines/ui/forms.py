@@ -18,10 +18,10 @@ from accel.pipelines.ui.studio import Studio
 
 FIELDS = (
     "prompt", "negative_prompt", "model", "width", "height", "frames", "steps", "guidance",
-    "seed", "preset", "name",
+    "seed", "preset", "fps", "format", "name",
 )  # fmt: skip
 FIRST = Job("a red circle on a striped blue background", seed=1)
-SIZES = ("width", "height", "frames", "steps", "guidance")
+SIZES = ("width", "height", "frames", "steps", "guidance", "fps")
 
 
 def to_form(job: Job, models: Models) -> dict[str, Any]:

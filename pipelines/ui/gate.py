@@ -41,11 +41,15 @@ class Gate:
     """ASGI middleware.
 
     ``hosts``: values of the Host header that are meant for this server (against DNS rebinding),
-    None for any. ``upload``: bytes of an upload.
+    None for any. ``upload``: bytes of an upload. ``root``: the path under which a proxy serves the
+    page, and ``public`` the host; both may reach the server as they are or already taken off.
     """
 
-    def __init__(self, app: Any, hosts: tuple[str, ...] | None, upload: int) -> None:
+    def __init__(
+        self, app: Any, hosts: tuple[str, ...] | None, upload: int, root: str = "", public: str = ""
+    ) -> None:
         self.app, self.hosts, self.upload = app, hosts, upload
+        self.root, self.public = root, public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
@@ -54,11 +58,15 @@ class Gate:
                 await self.app(scope, receive, send)
             return
         path = scope["path"]
+        if self.root and f"{path}/".startswith(f"{self.root}/"):
+            path = path.removeprefix(self.root) or "/"
+            scope = {**scope, "path": path}
         headers = {key.lower(): value.decode("latin-1") for key, value in scope["headers"]}
         limit = self.upload + BODY if path.endswith("/upload") else BODY
-        if not self._is_ours(headers.get(b"host", "")):
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if not self._is_ours(host):
             await _answer(send, 421, b"this server does not answer to that host name")
-        elif b"origin" in headers and urlsplit(headers[b"origin"]).netloc != headers.get(b"host"):
+        elif origin is not None and urlsplit(origin).netloc not in {host, self.public or host}:
             await _answer(send, 403, b"this request comes from another page")
         elif not _PATHS.fullmatch(path) or ".." in path.split("/") or _is_remote(path):
             await _answer(send, 404, b"not found")
@@ -93,7 +101,7 @@ class Gate:
 
     def _is_ours(self, host: str) -> bool:
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        return self.hosts is None or name in self.hosts
+        return self.hosts is None or name in self.hosts or (bool(host) and host == self.public)
 
 
 def _is_remote(path: str) -> bool:

@@ -7,17 +7,20 @@ among them stays as it is.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from accel.pipelines.job import Job, JobError
-from accel.pipelines.ui import compare, drawing, forms, plan_tab, predicted, view
-from accel.pipelines.ui.settings import PLANNED, UNACCELERATED, settings_of
-from accel.pipelines.ui.studio import Finished, Studio
-from accel.pipelines.ui.tabs import MORE, Parts
-from accel.pipelines.ui.widgets import Limit, gr
+from accel.pipelines.motion.driving import Driving
+from accel.pipelines.ui import compare, drawing, forms, view
+from accel.pipelines.ui.finished import Finished
+from accel.pipelines.ui.parts import Parts
+from accel.pipelines.ui.settings import settings_of
+from accel.pipelines.ui.studio import Studio
+from accel.pipelines.ui.tabs import MORE
+from accel.pipelines.ui.widgets import gr
 from accel.plans import Plan
 
 Changes = dict[Any, Any]  # widget to its new value
@@ -40,6 +43,12 @@ def told(fn: Callable) -> Callable:
 def by_widget(widgets: Mapping[str, Any], values: Mapping[str, Any]) -> Changes:
     """Return values by widget instead of by name."""
     return {widgets[name]: value for name, value in values.items()}
+
+
+def _driving(file: Any, start: Any, end: Any, cuts: bool) -> dict[str, Any]:
+    """Return a driving video as a job takes it; without ``end`` it ends where the video does."""
+    data = {"file": str(file), "first": start or 0, "cuts": "fresh" if cuts else "error"}
+    return data if end is None else {**data, "last": end}
 
 
 class Handlers:
@@ -124,6 +133,14 @@ class Handlers:
         if job.motion:
             drawn = {"motion": job.motion, "strength": job.strength, "size": list(size)}
         sketch, form = drawing.sketch_of(job), forms.to_form(job, self.studio.models)
+        try:
+            canvas = drawing.canvas(size, video, sketch["layers"])
+        except JobError as error:  # its settings are there nonetheless
+            gr.Warning(escape(str(error)))
+            canvas = drawing.canvas(size, None, sketch["layers"])
+        driving = (job.movement.video if job.movement else None) or Driving("")
+        cuts = driving.cuts == "fresh"
+        cut = _driving(driving.file, driving.first, driving.last, cuts) if driving.file else None
         return {
             self.parts.tabs: gr.Tabs(selected="generate"),
             tab.moved: drawn is not None,
@@ -131,9 +148,14 @@ class Handlers:
             kept.planned: None if job.plan is None else (job.accel_plan() or Plan()).to_dict(),
             kept.sketch: sketch,
             kept.shape: size,
-            motion.canvas: drawing.canvas(size, video, sketch["layers"]),
+            motion.canvas: canvas,
             motion.strength: job.strength if isinstance(job.strength, float) else 0.1,
             **by_widget(motion.camera, drawing.camera_of(job)),
+            motion.driving: cut,
+            motion.video["file"]: None,
+            motion.video["start"]: driving.first,
+            motion.video["end"]: driving.last,
+            motion.video["cuts"]: cuts,
             tab.suited: form["model"],
             **by_widget(tab.form, form),
         }
@@ -143,8 +165,8 @@ class Handlers:
         kept, tab, motion = self.parts.kept, self.parts.generate, self.parts.motion
         return [
             self.parts.tabs, tab.moved, kept.drawn, kept.planned, kept.sketch, kept.shape,
-            motion.canvas, motion.strength, *motion.camera.values(), tab.suited,
-            *tab.form.values(),
+            motion.canvas, motion.strength, *motion.camera.values(), motion.driving,
+            *motion.video.values(), tab.suited, *tab.form.values(),
         ]  # fmt: skip
 
     # ---------------------------------------------------------------------------------- motion
@@ -154,21 +176,40 @@ class Handlers:
         return {self.parts.kept.sketch: event.drawing}
 
     @told
-    def take_driving(self, *, file: str | None, start: Any, end: Any, cuts: bool) -> Changes:
+    def take_driving(self, *, file: list[str] | None, start: Any, end: Any, cuts: bool) -> Changes:
         """Make the driving video of a job of an upload."""
         if not file:
             return {self.parts.motion.driving: None}
-        kept, _ = self.studio.keep_driving(Path(file))
-        data = {"file": str(kept), "first": start or 0, "cuts": "fresh" if cuts else "error"}
-        return {self.parts.motion.driving: data | ({} if end is None else {"last": end})}
+        kept = self.studio.keep_driving([Path(name) for name in file])
+        return {self.parts.motion.driving: _driving(kept, start, end, cuts)}
 
-    @told
+    def drop_driving(self) -> Changes:
+        """Make room for another driving video where one was refused."""
+        return {self.parts.motion.driving: None, self.parts.motion.video["file"]: None}
+
+    def cut_driving(
+        self, *, driving: Any, start: Any, end: Any, cuts: bool, **motion: Any
+    ) -> Changes:
+        """Use other frames of the driving video that is there; ``motion``: as ``read_motion``."""
+        cut = _driving(driving["file"], start, end, cuts) if driving else None
+        if cut == driving:
+            return _NOTHING
+        return {self.parts.motion.driving: cut, **self.read_motion(driving=cut, **motion)}
+
     def read_motion(self, *, sketch: Any, driving: Any, strength: float, **values: Any) -> Changes:
-        """Read the motion of all widgets; ``values``: of the camera and of the form."""
+        """Read the motion of all widgets; ``values``: of the camera and of the form.
+
+        What is wrong with it is told where it would be shown, and no job gets an older one.
+        """
         camera = {name: values.pop(name) for name in drawing.CAMERA}
-        size, fps = forms.size_of(values, self.studio)
-        drawn = drawing.read_motion(self.studio, sketch, camera, driving, strength, size)
-        shown = drawing.flow_preview(drawn["motion"], size, fps) if drawn else drawing.NO_FLOW
+        drawn = None
+        try:
+            size, fps = forms.size_of(values, self.studio)
+            found = drawing.read_motion(self.studio, sketch, camera, driving, strength, size)
+            shown = drawing.flow_preview(found["motion"], size, fps) if found else drawing.NO_FLOW
+            drawn = found
+        except JobError as error:
+            shown = view.problem(str(error))
         return {
             self.parts.kept.drawn: drawn,
             self.parts.generate.moved: drawn is not None,
@@ -205,7 +246,7 @@ class Handlers:
     def show_pair(self, *, first: str, second: str) -> Changes:
         """Show two videos beside each other, and the report."""
         found, tab = compare.pair(self.studio, first or "", second or ""), self.parts.compare
-        return {tab.players: compare.players(found), tab.report: compare.report(found)}
+        return {tab.players: compare.players(self.studio, found), tab.report: compare.report(found)}
 
     # --------------------------------------------------------------------------------- gallery
 
@@ -240,59 +281,16 @@ class Handlers:
         self.act(event)
         return {queue.gallery: view.gallery(self.studio, count)}
 
-    # ------------------------------------------------------------------------------------ plan
-
-    def predict(
-        self, *, asked: tuple[str, float] | None, memory: float, quality: float, **form: Any
-    ) -> Iterator[Changes]:
-        """Predict the plan for the form's job.
-
-        For a new size a limit stays, and a slider at its top goes to the new one. While a size is
-        simulated, that is said, and the slider rests, as its top is not known yet.
-        """
-        tab, slider = self.parts.plan, gr.skip()
-        try:
-            job = forms.job_of(form, self.studio)
-            if self.studio.simulations.known(job) is None:
-                rests = Limit(interactive=False)
-                yield {tab.memory: rests, tab.picked: None, tab.predicted: plan_tab.WAIT}
-                slider = Limit(interactive=True)
-            needs = self.studio.simulations.needs(job)
-            shape, top = predicted.shape(job), plan_tab.top(self.studio, needs)
-            if asked is None or asked[0] != shape:
-                limited = asked is not None and memory < asked[1]
-                memory, asked = min(memory, top) if limited else top, (shape, top)
-                slider = Limit(maximum=top, value=memory, interactive=True)
-            plan = plan_tab.predict(self.studio, job, needs, memory, quality)
-            shown = plan_tab.shown(plan, job, memory)
-            yield {tab.asked: asked, tab.memory: slider, tab.predicted: shown,
-                   tab.picked: plan.settings()}  # fmt: skip
-        except JobError as error:
-            problem = view.problem(str(error))
-            yield {tab.memory: slider, tab.picked: None, tab.predicted: problem}
-
-    def table(self, *, memory: float, quality: float) -> Changes:
-        """Show the measured runs within the limits."""
-        return {self.parts.plan.table: plan_tab.table(self.studio, memory, quality)}
-
-    @told
-    def use_plan(self, *, picked: Any) -> Changes:
-        """Take the plan that is picked over into the form."""
-        if not picked:
-            raise JobError("no plan is shown; choose a memory and a quality that can be had")
-        preset = PLANNED if picked["plan"] else picked["preset"] or UNACCELERATED
-        return {
-            self.parts.tabs: gr.Tabs(selected="generate"),
-            self.parts.kept.planned: picked["plan"],
-            self.parts.generate.form["preset"]: preset,
-        }
+    # ---------------------------------------------------------------------------------- state
 
     def poll(self, *, seen: tuple[int, int], count: int) -> Changes:
         """Show what changed since a tab last asked."""
         current, generate, queue = self.studio.version(), self.parts.generate, self.parts.queue
         news: Changes = {self.parts.kept.seen: current}
+        if current != seen:  # the first tab also says what the newest video is
+            news[generate.now] = view.now(self.studio)
         if current[0] != seen[0]:
-            news |= {generate.now: view.now(self.studio), queue.list: view.queue(self.studio)}
+            news[queue.list] = view.queue(self.studio)
         if current[1] != seen[1]:
             latest, cards = view.latest(self.studio), view.gallery(self.studio, count)
             news |= {generate.latest: latest, queue.gallery: cards}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 
@@ -36,7 +37,9 @@ class LiveQueue:
         self, options: Options, make_engine: Callable[[Emit], Engine], manifest: Manifest
     ) -> None:
         self.lock = threading.RLock()
-        self._policy = LivePolicy(options.checkpoint_steps, naming=Naming(options.out))
+        self._policy = LivePolicy(
+            options.checkpoint_steps, notice=manifest.note, naming=Naming(options.out)
+        )
         engine = make_engine(self._tell)
         self._queue = Queue(options, engine, manifest, self._tell, self._policy, lock=self.lock)
         self._manifest, self._engine = manifest, engine
@@ -60,7 +63,7 @@ class LiveQueue:
     @property
     def notice(self) -> str:
         """Return why the queue paused by itself, or ""."""
-        return self._policy.notice
+        return self._policy.broken or self._policy.notice
 
     @property
     def paused(self) -> bool:
@@ -78,9 +81,20 @@ class LiveQueue:
     # ------------------------------------------------------------------------------------ serving
 
     def serve(self) -> None:
-        """Render until ``close``; the jobs that run then save their step and go on next time."""
+        """Render until ``close``; the jobs that run then save their step and go on next time.
+
+        What ends it before is told on the page, which would wait for ever otherwise.
+        """
         try:
             self._queue.run()
+        except Exception as error:
+            with self.lock:
+                self._policy.broken = (
+                    f"The queue has stopped: {type(error).__name__}: {error}. End accel ui and "
+                    "start it again; the queue goes on where it was."
+                )
+                self._policy.changed()
+            traceback.print_exc()
         finally:
             self._engine.close()
 
@@ -114,7 +128,9 @@ class LiveQueue:
                     "this very job is in the queue or the gallery already; change a value"
                 )
             self._manifest.add([(item.name, item.id, item.job)])
-            return self._enter(Entry(item, compare))
+            entry = Entry(item, compare)
+            self._policy.request(entry)
+            return self._enter(entry)
 
     def _enter(self, entry: Entry) -> Entry:
         self.entries[entry.item.name] = entry
@@ -125,6 +141,8 @@ class LiveQueue:
 
     def restore(self, compared: set[str], order: list[str], taken: dict[str, str]) -> None:
         """Take over what an earlier run of the page left in the manifest.
+
+        A job that can be none any more is told, and stays in the manifest.
 
         Args:
             compared: names of jobs that are rendered with their reference.
@@ -139,7 +157,10 @@ class LiveQueue:
             row = rows[name]
             try:
                 job = make_job(json.loads(row["job"]), name)
-            except (JobError, ValueError):
+            except (ValueError, OverflowError) as why:
+                if row["state"] != State.DONE:
+                    text = f"{name} was not taken over from the last time: {why}"
+                    self._policy.notice = f"{self._policy.notice}\n{text}".strip()
                 continue
             naming.take(name, row["id"], job.format)
             if row["state"] == State.DONE:
@@ -175,9 +196,17 @@ class LiveQueue:
             item = entry.item
             entry.item = Item(item.job, item.id, item.name, item.where, item.twin)
             entry.state, entry.error = EntryState.WAITING, ""
+            self._policy.request(entry)
             self._queue.pending.append(entry.item)
             self._manifest.log(name, "retry", State.PENDING, "asked for")
             self._policy.changed()
+
+    def dismiss(self, name: str) -> None:
+        """Show no longer on the first tab that a job failed; it stays in the list."""
+        with self.lock:
+            if entry := self.entries.get(name):
+                entry.failure = None
+                self._policy.changed()
 
     def remove(self, name: str) -> bool:
         """Take a job that does not run out of the list; return False if it runs."""

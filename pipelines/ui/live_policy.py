@@ -6,6 +6,7 @@ It also holds what the page shows of the queue. Whoever reads or changes it hold
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
@@ -15,21 +16,24 @@ from accel.pipelines.batch.items import Item
 from accel.pipelines.batch.naming import Naming
 from accel.pipelines.batch.progress import Pace
 from accel.pipelines.batch.tasks import Task
-from accel.pipelines.ui.entry import Entry, EntryState
+from accel.pipelines.ui.entry import Entry, EntryState, Failure
 
 
 @dataclass
 class LivePolicy:
     """The policy of the page's queue.
 
-    ``entries``: everything that is not done, by name; ``version`` counts changes; ``notice``: why
-    the queue is paused by itself; ``closing``: the page goes.
+    ``entries``: everything that is not done, by name; ``version`` counts changes, ``requests`` the
+    jobs that were asked for; ``notice``: why the queue is paused by itself; ``broken``: why it
+    will never go on; ``closing``: the page goes.
     """
 
     checkpoint_steps: int
     entries: dict[str, Entry] = field(default_factory=dict)
     version: int = 0
+    requests: int = 0
     notice: str = ""
+    broken: str = ""
     paused: bool = False
     closing: threading.Event = field(default_factory=threading.Event)
     naming: Naming = field(default_factory=Naming)
@@ -47,8 +51,11 @@ class LivePolicy:
 
     def task(self, item: Item) -> Task:
         entry = self.entries[item.name]
-        entry.state, entry.step, entry.error = EntryState.RUNNING, 0, ""
+        entry.state, entry.step, entry.error, entry.note = EntryState.RUNNING, 0, "", ""
         entry.cancelled = False
+        for other in self.entries.values():
+            if other.failure and other.failure.requests < entry.request:
+                other.failure = None
         return Task(
             item.name, item.id, item.job, item.rung, entry.compare, self.checkpoint_steps,
             preview=True, keep=entry.compare,
@@ -78,6 +85,7 @@ class LivePolicy:
     def failed(self, item: Item, error: str) -> None:
         if entry := self.entries.get(item.name):
             entry.state, entry.error = EntryState.FAILED, error
+            entry.failure = Failure(time.time(), self.requests)
 
     def unfit(self, item: Item, error: str) -> None:
         self.failed(item, error)
@@ -85,6 +93,11 @@ class LivePolicy:
     def disk_full(self, error: str) -> None:
         self.paused = True
         self.notice = f"Paused: {error}. Make room, then let the queue go on."
+
+    def request(self, entry: Entry) -> None:
+        """Take note that a visitor asks for a job now."""
+        self.requests += 1
+        entry.request, entry.failure = self.requests, None
 
     def changed(self) -> None:
         """Let every tab look again."""
@@ -103,10 +116,15 @@ class LivePolicy:
             case events.Retry():
                 if entry := self.entries.get(event.job):
                     entry.error = f"{event.error}; trying again{event.how}"
+            case events.Note():
+                if entry := self.entries.get(event.job):
+                    entry.note = f"{entry.note}\n{event.text}".strip()
+            case events.Wait():
+                if entry := self.entries.get(event.job):
+                    entry.note = "another process renders it"
             case (
-                events.Start() | events.Resume() | events.Done() | events.Skip() | events.Wait()
-                | events.Failed() | events.Invalid() | events.Note() | events.Stopping()
-                | events.End()
+                events.Start() | events.Resume() | events.Done() | events.Skip()
+                | events.Failed() | events.Invalid() | events.Stopping() | events.End()
             ):  # fmt: skip
                 pass  # the methods above are told as well, or the page does not show it
             case _:

@@ -11,8 +11,10 @@ import time
 from functools import partial
 from typing import Any
 
+from accel.pipelines.job import JobError
 from accel.pipelines.ui import compare, forms, safety
 from accel.pipelines.ui.handlers import Handlers
+from accel.pipelines.ui.plan_handlers import PlanHandlers
 from accel.pipelines.ui.settings import Models
 from accel.pipelines.ui.studio import Studio
 from accel.pipelines.ui.tabs import STATIC, build
@@ -77,7 +79,8 @@ class Page:
         taken = queue.dropped.upload(
             on.take_settings, inputs_kwargs={"path": queue.dropped}, outputs=on.filled(), **TOLD
         )
-        taken.then(on.make_room, outputs=queue.dropped, **QUIET)
+        for after in (taken.success, taken.failure):  # the next file finds room either way
+            after(on.make_room, outputs=queue.dropped, **QUIET)
         for part in (self.parts.generate.now, queue.list):
             part.act(on.act, **TOLD)
         pair, shown = [compared.first, compared.second], [compared.players, compared.report]
@@ -104,9 +107,16 @@ class Page:
         for slider in (*tab.camera.values(), tab.strength):
             slider.input(trigger_mode="always_last", **how)
         file, start, end, cuts = (tab.video[key] for key in ("file", "start", "end", "cuts"))
-        for event in (file.upload, file.clear, start.submit, end.submit, cuts.input):
+        for event in (file.upload, file.clear, file.delete):
             taken = event(on.take_driving, inputs_kwargs=tab.video, outputs=tab.driving, **TOLD)
             taken.then(**how)
+            refused = taken.failure(on.drop_driving, outputs=[tab.driving, file], **QUIET)
+            refused.then(**how)
+        cut = {"start": start, "end": end, "cuts": cuts, **how["inputs_kwargs"]}
+        new = {**how, "fn": on.cut_driving, "inputs_kwargs": cut}
+        new["outputs"] = [tab.driving, *how["outputs"]]
+        for event in (start.submit, end.submit, start.blur, end.blur, cuts.input):
+            event(**new)
         shown = [kept.shape, tab.canvas]
         inputs = {"behind": tab.behind, **form}
         tab.behind.input(on.show_behind, inputs_kwargs=inputs, outputs=shown, **TOLD)
@@ -136,7 +146,8 @@ class Page:
 
     def wire_plan(self) -> None:
         """Let the tab Plan follow the form when it is shown, and its limits at once."""
-        on, plan, form = self.on, self.parts.plan, self.parts.generate.form
+        on, plan = PlanHandlers(self.studio, self.parts), self.parts.plan
+        form = self.parts.generate.form
         limits = {"memory": plan.memory, "quality": plan.quality}
         table: dict[str, Any] = {"fn": on.table, "inputs_kwargs": limits, "outputs": plan.table}
         for event in (self.parts.generate.latest.change, self.blocks.load):
@@ -154,15 +165,30 @@ class Page:
         plan.use.click(on.use_plan, inputs_kwargs={"picked": plan.picked}, outputs=into, **TOLD)
 
 
-def launch(page: Page, host: str, port: int | None, auth: tuple[str, str] | None) -> str:
-    """Serve the page from a thread of its own; its address."""
+def launch(
+    page: Page,
+    host: str,
+    port: int | None,
+    auth: tuple[str, str] | None,
+    public: safety.Public | None = None,
+) -> str:
+    """Serve the page from a thread of its own; its address on this machine.
+
+    ``public``: where a proxy serves it, the studio's ``root`` with a host.
+
+    Raises JobError for a port that cannot be had.
+    """
     studio = page.studio
-    options = safety.launch_options(studio.out, host, port, auth, studio.limits)
+    public = public or safety.Public(studio.root)
+    options = safety.launch_options(studio.out, host, port, auth, studio.limits, public)
     css = (STATIC / "style.css").read_text()
     theme = gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=["monospace"])
     theme.set(**CONTRAST)
     page.blocks.queue(max_size=64, default_concurrency_limit=4)
-    return page.blocks.launch(css=css, theme=theme, **options)[1]
+    try:
+        return page.blocks.launch(css=css, theme=theme, **options)[1]
+    except OSError as error:  # somebody was faster, or all ports that Gradio tries are taken
+        raise JobError(f"no free port on {host}; choose one with accel ui --port N") from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,11 +198,13 @@ def run(args: argparse.Namespace) -> int:
     """
     auth = safety.read_auth(args.auth_file)
     safety.check_access(args.host, auth)
-    studio = Studio(args.out, Models.of(args.model, args.plan))
+    safety.check_port(args.host, args.port)
+    public = safety.Public.parse(args.root_path)
+    studio = Studio(args.out, Models.of(args.model, args.plan), root=public.path)
     try:
         safety.be_silent(studio.temporary)
         page = Page(studio)
-        url = launch(page, args.host, args.port, auth)
+        url = launch(page, args.host, args.port, auth, public)
         studio.start()
         print(f"accel ui: {url} (videos in {studio.out}, Ctrl-C ends it)", flush=True)
         while True:

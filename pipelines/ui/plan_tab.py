@@ -15,9 +15,10 @@ from accel.pipelines.batch.predict import Predictor, measured_rows
 from accel.pipelines.batch.simulated import Answer
 from accel.pipelines.job import Job
 from accel.pipelines.ui import charts, predicted
+from accel.pipelines.ui.finished import Finished
 from accel.pipelines.ui.predicted import Choice, Predicted
-from accel.pipelines.ui.studio import Finished, Studio
-from accel.pipelines.ui.view import acceleration, settings_line
+from accel.pipelines.ui.studio import Studio
+from accel.pipelines.ui.view import acceleration, each, settings_line
 
 QUALITY = 30.0  # dB, where nothing is measured yet
 WAIT = '<p class="quiet" role="status">Simulating the memory of this model and size.</p>'
@@ -60,18 +61,17 @@ def _reference_seconds(like: list[Finished], job: Job) -> float | None:
     def work(j: Job) -> int:
         return (j.width or 0) * (j.height or 0) * (j.frames or 0) * (j.steps or 0)
 
-    timed = [v for v in like if v.sidecar["comparison"].get("reference_seconds") and work(v.job)]
+    timed = [v for v in like if v.reference_seconds and work(v.job)]
     near = min(timed, key=lambda v: abs(work(v.job) - work(job)), default=None)
     if near is None or not work(job):
         return None
-    seconds = float(near.sidecar["comparison"]["reference_seconds"])
-    return seconds * work(job) / work(near.job)
+    return (near.reference_seconds or 0.0) * work(job) / work(near.job)
 
 
 def top(studio: Studio, needs: Needs) -> float:
     """End of the memory slider in GiB: room for the job as it comes, and for measured runs."""
     plain = 1.25 * max(needs.phases(1).values()) / 2**30
-    runs = [_gib(v) for v in measured(studio) if _on_device(v)]
+    runs = [v.gib or 0.0 for v in measured(studio) if _on_device(v)]
     return math.ceil(1000 * max(plain, *runs, 0.0)) / 1000
 
 
@@ -122,8 +122,8 @@ def _choice_row(choice: Choice, *, best: bool) -> str:
 
 def measured(studio: Studio) -> list[Finished]:
     """Return finished videos that were compared with their reference, the fastest first."""
-    found = [v for v in studio.finished() if v.comparison and v.sidecar.get("peak_bytes")]
-    return sorted(found, key=lambda v: float(v.sidecar["seconds"]))
+    found = [v for v in studio.finished() if v.db is not None and v.gib and v.seconds]
+    return sorted(found, key=lambda v: v.seconds or 0.0)
 
 
 def least(studio: Studio) -> float:
@@ -140,7 +140,10 @@ def table(studio: Studio, memory: float, quality: float) -> str:
             "its time, memory and quality appear here.</p>"
         )
     fit = [v for v in runs if _in(v, memory) and _db(v) >= quality - 5e-3]
-    rows = "".join(_row(v, best=v is fit[0]) for v in fit)
+    rows = "".join(each(
+        fit, lambda v: _row(v, best=v is fit[0]), lambda v: v.name,
+        '<tr><td colspan="5">{}</td></tr>',
+    ))  # fmt: skip
     if fit:
         best = fit[0]
         text = (
@@ -150,19 +153,15 @@ def table(studio: Studio, memory: float, quality: float) -> str:
     else:
         text = f"None of the {len(runs)} measured runs fits; allow more memory or less quality."
     head = "".join(f"<th>{h}</th>" for h in ("run", "seconds", "GiB", "dB", "speed"))
-    points = [(v.name, _gib(v), _db(v)) for v in fit]
+    points = [(v.name, v.gib or 0.0, _db(v)) for v in fit]
     return (
         f'<h3>Measured</h3><p>{text}</p><table class="runs"><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table>{charts.scatter(points)}"
     )
 
 
-def _gib(video: Finished) -> float:
-    return float(video.sidecar["peak_bytes"]) / 2**30
-
-
 def _db(video: Finished) -> float:
-    return float(video.sidecar["comparison"]["psnr_db"])
+    return video.db or 0.0
 
 
 def _on_device(video: Finished) -> bool:
@@ -170,15 +169,15 @@ def _on_device(video: Finished) -> bool:
 
 
 def _in(video: Finished, memory: float) -> bool:
-    return not _on_device(video) or _gib(video) <= memory + 5e-4
+    return not _on_device(video) or (video.gib or 0.0) <= memory + 5e-4
 
 
 def _row(video: Finished, *, best: bool) -> str:
-    model, compared = video.job.model.rsplit("/", 1)[-1], video.sidecar["comparison"]
+    model, plain = video.job.model.rsplit("/", 1)[-1], video.reference_seconds
     about = f'{escape(video.name)}<br><span class="quiet">{escape(model)}, '
     cells = (
-        f"{video.sidecar['seconds']:.2f}", f"{_gib(video):.3f}", f"{_db(video):.2f}",
-        f"{compared['speedup']:.2f}×",
+        f"{video.seconds:.2f}", f"{video.gib:.3f}", f"{_db(video):.2f}",
+        f"{plain / video.seconds:.2f}×" if plain and video.seconds else "",
     )  # fmt: skip
     inside = f"<td>{about}{settings_line(video.job)}</span></td>"
     inside += "".join(f"<td>{cell}</td>" for cell in cells)

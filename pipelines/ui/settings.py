@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from accel.core.atomic_write import write_atomic
+from accel.core.validate import text
 from accel.pipelines.job import Job, JobError, job_from_settings, make_job
 from accel.pipelines.load import TINY, local_folder
 from accel.pipelines.video import SUFFIXES, read_comment
@@ -133,8 +134,8 @@ def _whole(name: str, value: Any) -> Any:
 
 
 def _check_limits(job: Job, limits: Limits) -> None:
-    for text in ("prompt", "negative_prompt"):
-        _at_most(f"{text} length", len(getattr(job, text)), limits.prompt)
+    for name in ("prompt", "negative_prompt"):
+        _at_most(f"{name} length", len(getattr(job, name)), limits.prompt)
     if not job.prompt.strip():
         raise JobError("the prompt is empty; describe the video in a few words")
     _at_most("name length in bytes", len(job.name.encode()), limits.name)
@@ -215,17 +216,22 @@ class Presets:
 
     def all(self) -> dict[str, Job]:
         """Return by name; entries that are no job are left out."""
-        try:
-            data = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            return {}
         found = {}
-        for name, values in data.items() if isinstance(data, dict) else ():
+        for name, values in self._read().items():
             try:
-                found[str(name)] = make_job(values, str(name))
-            except JobError:
+                text("preset", name)
+                found[name] = make_job(values, name)
+            except (ValueError, OverflowError):
                 continue
         return found
+
+    def _read(self) -> dict[str, Any]:
+        """Return what the file holds, also what is no job; nothing if it cannot be read."""
+        try:
+            data = json.loads(self._path.read_text())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return data if isinstance(data, dict) else {}
 
     def save(self, name: str, job: Job) -> None:
         """Keep a job under a name.
@@ -237,14 +243,16 @@ class Presets:
             raise JobError(f"a preset needs a name of 1 to {self._limits.name} characters")
         if name not in known:
             _at_most("number of presets", len(known) + 1, self._limits.presets)
-        self._write({**known, name: job})
+        self._write({**self._read(), name: job.to_dict()})
 
     def delete(self, name: str) -> None:
         """Forget a preset."""
-        self._write({key: job for key, job in self.all().items() if key != name})
+        self._write({key: values for key, values in self._read().items() if key != name})
 
-    def _write(self, jobs: Mapping[str, Job]) -> None:
-        data = {name: job.to_dict() for name, job in jobs.items()}
+    def _write(self, data: Mapping[str, Any]) -> None:
+        """Write the file anew; one that cannot be read is kept beside it."""
+        if self._path.is_file() and not self._read() and self._path.read_bytes().strip() != b"{}":
+            self._path.replace(self._path.with_name(f"{self._path.name}.damaged"))
         write_json(self._path, data)
 
 

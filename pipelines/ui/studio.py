@@ -10,14 +10,11 @@ tab. After a crash the next start goes on where the manifest says, from the last
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +25,14 @@ from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.manifest import Manifest
 from accel.pipelines.batch.output import Output, prepare_folder
 from accel.pipelines.batch.queue import Options
-from accel.pipelines.batch.sidecar import read_sidecar
-from accel.pipelines.job import Job, JobError, make_job
+from accel.pipelines.job import JobError
 from accel.pipelines.limits import of_model
+from accel.pipelines.ui.finished import Finished, FinishedVideos, changed_at
 from accel.pipelines.ui.live import LiveQueue
 from accel.pipelines.ui.predicted import Simulations
 from accel.pipelines.ui.settings import Limits, Models, Presets, job_from_form, write_json
+from accel.pipelines.ui.uploads import keep_driving
 from accel.pipelines.video import remove
-from accel.pipelines.video_reading import look
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A video in the output folder with its sidecar."""
-
-    name: str
-    video: Path
-    job: Job
-    sidecar: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def comparison(self) -> dict[str, Any] | None:
-        """What was measured against the reference, None if nothing was."""
-        return self.sidecar.get("comparison")
 
 
 class Studio:
@@ -58,7 +40,8 @@ class Studio:
 
     ``start`` and ``close`` frame its life.
 
-    ``temporary``: a folder for uploads and exports that goes with it.
+    ``temporary``: a folder for uploads and exports that goes with it; ``root``: the path under
+    which a proxy serves the page, without a slash at its end.
 
     Raises JobError for a folder that cannot be written or that another page already owns.
     """
@@ -69,7 +52,9 @@ class Studio:
         models: Models | None = None,
         limits: Limits | None = None,
         make_engine: Callable[[Path, Emit], Engine] = LocalEngine,
+        root: str = "",
     ) -> None:
+        self.root = root
         self.out = out.resolve()
         self.models, self.limits = models or Models(), limits or Limits()
         prepare_folder(self.out)
@@ -85,7 +70,7 @@ class Studio:
         options = Options(self.out)
         self.queue = LiveQueue(options, lambda emit: make_engine(self.out, emit), self._manifest)
         self._thread = threading.Thread(target=self.queue.serve, name="queue", daemon=True)
-        self._cache: dict[Path, tuple[int, Finished | None]] = {}
+        self._videos = FinishedVideos(self.out)
         self.simulations = Simulations()
 
     def start(self) -> None:
@@ -93,7 +78,7 @@ class Studio:
         data = _read_json(self.state / "queue.json")
         taken = {video.name: video.sidecar["id"] for video in self.finished()}
         with self.queue.lock:
-            self.queue.restore(set(data.get("compare", ())), list(data.get("order", ())), taken)
+            self.queue.restore(set(_names(data.get("compare"))), _names(data.get("order")), taken)
         self._thread.start()
 
     def close(self) -> None:
@@ -132,6 +117,8 @@ class Studio:
             queue.stop_job(name)
         elif what == "retry":
             queue.retry(name)
+        elif what == "dismiss":
+            queue.dismiss(name)
         elif what in ("up", "down", "first"):
             queue.move(name, {"up": -1, "down": 1, "first": -(10**6)}[what])
         elif what == "remove":
@@ -162,39 +149,22 @@ class Studio:
 
     def version(self) -> tuple[int, int]:
         """Return two counts that change when the queue and when the finished videos change."""
-        return self.queue.version, _changed(self.out)
+        return self.queue.version, changed_at(self.out)
 
     # ------------------------------------------------------------------------------------- videos
 
     def finished(self) -> list[Finished]:
         """Return finished videos, the newest first."""
-        files = sorted(self.out.glob("*.json"), key=_changed, reverse=True)
-        found = (self._finished(file) for file in files)
-        return [video for video in found if video is not None]
+        return self._videos.read()
+
+    @property
+    def left_out(self) -> list[str]:
+        """Which files of the output folder are no finished videos, and why."""
+        return self._videos.notes
 
     def find(self, name: str) -> Finished | None:
         """Return a finished video by its exact name."""
         return next((video for video in self.finished() if video.name == name), None)
-
-    def _finished(self, file: Path) -> Finished | None:
-        """Return a video by its sidecar, which is read again only when it changed."""
-        changed = _changed(file)
-        known = self._cache.get(file)
-        if known is None or known[0] != changed:
-            known = self._cache[file] = (changed, self._read(file))
-        return known[1]
-
-    def _read(self, file: Path) -> Finished | None:
-        data = read_sidecar(file)
-        try:
-            job = make_job((data or {})["job"], file.name)
-        except (JobError, KeyError, TypeError):
-            return None
-        video = Output(self.out, file.stem, job.format).video
-        whole = data is not None and video.is_file()
-        return (
-            Finished(file.stem, video, replace(job, name=file.stem), data or {}) if whole else None
-        )
 
     def _delete(self, name: str) -> None:
         """Delete a finished video, found by name among those that are there."""
@@ -207,36 +177,21 @@ class Studio:
 
     # ------------------------------------------------------------------------------------ driving
 
-    def keep_driving(self, uploaded: Path) -> tuple[Path, int]:
-        """Keep an uploaded driving video, as a job may run long after; its path and frames.
+    def keep_driving(self, uploaded: Sequence[Path]) -> Path:
+        """Keep an uploaded driving video, as a job may run long after; its path.
 
         Raises JobError for what is no video.
         """
-        if uploaded.stat().st_size > self.limits.upload:
-            raise JobError(f"the video is larger than {self.limits.upload >> 20} MiB; cut it")
-        try:
-            frames = look(uploaded).frames
-        except ValueError as error:
-            raise JobError(str(error).replace(str(uploaded), "the file")) from error
-        with uploaded.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:24]
-        kept = self.state / "driving" / f"{digest}{uploaded.suffix.lower()[:8]}"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        if not kept.exists():
-            shutil.copyfile(uploaded, kept)
-        return kept, frames
+        return keep_driving(uploaded, self.state / "driving", self.limits.upload)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 
 
-def _changed(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
+def _names(value: Any) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []

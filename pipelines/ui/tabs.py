@@ -7,132 +7,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accel.pipelines.job import FORMATS
 from accel.pipelines.ui import compare, drawing, forms, plan_tab, view
+from accel.pipelines.ui.parts import (
+    CompareTab,
+    GenerateTab,
+    Kept,
+    MotionTab,
+    Parts,
+    PlanTab,
+    QueueTab,
+)
 from accel.pipelines.ui.studio import Studio
-from accel.pipelines.ui.widgets import Limit, gr
+from accel.pipelines.ui.widgets import Field, Limit, gr
 
 STATIC = Path(view.__file__).parent / "static"
 MORE = 24  # cards of the gallery at first, and that "more" adds
 CANVAS = "canvas-pose.js canvas.js canvas-keys.js"
 VIDEOS = [".mp4", ".webm", ".gif", ".png", ".mkv"]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What the server keeps for a visitor.
-
-    ``drawn``: the motion as a job takes it; ``sketch``: as the canvas sends it; ``planned``: the
-    plan taken over from the tab Plan; ``shape``: the canvas's width, height and frames; ``seen``:
-    versions of the queue and of the videos that are shown.
-    """
-
-    drawn: gr.State
-    sketch: gr.State
-    planned: gr.State
-    shape: gr.State
-    seen: gr.State
-
-
-@dataclass(frozen=True)
-class GenerateTab:
-    """The tab Generate.
-
-    ``form``: widgets of ``forms.FIELDS``; ``suited``: the model that the sizes are for;
-    ``moved``: whether the drawn motion counts.
-    """
-
-    form: Mapping[str, Any]
-    suited: gr.State
-    moved: gr.Checkbox
-    dice: gr.Button
-    go: gr.Button
-    both: gr.Button
-    preset: gr.Dropdown
-    save: gr.Button
-    use: gr.Button
-    drop: gr.Button
-    make: gr.Button
-    job_file: gr.File
-    now: Any
-    latest: Any
-
-
-@dataclass(frozen=True)
-class MotionTab:
-    """The tab Motion.
-
-    ``camera``: sliders of ``drawing.CAMERA``; ``video``: file, start, end and cuts of a driving
-    video, and ``driving`` what is made of them.
-    """
-
-    canvas: Any
-    behind: gr.Dropdown
-    flow: Any
-    strength: gr.Slider
-    camera: Mapping[str, Any]
-    video: Mapping[str, Any]
-    driving: gr.State
-
-
-@dataclass(frozen=True)
-class CompareTab:
-    """``first`` beside ``second``."""
-
-    first: gr.Dropdown
-    second: gr.Dropdown
-    show: gr.Button
-    players: Any
-    report: Any
-
-
-@dataclass(frozen=True)
-class QueueTab:
-    """``exports``: buttons for job files of "queue" and "gallery"; ``count``: cards at most."""
-
-    list: Any
-    exports: Mapping[str, Any]
-    exported: gr.File
-    dropped: gr.File
-    count: gr.State
-    gallery: Any
-
-
-@dataclass(frozen=True)
-class PlanTab:
-    """The tab Plan.
-
-    ``asked``: shape of the job and top of the memory slider so far; ``picked``: the plan that
-    is shown.
-    """
-
-    memory: Limit
-    quality: Limit
-    predicted: Any
-    use: gr.Button
-    table: Any
-    asked: gr.State
-    picked: gr.State
-
-
-@dataclass(frozen=True)
-class Parts:
-    """All widgets that handlers read and set.
-
-    ``tabs``: the row of tabs; ``plan_tab``: the last.
-    """
-
-    tabs: gr.Tabs
-    kept: Kept
-    generate: GenerateTab
-    motion: MotionTab
-    compare: CompareTab
-    queue: QueueTab
-    plan_tab: gr.Tab
-    plan: PlanTab
+DRIVING = ["video", ".gif", ".mkv", ".png"]
 
 
 def build(studio: Studio) -> Parts:
@@ -211,14 +107,18 @@ def _fields(studio: Studio) -> dict[str, Any]:
     with gr.Row():
         for key in ("width", "height", "frames", "steps"):
             label = key.capitalize()
-            form[key] = gr.Number(first[key], label=label, precision=0, min_width=70)
+            form[key] = Field(first[key], label=label, precision=0, min_width=70)
     with gr.Row():
-        form["seed"] = gr.Number(first["seed"], label="Seed", precision=0, min_width=120)
+        form["seed"] = Field(first["seed"], label="Seed", precision=0, min_width=120)
         dice = gr.Button("Random seed", min_width=120, elem_classes="middle")
     moved = gr.Checkbox(False, label="Follow the motion drawn in the tab Motion")
     with gr.Accordion("More", open=False):
         form["negative_prompt"] = gr.Textbox("", label="Negative prompt", lines=1)
-        form["guidance"] = gr.Number(first["guidance"], label="Guidance")
+        form["guidance"] = Field(first["guidance"], label="Guidance")
+        with gr.Row():
+            form["fps"] = Field(first["fps"], label="Frames per second", min_width=120)
+            form["format"] = gr.Dropdown(list(FORMATS), value=first["format"], label="Format",
+                                         min_width=120)  # fmt: skip
         form["name"] = gr.Textbox("", label="Name of the file (else words of the prompt)")
     return {"form": form, "suited": suited, "moved": moved, "dice": dice}
 
@@ -244,12 +144,14 @@ def _motion(studio: Studio) -> MotionTab:
                 }
             with gr.Accordion("Driving video", open=False):
                 video: dict[str, Any] = {
-                    "file": gr.File(label="Video", file_types=["video"], height=110)
-                }
+                    "file": gr.File(label="Video, or all PNG frames of one", height=110,
+                                    file_types=DRIVING, file_count="multiple")
+                }  # fmt: skip
                 with gr.Row():
-                    for key, value, label in (("start", 0, "First"), ("end", None, "Last")):
-                        video[key] = gr.Number(value, label=f"{label} frame", precision=0,
-                                               min_width=120)  # fmt: skip
+                    for key, value, label in (
+                        ("start", 0, "First frame"), ("end", None, "Last frame (empty: the end)"),
+                    ):  # fmt: skip
+                        video[key] = Field(value, label=label, precision=0, min_width=120)
                 video["cuts"] = gr.Checkbox(False, label="New noise at a scene cut")
                 driving = gr.State(None)
     return MotionTab(canvas, behind, flow, strength, camera, video, driving)
@@ -273,7 +175,7 @@ def _queue(studio: Studio) -> QueueTab:
     with gr.Row():
         exports = {what: gr.Button(f"Job file of the {what}") for what in ("queue", "gallery")}
     exported = gr.File(label="Job file", interactive=False, visible=False)
-    text = "Drop a video made here to get its settings back"
+    text = "Drop a video made here, or one of its PNG frames, to get its settings back"
     dropped = gr.File(label=text, file_types=VIDEOS, height=150, elem_id="drop")
     count = gr.State(MORE)
     gallery = custom(view.gallery(studio), "actions.js", elem_id="gallery")

@@ -45,5 +45,22 @@ with _without_stubs():
             """Return the value a handler gets."""
             return super().preprocess(min(max(payload, self.minimum), self.maximum))
 
+    class Field(gr.Number):
+        """Make a number field that may stay empty, which is None for a handler.
 
-__all__ = ["Limit", "gr"]
+        The browser draws a gr.Number without a value as 0 where it is not drawn at once, as in a
+        tab or in a part that is folded up, and sends that 0; with an empty text it does not.
+        """
+
+        is_template = True
+
+        def preprocess(self, payload: Any) -> float | None:
+            """Return the value a handler gets."""
+            return None if payload in (None, "") else super().preprocess(payload)
+
+        def postprocess(self, value: Any) -> Any:
+            """Return what the browser gets."""
+            return "" if value is None else super().postprocess(value)
+
+
+__all__ = ["Field", "Limit", "gr"]

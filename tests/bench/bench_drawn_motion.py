@@ -21,7 +21,8 @@ from rows import append, flat
 
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.ui import drawing
-from accel.pipelines.ui.studio import Finished, Studio
+from accel.pipelines.ui.finished import Finished
+from accel.pipelines.ui.studio import Studio
 from accel.pipelines.video import read_video
 
 SIZE = (64, 64, 17)

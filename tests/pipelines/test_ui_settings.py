@@ -159,8 +159,21 @@ def test_presets_and_job_files(tmp_path: Path) -> None:
         presets.save("\n", job)
     presets.delete("two")
     assert presets.all() == {"one": job}
-    (tmp_path / "ui" / "presets.json").write_text('{"bad": {"prompt": 1}, "worse": []}')
+    odd = {"bad": {"prompt": 1}, "worse": [], "huge": {"prompt": "x", "guidance": 10**400},
+           "\ud800": {"prompt": "x"}, "half": {"prompt": "\udfff"}}  # fmt: skip
+    (tmp_path / "ui" / "presets.json").write_text(json.dumps(odd))
     assert presets.all() == {}
+    presets.save("one", job)  # what cannot be read now is not lost by that
+    assert presets.all() == {"one": job}
+    presets.delete("worse")
+    kept = json.loads((tmp_path / "ui" / "presets.json").read_text())
+    assert set(kept) == {*odd, "one"} - {"worse"} and kept["bad"] == odd["bad"]
+    for content in ("{", "[]", "[" * 100_000):
+        (tmp_path / "ui" / "presets.json").write_text(content)
+        assert presets.all() == {}
+        presets.save("one", job)
+        assert presets.all() == {"one": job}
+        assert (tmp_path / "ui" / "presets.json.damaged").read_text() == content
     (tmp_path / "jobs.yaml").write_text(job_file([job, Job("b", preset=None)]))
     assert read_jobs(tmp_path / "jobs.yaml") == [job, Job("b", preset=None)]
     assert yaml.safe_load(job_file([job]))["jobs"] == [{"prompt": "x: y", "seed": 2}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from accel.pipelines.batch.engines import InlineEngine, LocalEngine, Stop
-from accel.pipelines.batch.events import Event, Preview, Step
+from accel.pipelines.batch.events import Event, Note, Preview, Step
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.output import Output, prepare_folder
 from accel.pipelines.batch.sidecar import read_sidecar
@@ -63,13 +64,34 @@ def test_previews_and_reference_are_kept(out: Path) -> None:
     try:
         found = compare.pair(studio, "x", compare.OWN)
         assert found.exact and found.frames == numbers and found.second.name == "x-reference"
-        assert "measured on the frames" in compare.players(found)
+        assert "measured on the frames" in compare.players(studio, found)
         shown = compare.report(found)
         assert shown.count("GiB") == 4 and "from step 0: int8" in shown
         files = compare.pair(studio, "x-reference", "x")
         assert not files.exact and np.isclose(files.db, found.db, atol=12)
     finally:
         studio.close()
+
+
+def test_a_prompt_that_was_cut_is_told_at_once_and_kept(out: Path) -> None:
+    told: list[Event] = []
+    long = task("x", 2, compare=True)
+    long = replace(long, job=replace(long.job, prompt="a red circle " * 20 + "and a square"))
+    engine = LocalEngine(out, told.append)
+    try:
+        engine.submit(0, long)
+        while not (found := engine.wait(0.5)):
+            pass
+    finally:
+        engine.close()
+    ((_, outcome),) = found
+    assert outcome.kind == Kind.DONE, outcome.traceback
+    (note,) = [event for event in told if isinstance(event, Note)]
+    assert note.job == "x" and note.slot == 0 and "and a square" in note.text
+    first = next(k for k, event in enumerate(told) if isinstance(event, Step))
+    assert told.index(note) < first
+    (kept,) = read_sidecar(out / "x.json")["prompt_cut"]
+    assert note.text == f"x: {kept}" and outcome.sidecar["prompt_cut"] == [kept]
 
 
 def test_a_cancelled_task_leaves_the_next_alone(out: Path) -> None:
