@@ -1,4 +1,4 @@
-"""Under autocast slices would round otherwise than the whole: nothing is sliced, with the reason."""
+"""Under autocast slices would round otherwise than the whole, so nothing is sliced."""
 
 from __future__ import annotations
 
