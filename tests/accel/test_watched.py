@@ -15,13 +15,12 @@ import accel
 
 PARTS = {
     "wan": ("blocks.0", "blocks.0.attn1", "blocks.0.ffn", "blocks.0.ffn.net.0.proj",
-            "blocks.0.attn1.to_q", "blocks.0.norm2", "proj_out", "norm_out"),
+            "blocks.0.attn1.to_q", "proj_out", "norm_out"),
     "flux": ("transformer_blocks.0.ff", "transformer_blocks.0.norm1.linear",
              "single_transformer_blocks.0", "single_transformer_blocks.0.proj_mlp"),
     "sdxl": ("mid_block.attentions.0.transformer_blocks.0",
              "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
-             "mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "mid_block.resnets.0",
-             "mid_block.resnets.0.conv1", "down_blocks.1.resnets.0.norm1"),
+             "mid_block.resnets.0", "mid_block.resnets.0.conv1"),
     "svd": ("mid_block.attentions.0.transformer_blocks.0", "mid_block.resnets.0",
             "mid_block.attentions.0.temporal_transformer_blocks.0.ff"),
 }  # fmt: skip
@@ -38,9 +37,9 @@ def mixing(module, wraps=False):
 
     def mine(*args, **kwargs):
         out = own(*args, **kwargs)
-        first, *rest = out if isinstance(out, tuple) else (out,)
-        first = first + 0.5 * first.flip(-2)
-        return (first, *rest) if isinstance(out, tuple) else first
+        if isinstance(out, tuple):
+            return tuple(x + 0.5 * x.flip(-2) for x in out)
+        return out + 0.5 * out.flip(-2)
 
     module.forward = functools.wraps(own)(mine) if wraps else mine
 
@@ -57,13 +56,12 @@ def test_an_own_forward_in_a_denoiser_runs_on_everything(family, path):
     assert torch.equal(forward(module, inputs), expected)
 
 
-@pytest.mark.parametrize("wraps", [False, True])
 @pytest.mark.parametrize(("family", "path"), CASES)
-def test_an_own_forward_that_comes_after_the_patch_runs_too(family, path, wraps):
+def test_an_own_forward_that_comes_after_the_patch_runs_too(family, path):
     module, inputs = FAMILIES[family]()
     accel.patch(module, plan=sliced(4))
     before = forward(module, inputs)
-    mixing(module.get_submodule(path), wraps)
+    mixing(module.get_submodule(path), wraps=True)
     patched = forward(module, inputs)
     accel.unpatch(module)
     assert relative(patched, before) > 1e-5
