@@ -23,7 +23,7 @@ HOOK_ATTRIBUTES = ("_diffusers_hook", "_hf_hook", "forward", "_old_forward")
 # diffusers' hooks that only move or cast weights; all others may look at a block's arguments
 # afterwards, such as caches that need the residual.
 WEIGHT_HOOKS = ("group_offloading", "layerwise_casting", "layer_execution_tracker",
-                "lazy_prefetch_group_offloading")  # fmt: skip
+                "lazy_prefetch_group_offloading", "peft_autocast_disable")  # fmt: skip
 # Norms of [B, tokens, channels] that treat each token on its own, without a condition or with one
 # of [B, C].
 TOKEN_NORMS = ("LayerNorm", "FP32LayerNorm", "RMSNorm", "AdaLayerNormContinuous", "AdaLayerNorm")
@@ -101,8 +101,10 @@ def _take_from_below(registry: Any, name: str) -> None:
 
 
 def is_ours(hook: Any) -> bool:
-    """Return whether accel put a hook (a function or a ``ModelHook``) where it is."""
-    return getattr(hook, "__module__", "").startswith("accel.")
+    """Return whether a function or a ``ModelHook`` is accel's, by where its code stands."""
+    # functools.wraps gives somebody's wrapper of a stand-in the __module__ of accel.
+    scope = getattr(hook, "__globals__", None)
+    return str(scope["__name__"] if scope else type(hook).__module__).startswith("accel.")
 
 
 def has_our_hooks(state: dict[str, Any]) -> bool:
@@ -248,10 +250,7 @@ def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
 
 
 def hidden_linear(module: nn.Module) -> bool:
-    """Return whether a layer of PEFT acts on each token alone, though its code does not show it.
-
-    DoRA and OFT layers around a linear one compute with their weights between its calls.
-    """
+    """Return whether a layer of PEFT (DoRA, OFT) acts on each token alone, unseen in its code."""
     if not isinstance(getattr(module, "base_layer", None), nn.Linear):
         return False
     place = type(module).__module__

@@ -15,12 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accel.attention import sdpa
 from accel.config import SlicingConfig
 from accel.core.autocast import autocasts
 from accel.core.diffusers_bridge import (
-    WEIGHT_HOOKS,
-    hooks_on,
     innermost,
     keeping_hook,
     offloaded,
@@ -157,14 +154,15 @@ class _Sliced(StandIn):
         return min(self._config.slices, program.most_slices(self._config.min_tokens))
 
     def _check_hooks(self, program: Program) -> None:
-        """Raise Underivable if a submodule has a foreign hook that would not be called."""
+        """Raise Underivable for a submodule that somebody watches: slices are not what it expects.
+
+        Also where a part that is not called itself has weights elsewhere.
+        """
+        for path, part in self._block.named_modules():
+            if path and (who := watcher(part)):
+                raise Underivable(f"{path} has {who}")
         for path in program.opened:
-            part = self._block.get_submodule(path)
-            own_hooks = int(sdpa.has_site(part))
-            others = [h for h in hooks_on(part) if h not in WEIGHT_HOOKS]
-            if max(len(part._forward_hooks), len(part._forward_pre_hooks)) > own_hooks or others:
-                raise Underivable(f"{path} has a hook {others[0] if others else ''}".rstrip())
-            if offloaded(part):
+            if offloaded(self._block.get_submodule(path)):
                 raise Underivable(f"the weights of {path} are offloaded on their own")
 
     def _may_overwrite(

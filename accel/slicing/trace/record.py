@@ -123,7 +123,7 @@ class _RowWise(nn.Module):
         return x[..., :1].repeat(*[1] * (x.dim() - 1), self.features)
 
 
-def _hidden(part: nn.Module) -> int:
+def _hidden(part: Any) -> int:
     """Return the features that a linear layer gives whose code is not looked into, or 0.
 
     Layers of a quantized format, whose weights are no plain tensors, and some of PEFT's.
@@ -134,7 +134,7 @@ def _hidden(part: nn.Module) -> int:
     ordinary = type(weight) in (nn.Parameter, Tensor)
     features = vars(part).get("out_features")
     unknown = isinstance(features, int) and not ordinary and not list(part.children())
-    return features if unknown else 0
+    return int(features) if unknown and features is not None else 0
 
 
 def _meta(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

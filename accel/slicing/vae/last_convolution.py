@@ -25,13 +25,12 @@ class Together:
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         self._parts = parts
-        self.broken = ""
 
     def why_not(self, x: Tensor) -> str:
         """Return why each part has to run by itself, or ""."""
         if torch.compiler.is_compiling():
             return "compiled"
-        if reason := self.broken or why_whole(x):
+        if reason := why_whole(x):
             return reason
         if offloaded(self._parts[0]):
             return "the weights of its last norm are offloaded on their own"
@@ -70,29 +69,25 @@ class Head(Strips):
         if reason := self._together.why_not(x):
             self._record.whole[reason] += 1
             return self.forward(x, *rest, **named)
-        strips = max(1, self._most(x))
-        try:
-            out = self._strips(strips, x, *rest, **named)
-        except Exception as error:
-            self._together.broken = broken(error)
-        if reason := self._together.broken:
-            out = self._alone(x, *rest, **named)
+        strips, reason = max(1, self._most(x)), self._broken
+        if not reason:
+            try:
+                out = self._strips(strips, x, *rest, **named)
+            except Exception as error:
+                reason = broken(error)
+        if reason:  # norm and activation were passed through, and caches hold what they are given
+            out = self._whole(x, *rest, **named)
+            self._broken = reason
+        elif strips < 2:
+            reason = "small picture"
+        if reason:
             self._record.whole[reason] += 1
-        elif strips > 1:
-            self._record.sliced[strips] += 1
         else:
-            self._record.whole["small picture"] += 1
+            self._record.sliced[strips] += 1
         return out
 
-    def _alone(self, x: Tensor, *rest: Any, **named: Any) -> Any:
-        """Run norm, activation and convolution as without strips, after those failed."""
-        try:
-            return self._whole(x, *rest, **named)
-        except Exception:  # then it is the model's own error, and strips may work the next time
-            self._together.broken = ""
-            raise
-
     def _whole(self, x: Tensor, *rest: Any, **named: Any) -> Any:
+        """Run norm, activation and convolution one after the other on all rows."""
         given = [c for c in (*rest, *named.values()) if c is not None]
         return self.forward(self._before(x), *map(self._before, given))
 

@@ -200,7 +200,7 @@ class NormHead(Head):
 
     def __init__(self, *args: Any, norm: Any, activation: Callable[..., Any], **named: Any) -> None:
         super().__init__(*args, before=activation, **named)
-        self._norm, self._activation = norm, activation
+        self._norm, self._plain, self._activation = norm, getattr(*innermost(norm)), activation
 
     def _strips(self, strips: int, x: Tensor, *rest: Any, **named: Any) -> Any:
         norm = normalizer(self._norm, x)
@@ -211,7 +211,7 @@ class NormHead(Head):
             self._before = self._activation
 
     def _whole(self, x: Tensor, *rest: Any, **named: Any) -> Any:
-        return self.forward(self._activation(self._norm(x)))
+        return self.forward(self._activation(self._plain(x)))
 
 
 def known(decoder: nn.Module) -> bool:

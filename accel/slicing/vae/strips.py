@@ -153,7 +153,8 @@ class CachedBlock(Block):
 
     def _strips(self, strips: int, x: Tensor, *rest: Any, **named: Any) -> Any:
         given = dict(zip(("feat_cache", "feat_idx"), rest, strict=False), **named)
-        feat_cache, feat_idx = given.get("feat_cache"), given.get("feat_idx") or [0]
+        feat_cache: Any = given.get("feat_cache")
+        feat_idx = given.get("feat_idx") or [0]
         height, first = x.shape[-2], feat_idx[0]
         caches: dict[int, Any] = {}  # for the next frames
         index = [first]
