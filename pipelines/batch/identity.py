@@ -54,7 +54,15 @@ def plan_digest(job: Job) -> str:
 
 def _plan(job: Job) -> dict[str, Any] | None:
     plan = job.accel_plan()
-    return None if plan is None else {k: v for k, v in plan.to_dict().items() if k != "name"}
+    if plan is None:
+        return None
+    data = {k: v for k, v in plan.to_dict().items() if k != "name"}
+    if (attention := data.get("attention")) is not None:
+        # 0.5 was the default in the ids that are stored; today's has no number of its own.
+        most = attention["max_error"]
+        most = 0.5 if most is None else str(most) if most == 0.5 else most
+        data["attention"] = {**attention, "max_error": most}
+    return data
 
 
 def _with_files(value: Any) -> Any:

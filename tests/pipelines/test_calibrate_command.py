@@ -57,8 +57,8 @@ def test_job_files_become_a_table_a_plan_and_pictures(jobs, tmp_path, capsys, mo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--share", "1.5"], "share must be between 0 and 1, got 1.5"),
-        (["--bound", "-1"], "bound must be positive"),
+        (["--share", "1.5"], "--share must be a number from 0 to 1, got 1.5"),
+        (["--bound", "-1"], "--bound must be a number from 0 to 1000, got -1"),
         (["--merge", "missing.json"], "missing.json"),
         (["--impl", "gpu"], "cuda tensors only"),
     ],

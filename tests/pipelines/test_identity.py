@@ -24,3 +24,10 @@ def test_an_id_is_what_it_was(row: dict, monkeypatch: pytest.MonkeyPatch) -> Non
     job = make_job(row["job"])
     assert job_id(job) == row["id"]
     assert job_id(Job(**json.loads(json.dumps(job.to_dict())))) == row["id"]
+
+
+def test_a_limit_that_was_once_the_default_is_not_todays_default() -> None:
+    plan = {"attention": {"precision": "int8"}}
+    limited = {"attention": {"precision": "int8", "max_error": 0.5}}
+    ids = [job_id(Job("p", preset=None, plan=each)) for each in (plan, limited)]
+    assert ids[0] != ids[1]
