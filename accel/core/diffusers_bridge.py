@@ -163,7 +163,8 @@ def offloaded(module: nn.Module) -> bool:
 
 def hooks_on(module: nn.Module) -> dict[str, Any]:
     """Return diffusers' hooks on a module, by name, innermost first."""
-    return dict(getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))
+    registry = vars(module).get("_diffusers_hook")  # faster than getattr where there is none
+    return {} if registry is None else dict(registry.hooks)
 
 
 def computes_in(module: nn.Module) -> torch.dtype | None:
@@ -292,5 +293,5 @@ def watcher(module: nn.Module) -> str:
         for hook in hooks.values():
             if not is_ours(hook):
                 return "a hook"
-    name = keeping_hook(module)
+    name = keeping_hook(module) if "_diffusers_hook" in vars(module) else ""
     return f"the hook {name!r}" if name else ""
