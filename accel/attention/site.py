@@ -184,7 +184,7 @@ class Site:
         record.cosine = cosine if record.cosine is None else min(record.cosine, cosine)
         if error <= limit:
             return out, ""
-        return out, f"{precision} has error {error:.2f} on sampled rows, over the limit of {limit}"
+        return out, f"{precision} has error {error:.3g} on sampled rows, over the limit of {limit}"
 
     def _demote(self, call: Call, why: str, now: Now) -> Tensor:
         """Compute again at full precision, and keep the site there for the rest of the run."""
