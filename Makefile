@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: all demo ui browser screenshots test test-fast lint tables wheel clean bench bench-attention \
-  fuzz bench-motion bench-warp bench-batch bench-memory bench-rehash bench-precision bench-ui gpu-report
+  fuzz proofs bench-motion bench-warp bench-batch bench-memory bench-rehash bench-precision bench-ui gpu-report
 all: $(READY)
 
 $(READY): pyproject.toml constraints.txt $(wildcard kernels/csrc/*)
@@ -37,7 +37,11 @@ bench-ui: $(READY)
 
 # Two processes with one thread each: most tests are too small for two threads to pay.
 test: $(READY) browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not proof' -n 2 --dist loadfile
+
+# The slow proofs that `make test` leaves out.
+proofs: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m proof -n 2 --dist loadfile
 
 # The tests that take a second or two each: under 90 s in all on two cores.
 test-fast: $(READY)
@@ -56,7 +60,7 @@ tables: $(READY)
 wheel: $(READY)
 	$(BIN)/python tests/release/build_wheel.py dist
 
-bench: bench-attention bench-motion bench-warp fuzz
+bench: proofs bench-attention bench-motion bench-warp fuzz
 
 # 3,000 random attention calls beside torch's and fp64.
 fuzz: $(READY)

@@ -17,7 +17,7 @@ from accel.cli import main
 
 pytestmark = pytest.mark.slow
 
-pytest.importorskip("gradio", reason="gradio is not installed (pip install 'accel-diffusion[ui]')")
+pytest.importorskip("gradio", reason="gradio is not installed (pip install 'gradio>=6.31')")
 
 
 def calls(address: str) -> tuple[list[dict[str, Any]], dict[int, str]]:

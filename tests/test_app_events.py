@@ -19,7 +19,7 @@ from accel.pipelines.ui.studio import Studio
 
 pytestmark = pytest.mark.slow
 
-pytest.importorskip("gradio", reason="gradio is not installed (pip install 'accel-diffusion[ui]')")
+pytest.importorskip("gradio", reason="gradio is not installed (pip install 'gradio>=6.31')")
 
 OTHER = "other"  # a model that is not on the disk: all its sizes are its own
 # Keeps every text that a part of the page has shown.

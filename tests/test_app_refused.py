@@ -127,7 +127,7 @@ def test_a_driving_video_on_a_fresh_page(
     page.get_by_alt_text("the motion, frame by frame: video").wait_for()
     last.fill("0")
     last.press("Enter")
-    page.locator("#flow").get_by_text("motion video last must be a number from 1").wait_for()
+    page.locator("#flow").get_by_text("motion video last must be a whole number from 1").wait_for()
     last.fill("5")
     last.press("Enter")
     page.get_by_alt_text("the motion, frame by frame: video").wait_for()

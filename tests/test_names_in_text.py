@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md")
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 NAME = re.compile(r"(?<![\w./-])accel(?:\.[A-Za-z_]\w*)+")
 FILE = re.compile(r"(?<![\w./-])((?:accel|kernels|pipelines|samples|tests|docs)/[\w./-]*\w)")
 

@@ -150,6 +150,7 @@ def test_borrowed_has_no_accel(borrowed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_wheel_from_elsewhere(installed: Install, borrowed: Path, tmp_path: Path) -> None:
     output = isolated(PROBE, tmp_path, installed.target, borrowed)
     seen = verify_target(output, installed.target)
@@ -158,6 +159,7 @@ def test_wheel_from_elsewhere(installed: Install, borrowed: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_wheel_from_checkout(installed: Install, borrowed: Path) -> None:
     """The checkout's ``accel`` shadows the installed one, and takes its native library."""
     output = isolated(PROBE, installed.checkout, installed.target, borrowed)
@@ -167,6 +169,7 @@ def test_wheel_from_checkout(installed: Install, borrowed: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_wheel_content(installed: Install) -> None:
     names = zipfile.ZipFile(installed.wheel).namelist()
     assert all(name.startswith(("accel/", "accel_diffusion-")) for name in names)
@@ -185,6 +188,7 @@ def test_wheel_content(installed: Install) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_wheel_has_tiny_model(installed: Install) -> None:
     names, inside = zipfile.ZipFile(installed.wheel).namelist(), "accel/pipelines/tiny-wan"
     assert f"{inside}/model_index.json" in names
@@ -194,7 +198,7 @@ def test_wheel_has_tiny_model(installed: Install) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_wheel_of_the_source_archive_is_whole(installed: Install, tmp_path: Path) -> None:
     """The archive keeps the links, and what is built of it is what is built of the checkout."""
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path)]
@@ -212,6 +216,7 @@ def test_a_wheel_of_the_source_archive_is_whole(installed: Install, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_one_wheel_serves_every_python(installed: Install) -> None:
     """The native library knows nothing of Python, so no interpreter is named in the tag."""
     name, version, python, abi, platform = installed.wheel.stem.split("-")
@@ -228,6 +233,7 @@ def test_version_stands_in_one_place() -> None:
     assert f"\n## {accel.__version__}" in changes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["elsewhere", "root"])
 def test_editable(where: str, tmp_path: Path) -> None:
     """This environment, which ``make test`` installs editable."""
@@ -253,6 +259,7 @@ def test_bare_checkout(borrowed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_no_compiler(borrowed: Path, tmp_path: Path) -> None:
     """The build falls back to a wheel without the library, and the package says why."""
     false = shutil.which("false")

@@ -41,7 +41,7 @@ def watcher(module: nn.Module) -> str:
         for hook in hooks.values():
             if not is_ours(hook):
                 return "a hook"
-    name = keeping_hook(module) if "_diffusers_hook" in vars(module) else ""
+    name = keeping_hook(module)
     return f"the hook {name!r}" if name else ""
 
 

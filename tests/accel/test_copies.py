@@ -56,7 +56,7 @@ def left(module):
 
 @pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("plan", list(PLANS))
-@pytest.mark.parametrize("family", ["wan", "flux", "sdxl"])
+@pytest.mark.parametrize("family", ["wan", "flux", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_a_copy_of_a_denoiser_is_clean_and_the_original_stays_patched(family, plan, way):
     module, inputs = FAMILIES[family]()
     plain = forward(module, inputs)

@@ -139,6 +139,7 @@ def small(name):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", families.models())
 def test_every_built_in_model_takes_less_when_sliced(name):
     frames = 1 if name == "flux" else 9

@@ -30,8 +30,11 @@ def guided(family, dtype):
     return module.to(dtype), {k: twice(v) for k, v in inputs.items()}
 
 
+VIDEO = [pytest.param(name, marks=pytest.mark.proof) for name in ("animatediff", "svd")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["sdxl", "animatediff", "svd"])
+@pytest.mark.parametrize("family", ["sdxl", *VIDEO])
 def test_every_block_of_a_unet_is_sliced_with_equal_bits_in_bf16(family):
     module, inputs = guided(family, torch.bfloat16)
     plain = forward(module, inputs)
@@ -45,7 +48,7 @@ def test_every_block_of_a_unet_is_sliced_with_equal_bits_in_bf16(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["sdxl", "animatediff", "svd"])
+@pytest.mark.parametrize("family", ["sdxl", *VIDEO])
 def test_unets_are_equal_to_rounding_in_fp32(family):
     module, inputs = guided(family, torch.float32)
     plain = forward(module, inputs)

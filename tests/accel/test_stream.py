@@ -55,6 +55,7 @@ def test_pieces_are_one_video_to_whoever_looks():
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_a_streamed_video_takes_no_more_memory_when_it_is_longer():
     sizes = {"base_dim": 16, "z_dim": 4, "dim_mult": [1, 1, 1], "num_res_blocks": 1,
              "temperal_downsample": [True, True], "latents_mean": (0.0,) * 4,

@@ -17,7 +17,7 @@ import pytest
 
 from accel.kernels.gpu.support import triton_version, why_not_precision
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.proof]
 
 pytest.importorskip("triton", reason="triton is not installed")
 FP4_CARDS = [cc for cc in (100, 120) if not why_not_precision("int4", divmod(cc, 10))]

@@ -116,13 +116,12 @@ def test_names_and_errors_that_cannot_be_printed_or_written_end_nothing(
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), "ascii"))
     jobs = (
         {"name": "雲" * 120},
-        {"name": "\ud800x\udcff"},
         {"model": "./\udcff雲"},
         {"name": "é" * 99},
     )
     assert render(*jobs, options=("--retries", "0")) == 1
     assert set(shown(tmp_path / "out")) == {
-        f"{name}{suffix}" for name in ("雲" * 60, "x", "é" * 90) for suffix in (".mp4", ".json")
+        f"{name}{suffix}" for name in ("雲" * 60, "é" * 90) for suffix in (".mp4", ".json")
     }
     sys.stdout.flush()
     assert b"\\u96f2" in raw.getvalue()

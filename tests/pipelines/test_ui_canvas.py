@@ -21,7 +21,7 @@ from accel.pipelines.ui.drawing import CAMERA, STILL
 from accel.pipelines.ui.settings import Limits
 
 gradio = pytest.importorskip(
-    "gradio", reason="gradio is not installed (pip install 'accel-diffusion[ui]')"
+    "gradio", reason="gradio is not installed (pip install 'gradio>=6.31')"
 )
 with_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 

@@ -233,6 +233,7 @@ def every_tab(studio: Studio) -> str:
     return shown
 
 
+@pytest.mark.slow
 def test_odd_files_end_no_tab(opened: Any, capsys: pytest.CaptureFixture[str]) -> None:
     studio, engine = opened()
     good = render(studio, engine, 1)
@@ -262,6 +263,7 @@ def test_odd_files_end_no_tab(opened: Any, capsys: pytest.CaptureFixture[str]) -
     assert len(told) == len(set(told)) == len(studio.left_out)  # each once
 
 
+@pytest.mark.slow
 def test_a_video_that_goes_away_ends_no_tab(opened: Any) -> None:
     studio, engine = opened()
     first, second = render(studio, engine, 1), render(studio, engine, 2)
@@ -306,7 +308,8 @@ def test_half_a_character_never_enters_the_queue(opened: Any, text: str) -> None
 # ----------------------------------------------------------------------------------- other formats
 
 
-@pytest.mark.parametrize("format", ["png", "gif", "lossless", "webm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["png", "gif", "webm"])
 def test_every_format_is_in_gallery_and_comparison(opened: Any, format: str) -> None:
     studio, engine = opened()
     names = []

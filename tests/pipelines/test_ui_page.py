@@ -21,7 +21,7 @@ from accel.pipelines.ui.uploads import first_frame
 from accel.pipelines.video import SUFFIX, files_of, read_video, write_video
 
 gradio = pytest.importorskip(
-    "gradio", reason="gradio is not installed (pip install 'accel-diffusion[ui]')"
+    "gradio", reason="gradio is not installed (pip install 'gradio>=6.31')"
 )
 
 
@@ -118,6 +118,7 @@ def test_settings_come_back_where_the_video_cannot_be_read(
             )
 
 
+@pytest.mark.slow
 def test_a_reused_driving_video_stays_when_its_frames_change(page: Any, tmp_path: Path) -> None:
     pytest.importorskip("cv2", reason="OpenCV is not installed")
     rng = np.random.default_rng(0)
@@ -143,6 +144,7 @@ def test_a_reused_driving_video_stays_when_its_frames_change(page: Any, tmp_path
 # -------------------------------------------------------------------------------------- uploads
 
 
+@pytest.mark.slow
 def test_uploads_are_kept_by_their_content(page: Any, tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
     for name in ("a.mp4", "b.webm", "c.gif", "d.mkv"):

@@ -149,6 +149,7 @@ NAMES = ["run:1", "-i", "%05d", "[a]*?", "two\nlines", "concat:a|b", "~", "shots
 
 
 @pytest.mark.parametrize("folder", NAMES)
+@pytest.mark.slow
 @pytest.mark.parametrize("format", video.SUFFIX)
 def test_a_path_is_a_path_to_every_program(folder, format, tmp_path, monkeypatch):
     """Names that FFmpeg or a shell would take for something else, relative as users give them."""

@@ -99,6 +99,7 @@ def test_frames_cover_the_size_about_their_middle(name, size, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_as_many_frames_as_there_are_though_not_as_packets(tmp_path, monkeypatch):
     """Packets may hold several frames or none."""
     write_video(tmp_path / "a.mkv", clip(), fps=8)
@@ -154,6 +155,7 @@ TURNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turn", TURNS)
 def test_frames_are_turned_as_a_player_turns_them(turn, tmp_path):
     matrix, turned = TURNS[turn]
@@ -167,6 +169,7 @@ def test_frames_are_turned_as_a_player_turns_them(turn, tmp_path):
     assert np.abs(spread.astype(int) - shown).mean() < 4
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 @pytest.mark.parametrize("turn", TURNS)
 def test_ffmpeg_turns_them_alike(turn, tmp_path):
@@ -267,6 +270,7 @@ print(peak() - before)
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_memory_follows_the_frames_that_are_used(tmp_path):
     """All of the clip takes 1,068 MiB."""
     path = tmp_path / "long.mp4"

@@ -97,6 +97,7 @@ def test_rows_of_targets_sum_to_one_or_nothing(data):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_heads_begin_by_following_the_noise(data):
     nets, text = script.build_nets(), torch.zeros(24, 32, 128)
     heads = following.FollowingHeads(nets["transformer"])
@@ -119,6 +120,7 @@ def test_heads_begin_by_following_the_noise(data):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_training_goes_on_where_it_was(data, tmp_path, monkeypatch):
     monkeypatch.setattr("train_common.WORK", tmp_path)
     monkeypatch.setattr(script, "make_data", lambda settings: copied(data))
