@@ -122,7 +122,7 @@ class Handle:
     @property
     def steps(self) -> int | None:
         """Length of the current or last run, None if it cannot be known."""
-        return self._state.steps
+        return self._state.steps if self._state.refresh() else None
 
     @property
     def active(self) -> bool:

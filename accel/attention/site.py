@@ -38,7 +38,9 @@ from accel.kernels.dispatch import Decision, decide
 # ------------------------------------------------------------------------------------------- State
 
 
-QUARTERS = 4  # parts of a run; in each the first call of a precision is compared with full one
+# Parts of a run. In each the first call of a precision is compared with full precision, in the
+# first part on ``check_rows`` rows and later on a quarter of them.
+QUARTERS = 4
 UNSMOOTHED = "ran without smooth_v, which is further off here"
 
 
@@ -124,7 +126,7 @@ class Site:
         if self.checked_run != now[0]:
             self.checked_run, self.checked, self.unsmoothed = now[0], set(), set()
         try:
-            out, why = self._attempt(call, ours, decision)
+            out, why = self._attempt(call, ours, decision, now)
         except Exception as error:  # whatever fails in a kernel of ours, torch computes the call
             out, why = call.query, _failed(f"{precision} by {decision.impl}", error)
         if why:
@@ -133,7 +135,9 @@ class Site:
         record.at(now, precision)
         return out
 
-    def _attempt(self, call: Call, ours: AttentionCall, decision: Decision) -> tuple[Tensor, str]:
+    def _attempt(
+        self, call: Call, ours: AttentionCall, decision: Decision, now: Now
+    ) -> tuple[Tensor, str]:
         """Return a quantized result, and why it is not usable, or ""."""
         precision = decision.precision
         if precision in self.unsmoothed:
@@ -142,12 +146,14 @@ class Site:
         out = self._run(ours, decision)
         if not finite(out):
             return out, "result not finite"
-        step, steps = self.state.step, self.state.steps
-        part = QUARTERS * (step or 0) // (steps or 1)
+        part = QUARTERS * (now[1] or 0) // (self.state.steps or 1)
         if (precision, part) in self.checked:
             return out, ""
+        first = all(known != precision for known, _ in self.checked)
         self.checked.add((precision, part))
-        return self._first(call, ours, decision, out)
+        assert self.config is not None
+        rows = self.config.check_rows if first else -(-self.config.check_rows // QUARTERS)
+        return self._first(call, ours, decision, out, rows)
 
     def _run(self, ours: AttentionCall, decision: Decision) -> Tensor:
         start = time.perf_counter()
@@ -156,9 +162,11 @@ class Site:
         return out
 
     def _first(
-        self, call: Call, ours: AttentionCall, decision: Decision, out: Tensor
+        self, call: Call, ours: AttentionCall, decision: Decision, out: Tensor, rows: int
     ) -> tuple[Tensor, str]:
         """Return a precision's first result in a quarter, and why it is not usable, or "".
+
+        ``rows`` of them are compared with full precision.
 
         Where ``smooth_v`` costs more than half of what the precision may cost, the call runs
         without it too; the better result is taken, and later calls run like it. Scratch memory and
@@ -169,9 +177,9 @@ class Site:
         if decision.impl == "cpu":
             bytes_ = scratch_bytes(call.query, call.key, call.value, BITS[precision])
             record.scratch_bytes = max(record.scratch_bytes, bytes_)
-        if not config.check_rows:
+        if not rows:
             return out, ""
-        sample, limit = check.sample(call, config.check_rows), check.limit(config, precision)
+        sample, limit = check.sample(call, rows), check.limit(config, precision)
         error, cosine = sample.error(out)
         if ours.options.smooth_v and not error <= limit / 2:
             other = self._run(_unsmoothed(ours), decision)

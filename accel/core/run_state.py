@@ -32,6 +32,7 @@ class RunState:
         self._known = _weak(getattr(pipe, "scheduler", None))
         self._timesteps: weakref.ref[Tensor] | None = None
         self._schedule = Schedule((), 1.0, True)
+        self._counts = False  # whether the scheduler counts its steps
         self._last: int | None = None  # step of the last call
         self._falling: bool | None = None  # how the time moves in a run without a schedule
         self.run = 0
@@ -57,10 +58,10 @@ class RunState:
         known = self._timesteps() if self._timesteps is not None else None
         if isinstance(timesteps, Tensor) and known is not timesteps:
             self._timesteps = weakref.ref(timesteps)
-            counts = hasattr(type(scheduler), "step_index")
+            self._counts = hasattr(type(scheduler), "step_index")
             training = getattr(getattr(scheduler, "config", None), "num_train_timesteps", 1000)
             times = _numbers(timesteps) or []
-            self._schedule = Schedule(times, float(training), counts, self._schedule.scale)
+            self._schedule = Schedule(times, float(training), self._counts, self._schedule.scale)
             self.begin = self._last = self._falling = self.time = None
             self.unknown = ""
             self.run += 1
@@ -124,9 +125,11 @@ class RunState:
 
     @property
     def steps(self) -> int | None:
-        """Length of the schedule, None if there is none yet or the last call was not of it."""
-        timesteps = getattr(self._scheduler(), "timesteps", None)
-        return len(timesteps) if isinstance(timesteps, Tensor) and not self.unknown else None
+        """Length of the schedule of the last ``refresh``.
+
+        None if there is none yet, or the last call was not of it.
+        """
+        return len(self._schedule.times) or None if not self.unknown else None
 
     @property
     def span(self) -> range:
@@ -151,20 +154,22 @@ class RunState:
 
     @property
     def step(self) -> int | None:
-        """0-based index in the schedule, None if it cannot be known."""
-        scheduler, steps = self._scheduler(), self.steps
-        if steps is None:
+        """0-based index in the schedule of the last ``refresh``, None if it cannot be known."""
+        length = len(self._schedule.times)
+        if self.unknown or not length:
             return None
-        if hasattr(type(scheduler), "step_index"):
-            place = _standing(scheduler)
-            if place is None:
-                place = self._last or 0
-            return place if place < steps else None
-        return self._last
+        if not self._counts:
+            return self._last
+        scheduler = self._scheduler()
+        place = None if scheduler is None else _standing(scheduler)
+        if place is None:
+            place = self._last or 0
+        return place if place < length else None
 
     @property
     def sigma(self) -> float | None:
         """Noise level of the current step where the scheduler has ``sigmas``."""
+        self.refresh()
         sigmas = getattr(self._scheduler(), "sigmas", None)
         step = self.step
         if not isinstance(sigmas, Tensor) or step is None or step >= len(sigmas):
