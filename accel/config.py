@@ -62,7 +62,8 @@ class AttentionConfig:
             than it gains: a site whose first result is far off is tried without.
         hadamard: Rotate queries and keys by a Hadamard matrix before quantization.
         check_rows: Query rows per head that are compared with full precision at each site's first
-            call in each precision of each quarter of a run; 0 turns the check off.
+            call in each precision of a run, a quarter of them in each later quarter of the run;
+            0 turns the check off.
         max_error: Relative L1 error of the worst head in that check, above which the site stays at
             full precision for the rest of the run. None takes the limit of the call's precision:
             0.1 for "int8", 0.15 for "int6", 0.5 for "int4".
