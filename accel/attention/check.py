@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from accel.attention.call import TINY, Call, compare
+from accel.attention.call import TINY, Call, cosine
 from accel.config import AttentionConfig
 
 LIMITS = {"int8": 0.1, "int6": 0.15, "int4": 0.5}  # relative L1 error of the worst head
@@ -41,7 +41,7 @@ class Sample:
         heads = wrong.sum(-1) / size.sum(-1).clamp_min(TINY)
         rows = (wrong / size.clamp_min(TINY)).sort(-1, descending=True).values
         eighth = rows[..., (rows.shape[-1] - 1) // 8] / ROW
-        return float(torch.maximum(heads, eighth).max()), compare(mine, exact)[1]
+        return float(torch.maximum(heads, eighth).max()), cosine(mine, exact)
 
 
 def sample(call: Call, rows: int) -> Sample:

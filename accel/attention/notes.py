@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from accel.attention.policy import always
 from accel.attention.site import Site
 from accel.config import AttentionConfig
 from accel.kernels.dispatch import ATTENTION
@@ -40,7 +41,7 @@ def _what_ran(sites: Iterable[Site], calls: int) -> list[str]:
 
 def _lost_steps(config: AttentionConfig, lost: Counter[str]) -> list[str]:
     """Return a note for each reason of calls whose step is unknown, if rules by step exist."""
-    if all(r.start == 0.0 and r.end == 1.0 for r in config.rules):
+    if all(map(always, config.rules)):
         return []
     return [
         f"{n} denoiser calls with the most accurate precision of each site's rules, "

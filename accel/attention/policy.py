@@ -16,11 +16,16 @@ def covers(rule: Rule, site: str) -> bool:
     return site in rule.sites or any(fnmatchcase(site, pattern) for pattern in rule.sites)
 
 
+def always(rule: Rule) -> bool:
+    """Whether a rule holds for all steps of a run."""
+    return rule.start == 0.0 and rule.end == 1.0
+
+
 def matches(rule: Rule, site: str, step: int | None, steps: int | None) -> bool:
     """Whether a rule applies. A rule over part of a run cannot match an unknown step."""
     if not covers(rule, site):
         return False
-    if rule.start == 0.0 and rule.end == 1.0:
+    if always(rule):
         return True
     if step is None or not steps:
         return False

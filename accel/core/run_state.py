@@ -32,7 +32,6 @@ class RunState:
         self._known = _weak(getattr(pipe, "scheduler", None))
         self._timesteps: weakref.ref[Tensor] | None = None
         self._schedule = Schedule((), 1.0, True)
-        self._counts = False  # whether the scheduler counts its steps
         self._last: int | None = None  # step of the last call
         self._falling: bool | None = None  # how the time moves in a run without a schedule
         self.run = 0
@@ -58,10 +57,10 @@ class RunState:
         known = self._timesteps() if self._timesteps is not None else None
         if isinstance(timesteps, Tensor) and known is not timesteps:
             self._timesteps = weakref.ref(timesteps)
-            self._counts = hasattr(type(scheduler), "step_index")
+            counts = hasattr(type(scheduler), "step_index")
             training = getattr(getattr(scheduler, "config", None), "num_train_timesteps", 1000)
             times = _numbers(timesteps) or []
-            self._schedule = Schedule(times, float(training), self._counts, self._schedule.scale)
+            self._schedule = Schedule(times, float(training), counts, self._schedule.scale)
             self.begin = self._last = self._falling = self.time = None
             self.unknown = ""
             self.run += 1
@@ -101,12 +100,11 @@ class RunState:
         scheduler, schedule = self._scheduler(), self._schedule
         if scheduler is None:
             return None, "a denoiser without a pipeline has no schedule"
-        counts = hasattr(type(scheduler), "step_index")
         # Schedulers that count have no such number before their first schedule, the others may.
-        inference = getattr(scheduler, "num_inference_steps", None if counts else 0)
+        inference = getattr(scheduler, "num_inference_steps", None if schedule.counts else 0)
         if not schedule.times or inference is None:
             return None, "the patched pipeline's scheduler has no schedule yet"
-        if not counts:
+        if not schedule.counts:
             step = schedule.nearest(time)
             return step, schedule.why_not(step, None, time)
         place = _standing(scheduler)
@@ -158,7 +156,7 @@ class RunState:
         length = len(self._schedule.times)
         if self.unknown or not length:
             return None
-        if not self._counts:
+        if not self._schedule.counts:
             return self._last
         scheduler = self._scheduler()
         place = None if scheduler is None else _standing(scheduler)

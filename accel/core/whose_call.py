@@ -39,7 +39,7 @@ class Schedule:
         self, times: Sequence[float], training: float, counts: bool, scale: Scale | None = None
     ) -> None:
         self.times, self.scale = list(times), scale
-        self._training, self._counts = training, counts
+        self._training, self.counts = training, counts
         self._most = max(map(abs, self.times), default=0.0)
         self._place: object = _NOWHERE
         self._step, self._time = 0, 0.0
@@ -86,7 +86,7 @@ class Schedule:
         if step >= len(self.times):
             return "the patched pipeline's schedule is at its end"
         first = self._place == _NOWHERE
-        if not self._counts:
+        if not self.counts:
             between = [] if first else self.times[self._step + 1 : step]
             jumps = any(t not in (self.times[self._step], time) for t in between)
             return "its timestep jumps in the patched pipeline's schedule" if jumps else ""
