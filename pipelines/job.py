@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from types import NoneType
 from typing import Any
@@ -13,12 +13,14 @@ from accel.core.plain_values import shown
 from accel.core.strict_json import loads
 from accel.core.validate import from_dict, number, one_of, text, whole
 from accel.pipelines.load import TINY, defaults
+from accel.pipelines.load_options import LoadOptions
 from accel.pipelines.motion.flows import Motion
 from accel.pipelines.motion.strength import Strength
 from accel.pipelines.paths import safe_name, with_home
 from accel.plans import PRESETS, Plan
 
 SEEDS = range(2**63)
+FITS = ("crop", "pad", "stretch")
 FORMATS = ("mp4", "webm", "gif", "png", "lossless")
 SETTINGS_VERSION = 1
 UNACCELERATED = ("none", "off")  # as presets
@@ -53,6 +55,16 @@ class Job:
             ``pipelines/motion/strength.py``.
         format: See ``pipelines/video.py``.
         name: Only names the output.
+        image: Picture to start from, or to edit.
+        last_image: Picture to end with.
+        video: Video, or folder of pictures, to start from.
+        mask: Picture or video that is white where to paint.
+        references: Pictures of what should appear.
+        control: Picture or video that a control network follows.
+        fit: How these are brought to the job's size: one of ``FITS``.
+        loras: Mappings of ``file`` or ``id``, ``weight`` (1), and ``name``.
+        arguments: Anything else that the pipeline's call takes, by its own names.
+        load: How to load the model, see ``pipelines/load_options.py``.
 
     Raises:
         JobError: A value that is not allowed.
@@ -74,6 +86,16 @@ class Job:
     strength: float | Mapping[str, Any] = 0.2
     format: str = "mp4"
     name: str = ""
+    image: str | None = None
+    last_image: str | None = None
+    video: str | None = None
+    mask: str | None = None
+    references: Sequence[str] = field(default_factory=list)
+    control: str | None = None
+    fit: str = "crop"
+    loras: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    load: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "plan", "motion", "strength"):  # a path may begin with ~
@@ -106,7 +128,8 @@ class Job:
         for name in ("model", "plan", "motion", "strength"):
             if not (name == "plan" and isinstance(self.plan, Mapping)):
                 _check_paths(name, getattr(self, name))
-        _ = self.movement, self.gamma, self._mapped_plan
+        one_of("fit", self.fit, FITS)
+        _ = self.movement, self.gamma, self._mapped_plan, self.load_options
 
     @cached_property
     def movement(self) -> Motion | None:
@@ -117,6 +140,11 @@ class Job:
     def gamma(self) -> Strength:
         """``strength``, parsed."""
         return Strength.parse(self.strength)
+
+    @cached_property
+    def load_options(self) -> LoadOptions:
+        """``load``, parsed."""
+        return LoadOptions.parse(self.load)
 
     @cached_property
     def _mapped_plan(self) -> Plan | None:

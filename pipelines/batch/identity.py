@@ -21,6 +21,8 @@ from accel.pipelines.load import local_folder
 from accel.pipelines.motion.array_file import named_array
 from accel.pipelines.video import files_of
 
+NEWER = ("image", "last_image", "video", "mask", "references", "control", "fit", "loras",
+         "arguments", "load")  # fmt: skip
 _WHOLE = 64 * 2**20  # bytes up to which a file is hashed whole
 _SAMPLES, _SAMPLE = 64, 2**16  # else its size and this many evenly spread blocks of this many bytes
 
@@ -33,6 +35,11 @@ def job_id(job: Job) -> str:
     data = job.resolved().to_dict()
     for key in ("name", "preset", "plan"):
         del data[key]
+    for key in NEWER:  # ids of jobs that do not use them stay what they were
+        if not data[key] or key == "fit":
+            del data[key]
+    if "load" in data:
+        data["load"] = job.load_options.deciding()
     data["strength"] = None if job.motion is None else _with_files(job.strength)
     data["motion"] = _with_files(job.motion)
     data["plan"] = _plan(job)
