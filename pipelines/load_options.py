@@ -56,6 +56,8 @@ class LoadOptions:
             one_of("load dtype", self.dtype, DTYPES)
         if isinstance(self.weights, str):
             object.__setattr__(self, "weights", {ALL: self.weights})
+        if isinstance(self.compile, bool) and not self.compile:  # YAML 1.1 reads off as false
+            object.__setattr__(self, "compile", COMPILES[0])
         for name in ("weights", "components"):
             _check_texts(f"load {name}", getattr(self, name))
         for component, kind in self.weights.items():
@@ -66,7 +68,7 @@ class LoadOptions:
                 f"{shown(self.scheduler)}"
             )
         one_of("load offload", self.offload, OFFLOADS)
-        one_of("load compile", "off" if self.compile is False else self.compile, COMPILES)
+        one_of("load compile", self.compile, COMPILES)
 
     @classmethod
     def parse(cls, value: Any) -> LoadOptions:
