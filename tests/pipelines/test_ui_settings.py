@@ -21,13 +21,13 @@ from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.pictures import difference
 from accel.pipelines.preview import decode, denoised
 from accel.pipelines.ui import charts, drawing
+from accel.pipelines.ui.dropped_settings import settings_of
 from accel.pipelines.ui.settings import (
     Limits,
     Models,
     Presets,
     job_file,
     job_from_form,
-    settings_of,
 )
 from accel.pipelines.video import write_video
 from accel.plans import Plan
