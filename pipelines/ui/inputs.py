@@ -22,8 +22,7 @@ from accel.pipelines.ui.uploads import keep_driving
 from accel.pipelines.video_reading import look, read_video
 
 PICTURES = {
-    "image": "Picture to start from, or to edit", "last_image": "Picture to end with",
-    "mask": "Mask: white where to paint",
+    "image": "Picture", "last_image": "Last picture", "mask": "Mask, white where to paint",
 }  # fmt: skip
 VIDEO = "video"
 KEYS = (*PICTURES, VIDEO, "references", "control", "fit")  # of a job, kept beside the form
@@ -125,7 +124,7 @@ def listed(inputs: Mapping[str, Any]) -> str:
             parts.append(f"{key}: {escape(_about(Path(value)))}")
         elif value and key != "fit":
             lost = "" if Path(value).is_file() else ", missing"
-            parts.append(f"{PICTURES[key].split(',')[0].split(':')[0].lower()}{lost}")
+            parts.append(f"{PICTURES[key].split(',')[0].lower()}{lost}")
     return f'<p class="quiet">Starts from: {"; ".join(parts)}.</p>' if parts else ""
 
 

@@ -137,13 +137,15 @@ def _fields(studio: Studio) -> dict[str, Any]:
 def _inputs() -> dict[str, Any]:
     """Make places to drop or paste pictures, and to drop a video."""
     places: dict[str, Any] = {}
+    how: dict[str, Any] = {"sources": ["upload", "clipboard"], "type": "filepath"}
     with gr.Row():
         for key in ("image", "last_image"):
-            places[key] = Picture(label=inputs.PICTURES[key], height=170, min_width=140,
-                                  elem_id=f"input-{key}")  # fmt: skip
+            places[key] = Picture(label=inputs.PICTURES[key], height=200, min_width=140,
+                                  elem_id=f"input-{key}", **how)  # fmt: skip
     with gr.Row():
-        places["mask"] = Picture(label=inputs.PICTURES["mask"], height=140, min_width=140)
-        places[inputs.VIDEO] = gr.File(label="Video to start from, or its PNG frames", height=140,
+        places["mask"] = Picture(label=inputs.PICTURES["mask"], height=200, min_width=140,
+                                 elem_id="input-mask", **how)  # fmt: skip
+        places[inputs.VIDEO] = gr.File(label="Video, or PNG frames", height=200,
                                        file_types=DRIVING, file_count="multiple", min_width=140,
                                        elem_id="input-video")  # fmt: skip
     return places

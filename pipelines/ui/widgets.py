@@ -70,9 +70,6 @@ with _without_stubs():
 
         is_template = True
 
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, type="filepath", sources=["upload", "clipboard"], **options)
-
         def preprocess(self, payload: Any) -> str | None:
             """Return the path of the upload that a handler gets."""
             return None if payload is None else payload.path

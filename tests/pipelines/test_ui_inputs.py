@@ -111,7 +111,7 @@ def test_the_form_says_what_a_job_starts_from(tmp_path: Path) -> None:
     given = inputs.of_job(job)
     assert set(given) == {"image", "references", "control"} and inputs.of_job(Job("x")) == {}
     text = inputs.listed(given)
-    assert "picture to start from" in text and "2 reference pictures" in text
+    assert "picture;" in text and "2 reference pictures" in text
     assert "control: missing" in text and "<no>" not in text
     assert inputs.listed({}) == "" and inputs.preview(given, "mask") is None
     assert inputs.preview(given, "image").size == (12, 8)
