@@ -61,6 +61,7 @@ class StepCheckpoint:
         self._saved: dict[str, Any] | None = None
         self._outputs: dict[str, list[Any]] = {}
         self._skipping = False
+        self._done = 0  # steps of this run
         self._generator: torch.Generator | None = None
         self._handle: Handle | None = None
         self.resumed_from = 0
@@ -74,7 +75,7 @@ class StepCheckpoint:
         self._generator, self._handle = generator, handle
         self._saved = read(self._path, self._key)
         self._outputs = {} if self._saved is None else self._saved["outputs"]
-        self._skipping = self._saved is not None
+        self._skipping, self._done = self._saved is not None, 0
         self.resumed_from = self._saved["steps"] if self._saved else 0
         undo = [self._guard(name, module) for name, module in denoisers(pipe).items()]
         try:
@@ -123,7 +124,13 @@ class StepCheckpoint:
         if self._saved is not None and done <= self._saved["steps"]:
             if done == self._saved["steps"]:
                 self._restore(pipe, tensors)
+                self._saved = None
+            self._done = done
             return
+        if done <= self._done:  # its steps begin again: it makes the result part by part
+            name = type(pipe).__name__
+            self.why_not = f"{name} makes its video in parts, and only the first is saved"
+        self._done = done
         stopping = self._stop()
         if self._every and (done % self._every == 0 or done == steps or stopping):
             self._save(pipe, done, tensors)

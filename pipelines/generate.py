@@ -16,6 +16,8 @@ from accel.core.run_log import logger
 from accel.core.run_pipeline import shown, to_uint8
 from accel.patching import Handle, patched
 from accel.pipelines.checkpoint import StepCheckpoint
+from accel.pipelines.inputs.binding import bind, check_call, frame_step, takes
+from accel.pipelines.inputs.media import Used
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.limits import of_pipe
 from accel.pipelines.motion.latents import latent_geometry
@@ -25,8 +27,6 @@ from accel.reporting import Report
 
 OnStep = Callable[[int, int], None]
 OnLatents = Callable[[Any, torch.Tensor], None]
-_GIVEN = ("self", "latents", "generator", "output_type", "callback_on_step_end")
-_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,21 @@ class Result:
     """What one generation gave.
 
     Frames uint8 [F, H, W, 3]; wall seconds of the pipeline call, without previews and saved steps;
-    the report, None if not accelerated; what the tokenizers cut off the prompts.
+    the report, None if not accelerated; what the tokenizers cut off the prompts; what became of the
+    job's pictures and videos.
     """
 
     frames: np.ndarray
     seconds: float
     report: Report | None
     cuts: tuple[Cut, ...] = ()
+    inputs: tuple[Used, ...] = ()
 
 
 def check(pipe: Any, job: Job) -> None:
     """Raise JobError if ``job`` does not fit ``pipe``.
 
-    Checked are the model's limits, what the pipeline's call takes, and the motion with its files.
+    Checked are the model's limits, what the pipeline's call takes, the job's files, and its motion.
     """
     _checked(pipe, job)
 
@@ -96,19 +98,35 @@ def generate(
     motion = _checked(pipe, job)
     plan = job.accel_plan()
     prompts = {"prompt": job.prompt, "negative prompt": job.negative_prompt}
+    given = bind(takes(type(pipe)), job, time=frame_step(pipe))
     with (
         watched(pipe, prompts, on_cut) as cuts,
         nullcontext() if plan is None else patched(pipe, plan=plan) as handle,
     ):
-        frames, seconds = _run(pipe, job, motion, on_step, on_latents, checkpoint, handle)
+        arguments = _with_tokens(pipe, given.arguments)
+        if motion is not None:
+            arguments["latents"] = _latents(pipe, job, motion)
+        frames, seconds = _run(pipe, job, arguments, on_step, on_latents, checkpoint, handle)
         report = None if handle is None else handle.report()
-        return Result(frames, seconds, report, tuple(cuts))
+    if told := _other_size(job, frames):
+        on_cut(told)
+    return Result(frames, seconds, report, tuple(cuts), given.inputs)
+
+
+def _other_size(job: Job, frames: np.ndarray) -> str:
+    """Return what is said if the pipeline chose another size than the job's, or ""."""
+    count, height, width = frames.shape[:3]
+    asked = (job.width or width, job.height or height, job.frames or count)
+    if asked == (width, height, count):
+        return ""
+    made, wanted = (f"{w} x {h}, {n} frames" for w, h, n in ((width, height, count), asked))
+    return f"the pipeline made {made}, the job asked for {wanted}"
 
 
 def _run(
     pipe: Any,
     job: Job,
-    motion: Prepared | None,
+    arguments: dict[str, Any],
     on_step: OnStep | None,
     on_latents: OnLatents | None,
     checkpoint: StepCheckpoint | None,
@@ -120,16 +138,13 @@ def _run(
     checkpoints.
     """
     accepted = inspect.signature(type(pipe).__call__).parameters
-    arguments, images = _arguments(pipe, job, accepted), 0
-    if motion is not None:
-        arguments["latents"] = _latents(pipe, job, motion)
-        images = 0 if "num_frames" in accepted else int(job.frames or 0)
     latents, image, aside = arguments.get("latents"), 0, 0.0
+    images = 0 if latents is None or "num_frames" in accepted else int(job.frames or 0)
 
     def step_done(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         nonlocal aside
         since = time.perf_counter()
-        done, steps = step + 1, len(pipe.scheduler.timesteps)
+        done, steps = step + 1, _steps_of(pipe)
         if on_latents is not None and isinstance(tensors.get("latents"), torch.Tensor):
             on_latents(pipe, tensors["latents"])
         if checkpoint is not None and not images:
@@ -158,53 +173,31 @@ def _run(
     return to_uint8(video), seconds
 
 
-def _wanted(job: Job) -> dict[str, Any]:
-    """Return what a job gives to the pipeline's call, by the call's own names."""
-    return {
-        "prompt": job.prompt,
-        "negative_prompt": job.negative_prompt,
-        "num_inference_steps": job.steps,
-        "guidance_scale": job.guidance,
-        "width": job.width,
-        "height": job.height,
-        "num_frames": job.frames,
-    }
-
-
-def _arguments(pipe: Any, job: Job, accepted: Any) -> dict[str, Any]:
-    """Return the arguments of the pipeline's call, as far as it takes them."""
-    wanted = {**_wanted(job), "max_sequence_length": _prompt_tokens(pipe, accepted)}
-    return {k: v for k, v in wanted.items() if k in accepted and v is not None}
+def _steps_of(pipe: Any) -> int:
+    """Return the number of steps of the running call, which a strength makes fewer."""
+    steps, own = len(pipe.scheduler.timesteps), getattr(pipe, "num_timesteps", None)
+    return own if isinstance(own, int) and 0 < own <= steps else steps
 
 
 def _check_call(pipe: Any, job: Job) -> None:
     """Raise ValueError for a job that the pipeline's call does not take, or refuses itself."""
-    accepted, name = inspect.signature(type(pipe).__call__).parameters, type(pipe).__name__
-    wanted = _wanted(job)
-    given = [key for key, value in wanted.items() if value not in (None, "")]
-    if job.motion is not None:  # then a pipeline for single images makes the frames one by one
-        given = [*(key for key in given if key != "num_frames"), "latents"]
-    if missing := [key for key in given if key not in accepted]:
-        raise ValueError(f"{name} takes no {', '.join(missing)}; leave out the matching keys")
-    needed = [key for key, p in accepted.items() if p.default is p.empty and p.kind not in _REST]
-    if lacking := [key for key in needed if key not in (*wanted, *_GIVEN)]:
-        raise ValueError(
-            f"{name} needs {', '.join(lacking)}, which a job cannot give; choose a model that "
-            "generates from a prompt alone"
-        )
-    if refusal := _refusal(pipe, wanted):
-        raise ValueError(f"{name} refuses the job: {refusal}")
+    taken = takes(type(pipe))
+    check_call(taken, job)
+    given = bind(taken, job, time=frame_step(pipe), stand_in=True)
+    if refusal := _refusal(pipe, given.arguments):
+        raise ValueError(f"{taken.pipeline} refuses the job: {refusal}")
 
 
-def _refusal(pipe: Any, wanted: dict[str, Any]) -> str:
+def _refusal(pipe: Any, given: dict[str, Any]) -> str:
     """Return what a pipeline's own check of its inputs says to a job, "" if it finds nothing."""
     own = getattr(pipe, "check_inputs", None)
     try:
         known = inspect.signature(own).parameters  # type: ignore[arg-type]
+        usual = {name: p.default for name, p in takes(type(pipe)).parameters.items()}
         asked = {
-            name: wanted.get(name)
+            name: given.get(name, usual.get(name))
             for name, parameter in known.items()
-            if name in wanted or parameter.default is parameter.empty
+            if name in given or parameter.default is parameter.empty
         }
         own(**asked)  # type: ignore[misc]
     except ValueError as error:
@@ -214,11 +207,13 @@ def _refusal(pipe: Any, wanted: dict[str, Any]) -> str:
     return ""
 
 
-def _prompt_tokens(pipe: Any, accepted: Any) -> int | None:
-    """Return the tokenizers' own length where it is shorter than the pipeline's default padding.
+def _with_tokens(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with the tokenizers' own length where that is shorter than the call's.
 
     Of several tokenizers the longest counts: a pipeline with a CLIP model of 77 tokens means the
-    other one.
+    other one. A length that the job gives stays.
     """
-    length, default = longest(pipe), getattr(accepted.get("max_sequence_length"), "default", None)
-    return min(length, default) if length is not None and isinstance(default, int) else None
+    length, default = longest(pipe), takes(type(pipe)).size("max_sequence_length")
+    if length is None or default is None:
+        return dict(arguments)
+    return {"max_sequence_length": min(length, default), **arguments}

@@ -24,6 +24,10 @@ FITS = ("crop", "pad", "stretch")
 FORMATS = ("mp4", "webm", "gif", "png", "lossless")
 SETTINGS_VERSION = 1
 UNACCELERATED = ("none", "off")  # as presets
+FITTED = ("image", "last_image", "video", "mask", "control")  # files brought to the job's size
+# What the first jobs did not have: ids and settings of those that do not use it stay the same.
+NEWER = (*FITTED, "references", "fit", "loras", "arguments", "load")
+_PATHS = ("model", "plan", "motion", "strength", *FITTED, "references", "loras", "arguments")
 
 
 class JobError(ValueError):
@@ -38,7 +42,7 @@ class Job:
     ``movement``, ``gamma`` and ``accel_plan()`` are what they were parsed to.
 
     Args:
-        prompt: What to show.
+        prompt: What to show; may be left out where a picture or a video says it.
         negative_prompt: What not to show.
         seed: 0 to 2^63 - 1.
         steps: Denoising steps. What is None here and below takes the model's default.
@@ -70,7 +74,7 @@ class Job:
         JobError: A value that is not allowed.
     """
 
-    prompt: str
+    prompt: str = ""
     negative_prompt: str = ""
     seed: int = 0
     steps: int | None = None
@@ -98,7 +102,7 @@ class Job:
     load: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "plan", "motion", "strength"):  # a path may begin with ~
+        for name in _PATHS:  # a path may begin with ~
             object.__setattr__(self, name, with_home(getattr(self, name)))
         off = isinstance(self.preset, bool) and not self.preset
         if off or self.preset in UNACCELERATED:
@@ -125,11 +129,36 @@ class Job:
             one_of("preset", self.preset, (*PRESETS, UNACCELERATED[0]))
         if not isinstance(self.plan, (str, Mapping, NoneType)):
             raise JobError(f"plan must be a plan file or a mapping, got {shown(self.plan)}")
-        for name in ("model", "plan", "motion", "strength"):
+        for name in _PATHS[:-1]:  # an argument may be any text
             if not (name == "plan" and isinstance(self.plan, Mapping)):
                 _check_paths(name, getattr(self, name))
         one_of("fit", self.fit, FITS)
+        self._check_inputs()
         _ = self.movement, self.gamma, self._mapped_plan, self.load_options
+
+    def _check_inputs(self) -> None:
+        for name, what in (("references", "files"), ("loras", "mappings")):
+            if not isinstance(value := getattr(self, name), (list, tuple)):
+                raise JobError(f"{name} must be a list of {what}, got {shown(value)}")
+        for name, path in self.given_files.items():
+            text(name, path)
+            if not path:
+                raise JobError(f"{name} must be the path of a file, got ''; leave it out instead")
+        if self.mask is not None and self.image is None and self.video is None:
+            raise JobError("mask needs an image or a video to paint in; add image: FILE")
+        if not isinstance(self.arguments, Mapping):
+            raise JobError(
+                "arguments must be a mapping of names of the pipeline's call, such as "
+                f"{{strength: 0.6}}, got {shown(self.arguments)}"
+            )
+        for key in self.arguments:
+            text("arguments", key)
+
+    @property
+    def given_files(self) -> dict[str, str]:
+        """Return the pictures and videos of the job by key, references numbered from 0."""
+        found = {key: path for key in FITTED if (path := getattr(self, key)) is not None}
+        return found | {f"references {n}": path for n, path in enumerate(self.references)}
 
     @cached_property
     def movement(self) -> Motion | None:
@@ -218,7 +247,9 @@ def make_job(data: Mapping[str, Any], where: str = "job") -> Job:
     Raises JobError for an unknown key (with the nearest known one) or a bad value.
     """
     if isinstance(data, Mapping) and data.get("prompt") is None and set(data) <= _KEYS:
-        raise JobError(f"{where} has no prompt")
+        if not any(data.get(key) for key in (*FITTED, "references")):
+            raise JobError(f"{where} has no prompt")
+        data = {key: value for key, value in data.items() if key != "prompt"}
     try:
         job = from_dict(Job, data, where)
         job.accel_plan()  # a plan file is read now, before any work
@@ -233,8 +264,11 @@ def settings_text(job: Job, job_id: str = "") -> str:
 
     It holds what decides the bytes of the file, not its name; a plan file goes in with its content.
     """
-    data = job.to_dict()
+    data, usual = job.to_dict(), Job().to_dict()
     del data["name"]
+    for key in NEWER:
+        if data[key] == usual[key]:
+            del data[key]
     if isinstance(job.plan, str):
         plan = job.accel_plan()
         data["plan"] = None if plan is None else plan.to_dict()

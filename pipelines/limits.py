@@ -6,6 +6,7 @@ is not on this machine has none before it is loaded; whoever asks is told why.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,17 @@ from accel.families.components import Part
 from accel.families.family import Geometry, Pipeline
 from accel.families.sizes import SizeRule
 from accel.memory.meta_models import size_rule
-from accel.pipelines.batch.simulated import NOT_LOCAL, config_folder, config_of, denoiser_of, index
+from accel.pipelines.batch.simulated import (
+    NOT_LOCAL,
+    Helper,
+    config_folder,
+    config_of,
+    denoiser_of,
+    index,
+)
+from accel.pipelines.inputs.binding import bind, check_call, has, needs_text
+from accel.pipelines.inputs.media import check_files
+from accel.pipelines.inputs.taken import Takes, takes_of
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.latents import latent_geometry
 from accel.pipelines.motion.prepared import Prepared, check_motion_size, prepare
@@ -49,11 +60,9 @@ class ModelLimits:
         if job.fps is not None and job.format in FPS:
             with _as_job_error():
                 number(f"fps of a {job.format}", job.fps, *FPS[job.format])
-        if self.takes.needs:
-            raise JobError(
-                f"{self.pipeline} needs {self.takes.needs}, which a job cannot give; choose a "
-                "model that generates from a prompt alone"
-            )
+        for need in self.takes.needs:
+            if not has(job, need):
+                raise JobError(needs_text(self.pipeline, need))
         if self.takes.images and job.frames is not None and job.motion is None:
             raise JobError(
                 f"{self.pipeline} makes single images and takes no frames; leave frames out"
@@ -135,17 +144,22 @@ class _Config(dict):
 
 
 @lru_cache(maxsize=256)
-def of_model(model: str) -> ModelLimits:
-    """Return the limits of a model that is not loaded, as far as its configurations are here."""
+def of_model(model: str, pipeline: str | None = None) -> ModelLimits:
+    """Return the limits of a model that is not loaded, as far as its configurations are here.
+
+    ``pipeline``: the class that it is loaded as, where that is not its own.
+    """
     try:
         folder = str(config_folder(model) or "")
         if not folder:
-            return ModelLimits(model, Pipeline(1), unknown=NOT_LOCAL)
-        name, component = index(folder)["_class_name"], denoiser_of(folder)
+            takes = families.pipelines().get(pipeline or "", Pipeline(1))
+            return ModelLimits(pipeline or model, takes, unknown=NOT_LOCAL)
+        name, component = pipeline or index(folder)["_class_name"], denoiser_of(folder)
         denoiser, vae = (_Config(config_of(folder, part)) for part in (component, "vae"))
         known = families.vaes().get(vae.pop("_class_name"))
         if known is None:
-            return ModelLimits(name, Pipeline(1), unknown=f"the VAE of {name} is in no family")
+            takes = families.pipelines().get(name, Pipeline(1))
+            return ModelLimits(name, takes, unknown=f"the VAE of {name} is in no family")
         part, scales = Part(denoiser.pop("_class_name"), denoiser), known.scales(vae)
         parts = {component: SimpleNamespace(config=denoiser), "vae": SimpleNamespace(config=vae)}
         try:
@@ -157,17 +171,24 @@ def of_model(model: str) -> ModelLimits:
 
 
 class StoredLimits:
-    """Checks jobs before any model is loaded, each distinct motion once."""
+    """Checks jobs before any model is loaded, each distinct motion once.
+
+    What the call of a pipeline takes is asked of a helper process where diffusers is not loaded;
+    ``close`` ends it.
+    """
 
     def __init__(self) -> None:
         self._motions: dict[str, str] = {}
+        self._taken: dict[str, Takes | str] = {}
+        self._helper: Helper | None = None
 
     def why_not(self, job: Job) -> str:
         """Return why a run would refuse a resolved job, "" if it would not."""
-        limits = of_model(job.model)
+        limits = of_model(job.model, job.load_options.pipeline)
         try:
             limits.check(job)
-        except JobError as error:
+            self._check_call(limits, job)
+        except ValueError as error:
             return str(error)
         if job.motion is None:
             return ""
@@ -179,3 +200,31 @@ class StoredLimits:
             except JobError as error:
                 self._motions[key] = str(error)
         return self._motions[key]
+
+    def _check_call(self, limits: ModelLimits, job: Job) -> None:
+        """Raise ValueError for what the pipeline's call does not take, or a file that is no use."""
+        uses = bool(job.given_files or job.arguments)
+        taken: Takes | str = ""
+        if "/" not in limits.pipeline and (uses or limits.pipeline not in families.pipelines()):
+            taken = self._asked(limits.pipeline)
+        if isinstance(taken, Takes):
+            check_call(taken, job)
+            bind(taken, job, time=limits.size.time if limits.size else 1, stand_in=True)
+        elif job.load_options.pipeline and taken:
+            raise JobError(f"load pipeline: {taken}")
+        else:
+            check_files(job.given_files)
+
+    def _asked(self, name: str) -> Takes | str:
+        if name not in self._taken:
+            if "diffusers" in sys.modules:
+                self._taken[name] = takes_of(name)
+            else:
+                self._helper = self._helper or Helper(takes_of)
+                self._taken[name] = self._helper.ask(name)
+        return self._taken[name]
+
+    def close(self) -> None:
+        """End the helper process, if there is one."""
+        if self._helper is not None:
+            self._helper.close()

@@ -151,12 +151,14 @@ def frames(
     last: int | None = None,
     cover: tuple[int, int] | None = None,
     only: Iterable[int] = (),
+    size: tuple[int, int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield frames ``first`` to ``last``, scaled to just ``cover`` (H, W) or as they are.
 
-    Of ``only`` some, counted from ``first`` and rising, and all after the last of them.
+    ``size`` (H, W) scales them to exactly that instead. Of ``only`` some, counted from ``first``
+    and rising, and all after the last of them.
     """
-    size, only = None if cover is None else _covering(head, cover), list(only)
+    size, only = size if cover is None else _covering(head, cover), list(only)
     if path.is_dir() or is_image(path):
         yield from _images(path, head, first, last, size, only)
         return

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -102,6 +103,21 @@ def read_spread(
             expected = sum(1 for _ in decoding.frames(path, head, first, last, (16, 16)))
             head = replace(head, frames=first + expected)
         raise ValueError("its number of frames changes as it is read")
+
+
+def read_first(
+    path: str | Path, count: int, size: tuple[int, int] | None = None
+) -> Iterator[np.ndarray]:
+    """Yield the first ``count`` frames uint8 [H, W, 3], scaled to ``size`` (H, W) as decoded.
+
+    There are fewer where the video ends. Raises ValueError as ``read_video`` does.
+    """
+    path = Path(path)
+    with _reading(path):
+        head = decoding.look(path)
+        scaled = head if size is None else replace(head, height=size[0], width=size[1])
+        _check_bytes(min(count, head.frames), scaled)
+        yield from islice(decoding.frames(path, head, 0, count - 1, size=size), count)
 
 
 def look(path: str | Path) -> VideoHead:

@@ -157,8 +157,8 @@ def _dry_run(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) 
     """Print each job as it is read: id, file, what would happen, prediction."""
     rows = list(measured_rows(args.out))
     naming = Naming(args.out, rows, args.overwrite)
-    totals, limits = Totals(), StoredLimits()
-    with closing(Simulator()) as simulator:
+    totals = Totals()
+    with closing(Simulator()) as simulator, closing(StoredLimits()) as limits:
         predictor = Predictor(rows, simulator)
         for entry in items(args.jobfiles, overrides, naming, shard):
             if isinstance(entry, Invalid):

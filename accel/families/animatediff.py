@@ -34,7 +34,11 @@ FAMILY = Family(
             positions=lambda config: (config.get("motion_max_seq_length", 32), None),
         )
     },
-    pipelines={"AnimateDiffPipeline": Pipeline()},
+    pipelines={
+        "AnimateDiffPipeline": Pipeline(),
+        "AnimateDiffVideoToVideoPipeline": Pipeline(needs=("video",)),
+        "AnimateDiffControlNetPipeline": Pipeline(needs=("control",)),
+    },
     latents={"AnimateDiff": _geometry},
     models={
         "animatediff": Model(

@@ -45,7 +45,9 @@ FAMILY = Family(
     decoders={"CogVideoXDecoder3D": Decoder(pieces="apart")},
     pipelines={
         "CogVideoXPipeline": Pipeline(),
-        "CogVideoXImageToVideoPipeline": Pipeline(needs="an image"),
+        "CogVideoXImageToVideoPipeline": Pipeline(needs=("image",)),
+        "CogVideoXVideoToVideoPipeline": Pipeline(needs=("video",)),
+        "CogVideoXFunControlPipeline": Pipeline(needs=("control",)),
     },
     latents={"CogVideoX": _geometry},
     return_frames=(

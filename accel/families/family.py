@@ -13,6 +13,7 @@ from accel.families.sizes import SizeRule
 
 Layout = Literal["BCFHW", "BFCHW", "tokens", "BCHW"]
 Inputs = Callable[[Any, tuple[int, int, int, int, int]], dict[str, Any]]
+Conditions = Callable[[Mapping[str, Any], int | None], list[Any]]
 BlockKind = Literal["resnet", "upsampler", "blender", "causal middle"]
 
 
@@ -50,15 +51,20 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline's class, as far as it takes less than its models could make.
+    """A pipeline's class, as far as its call does not say it by the names of its arguments.
 
     ``grid``: its own checks want width and height to be multiples of so many pixels. ``images``: it
-    makes single images. ``needs``: what it cannot do without, which no job gives.
+    makes single images. ``needs``: keys of a job that it cannot do without, or
+    "arguments.NAME". ``inputs``: the argument that a key of a job goes to. ``conditions(given,
+    frames)`` makes its argument ``conditions`` of the job's ``image``, ``last_image`` and
+    ``video``.
     """
 
     grid: int = 8
     images: bool = False
-    needs: str = ""
+    needs: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    conditions: Conditions | None = None
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,22 @@ def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
+_REFERENCES = {"references": "image"}  # a list of pictures, the job's image first
+
 FAMILY = Family(
     "flux",
     denoisers={"FluxTransformer2DModel": Denoiser(_inputs)},
-    pipelines={"FluxPipeline": Pipeline(16, images=True)},
+    pipelines={
+        "FluxPipeline": Pipeline(16, images=True),
+        "FluxImg2ImgPipeline": Pipeline(16, images=True, needs=("image",)),
+        "FluxInpaintPipeline": Pipeline(16, images=True, needs=("image", "mask")),
+        "FluxFillPipeline": Pipeline(16, images=True, needs=("image", "mask")),
+        "FluxControlPipeline": Pipeline(16, images=True, needs=("control",)),
+        "FluxControlNetPipeline": Pipeline(16, images=True, needs=("control",)),
+        "FluxKontextPipeline": Pipeline(16, images=True),
+        "Flux2Pipeline": Pipeline(16, images=True, inputs=_REFERENCES),
+        "Flux2KleinPipeline": Pipeline(16, images=True, inputs=_REFERENCES),
+    },
     models={
         "flux": Model(
             Part("FluxTransformer2DModel", {"guidance_embeds": True}),

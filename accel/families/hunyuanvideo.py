@@ -51,7 +51,12 @@ FAMILY = Family(
         "HunyuanVideoUpsampleCausal3D": "upsampler",
         "HunyuanVideoMidBlock3D": "causal middle",
     },
-    pipelines={"HunyuanVideoPipeline": Pipeline(16)},
+    pipelines={
+        "HunyuanVideoPipeline": Pipeline(16),
+        "HunyuanVideoImageToVideoPipeline": Pipeline(16, needs=("image",)),
+        "HunyuanVideoFramepackPipeline": Pipeline(16, needs=("image",)),
+        "HunyuanVideo15ImageToVideoPipeline": Pipeline(16, needs=("image",)),
+    },
     latents={"HunyuanVideo": _geometry},
     models={
         "hunyuanvideo": Model(

@@ -19,7 +19,16 @@ FAMILY = Family(
         "QwenImageDecoder3d": Decoder(("norm_out", "nonlinearity"), pieces="joined"),
         "QwenImage21Decoder3d": Decoder(pieces="joined"),
     },
-    pipelines={"QwenImagePipeline": Pipeline(16, images=True)},
+    pipelines={
+        "QwenImagePipeline": Pipeline(16, images=True),
+        "QwenImageEditPipeline": Pipeline(16, images=True, needs=("image",)),
+        "QwenImageEditPlusPipeline": Pipeline(
+            16, images=True, needs=("image",), inputs={"references": "image"}
+        ),
+        "QwenImageImg2ImgPipeline": Pipeline(16, images=True, needs=("image",)),
+        "QwenImageInpaintPipeline": Pipeline(16, images=True, needs=("image", "mask")),
+        "QwenImageControlNetPipeline": Pipeline(16, images=True, needs=("control",)),
+    },
     strips={
         "QwenImageResidualBlock": Strip(2, cached=True),
         "QwenImageResample": Strip(1, 2, cached=True),

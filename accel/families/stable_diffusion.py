@@ -23,6 +23,10 @@ def _geometry(pipe: Any) -> Geometry:
     return Geometry(channels, *kl_scales(pipe.vae.config), layout="BCHW")
 
 
+_FROM_IMAGE = Pipeline(images=True, needs=("image",))
+_INPAINT = Pipeline(images=True, needs=("image", "mask"))
+_CONTROLLED = Pipeline(images=True, needs=("control",))
+
 FAMILY = Family(
     "stable-diffusion",
     vaes={"AutoencoderKL": Vae(kl_scales, framewise=True)},
@@ -33,6 +37,9 @@ FAMILY = Family(
         "StableDiffusionPipeline": Pipeline(images=True),
         "StableDiffusionXLPipeline": Pipeline(images=True),
         "StableDiffusion3Pipeline": Pipeline(images=True),
+        **{f"StableDiffusion{v}Img2ImgPipeline": _FROM_IMAGE for v in ("", "XL", "3")},
+        **{f"StableDiffusion{v}InpaintPipeline": _INPAINT for v in ("", "XL", "3")},
+        **{f"StableDiffusion{v}ControlNetPipeline": _CONTROLLED for v in ("", "XL", "3")},
     },
     latents={"StableDiffusion": _geometry},
 )

@@ -35,7 +35,7 @@ FAMILY = Family(
     decoders={"TemporalDecoder": Decoder(grouped=True)},
     grouped_blocks={"TemporalResnetBlock": "resnet", "AlphaBlender": "blender"},
     unet_parts=("TemporalBasicTransformerBlock", "TemporalResnetBlock"),
-    pipelines={"StableVideoDiffusionPipeline": Pipeline(needs="an image")},
+    pipelines={"StableVideoDiffusionPipeline": Pipeline(needs=("image",))},
     latents={"StableVideoDiffusion": _geometry},
     models={
         "svd": Model(

@@ -53,8 +53,12 @@ FAMILY = Family(
     strips={"WanResidualBlock": Strip(2, cached=True), "WanResample": Strip(1, 2, cached=True)},
     pipelines={
         "WanPipeline": Pipeline(16),
-        "WanImageToVideoPipeline": Pipeline(16, needs="an image"),
-        "WanVideoToVideoPipeline": Pipeline(16, needs="a video"),
+        "WanImageToVideoPipeline": Pipeline(16, needs=("image",)),
+        "WanVideoToVideoPipeline": Pipeline(16, needs=("video",)),
+        "WanVACEPipeline": Pipeline(16),
+        "WanAnimatePipeline": Pipeline(
+            16, needs=("image", "control", "arguments.face_video"), inputs={"control": "pose_video"}
+        ),
     },
     latents={"Wan": _geometry},
     return_frames=(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from typing import Any
 from accel.core.plain_values import shown
 from accel.core.validate import did_you_mean
 from accel.pipelines.batch.bounds import BOUNDS
-from accel.pipelines.job import Job, JobError
+from accel.pipelines.job import SEEDS, Job, JobError
 from accel.pipelines.paths import with_home
 
-EXPANDERS = ("matrix", "zip", "glob")
-KEYS = [f.name for f in fields(Job)]
+COUNT = "count"  # so many jobs with seeds that follow each other
+EXPANDERS = ("matrix", "zip", "glob", COUNT)
+KEYS = [*(f.name for f in fields(Job)), COUNT]
 
 
 def why_unknown(key: str) -> str:
@@ -54,6 +55,13 @@ def merged(shared: Mapping[str, Any], entry: Any) -> Any:
     return data
 
 
+def counted(data: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return an entry over which ``count`` was put, with the seed to count from, and these two."""
+    counts = isinstance(data, dict) and (COUNT in given or data.get(COUNT) is not None)
+    first = {key: given[key] for key in (COUNT, "seed") if counts and key in given}
+    return ({**data, **first} if first else data), first
+
+
 def settle_plan(data: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Let the plan or preset that is ``given`` go over the other one in ``data``.
 
@@ -78,7 +86,7 @@ def check_plan(given: Mapping[str, Any], where: str) -> None:
 
 
 def expand(entry: Any, own: Any, where: str) -> Iterator[dict[str, Any]]:
-    """Yield every combination of an entry's matrix, zip and glob, as plain job values.
+    """Yield every combination of an entry's matrix, zip, glob and count, as plain job values.
 
     Args:
         entry: The entry with the file's defaults.
@@ -107,6 +115,9 @@ def expand(entry: Any, own: Any, where: str) -> Iterator[dict[str, Any]]:
         axes.append(
             [tuple(zip(zipped, row, strict=True)) for row in zip(*zipped.values(), strict=True)]
         )
+    seeds = _seeds(entry, {*matrix, *zipped, *globs}, where)
+    if seeds:
+        axes.append([(("seed", seed),) for seed in seeds])
     count = math.prod(map(len, axes))
     if count > BOUNDS.jobs:
         product = " x ".join(f"{len(axis):,}" for axis in axes)
@@ -121,6 +132,26 @@ def expand(entry: Any, own: Any, where: str) -> Iterator[dict[str, Any]]:
         settle_plan(data, chosen)
         check_plan({**own, **chosen}, where)
         yield data
+
+
+def _seeds(entry: Mapping[str, Any], chosen: set[str], where: str) -> Sequence[int]:
+    """Return the seeds that ``count`` asks for, () without it."""
+    count, seed = entry.get(COUNT), entry.get("seed", Job.seed)
+    if count is None:
+        return ()
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise JobError(f"{where}: count must be a whole number from 1, got {shown(count)}")
+    if "seed" in chosen:
+        raise JobError(
+            f"{where}: count gives the jobs seeds of their own, and so does another expander; keep "
+            "one of them"
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= SEEDS[-count]:
+        raise JobError(
+            f"{where}: count {count} needs a whole number to count from as seed, at most "
+            f"2^63 - {count}, got {shown(seed)}"
+        )
+    return range(seed, seed + count)
 
 
 def put(data: dict[str, Any], key: str, value: Any) -> None:
@@ -180,6 +211,8 @@ def _mapping(value: Any, where: str, name: str) -> dict[str, Any]:
         raise JobError(f"{where}: {name} must be a mapping, got {shown(value)}")
     for key in value or {}:
         known_key(key, f"{where}, {name}")
+        if str(key).split(".")[0] == COUNT:
+            raise JobError(f"{where}: count cannot stand in {name}; write it beside {name}")
     return value or {}
 
 

@@ -9,22 +9,17 @@ they are recorded beside each video instead.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import accel
-from accel.pipelines.job import Job, JobError
+from accel.pipelines.inputs.hashes import digest, file_hash, with_files
+from accel.pipelines.job import FITTED, NEWER, Job, JobError
 from accel.pipelines.load import local_folder
-from accel.pipelines.motion.array_file import named_array
 from accel.pipelines.video import files_of
 
-NEWER = ("image", "last_image", "video", "mask", "references", "control", "fit", "loras",
-         "arguments", "load")  # fmt: skip
-_WHOLE = 64 * 2**20  # bytes up to which a file is hashed whole
-_SAMPLES, _SAMPLE = 64, 2**16  # else its size and this many evenly spread blocks of this many bytes
+__all__ = ["content_hash", "digest", "job_id", "model_fingerprint", "plan_digest"]
 
 
 def job_id(job: Job) -> str:
@@ -36,22 +31,34 @@ def job_id(job: Job) -> str:
     for key in ("name", "preset", "plan"):
         del data[key]
     for key in NEWER:  # ids of jobs that do not use them stay what they were
-        if not data[key] or key == "fit":
+        if not data[key]:
             del data[key]
-    if "load" in data:
-        data["load"] = job.load_options.deciding()
-    data["strength"] = None if job.motion is None else _with_files(job.strength)
-    data["motion"] = _with_files(job.motion)
+    if not any(getattr(job, key) for key in FITTED):
+        del data["fit"]
+    for key in set(data) & {*FITTED, "references", "loras", "arguments"}:
+        data[key] = with_files(data[key])
+    if load := _load(job):
+        data["load"] = load
+    else:
+        data.pop("load", None)
+    data["strength"] = None if job.motion is None else with_files(job.strength)
+    data["motion"] = with_files(job.motion)
     data["plan"] = _plan(job)
     data["model"] = model_fingerprint(job.model)
     data["accel"] = accel.__version__
     return digest(data)
 
 
-def digest(value: Any) -> str:
-    """Return hex SHA-256 of plain JSON values."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+def _load(job: Job) -> dict[str, Any]:
+    """Return what of the job's ``load`` decides pixels, its files by their content."""
+    data = job.load_options.deciding()
+    if "weights" in data:
+        data["weights"] = {
+            name: [word, with_files(file)] if file else word
+            for name, kind in data["weights"].items()
+            for word, _, file in [kind.partition(" ")]
+        }
+    return data | {k: with_files(data[k]) for k in ("components", "config") if k in data}
 
 
 def plan_digest(job: Job) -> str:
@@ -72,40 +79,6 @@ def _plan(job: Job) -> dict[str, Any] | None:
     return data
 
 
-def _with_files(value: Any) -> Any:
-    """``value`` with every text that names a file or a folder replaced by hashes of the content."""
-    if isinstance(value, Mapping):
-        return {key: _with_files(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_with_files(inner) for inner in value]
-    if isinstance(value, str) and 0 < len(value) < 4096 and Path(value).is_dir():
-        # With their names, which give the order of a folder's frames or flows.
-        return {"folder": {file.name: _with_files(str(file)) for file in Path(value).iterdir()}}
-    if isinstance(value, str) and len(value) < 4096:
-        file, key = named_array(value)
-        if file.is_file():
-            stat = file.stat()
-            found = {"file": _hash_file(str(file), stat.st_size, stat.st_mtime_ns)}
-            return found | {"array": key} if key else found
-    return value
-
-
-@lru_cache(maxsize=4096)
-def _hash_file(path: str, size: int, changed: int) -> str:
-    """Return SHA-256 of a file; ``changed`` (ns) only keeps the cache true."""
-    state = hashlib.sha256()
-    with open(path, "rb") as file:
-        if size <= _WHOLE:
-            while block := file.read(2**20):
-                state.update(block)
-        else:
-            state.update(str(size).encode())
-            for number in range(_SAMPLES):
-                file.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
-                state.update(file.read(_SAMPLE))
-    return state.hexdigest()
-
-
 @lru_cache(maxsize=256)
 def model_fingerprint(model: str) -> str:
     """Return what stands for a model's content: a hash of its folder, or hub id and commit.
@@ -120,9 +93,7 @@ def model_fingerprint(model: str) -> str:
     if folder is None:
         return f"{model}@{_commit(model)}"
     files = {
-        file.relative_to(folder).as_posix(): _hash_file(
-            str(file), file.stat().st_size, file.stat().st_mtime_ns
-        )
+        file.relative_to(folder).as_posix(): file_hash(file)
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.suffix in {".json", ".safetensors", ".bin", ".model", ".txt"}
     }

@@ -5,9 +5,10 @@
     matrix: {seed: [1, 2], preset: [fast, none]}    # every combination
     zip: {prompt: [a, b], name: [x, y]}         # side by side, equally long
     glob: {motion.flow: "flows/*.npy"}          # every matching file, sorted
-    jobs: [...]                                 # each may have matrix, zip and glob of its own
+    count: 4                                    # four jobs: seed, seed + 1, and so on
+    jobs: [...]                                 # each may have these four of its own
 
-Without ``jobs`` the file is one job made of ``defaults``, ``matrix``, ``zip`` and ``glob``. Each
+Without ``jobs`` the file is one job made of ``defaults`` and these four. Each
 document of a YAML file is a job file of its own. In JSON Lines each line is a job, and a line with
 the key ``defaults`` holds for those below it. In CSV the header names the keys; an empty cell is
 left out. Dotted keys reach into mappings. Paths are relative to the working directory. A mistake in
@@ -28,6 +29,7 @@ from accel.pipelines.batch.csv_rows import csv_rows
 from accel.pipelines.batch.expanding import (
     EXPANDERS,
     KEYS,
+    counted,
     expand,
     known_key,
     merged,
@@ -107,10 +109,11 @@ def read(path: str | Path, overrides: Sequence[Override] = ()) -> Iterator[Job |
             shared, shared_size = entry.shared, check(entry.shared, entry.where)
         try:
             size = shared_size + _checked(entry.own, entry.where)
-            data = merged(shared, entry.own)
+            data, first = counted(merged(shared, entry.own), given)
             for number, variant in enumerate(expand(data, entry.own, entry.where), 1):
                 for key, value in overrides:
-                    put(variant, key, value)
+                    if key not in first:
+                        put(variant, key, value)
                 settle_plan(variant, given)
                 where = entry.where if number == 1 else f"{entry.where}, variant {number}"
                 jobs, values = jobs + 1, values + size
@@ -292,6 +295,6 @@ def _top_level(data: Any, where: str, has_jobs: bool) -> dict[str, Any]:
     expanders = {name: data[name] for name in EXPANDERS if data.get(name) not in (None, {})}
     if not has_jobs and not expanders:
         raise JobError(
-            f"{where} needs a top-level 'jobs:' with at least one job, or a matrix, zip or glob"
+            f"{where} needs a top-level 'jobs:' with at least one job, or one of {EXPANDERS}"
         )
     return {**shared, **expanders}

@@ -22,7 +22,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "id": (str,), "video": (dict,), "job": (dict,), "seconds": _NUMBER, "peak_bytes": _NUMBER,
     "phase_peak_bytes": _MAYBE, "frames": (int,), "report": _MAYBE, "comparison": _MAYBE,
     "memory": (list,), "resumed_from_step": (int,), "steps_not_saved": (str,),
-    "environment": _MAYBE, "prompt_cut": (list,),
+    "environment": _MAYBE, "prompt_cut": (list,), "inputs": (list,),
 }  # fmt: skip
 _COMPARED: dict[str, tuple[type, ...]] = {
     "psnr_db": _NUMBER, "ssim": _NUMBER, "reference_seconds": _NUMBER, "speedup": _NUMBER,
@@ -77,6 +77,7 @@ def load_sidecar(path: Path) -> dict[str, Any]:
         _check_all(compared, "psnr_frames", (int, float))
     _check_all(data, "memory", (str,))
     _check_all(data, "prompt_cut", (str,))
+    _check_all(data, "inputs", (dict,))
     _check_all(data, "environment", (str,))
     _check_all(data, "phase_peak_bytes", (int, float))
     return data

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,7 @@ class Worker:
             "phase_peak_bytes": phases,
             "frames": len(result.frames),
             "prompt_cut": [str(cut) for cut in result.cuts],
+            "inputs": [asdict(used) for used in result.inputs],
             "report": None if result.report is None else result.report.to_dict(),
             "comparison": comparison,
             "memory": names,

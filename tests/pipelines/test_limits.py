@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -56,7 +57,7 @@ def test_the_embedded_model() -> None:
 def test_what_is_known_of_a_pipeline_is_what_it_checks(name: str) -> None:
     cls, known = getattr(diffusers, name), families.pipelines()[name]
     taken = inspect.signature(cls.__call__).parameters
-    assert known.images == ("num_frames" not in taken) or known.needs == "a video"
+    assert known.images == ("num_frames" not in taken) or {"video", "control"} & {*known.needs}
     if known.needs:
         return
     accepts = {n: accepted(cls, n) for n in range(8, 257, 8)}
@@ -67,10 +68,15 @@ def test_what_is_known_of_a_pipeline_is_what_it_checks(name: str) -> None:
 def accepted(cls: Any, side: int) -> bool:
     """Whether a pipeline without parts, or its check with a warning, takes a side of 256 x side."""
     pipe = cls.__new__(cls)
-    vars(pipe).update(vae_scale_factor=8, patch_size=1)
-    pipe.register_to_config(boundary_ratio=None)
-    wanted = inspect.signature(cls.check_inputs).parameters
-    asked = dict.fromkeys(n for n, p in wanted.items() if p.default is p.empty and n != "self")
+    vars(pipe).update(vae_scale_factor=8, patch_size=1, vae_scale_factor_spatial=8)
+    part = SimpleNamespace(config=SimpleNamespace(patch_size=(1, 2, 2)))
+    vars(pipe).update(transformer=part, transformer_2=None)
+    pipe.register_to_config(boundary_ratio=None, is_distilled=False)
+    wanted, call = (inspect.signature(f).parameters for f in (cls.check_inputs, cls.__call__))
+    needed = [n for n, p in wanted.items() if p.default is p.empty and n != "self"]
+    usual = {n: p.default for n, p in call.items() if p.default is not p.empty}
+    asked = {n: usual.get(n) for n in needed if n != "callback_on_step_end_tensor_inputs"}
+    asked |= {n: None for n in needed if n not in asked}
     log = []
     module = inspect.getmodule(cls)
     warn, module.logger = module.logger, type("", (), {"warning": lambda self, t: log.append(t)})()
@@ -138,7 +144,7 @@ def test_a_model_that_is_not_here_is_not_called_green(tmp_path: Path, capsys: An
     ("build", "job", "message"),
     [
         (images, {"frames": 5}, "StableDiffusionPipeline makes single images"),
-        (svd, {"frames": 4}, "StableVideoDiffusionPipeline needs an image"),
+        (svd, {"frames": 4}, "StableVideoDiffusionPipeline needs image: a picture to start"),
         (animatediff, {"frames": 64}, "frames must be at most 8 for this model"),
         (mochi, {"width": 40, "height": 48}, "width must be a multiple of 16"),
         (ltx, {"width": 48, "height": 64}, "width must be a multiple of 32"),
@@ -166,7 +172,9 @@ def test_a_pipeline_of_no_family_is_asked_itself() -> None:
     with pytest.raises(JobError, match="Odd refuses the job: width must be twice"):
         check(pipe, Job("x", width=32, height=32, model="./none"))
     pipe.__class__ = Hungry
-    with pytest.raises(JobError, match="Hungry needs sketch, which a job cannot give"):
+    with pytest.raises(
+        JobError, match="Hungry needs arguments.sketch; add arguments: {sketch: ...}"
+    ):
         check(pipe, Job("x", model="./none"))
 
 

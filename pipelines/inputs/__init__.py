@@ -1,0 +1,1 @@
+"""What a job gives to its pipeline's call: pictures, videos and further arguments."""
