@@ -67,6 +67,10 @@ class ModelLimits:
             raise JobError(
                 f"{self.pipeline} makes single images and takes no frames; leave frames out"
             )
+        self.check_size(job)
+
+    def check_size(self, job: Job) -> None:
+        """Raise JobError for a resolved job of a size that the model cannot make."""
         with _as_job_error():
             if self.size is not None:
                 self.size.check(job.width, job.height, job.frames)
@@ -200,6 +204,11 @@ class StoredLimits:
             except JobError as error:
                 self._motions[key] = str(error)
         return self._motions[key]
+
+    def takes(self, model: str, pipeline: str | None = None) -> Takes | str:
+        """Return what the call of a model's pipeline takes, or why that is not known."""
+        name = of_model(model, pipeline).pipeline
+        return NOT_LOCAL if "/" in name else self._asked(name)
 
     def _check_call(self, limits: ModelLimits, job: Job) -> None:
         """Raise ValueError for what the pipeline's call does not take, or a file that is no use."""

@@ -78,7 +78,7 @@ def job_of(values: Mapping[str, Any], studio: Studio, plan: Any = None) -> Job:
     if plan and form["preset"] == PLANNED:
         form["plan"] = plan
     job = job_from_form(form, studio.models, studio.limits).resolved()
-    of_model(job.model).check(job)
+    of_model(job.model, job.load_options.pipeline).check_size(job)
     return job
 
 

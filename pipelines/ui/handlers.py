@@ -14,7 +14,7 @@ from typing import Any
 
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.driving import Driving
-from accel.pipelines.ui import compare, drawing, forms, inputs, view
+from accel.pipelines.ui import arguments_form, compare, drawing, forms, inputs, view
 from accel.pipelines.ui.dropped_settings import settings_of
 from accel.pipelines.ui.finished import Finished
 from accel.pipelines.ui.offers import chosen_loras, known_loras
@@ -66,11 +66,13 @@ class Handlers:
 
     def _filled_in(
         self, moved: bool, drawn: Any, planned: Any, given: Any, loras: Any, lora_weight: float,
-        **form: Any,
+        arguments: Any, **form: Any,
     ) -> dict[str, Any]:  # fmt: skip
         chosen = chosen_loras(loras or [], lora_weight, self.studio.models.loras)
         data = forms.from_form(self.studio, form, moved, drawn, planned)
-        return {**data, **given, "loras": chosen}
+        taken = self.studio.takes(form["model"]) if any(row[-1] for row in arguments) else ""
+        more = arguments_form.chosen(arguments, taken)
+        return {**data, **given, "loras": chosen, "arguments": more}
 
     @told
     def generate(self, *, compared: bool, **job: Any) -> None:
@@ -169,8 +171,26 @@ class Handlers:
             **by_widget(tab.form, form),
             tab.loras: names,
             tab.lora_weight: weight,
+            tab.arguments: self.rows(form["model"], job.arguments) if job.arguments else [],
             **self.into_inputs(inputs.of_job(job)),
         }
+
+    def rows(self, model: str, values: Mapping[str, Any]) -> list[list[str]]:
+        """Return the table of what else a model takes, with ``values`` as far as it takes them."""
+        taken = self.studio.takes(model)
+        if isinstance(taken, str):
+            gr.Warning(escape(f"what else this model takes is not known: {taken}"))
+            return []
+        return arguments_form.rows(taken, values)
+
+    def fill_arguments(self, *, model: str, arguments: list[list[Any]]) -> Changes:
+        """Show what else the chosen model takes; values that it takes as well stay."""
+        values = {str(row[0]): row[-1] for row in arguments}
+        return {self.parts.generate.arguments: self.rows(model, values)}
+
+    def refill_arguments(self, *, model: str, arguments: list[list[Any]]) -> Changes:
+        """Do the same for another model, if the table was filled."""
+        return self.fill_arguments(model=model, arguments=arguments) if arguments else NOTHING
 
     def into_inputs(self, given: dict[str, Any]) -> Changes:
         """Show what a job starts from."""
@@ -186,7 +206,7 @@ class Handlers:
             self.parts.tabs, tab.moved, kept.drawn, kept.planned, kept.sketch, kept.shape,
             motion.canvas, motion.strength, *motion.camera.values(), motion.driving,
             *motion.video.values(), tab.suited, *tab.form.values(), tab.loras, tab.lora_weight,
-            kept.given, tab.given, *tab.inputs.values(),
+            tab.arguments, kept.given, tab.given, *tab.inputs.values(),
         ]  # fmt: skip
 
     # --------------------------------------------------------------------------------- compare

@@ -49,7 +49,8 @@ class Page:
             self.job = {  # what a job is made of
                 "moved": generate.moved, "drawn": kept.drawn, "planned": kept.planned,
                 "given": kept.given, "loras": generate.loras,
-                "lora_weight": generate.lora_weight, **generate.form,
+                "lora_weight": generate.lora_weight, "arguments": generate.arguments,
+                **generate.form,
             }  # fmt: skip
             self.wire_form()
             self.wire_inputs()
@@ -88,6 +89,13 @@ class Page:
                     partial(on.drop, key=key), inputs_kwargs={"given": kept.given},
                     outputs=[*shown, place], **QUIET,
                 )  # fmt: skip
+
+        table: dict[str, Any] = {
+            "inputs_kwargs": {"model": tab.form["model"], "arguments": tab.arguments},
+            "outputs": tab.arguments,
+        }
+        tab.further.expand(self.on.fill_arguments, **table, **TOLD)
+        tab.form["model"].change(self.on.refill_arguments, **table, **TOLD)
 
     def wire_gallery(self) -> None:
         """Queue, gallery and comparison."""

@@ -34,7 +34,7 @@ class GenerateTab:
     ``form``: widgets of ``forms.FIELDS``; ``suited``: the model that the sizes are for;
     ``moved``: whether the drawn motion counts; ``inputs``: places for pictures and a video;
     ``given``: what of these a job starts from; ``forecast``: what the job will
-    take.
+    take; ``arguments``: what else the pipeline takes, in the part ``further`` that unfolds.
     """
 
     form: Mapping[str, Any]
@@ -42,6 +42,8 @@ class GenerateTab:
     given: Any
     loras: gr.Dropdown
     lora_weight: gr.Slider
+    further: gr.Accordion
+    arguments: gr.Dataframe
     suited: gr.State
     moved: gr.Checkbox
     dice: gr.Button

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from accel.pipelines.job import FORMATS
-from accel.pipelines.ui import compare, drawing, forecast, forms, inputs, plan_tab, view
+from accel.pipelines.ui import (
+    arguments_form,
+    compare,
+    drawing,
+    forecast,
+    forms,
+    inputs,
+    plan_tab,
+    view,
+)
 from accel.pipelines.ui.parts import (
     CompareTab,
     GenerateTab,
@@ -128,9 +137,15 @@ def _fields(studio: Studio) -> dict[str, Any]:
         with gr.Row(visible=bool(names)):
             loras = gr.Dropdown(names, value=[], multiselect=True, label="LoRAs", scale=2)
             weight = gr.Slider(0, 2, 1.0, step=0.05, label="Their weight", buttons=[])
+    with gr.Accordion("What else this model takes", open=False, elem_id="further") as further:
+        arguments = gr.Dataframe(
+            [], headers=arguments_form.HEADERS, static_columns=[0, 1, 2], type="array", wrap=True,
+            column_count=len(arguments_form.HEADERS), row_count=0,
+            interactive=True, show_label=False, buttons=[], elem_id="arguments",
+        )  # fmt: skip
     return {
-        "form": form, "suited": suited, "moved": moved, "dice": dice, "inputs": places,
-        "given": given, "loras": loras, "lora_weight": weight,
+        "form": form, "suited": suited, "further": further, "arguments": arguments,
+        "moved": moved, "dice": dice, "inputs": places, "given": given, "loras": loras, "lora_weight": weight,
     }  # fmt: skip
 
 

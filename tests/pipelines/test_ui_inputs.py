@@ -17,6 +17,7 @@ from accel.pipelines.batch.output import Output
 from accel.pipelines.job import Job, JobError, settings_text
 from accel.pipelines.load import TINY
 from accel.pipelines.ui import inputs
+from accel.pipelines.ui.arguments_form import chosen
 from accel.pipelines.ui.dropped_settings import settings_of
 from accel.pipelines.ui.offers import chosen_loras, known_loras, read_offers
 from accel.pipelines.ui.settings import Limits, Models, job_from_form
@@ -129,7 +130,7 @@ def test_a_picture_goes_into_the_job_and_out_again(page: Any, tmp_path: Path) ->
     given = taken[kept.given]
     assert Path(given["image"]).parent == page.studio.state / "inputs"
     values = {"prompt": "x", "preset": "none", "model": "tiny (embedded)", "seed": 1}
-    form = page.on._filled_in(False, None, None, given, ["style"], 0.5, **values)
+    form = page.on._filled_in(False, None, None, given, ["style"], 0.5, [], **values)
     job = job_from_form(form, page.studio.models, page.studio.limits)
     lora = {"file": str(page.studio.models.loras["style"]), "weight": 0.5}
     assert job.image == given["image"] and job.loras == [lora]
@@ -162,6 +163,38 @@ def test_what_names_a_file_is_left_out_of_a_dropped_video(tmp_path: Path) -> Non
     found, notes = settings_of(path, Models(), Limits())
     assert found == Job("x", arguments={"eta": 0.5}) and len(notes) == len(files) + len(lists) + 1
     assert "passwd" not in json.dumps(found.to_dict())
+
+
+# ----------------------------------------------------------------------------------- arguments
+
+
+def test_the_form_offers_what_else_a_pipeline_takes(page: Any) -> None:
+    tab, tiny = page.parts.generate, "tiny (embedded)"
+    filled = page.on.fill_arguments(model=tiny, arguments=[["guidance_scale_2", "", "", 3]])
+    table = {row[0]: row[1:] for row in filled[tab.arguments]}
+    assert table["guidance_scale_2"] == ["number", "", "3"]
+    assert table["max_sequence_length"][1:] == ["512", ""]
+    assert not {"prompt", "latents", "generator", "attention_kwargs"} & set(table)
+    assert page.on.refill_arguments(model=tiny, arguments=[]) == gradio.skip()
+    values = {"prompt": "x", "preset": "none", "model": tiny, "seed": 1}
+    form = page.on._filled_in(False, None, None, {}, [], 1.0, filled[tab.arguments], **values)
+    job = job_from_form(form, page.studio.models, page.studio.limits)
+    assert job.arguments == {"guidance_scale_2": 3}
+    assert page.on.into_form(job)[tab.arguments] == filled[tab.arguments]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["face_video", "", "", "/etc/passwd"], "'face_video' is not offered"),
+        (["attention_kwargs", "", "", "{a: 1}"], "'attention_kwargs' is not offered"),
+        (["eta", "", "", "x" * 3000], "at most 2000"),
+        (["guidance_scale_2", "", "", "[1, 2]"], "one number or text"),
+    ],
+)
+def test_no_argument_names_a_file(page: Any, row: list[Any], message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        chosen([row], page.studio.takes("tiny (embedded)"))
 
 
 # -------------------------------------------------------------------------------------- offers
