@@ -145,7 +145,8 @@ def _fields(studio: Studio) -> dict[str, Any]:
         )  # fmt: skip
     return {
         "form": form, "suited": suited, "further": further, "arguments": arguments,
-        "moved": moved, "dice": dice, "inputs": places, "given": given, "loras": loras, "lora_weight": weight,
+        "moved": moved, "dice": dice, "inputs": places, "given": given, "loras": loras,
+        "lora_weight": weight,
     }  # fmt: skip
 
 
