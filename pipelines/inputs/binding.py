@@ -26,7 +26,7 @@ from accel.pipelines.prompt_tokens import longest
 
 __all__ = ["Bound", "bind", "bound", "call_arguments", "check_call", "takes"]
 
-_WHAT = {
+WHAT = {
     "image": "a picture to start from or to edit", "last_image": "a picture to end with",
     "video": "a video to start from", "mask": "a picture or video that is white where to paint",
     "references": "pictures of what should appear", "control": "what its control follows",
@@ -121,7 +121,7 @@ def needs_text(name: str, need: str) -> str:
     if first == "arguments":
         return f"{name} needs {need}; add arguments: {{{inner}: ...}} to the job"
     value = "[FILE]" if first == "references" else "FILE"
-    return f"{name} needs {need}: {_WHAT[first]}; add {first}: {value} to the job"
+    return f"{name} needs {need}: {WHAT[first]}; add {first}: {value} to the job"
 
 
 def _instead(taken: Takes, key: str) -> str:

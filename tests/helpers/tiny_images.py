@@ -1,4 +1,4 @@
-"""Tiny pipelines for images that start from pictures, as ``tiny_pipelines.py`` has them for videos."""
+"""Tiny pipelines that make an image of pictures; ``tiny_pipelines.py`` has those for videos."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from typing import Any
 
 import diffusers
 import torch
-from helpers.tiny_parts import clip, flow, kl_vae, t5, tokenizer, told, wan_vae
+
+from helpers.tiny_parts import clip, flow, kl_vae, t5, tokenizer, told
 from helpers.tiny_pipelines import Recipe
 
-IMAGE = {"model": "./none", "prompt": "a red circle moves left", "steps": 2, "width": 32, "height": 32}
+IMAGE = {
+    "model": "./none",
+    "prompt": "a red circle moves left",
+    "steps": 2,
+    "width": 32,
+    "height": 32,
+}
 
 
 # -------------------------------------------------------------------------------- Stable Diffusion
@@ -60,7 +67,7 @@ def _sdxl_img2img() -> Any:
     )  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------- Flux and Qwen
+# ----------------------------------------------------------------------------------- Flux and Qwen
 
 
 def _flux(name: str, channels: int = 16, out: int | None = None, **parts: Any) -> Any:
@@ -145,7 +152,8 @@ RECIPES: dict[str, Recipe] = {
     "flux kontext": Recipe(lambda: _flux("FluxKontextPipeline"),
                            {**IMAGE, "image": "PICTURE",
                             "arguments": {"max_area": 1024}}),
-    "flux.2": Recipe(_flux2, {**IMAGE, "width": 64, "height": 64, "image": "PICTURE", "references": ["SUBJECT"]}),
+    "flux.2": Recipe(_flux2, {**IMAGE, "width": 64, "height": 64, "image": "PICTURE",
+                              "references": ["SUBJECT"]}),
     "qwen-image edit": Recipe(lambda: _qwen("QwenImageEditPipeline"),
                               {**IMAGE, "image": "PICTURE"}),
     "qwen-image edit plus": Recipe(lambda: _qwen("QwenImageEditPlusPipeline"),

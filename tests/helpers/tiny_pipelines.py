@@ -16,11 +16,22 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from helpers.tiny_parts import (
-    clip, cogvideox_vae, flow, hunyuan_vae, kl_vae, ltx2_vaes, ltx_vae, pictures, t5, tokenizer,
-    told, umt5, vision, wan_vae,
-)  # fmt: skip
 from PIL import Image
+
+from helpers.tiny_parts import (
+    cogvideox_vae,
+    flow,
+    hunyuan_vae,
+    ltx2_vaes,
+    ltx_vae,
+    pictures,
+    t5,
+    tokenizer,
+    told,
+    umt5,
+    vision,
+    wan_vae,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -184,7 +195,7 @@ def _ltx2(name: str) -> Any:
     return pipe
 
 
-# --------------------------------------------------------------------------------------- HunyuanVideo
+# ------------------------------------------------------------------------------------ HunyuanVideo
 
 
 def _siglip(size: int) -> dict[str, Any]:
@@ -267,7 +278,7 @@ def _hunyuan15_i2v() -> Any:
     return pipe
 
 
-# ------------------------------------------------------------------------------------ CogVideoX, SVD
+# ---------------------------------------------------------------------------------- CogVideoX, SVD
 
 
 def _cogvideox(name: str, channels: int) -> Any:
@@ -302,7 +313,14 @@ def _svd() -> Any:
 
 # ------------------------------------------------------------------------------------------ recipes
 
-SHORT = {"model": "./none", "prompt": "a red circle moves left", "steps": 2, "width": 32, "height": 32, "frames": 5}
+SHORT = {
+    "model": "./none",
+    "prompt": "a red circle moves left",
+    "steps": 2,
+    "width": 32,
+    "height": 32,
+    "frames": 5,
+}
 
 RECIPES: dict[str, Recipe] = {
     "wan 2.1 i2v": Recipe(_wan21_i2v, {**SHORT, "image": "PICTURE"}),
@@ -336,7 +354,8 @@ RECIPES: dict[str, Recipe] = {
     "cogvideox i2v": Recipe(lambda: _cogvideox("CogVideoXImageToVideoPipeline", 8),
                             {**SHORT, "frames": 9, "image": "PICTURE"}),
     "cogvideox v2v": Recipe(lambda: _cogvideox("CogVideoXVideoToVideoPipeline", 4),
-                            {**SHORT, "frames": 9, "video": "CLIP", "arguments": {"strength": 1.0}}),
-    "svd": Recipe(_svd, {"model": "./none", "image": "PICTURE", "steps": 2, "width": 32, "height": 32, "frames": 3,
-                         "arguments": {"motion_bucket_id": 60, "decode_chunk_size": 2}}),
+                            {**SHORT, "frames": 9, "video": "CLIP",
+                             "arguments": {"strength": 1.0}}),
+    "svd": Recipe(_svd, {"model": "./none", "image": "PICTURE", "steps": 2, "width": 32, "height": 32,
+                         "frames": 3, "arguments": {"motion_bucket_id": 60, "decode_chunk_size": 2}}),
 }  # fmt: skip
