@@ -39,6 +39,9 @@ def listed(model: str) -> Takes:
 def lines(taken: Takes) -> list[str]:
     """Return the listing for people."""
     keys = [(key, taken.binds[key]) for key in (*PLAIN, *FILES) if key in taken.binds]
+    if {"image", "control"} & set(taken.binds):  # then a size is what pictures are brought to
+        known = dict(keys)
+        keys += [(key, "the picture's size") for key in ("width", "height") if key not in known]
     out = [f"{taken.pipeline}: keys of a job"]
     for key, target in keys:
         need = "  needed" if key in taken.needs else ""

@@ -17,7 +17,7 @@ import yaml
 
 from accel.core.atomic_write import write_atomic
 from accel.core.validate import text
-from accel.pipelines.job import Job, JobError, job_from_settings, make_job
+from accel.pipelines.job import NEWER, Job, JobError, job_from_settings, make_job
 from accel.pipelines.load import TINY, local_folder
 from accel.pipelines.video import SUFFIXES, read_comment
 from accel.plans import PRESETS, Plan
@@ -197,6 +197,9 @@ def _leave_out_files(data: dict[str, Any]) -> list[str]:
             notes.append("its depth map is left out")
         if not motion:
             data["motion"] = None
+    for key in {*NEWER} - {"fit"}:
+        if data.pop(key, None):
+            notes.append(f"its {key} is left out")
     if isinstance(data.get("strength"), dict) and data["strength"].pop("map", None) is not None:
         notes.append("its strength map is left out")
     if data.get("plan") is not None:

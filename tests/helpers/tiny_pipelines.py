@@ -356,6 +356,7 @@ RECIPES: dict[str, Recipe] = {
     "cogvideox v2v": Recipe(lambda: _cogvideox("CogVideoXVideoToVideoPipeline", 4),
                             {**SHORT, "frames": 9, "video": "CLIP",
                              "arguments": {"strength": 1.0}}),
-    "svd": Recipe(_svd, {"model": "./none", "image": "PICTURE", "steps": 2, "width": 32, "height": 32,
-                         "frames": 3, "arguments": {"motion_bucket_id": 60, "decode_chunk_size": 2}}),
+    "svd": Recipe(_svd, {
+        **{k: v for k, v in SHORT.items() if k != "prompt"}, "frames": 3, "image": "PICTURE",
+        "arguments": {"motion_bucket_id": 60, "decode_chunk_size": 2}}),
 }  # fmt: skip

@@ -171,7 +171,7 @@ def test_a_pipeline_of_no_family_is_asked_itself() -> None:
     with pytest.raises(JobError, match="Odd refuses the job: width must be twice"):
         check(pipe, Job("x", width=32, height=32, model="./none"))
     pipe.__class__ = Hungry
-    with pytest.raises(JobError, match="Hungry needs arguments.sketch; add arguments: "):
+    with pytest.raises(JobError, match=r"Hungry needs arguments\.sketch; add arguments: "):
         check(pipe, Job("x", model="./none"))
 
 
