@@ -16,13 +16,13 @@ from accel.core.run_log import logger
 from accel.core.run_pipeline import shown, to_uint8
 from accel.patching import Handle, patched
 from accel.pipelines.checkpoint import StepCheckpoint
-from accel.pipelines.inputs.binding import bind, check_call, frame_step, takes
+from accel.pipelines.inputs.binding import bind, bound, check_call, frame_step, takes
 from accel.pipelines.inputs.media import Used
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.limits import of_pipe
 from accel.pipelines.motion.latents import latent_geometry
 from accel.pipelines.motion.prepared import Prepared, prepare
-from accel.pipelines.prompt_tokens import Cut, longest, watched
+from accel.pipelines.prompt_tokens import Cut, watched
 from accel.reporting import Report
 
 OnStep = Callable[[int, int], None]
@@ -98,12 +98,12 @@ def generate(
     motion = _checked(pipe, job)
     plan = job.accel_plan()
     prompts = {"prompt": job.prompt, "negative prompt": job.negative_prompt}
-    given = bind(takes(type(pipe)), job, time=frame_step(pipe))
+    given = bound(pipe, job)
     with (
         watched(pipe, prompts, on_cut) as cuts,
         nullcontext() if plan is None else patched(pipe, plan=plan) as handle,
     ):
-        arguments = _with_tokens(pipe, given.arguments)
+        arguments = dict(given.arguments)
         if motion is not None:
             arguments["latents"] = _latents(pipe, job, motion)
         frames, seconds = _run(pipe, job, arguments, on_step, on_latents, checkpoint, handle)
@@ -197,7 +197,7 @@ def _refusal(pipe: Any, given: dict[str, Any]) -> str:
         asked = {
             name: given.get(name, usual.get(name))
             for name, parameter in known.items()
-            if name in given or parameter.default is parameter.empty
+            if name in given or name in usual or parameter.default is parameter.empty
         }
         own(**asked)  # type: ignore[misc]
     except ValueError as error:
@@ -205,15 +205,3 @@ def _refusal(pipe: Any, given: dict[str, Any]) -> str:
     except (TypeError, AttributeError):  # it checks something else
         pass
     return ""
-
-
-def _with_tokens(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with the tokenizers' own length where that is shorter than the call's.
-
-    Of several tokenizers the longest counts: a pipeline with a CLIP model of 77 tokens means the
-    other one. A length that the job gives stays.
-    """
-    length, default = longest(pipe), takes(type(pipe)).size("max_sequence_length")
-    if length is None or default is None:
-        return dict(arguments)
-    return {"max_sequence_length": min(length, default), **arguments}

@@ -96,6 +96,8 @@ def look(path: Path) -> VideoHead:
         if not container.streams.video:
             raise ValueError("it holds no pictures")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError("there is no decoder for its pictures")
         VideoHead(1, stream.codec_context.height, stream.codec_context.width)  # within the limits
         frame = next(container.decode(video=0), None)
         if frame is None:

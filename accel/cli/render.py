@@ -37,11 +37,15 @@ def _count(text: str) -> int:
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "--out": {"required": True, "type": user_path, "metavar": "DIR", "help": "output folder"},
+    "--out": {"type": user_path, "metavar": "DIR", "help": "output folder"},
     "--set": {
         "action": "append", "default": [], "metavar": "KEY=VALUE", "dest": "overrides",
         "help": "change every job, such as --set steps=30 --set motion.camera.zoom=1.02",
     },
+    "--list-arguments": {
+        "metavar": "MODEL", "help": "print what a job for a model, or a pipeline's class, may say",
+    },
+    "--json": {"action": "store_true", "help": "print --list-arguments as JSON"},
     "--dry-run": {"action": "store_true", "help": "print the expanded jobs, load no model"},
     "--progress": {
         "choices": ["auto", "json"], "default": "auto", "help": "json: an event per line on stdout",
@@ -78,7 +82,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``accel render``."""
     text = "YAML, JSON, JSON Lines or CSV with jobs, or a rendered video to render again"
-    parser.add_argument("jobfiles", nargs="+", metavar="JOBFILE", help=text)
+    parser.add_argument("jobfiles", nargs="*", metavar="JOBFILE", help=text)
     for name, options in _OPTIONS.items():
         parser.add_argument(name, **options)
 
@@ -88,11 +92,25 @@ def run(args: argparse.Namespace) -> int:
 
     Raises ValueError or OSError, which mean exit code 2.
     """
+    if args.list_arguments:
+        return _list_arguments(args.list_arguments, args.json)
+    if not args.jobfiles or args.out is None:
+        missing = "JOBFILE" if not args.jobfiles else "--out DIR"
+        raise JobError(f"{missing} is missing: accel render JOBFILE ... --out DIR")
     overrides = [parse_override(text) for text in args.overrides]
     shard = parse_shard(args.shard)
     if args.dry_run:
         return _dry_run(args, overrides, shard)
     return _render(args, overrides, shard)
+
+
+def _list_arguments(model: str, as_json: bool) -> int:
+    from accel.pipelines.inputs import listing
+
+    taken = listing.listed(model)
+    text = dumps(listing.as_json(taken), indent=2) if as_json else "\n".join(listing.lines(taken))
+    print(text)
+    return 0
 
 
 def _render(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) -> int:

@@ -22,10 +22,11 @@ from accel.pipelines.inputs.fitting import Size, fitted
 from accel.pipelines.inputs.media import Used
 from accel.pipelines.inputs.taken import FILES, PLAIN, Takes, takes
 from accel.pipelines.job import FITTED, Job
+from accel.pipelines.prompt_tokens import longest
 
-__all__ = ["Bound", "bind", "call_arguments", "check_call", "takes"]
+__all__ = ["Bound", "bind", "bound", "call_arguments", "check_call", "takes"]
 
-_WHAT = {
+WHAT = {
     "image": "a picture to start from or to edit", "last_image": "a picture to end with",
     "video": "a video to start from", "mask": "a picture or video that is white where to paint",
     "references": "pictures of what should appear", "control": "what its control follows",
@@ -46,9 +47,24 @@ def call_arguments(pipe: Any, job: Job) -> dict[str, Any]:
     The random generator, motion and callbacks are not among them. Raises ValueError for a job that
     the call does not take, or a file that cannot be used.
     """
+    return bound(pipe, job).arguments
+
+
+def bound(pipe: Any, job: Job) -> Bound:
+    """Return ``call_arguments`` with what became of the job's files.
+
+    A prompt is padded to the tokenizers' own length where that is shorter than the call's. Of
+    several tokenizers the longest counts: a pipeline with a CLIP model of 77 tokens means the other
+    one. A length that the job gives stays.
+    """
     taken = takes(type(pipe))
     check_call(taken, job)
-    return bind(taken, job, time=frame_step(pipe)).arguments
+    given = bind(taken, job, time=frame_step(pipe))
+    length, default = longest(pipe), taken.size("max_sequence_length")
+    if length is None or default is None:
+        return given
+    tokens = {"max_sequence_length": min(length, default)}
+    return Bound({**tokens, **given.arguments}, given.inputs)
 
 
 def frame_step(pipe: Any) -> int:
@@ -105,7 +121,7 @@ def needs_text(name: str, need: str) -> str:
     if first == "arguments":
         return f"{name} needs {need}; add arguments: {{{inner}: ...}} to the job"
     value = "[FILE]" if first == "references" else "FILE"
-    return f"{name} needs {need}: {_WHAT[first]}; add {first}: {value} to the job"
+    return f"{name} needs {need}: {WHAT[first]}; add {first}: {value} to the job"
 
 
 def _instead(taken: Takes, key: str) -> str:

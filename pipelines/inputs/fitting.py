@@ -35,7 +35,9 @@ def placed(image: Image.Image, target: Size) -> Image.Image:
     """Return a picture cropped to, or in the middle of black at, ``target``."""
     if image.size == target:
         return image
-    left, top = ((t - s) // 2 for t, s in zip(target, image.size, strict=True))
+    left, top = (
+        (t - s) // 2 if t > s else -((s - t) // 2) for t, s in zip(target, image.size, strict=True)
+    )
     out = Image.new(image.mode, target)
     out.paste(image, (left, top))
     return out

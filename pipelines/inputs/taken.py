@@ -181,10 +181,9 @@ def _parameter(name: str, parameter: inspect.Parameter) -> Parameter:
     media = ""
     if "PIL" in written or "Image.Image" in written:
         media = "frames" if name.endswith(_FRAMES) else "picture"
-    others = [m for m, _ in members if m not in simple]
-    tensor = bool(others) and all("Tensor" in str(m) for m in others) and not media
-    tensor = tensor and not set(kinds) - {"none"}
-    if others or choices:
+    tensors = [m for m, _ in members if "Tensor" in str(m)]
+    tensor = bool(tensors) and not media and not set(kinds) - {"none"}
+    if choices or any(m not in simple and m not in tensors for m, _ in members):
         kinds = ()
     many = any(inside for _, inside in members)
     if not isinstance(default, (bool, int, float, str, list, tuple, dict, type(None))):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accel.pipelines.inputs.keeping import kept
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.limits import of_model
 from accel.pipelines.load import TINY, defaults
@@ -125,8 +126,16 @@ def exported(studio: Studio, what: str, form: Mapping[str, Any] | None = None) -
     if not jobs:
         raise JobError(f"the {what} is empty; there is nothing to export")
     path = Path(tempfile.mkdtemp(dir=studio.temporary)) / f"{what}.yaml"
-    path.write_text(job_file(jobs), encoding="utf-8")
+    path.write_text(job_file([_kept(job, studio.out) for job in jobs]), encoding="utf-8")
     return str(path)
+
+
+def _kept(job: Job, out: Path) -> Job:
+    """Return a job whose inputs lie in ``out``; as it is if one of them is gone."""
+    try:
+        return kept(job, out)
+    except ValueError:
+        return job
 
 
 def unnamed(job: Job) -> Job:

@@ -73,10 +73,9 @@ def accepted(cls: Any, side: int) -> bool:
     vars(pipe).update(transformer=part, transformer_2=None)
     pipe.register_to_config(boundary_ratio=None, is_distilled=False)
     wanted, call = (inspect.signature(f).parameters for f in (cls.check_inputs, cls.__call__))
-    needed = [n for n, p in wanted.items() if p.default is p.empty and n != "self"]
     usual = {n: p.default for n, p in call.items() if p.default is not p.empty}
-    asked = {n: usual.get(n) for n in needed if n != "callback_on_step_end_tensor_inputs"}
-    asked |= {n: None for n in needed if n not in asked}
+    asked = {n: usual.get(n) for n, p in wanted.items() if n in usual or p.default is p.empty}
+    asked.pop("self", None)
     log = []
     module = inspect.getmodule(cls)
     warn, module.logger = module.logger, type("", (), {"warning": lambda self, t: log.append(t)})()
@@ -172,9 +171,7 @@ def test_a_pipeline_of_no_family_is_asked_itself() -> None:
     with pytest.raises(JobError, match="Odd refuses the job: width must be twice"):
         check(pipe, Job("x", width=32, height=32, model="./none"))
     pipe.__class__ = Hungry
-    with pytest.raises(
-        JobError, match="Hungry needs arguments.sketch; add arguments: {sketch: ...}"
-    ):
+    with pytest.raises(JobError, match=r"Hungry needs arguments\.sketch; add arguments: "):
         check(pipe, Job("x", model="./none"))
 
 
