@@ -18,6 +18,7 @@ from accel.memory.pieces import Demand, Piece
 from accel.memory.simulate import STREAMED, STRIPS
 
 WHOLE = "whole"
+USED = 0.95  # of the room, that blocks fill which need not stay
 
 
 class Way(StrEnum):
@@ -57,12 +58,14 @@ IN_HOST = (Way.MODEL, Way.GROUP, Way.SEQUENTIAL)  # keep in host memory what wai
 class Room:
     """Bytes that are free for a model on the device and in the host's memory.
 
-    ``shared``: there is no accelerator, so both are the same memory.
+    ``shared``: there is no accelerator, so both are the same memory. ``held``: what the process
+    holds there already, besides.
     """
 
     device: int
     host: int
     shared: bool = False
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Placement:
     """One way, with the slices and the way of decoding that it takes, and its peaks in bytes.
 
     ``why_not``: what does not fit, "" if all does. ``pinned``: group offload keeps a second copy of
-    a component while it is set up, which makes its transfers faster.
+    a component while it is set up, which makes its transfers faster. ``blocks``: blocks of each
+    denoiser that stay where others are read from disk, because there is room for them.
     """
 
     way: Way
@@ -81,6 +85,7 @@ class Placement:
     cost: str
     why_not: str = ""
     pinned: bool = False
+    blocks: int = 0
 
     @property
     def peak(self) -> int:
@@ -92,7 +97,7 @@ class Placement:
         return {
             "way": self.way.value, "slices": self.slices, "decode": self.decode,
             "device_bytes": dict(self.device), "host_bytes": dict(self.host),
-            "cost": self.cost, "why_not": self.why_not,
+            "cost": self.cost, "why_not": self.why_not, "blocks_kept": self.blocks,
         }  # fmt: skip
 
 
@@ -207,12 +212,24 @@ def placement(demand: Demand, room: Room, way: Way, slices: int, decode: str) ->
         host = {"load": everything + largest * pinned, "run": everything}
     elif not room.shared and way is Way.DISK:
         host = {"run": max(p.block for p in (*demand.encoders, *demand.denoisers))}
-    sizes = {
-        "all": gib(everything), "denoiser": gib(max(p.weights for p in demand.denoisers)),
-    }  # fmt: skip
+    blocks = _blocks_kept(demand, room, way, device)
+    staying = blocks * max(p.block for p in demand.denoisers)
+    device["denoise"] += staying
+    moved = max(p.weights for p in demand.denoisers) - staying
+    sizes = {"all": gib(everything), "denoiser": gib(moved)}
     cost = COSTS[way].format(**sizes) + (f"; {slices} slices" if slices > 1 else "")
-    row = Placement(way, slices, decode, device, host, cost, "", pinned)
+    row = Placement(way, slices, decode, device, host, cost, "", pinned, blocks)
     return replace(row, why_not=_why_not(row, room))
+
+
+def _blocks_kept(demand: Demand, room: Room, way: Way, device: Mapping[str, int]) -> int:
+    """Return how many of a denoiser's blocks can stay beside what else there is."""
+    if way is not Way.DISK:
+        return 0
+    free = int(USED * room.device) - device["denoise"]
+    known = [p for p in demand.denoisers if p.block]
+    counts = [min(free // p.block, (p.weights - p.rest) // p.block - 1) for p in known]
+    return max(0, min(counts, default=0))
 
 
 def _why_not(row: Placement, room: Room) -> str:
