@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import weakref
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -15,17 +14,12 @@ from torch import nn
 
 from accel.core.run_log import logger
 from accel.core.structure import DENOISERS
-from accel.memory.placement import Placement, Way
+from accel.memory.placement import Placement
+from accel.memory.ways import Way
 from accel.pipelines.streamed import NotStreamable, Turns, skeleton, stored
 
 _LIBRARIES = ("diffusers", "transformers")
 _ENCODERS = ("text_encoder", "image_encoder")  # how names of components begin
-_placed: weakref.WeakKeyDictionary[Any, Placement] = weakref.WeakKeyDictionary()
-
-
-def placement_of(pipe: Any) -> Placement | None:
-    """Return how a pipeline was placed; None for one that was loaded as usual."""
-    return _placed.get(pipe)
 
 
 def place(
@@ -70,7 +64,6 @@ def place(
         for name, part in pipe.components.items():
             if isinstance(part, nn.Module) and not turns.has(name):
                 part.to(device)
-    _placed[pipe] = placement
     return pipe
 
 

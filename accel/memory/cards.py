@@ -12,11 +12,11 @@ from accel.memory.placement import (
     WHOLE,
     Decision,
     Room,
-    Way,
     decide,
     phases_text,
     placement,
 )
+from accel.memory.ways import Way
 
 CARDS = tuple(n * 10**9 for n in (8, 12, 16, 24, 48, 80))
 HOST = 64 * 10**9  # bytes of host memory that are assumed
@@ -72,8 +72,8 @@ def to_dict(found: Mapping[int, Decision], demand: Demand, host: int) -> dict[st
 def text(found: Mapping[int, Decision], demand: Demand, host: int) -> str:
     """Return the table as text: the way on each card, then stock diffusers."""
     lines = [
-        f"placement by memory of the card, of which 95 % are used, beside {host / 1e9:g} GB in the host "
-        "(simulated):"
+        "placement by memory of the card, of which 95 % are used, beside "
+        f"{host / 1e9:g} GB in the host (simulated):"
     ]
     for card, decision in found.items():
         row = decision.chosen

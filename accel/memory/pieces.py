@@ -121,9 +121,7 @@ def piece_of(name: str, module: nn.Module, weights: int, kind: str = PLAIN) -> P
     )
 
 
-def demand(
-    model: Model, peaks: Peaks, *, kept: int = 0, kind: str = PLAIN
-) -> Demand:
+def demand(model: Model, peaks: Peaks, *, kept: int = 0, kind: str = PLAIN) -> Demand:
     """Return what a job needs of a model.
 
     Args:
