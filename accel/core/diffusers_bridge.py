@@ -182,6 +182,20 @@ def keeping_hook(module: nn.Module) -> str:
     )
 
 
+def stays_in_fp32(module: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Return parts of parameters' names that ``from_pretrained`` keeps in fp32 beside ``dtype``.
+
+    transformers' models keep some in fp32 only instead of fp16, others also instead of bf16.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return set()
+    soft = getattr(module, "_keep_in_fp32_modules", None) or ()
+    strict = getattr(module, "_keep_in_fp32_modules_strict", None) or ()
+    if hasattr(type(module), "config_class") and dtype is not torch.float16:
+        soft = ()
+    return {*soft, *strict}
+
+
 def offloads(pipe: Any) -> bool:
     """Return whether a pipeline loads its components one at a time."""
     return bool(getattr(pipe, "_all_hooks", None))

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 import accel
+from accel.core.diffusers_bridge import execution_device
 from accel.core.quality import psnr, ssim
+from accel.pipelines.arranging import Arrangement
 from accel.pipelines.batch.comparison import keep_reference
 from accel.pipelines.batch.events import EmitStep, Note, Part, Step
 from accel.pipelines.batch.ladder import (
@@ -25,11 +27,13 @@ from accel.pipelines.batch.ladder import (
     changed,
     classify,
     free_memory,
+    in_slices,
 )
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.tasks import Check, Kind, Outcome, Task
 from accel.pipelines.checkpoint import StepCheckpoint, Stopped
+from accel.pipelines.fitting import arrangement_of, check_room, placed, still_fits, summary
 from accel.pipelines.generate import Result, check, generate
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import load
@@ -57,6 +61,8 @@ class Worker:
         self._model = ""
         self._pipe: Any = None
         self._warm = False
+        self._skip = self._rungs = 0
+        self._arranged: Arrangement | None = None
 
     def perform(self, task: Task | Check) -> Outcome:
         """Do one task; every failure comes back as an outcome."""
@@ -76,7 +82,7 @@ class Worker:
         except JobError as error:
             return Outcome(Kind.INVALID, str(error))
         except Exception as error:
-            left = 0 if self._pipe is None else len(available(self._pipe)) - task.rung
+            left = 0 if self._pipe is None else self._rungs + self._ways_left() - task.rung
             text = f"{type(error).__name__}: {error}"
             outcome = Outcome(classify(error), text, traceback.format_exc(), rungs_left=left)
         free_memory()  # only here is the failed call's stack, and what it holds, gone
@@ -86,7 +92,7 @@ class Worker:
         bad: dict[str, str] = {}
         for name, job in task.jobs.items():
             try:
-                check(self._loaded(task.model), job)
+                check(self._loaded(task.model, job), job)
             except JobError as error:
                 bad[name] = str(error)
             except (OSError, ValueError) as error:
@@ -94,21 +100,49 @@ class Worker:
                 return Outcome(Kind.CHECKED, invalid=dict.fromkeys(task.jobs, text))
         return Outcome(Kind.CHECKED, invalid=bad)
 
-    def _loaded(self, model: str) -> Any:
-        if self._model != model:
-            self._pipe, self._model, self._warm = None, "", False
-            free_memory()
-            with _quiet_loading():
-                self._pipe, self._model = load(model, device=self._device), model
+    def _loaded(self, model: str, job: Job, skip: int = 0) -> Any:
+        """Return the pipeline of a model, placed so that the job fits.
+
+        ``skip``: ways of placing it to pass over.
+        """
+        job = job.resolved()
+        if self._model == model and self._skip == skip and self._still_fits(job):
+            return self._pipe
+        self._pipe, self._model, self._warm = None, "", False
+        free_memory()
+        device = torch.device(self._device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with _quiet_loading():
+            self._pipe = placed(
+                model, job.load_options, device, job=job, skip=skip,
+                whole=lambda: load(model, device=self._device),
+            )  # fmt: skip
+        self._model, self._skip, self._arranged = model, skip, arrangement_of(self._pipe)
+        if not skip:
+            self._rungs = len(available(self._pipe))
         return self._pipe
 
+    def _still_fits(self, job: Job) -> bool:
+        """Tell whether a job fits the pipeline as it is placed; its slices are looked up."""
+        if self._arranged is None:
+            return True
+        found = still_fits(self._pipe, self._arranged, job)
+        self._arranged = found or self._arranged
+        return found is not None
+
+    def _ways_left(self) -> int:
+        return 0 if self._arranged is None else self._arranged.ways_left
+
     def _render(self, task: Task, output: Output) -> Outcome:
-        pipe = self._loaded(task.job.model)
+        pipe = self._loaded(task.job.model, task.job)
+        if task.rung > self._rungs:  # nothing is left to do to the pipeline as it was placed
+            pipe = self._loaded(task.job.model, task.job, task.rung - self._rungs)
         self._stop_if_asked()
         rungs = available(pipe)[: task.rung]
         undo: list[Undo] = []
         try:
             undo += [rung.apply(pipe) for rung in rungs]
+            if self._arranged is not None and not rungs:
+                check_room(self._arranged, pipe, execution_device(pipe) or pipe.device)
             outcome = self._written(task, output, pipe, rungs)
         finally:
             for back in reversed(undo):
@@ -124,11 +158,14 @@ class Worker:
             self._warm_up(pipe, task.job)
         every = 0 if self._steps is None else task.checkpoint_steps
         saved = StepCheckpoint(self._steps_file(output), task.id, every, self._stop)
-        result, phases = self._generate(pipe, task, changed(task.job, rungs), saved)
+        slices = 1 if self._arranged is None else self._arranged.placement.slices
+        job = changed(in_slices(task.job, slices), rungs)
+        result, phases = self._generate(pipe, task, job, saved)
         comparison: dict[str, Any] | None = None
         names = [rung.name for rung in rungs]
         if task.compare:
             plain = replace(task.job, preset=None, plan=None)
+            plain = in_slices(plain, slices)
             reference, peaks = self._generate(pipe, task, changed(plain, rungs), None)
             comparison = _compare(result, reference)
             if task.keep:
@@ -145,6 +182,7 @@ class Worker:
             "report": None if result.report is None else result.report.to_dict(),
             "comparison": comparison,
             "memory": names,
+            "placement": summary(self._arranged),
             "resumed_from_step": saved.resumed_from,
             "steps_not_saved": saved.why_not,
             "environment": _environment(pipe),
@@ -232,7 +270,7 @@ def _environment(pipe: Any) -> dict[str, str]:
         "accel": accel.__version__,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "device": str(pipe.device),
+        "device": str(execution_device(pipe) or pipe.device),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "machine": platform.node(),
     }
