@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from accel.families.components import Part
 from accel.families.encoders import T5, encoder
 from accel.families.family import Decoder, Family, Geometry, Model, Pipeline, Vae
@@ -48,7 +46,9 @@ FAMILY = Family(
             2,
             {"text_encoder": encoder("T5EncoderModel", T5, 226)},
             pipeline="CogVideoXPipeline",
-            schedulers={"scheduler": ("CogVideoXDPMScheduler", {"prediction_type": "v_prediction"})},
+            schedulers={
+                "scheduler": ("CogVideoXDPMScheduler", {"prediction_type": "v_prediction"})
+            },
         )
     },
 )  # fmt: skip

@@ -24,6 +24,7 @@ def size_of(module: nn.Module) -> int:
 
 # Settings that count equal layers, one of which stands for all.
 LAYERS = ("num_layers", "num_single_layers", "n_layers", "num_visual_blocks", "num_text_blocks")
+WITHIN = "transformer_layers_per_block"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ class Part:
 
     def few_layers(self) -> Any:
         """Return the module with at most two layers of each kind."""
-        return self.build(**{name: min(2, count) for name, count in self.layers().items()})
+        few = {name: min(2, count) for name, count in self.layers().items()}
+        within = self.config.get(WITHIN)  # the layers in each block of a UNet
+        if isinstance(within, (list, tuple)) and all(isinstance(n, int) for n in within):
+            few[WITHIN] = tuple(min(2, n) for n in within)
+        return self.build(**few)
 
     def _shortened(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Add lists of layers, such as ``vace_layers``, without those that ``changes`` take out."""

@@ -52,12 +52,14 @@ class Denoiser:
     arguments of one call on the meta device for a latent of shape [batch, channels, frames, height,
     width]; elsewhere they are recorded. ``positions(config)`` gives the most latent frames, and
     latent pixels of a side, that it has positions for; None is any number. ``prepare(denoiser)``
-    makes one without weights run on the meta device.
+    makes one without weights run on the meta device. ``reads_values``: the sizes of its activations
+    depend on values, such as those of masks.
     """
 
     inputs: Inputs | None = None
     positions: Callable[[Mapping[str, Any]], tuple[int | None, int | None]] | None = None
     prepare: Callable[[Any], None] = lambda denoiser: None
+    reads_values: bool = False
 
 
 @dataclass(frozen=True)

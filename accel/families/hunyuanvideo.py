@@ -9,7 +9,7 @@ import torch
 
 from accel.families.components import Part
 from accel.families.encoders import BYT5, CLIP, FLOW, LLAMA, QWEN_7B, encoder
-from accel.families.family import Decoder, Family, Geometry, Model, Pipeline, Strip, Vae
+from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Strip, Vae
 
 
 def _scales(config: Mapping[str, Any], space: int = 8) -> tuple[int, int]:
@@ -23,6 +23,7 @@ def _geometry(pipe: Any) -> Geometry:
 
 FAMILY = Family(
     "hunyuanvideo",
+    denoisers={"HunyuanVideo15Transformer3DModel": Denoiser(reads_values=True)},
     vaes={
         "AutoencoderKLHunyuanVideo": Vae(_scales),
         "AutoencoderKLHunyuanVideo15": Vae(lambda config: _scales(config, 16)),

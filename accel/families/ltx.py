@@ -71,7 +71,6 @@ def _ltx2() -> Model:
     )  # fmt: skip
 
 
-
 def _scales(config: Mapping[str, Any]) -> tuple[int, int]:
     halvings = 2 ** sum(config.get("spatio_temporal_scaling", (True, True, True, False)))
     space = config.get("spatial_compression_ratio") or config.get("patch_size", 4) * halvings

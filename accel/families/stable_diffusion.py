@@ -50,9 +50,7 @@ def _sdxl() -> Model:
         2,
         {
             "text_encoder": encoder("CLIPTextModel", CLIP, 77, half, states=True),
-            "text_encoder_2": encoder(
-                "CLIPTextModelWithProjection", CLIP_G, 77, half, states=True
-            ),
+            "text_encoder_2": encoder("CLIPTextModelWithProjection", CLIP_G, 77, half, states=True),
         },
         pipeline="StableDiffusionXLPipeline",
         schedulers={"scheduler": ("EulerDiscreteScheduler", {"beta_schedule": "scaled_linear"})},

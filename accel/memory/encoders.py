@@ -27,9 +27,9 @@ def _peak(encoder: Encoder, layers: int, given: Mapping[str, Any] | None) -> int
     module = encoder.build(layers)
     inputs, states = _inputs(encoder, module.config, given)
     weights = [*module.parameters(), *module.buffers()]
-    return activation_peak(
-        lambda: module(**inputs, output_hidden_states=states), inputs, weights
-    )[0]
+    return activation_peak(lambda: module(**inputs, output_hidden_states=states), inputs, weights)[
+        0
+    ]
 
 
 def _inputs(

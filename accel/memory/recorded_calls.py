@@ -23,7 +23,7 @@ from accel.core.tree import tree_map
 from accel.families.components import Part
 from accel.families.family import Model
 from accel.memory import stand_ins
-from accel.memory.small_values import MOST, SmallValues, without_values
+from accel.memory.small_values import MOST, SmallValues
 from accel.memory.tracker import all_true, fused
 
 STEPS = 2
@@ -38,7 +38,10 @@ FROM_MEDIA = ("ImageToVideo", "VideoToVideo", "Img2Img", "Image2Image", "Edit", 
 
 
 class Call(NamedTuple):
-    """One call: the component, its method, and the arguments by name, without large values."""
+    """One call: the component, its method, and the arguments by name.
+
+    Large tensors among them are on the meta device.
+    """
 
     component: str
     method: str
@@ -81,9 +84,7 @@ class _Done(BaseException):
     """Everything has been recorded."""
 
 
-def record(
-    model: Model, size: tuple[int, int, int], *, most: int = MOST, **given: Any
-) -> Recorded:
+def record(model: Model, size: tuple[int, int, int], *, most: int = MOST, **given: Any) -> Recorded:
     """Run a pipeline's call once for ``size`` (width, height, frames) and return what it called.
 
     ``given`` are further arguments of the call. Raises CannotRecord, with the reason in one line.
@@ -100,21 +101,28 @@ def record(
         try:
             with _quiet(), torch.no_grad(), fused(), all_true(), SmallValues(most):
                 pipe = _build(cls, model, calls)
-                pipe(**{**_arguments(cls, size, attempt), **given})
+                pipe(**{**call_arguments(cls, size, attempt), **given})
         except _Done:
             pass
         except Exception as error:  # whatever diffusers' code raises: it is told
             reason = reason or error
             continue
-        return Recorded(tuple(c._replace(arguments=_sizes(c.arguments)) for c in calls))
+        return Recorded(tuple(calls))
     text = " ".join(str(reason).split())[:200]
     raise CannotRecord(f"{model.pipeline} cannot be run without weights: {text}") from reason
 
 
-def _arguments(cls: Any, size: tuple[int, int, int], media: bool) -> dict[str, Any]:
-    """Return arguments of a call, with pictures and videos where ``media`` or required."""
+def call_arguments(
+    cls: Any, size: tuple[int, int, int], media: bool | None = None
+) -> dict[str, Any]:
+    """Return arguments of one call for ``size``, with what the pipeline cannot do without.
+
+    ``media``: also pictures and videos that its signature lets out; None decides by its name.
+    """
     from PIL import Image
 
+    if media is None:
+        media = any(word in cls.__name__ for word in FROM_MEDIA)
     width, height, frames = size
     takes = inspect.signature(cls.__call__).parameters
     values: dict[str, Any] = {
@@ -177,21 +185,19 @@ def _reader(name: str, model: Model, made: Mapping[str, Any]) -> Any:
         return stand_ins.Tokenizer(model.tokens, model.limits.get(name, limit))
     if name.startswith(("image_processor", "feature_extract")):
         encoder = made.get("image_encoder")
-        return stand_ins.ImageProcessor(224 if encoder is None else stand_ins.side_of(encoder.config))
+        return stand_ins.ImageProcessor(
+            224 if encoder is None else stand_ins.side_of(encoder.config)
+        )
     return None
 
 
 def _noting(name: str, calls: list[Call]) -> Callable[..., None]:
     def note(module: Any, args: Any, kwargs: Any) -> None:
-        names = ("input_ids", "attention_mask")
-        calls.append(Call(name, "forward", {**dict(zip(names, args, strict=False)), **kwargs}))
+        first = "pixel_values" if args and args[0].ndim == 4 else "input_ids"
+        named = dict(zip((first, "attention_mask"), args, strict=False))
+        calls.append(Call(name, "forward", {**named, **kwargs}))
 
     return note
-
-
-def _sizes(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return arguments with tensors on the meta device, and everything else as it is."""
-    return {name: tree_map(without_values, value) for name, value in arguments.items()}
 
 
 def _key(arguments: Mapping[str, Any]) -> str:

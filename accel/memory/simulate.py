@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from accel import families
 from accel.config import SlicingConfig
-from accel.core.tree import tree_map
+from accel.core.tree import leaves, tree_map
 from accel.families.components import meta, size_of
 from accel.families.family import Model
 from accel.memory.encoders import peak
 from accel.memory.meta_models import Video, framewise, latent_shape
 from accel.memory.recorded_calls import DENOISERS, Recorded, parts, record
+from accel.memory.small_values import SmallValues, without_values
 from accel.memory.tracker import activation_peak, all_true
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.blocks import apply_slicing
@@ -138,11 +139,15 @@ def denoiser_call(model: Model, video: Video) -> tuple[Any, dict[str, Any]]:
     calls = recorded(model, video)
     if calls is not None:
         given = calls.denoisers.get(name) or next(iter(calls.denoisers.values()))
-        return denoiser, {k: v for k, v in given.items() if k != "return_dict"}
+        given = {k: v for k, v in given.items() if k != "return_dict"}
+        sizes = {k: tree_map(without_values, v) for k, v in given.items()}
+        return denoiser, given if known is not None and known.reads_values else sizes
     if known is None or known.inputs is None:
         raise ValueError(f"cannot simulate {part.cls}: no pipeline is known that calls it")
     kwargs = known.inputs(denoiser, latent_shape(model, video))
-    return denoiser, tree_map(lambda x: x.to(part.dtype) if x.dtype == torch.bfloat16 else x, kwargs)
+    return denoiser, tree_map(
+        lambda x: x.to(part.dtype) if x.dtype == torch.bfloat16 else x, kwargs
+    )
 
 
 def recorded(model: Model, video: Video) -> Recorded | None:
@@ -180,6 +185,14 @@ def decoder_input(model: Model, video: Video) -> Tensor:
     return z[0].transpose(0, 1).contiguous() if framewise(model.vae.cls) else z
 
 
+def called(denoiser: Any, kwargs: dict[str, Any]) -> Any:
+    """Return what a denoiser returns; on meta, arguments that have values keep them."""
+    given = [x for x in leaves(kwargs) if isinstance(x, Tensor)]
+    mixed = len({x.is_meta for x in given}) > 1
+    with SmallValues() if mixed else nullcontext():
+        return denoiser(**kwargs, return_dict=False)
+
+
 def rehash_bytes(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
     """Return the bytes that step rehash keeps per denoiser call, by level.
 
@@ -191,13 +204,13 @@ def rehash_bytes(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
     undo = ExitStack()
     try:
         with torch.no_grad(), all_true(), find(denoiser, 1, undo).recording() as kept:
-            outputs = denoiser(**kwargs, return_dict=False)
+            outputs = called(denoiser, kwargs)
     except (Unsupported, ValueError):
         with torch.no_grad(), all_true():
-            kept, outputs = [], denoiser(**kwargs, return_dict=False)
+            kept, outputs = [], called(denoiser, kwargs)
     finally:
         undo.close()
-    size = sum(x.nbytes for x in outputs)
+    size = sum(x.nbytes for x in leaves(outputs))
     levels = {"output": 2 * size, "output, measured": 3 * size}
     return {**levels, "features": sum(x.nbytes for x in kept)} if kept else levels
 
@@ -211,13 +224,15 @@ def denoise_peak(
         apply_slicing(denoiser, slicing, undo, programs)
 
     def call() -> None:
-        denoiser(**kwargs, return_dict=False)
+        called(denoiser, kwargs)
 
     try:
         if slicing is not None and not programs.reusable:
             with torch.no_grad():
                 call()  # derives the blocks' programs, which must not be counted
-        return activation_peak(call, kwargs, [*denoiser.parameters(), *denoiser.buffers()])[0]
+        given = [x for x in leaves(kwargs) if isinstance(x, Tensor)]
+        inputs = [x for x in given if x.is_meta] or given
+        return activation_peak(call, inputs, [*denoiser.parameters(), *denoiser.buffers()])[0]
     except RuntimeError as error:
         raise ValueError(f"the model cannot run at this size: {error}") from error
     finally:

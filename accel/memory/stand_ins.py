@@ -132,14 +132,13 @@ class Output(tuple[Any, ...]):
 
 
 class Encoder(nn.Module):
-    """An encoder of prompts or pictures, which notes the sizes of what it is given in ``calls``."""
+    """An encoder of prompts or pictures."""
 
     def __init__(self, cls: str, config: Any, dtype: torch.dtype) -> None:
         super().__init__()
         self.cls, self.config, self.dtype = cls, config, dtype
         self.device = torch.device("cpu")
         self.weight = nn.Parameter(self._zeros(0), requires_grad=False)  # pipelines ask its dtype
-        self.calls: list[tuple[int, ...]] = []
 
     def get(self, *names: str, default: Any = None) -> Any:
         """Return the first of the settings that the configuration has."""
@@ -158,7 +157,6 @@ class Encoder(nn.Module):
         """Return zeros in the sizes of the real encoder's results."""
         pixels = kwargs.get("pixel_values")
         given = input_ids if input_ids is not None else kwargs.get("inputs_embeds", pixels)
-        self.calls.append(tuple(given.shape))
         length = given.shape[1] if given.ndim < 4 else self._patches()
         width = self.get("hidden_size", "d_model", "n_embd")
         layers = self.get("num_hidden_layers", "num_layers", "n_layer")
