@@ -85,10 +85,14 @@ def _size(size: int) -> str:
 def table(peaks: Peaks) -> str:
     """Return the peaks as text, with a bar for each."""
     rows = [(f"encode, {name}", b) for name, b in peaks.encode.items()]
+    rows += (
+        [("encode, image or video by the VAE", peaks.encode_image)] if peaks.encode_image else []
+    )
     rows += [(f"denoise, {n} slices" if n > 1 else "denoise", b) for n, b in peaks.denoise.items()]
     rows += [(f"decode, {name}", b) for name, b in peaks.decode.items()]
     most = max(b for _, b in rows)
-    sizes = {"denoiser": peaks.denoiser_weights, "VAE": peaks.vae_weights, **peaks.encoder_weights}
+    known = {"denoiser": peaks.denoiser_weights, "VAE": peaks.vae_weights, **peaks.encoder_weights}
+    sizes = peaks.weights or known
     weights = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items())
     lines = [f"weights: {weights}", "activations in addition:"]
     for name, size in rows:
