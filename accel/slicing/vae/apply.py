@@ -13,7 +13,7 @@ from accel.config import SlicingConfig
 from accel.core.diffusers_bridge import innermost
 from accel.core.stand_in import put_in_place
 from accel.slicing.block_record import BlockRecord
-from accel.slicing.vae import norm_strips, pixel_norm_strips, stream
+from accel.slicing.vae import deep_strips, norm_strips, pixel_norm_strips, stream
 
 VAE = "vae.decoder"  # name of the decoder among the blocks
 
@@ -36,11 +36,14 @@ def apply_strips(
         changed.append(name)
         undo.callback(put_in_place(holder, name, make(getattr(holder, name))))
 
+    sends = stream.replacement(decoder, record) if streamed and config.stream_frames else None
     kind = families.decoders().get(type(decoder).__name__)
     if kind is not None and kind.head is not None:
-        pixel_norm_strips.replace(decoder, config, record, put)
+        depth = deep_strips.Depth(config)
+        pixel_norm_strips.replace(decoder, depth, record, put)
+        deep_strips.replace(decoder, depth, record, put, streamed=sends is not None)
     elif norm_strips.known(decoder):
         norm_strips.replace(decoder, config, record, put)
-    if streamed and config.stream_frames and (make := stream.replacement(decoder, record)):
-        put(decoder, make)
+    if sends:
+        put(decoder, sends)
     return {VAE: record} if changed else {}
