@@ -94,12 +94,14 @@ class Strip:
     """A block of a VAE decoder whose norms look at one pixel.
 
     ``halo``: rows that its convolutions see beyond a strip. ``scale``: rows of the result per row.
-    ``cached``: it takes caches.
+    ``cached``: it takes caches. ``beside``: its result is added to that of all other parts of the
+    block around it.
     """
 
     halo: int
     scale: int = 1
     cached: bool = False
+    beside: bool = False
 
 
 @dataclass(frozen=True)

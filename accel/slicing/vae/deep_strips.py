@@ -17,6 +17,7 @@ Front and tail run in the decoder's own forward, with the other parts passing th
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,11 +30,12 @@ from accel.config import SlicingConfig
 from accel.core.cuts import rows
 from accel.core.lazy import Lazy
 from accel.core.stand_in import StandIn
+from accel.families.family import Strip
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.reasons import BROKEN, broken
 from accel.slicing.vae.strips import Put, keep, watched, why_whole
 
-INNER = 4  # strips that each block still runs in within a strip, at least
+INNER = 3  # strips that each block still runs in within a strip, at least
 LEAST = 8  # fewest rows of a strip after the middle block; halos are about as large
 
 
@@ -62,20 +64,19 @@ def spans(height: int, start: int, stop: int, units: Sequence[Unit]) -> list[tup
     return found
 
 
-def unit_of(block: nn.Module) -> Unit | None:
-    """Return what a block needs, from its parts that are known; None if some part is not."""
-    known, halo, scale, inside = families.strips(), 0.0, 1, set[str]()
-    for path, part in block.named_modules():
-        strip = known.get(type(part).__name__)
-        if any(path.startswith(f"{p}.") for p in inside):
+def parts_of(decoder: Any) -> list[tuple[nn.Module, Strip]]:
+    """Return the parts of a decoder's upsampling blocks, or [] if some part is not known."""
+    known, found, inside = families.strips(), list[tuple[nn.Module, Strip]](), ""
+    for path, part in decoder.up_blocks.named_modules():
+        if inside and path.startswith(inside):
             continue
+        strip = known.get(type(part).__name__)
         if strip is not None:
-            strip = families.sized(part, strip)
-            halo, scale = halo + strip.halo / scale, scale * strip.scale
-            inside.add(path)
+            found.append((part, families.sized(part, strip)))
+            inside = f"{path}."
         elif any(True for _ in part.parameters(recurse=False)):
-            return None
-    return Unit(-int(-halo // 1), scale)
+            return []
+    return found
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Depth:
     @property
     def slices(self) -> int:
         """Most strips of one block."""
-        return -(-self.config.slices // self.strips)
+        return self.config.slices // self.strips
 
     @property
     def min_tokens(self) -> int:
@@ -115,16 +116,18 @@ class Middle(StandIn):
 
 
 class Later(StandIn):
-    """Replaces the forward of a part after the middle block; ``at`` is its place among the units.
+    """Replaces the forward of a part after the middle block.
 
-    The front passes through. The tail cuts off the rows that the next unit must not see.
+    The front passes through. The tail cuts off the rows that later parts must not see: the part
+    stands for ``units`` from place ``at`` on.
     """
 
     def __init__(
-        self, forward: Callable[..., Any], depth: Depth, at: int = 0, unit: Unit | None = None
+        self, forward: Callable[..., Any], depth: Depth, at: int = 0, units: Sequence[Unit] = ()
     ) -> None:
         super().__init__(forward)
-        self._depth, self._at, self._unit = depth, at, unit
+        self._depth, self._at, self._end = depth, at, at + len(units)
+        self._scale = math.prod(unit.scale for unit in units)
 
     def __call__(self, x: Tensor, *rest: Any, **named: Any) -> Any:
         """Run the part on the rows of this strip."""
@@ -132,9 +135,9 @@ class Later(StandIn):
         if depth.part == "front":
             return x
         y = self.forward(x, *rest, **named)
-        if depth.part != "tail" or self._unit is None or not depth.spans:
+        if depth.part != "tail" or self._end == self._at or not depth.spans:
             return y
-        given, (low, high) = depth.spans[self._at][0] * self._unit.scale, depth.spans[self._at + 1]
+        given, (low, high) = depth.spans[self._at][0] * self._scale, depth.spans[self._end]
         return y[..., low - given : high - given, :]
 
 
@@ -264,7 +267,7 @@ class Deep(StandIn):
         features = self._run("front", given)
         pixel = given.pop(self._names[0])[..., :1, :1].clone()
         more = {k: v for k, v in given.items() if k not in ("feat_cache", "feat_idx")}
-        run.pieces.append(Piece(features, pixel, more))
+        run.pieces.append(Piece(self._away(features), pixel, more))
         return Waiting(run, len(run.pieces) - 1, len(run.pieces))
 
     def _depth_of(self, given: dict[str, Any], caches: Any) -> bool:
@@ -303,13 +306,18 @@ class Deep(StandIn):
         """Return the frames of a piece, in the rows of ``plan`` or all."""
         depth, x = self._depth, piece.features
         low, high = plan[0] if plan else (0, x.shape[-2])
-        depth.spans, depth.strips, depth.middle = plan, strips, x[..., low:high, :]
+        depth.spans, depth.strips = plan, strips
+        depth.middle = x[..., low:high, :].to(piece.pixel.device)
         given = {self._names[0]: piece.pixel, **piece.named}
         try:
             y = self._run("tail", {**given, "feat_cache": caches, "feat_idx": [0]})
         finally:
             depth.spans, depth.strips, depth.middle = [], 1, None
-        return y.to("cpu") if self._streamed and y.device.type != "cpu" else y
+        return self._away(y)
+
+    def _away(self, x: Tensor) -> Tensor:
+        """Return what waits, on the CPU if frames are streamed there."""
+        return x.to("cpu") if self._streamed and x.device.type != "cpu" else x
 
     def failed(self, reason: str) -> None:
         """Do not try again after strips raised an error and whole pictures did not."""
@@ -317,22 +325,32 @@ class Deep(StandIn):
         self._record.whole[reason] += 1
 
 
-def replace(
-    decoder: Any, depth: Depth, record: BlockRecord, put: Put, *, streamed: bool
-) -> None:
+def replace(decoder: Any, depth: Depth, record: BlockRecord, put: Put, *, streamed: bool) -> None:
     """Put hooks on a decoder that is called with caches, if all its later parts are known."""
     kind = families.decoders()[type(decoder).__name__]
-    if kind.head is None or kind.pieces != "joined":
+    parts = parts_of(decoder)
+    if kind.head is None or kind.pieces != "joined" or not parts:
         return
-    units = [unit_of(block) for block in decoder.up_blocks]
-    if any(unit is None for unit in units):
-        return
-    known = [unit for unit in units if unit is not None]
-    for at, (block, unit) in enumerate(zip(decoder.up_blocks, known, strict=True)):
-        put(block, lambda f, at=at, unit=unit: Later(f, depth, at, unit))
+    units = [Unit(s.halo, s.scale) for _, s in parts if not s.beside] + [Unit(1, 1)]
+    at = 0
+    for block in decoder.up_blocks:
+        mine = [(part, strip) for part, strip in parts if part in set(block.modules())]
+        many = sum(not strip.beside for _, strip in mine)
+        here = at
+        for part, strip in mine:
+            first, count = (at, many) if strip.beside else (here, 1)
+            _later(part, depth, put, first, units[first : first + count])
+            here += not strip.beside
+        at += many
+        _later(block, depth, put)
     for name in kind.head:
-        put(getattr(decoder, name), lambda f: Later(f, depth))
-    end = Unit(1, 1)
-    put(decoder.conv_out, lambda f: Later(f, depth, len(known), end))
+        _later(getattr(decoder, name), depth, put)
+    _later(decoder.conv_out, depth, put, at, units[at:])
     put(decoder.mid_block, lambda f: Middle(f, depth))
-    put(decoder, lambda f: Deep(decoder, f, depth, [*known, end], record, streamed))
+    put(decoder, lambda f: Deep(decoder, f, depth, units, record, streamed))
+
+
+def _later(
+    part: nn.Module, depth: Depth, put: Put, at: int = 0, units: Sequence[Unit] = ()
+) -> None:
+    put(part, lambda f: Later(f, depth, at, units))

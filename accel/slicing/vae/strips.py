@@ -50,9 +50,8 @@ def keep(whole: Tensor | None, part: Tensor, first: int, height: int) -> Tensor:
     if whole is None:
         *start, _, width = part.shape
         order = sorted(range(part.dim()), key=part.stride, reverse=True)
-        whole = torch.empty_permuted(
-            (*start, height, width), order, dtype=part.dtype, device=part.device
-        )
+        size = [(*start, height, width)[i] for i in order]
+        whole = part.new_empty(size).permute([order.index(i) for i in range(part.dim())])
     whole[..., first : first + part.shape[-2], :] = part
     return whole
 
