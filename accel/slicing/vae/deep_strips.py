@@ -33,6 +33,7 @@ from accel.core.stand_in import StandIn
 from accel.families.family import Strip
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.reasons import BROKEN, broken
+from accel.slicing.vae.frame_chunks import Chunk
 from accel.slicing.vae.strips import Put, keep, watched, why_whole
 
 INNER = 3  # strips that each block still runs in within a strip, at least
@@ -91,6 +92,7 @@ class Depth:
     middle: Tensor | None = None
     spans: list[tuple[int, int]] = field(default_factory=list)
     strips: int = 1
+    chunk: Chunk = field(default_factory=Chunk)
 
     @property
     def slices(self) -> int:
@@ -101,6 +103,11 @@ class Depth:
     def min_tokens(self) -> int:
         """Fewest pixels of a strip."""
         return self.config.min_tokens
+
+
+def in_front(depth: Depth) -> bool:
+    """Return whether the front runs now."""
+    return depth.part == "front"
 
 
 class Middle(StandIn):
@@ -179,14 +186,15 @@ class Run:
         if not self._ran:
             self._ran = True
             try:
-                self._in_strips()
+                self.in_strips()
             except Exception as error:
                 self._whole()  # raises what the model itself would
                 self._deep.failed(broken(error))
             return
         self._whole()
 
-    def _in_strips(self) -> None:
+    def in_strips(self) -> None:
+        """Compute all frames, strip after strip."""
         deep, found = self._deep, dict[int, Tensor]()
         height = self.pieces[0].features.shape[-2]
         for start, stop, _, _ in rows(height, self._strips, 0):
@@ -239,7 +247,10 @@ class Waiting(Lazy):
 
 
 class Deep(StandIn):
-    """Replaces a decoder's forward ``(x, feat_cache, feat_idx, …)``, called frame by frame."""
+    """Replaces a decoder's forward ``(x, feat_cache, feat_idx, …)``, called frame by frame.
+
+    ``chunked``: it is ``(x)``, called with all frames.
+    """
 
     def __init__(
         self,
@@ -249,9 +260,11 @@ class Deep(StandIn):
         units: Sequence[Unit],
         record: BlockRecord,
         streamed: bool,
+        chunked: bool,
     ) -> None:
         super().__init__(forward)
         self._decoder, self._depth, self.units = decoder, depth, units
+        self._chunked = chunked
         self._record, self._streamed, self._broken = record, streamed, ""
         self._names = list(inspect.signature(type(decoder).forward).parameters)[1:]
 
@@ -260,6 +273,8 @@ class Deep(StandIn):
         if args and isinstance(args[0], Run):
             return args[0].compute()
         given = dict(zip(self._names, args, strict=False), **named)
+        if self._chunked:
+            return self._video(given)
         caches = given.get("feat_cache")
         if torch.compiler.is_compiling() or not self._depth_of(given, caches):
             return self.forward(*args, **named)
@@ -278,15 +293,39 @@ class Deep(StandIn):
         """
         if not caches or isinstance(caches[-1], Run):
             return bool(caches)
-        x = given[self._names[0]]
+        strips = 1 if any(c is not None for c in caches) else self._most(given[self._names[0]])
+        if strips > 1:
+            caches[-1] = self._begin(strips, len(caches))
+        return strips > 1
+
+    def _most(self, x: Tensor) -> int:
+        """Return the number of strips for a latent, 1 if it may not be cut."""
         strips = min(self._depth.config.slices // INNER, x.shape[-2] // LEAST)
-        busy = not self.alive or self._broken or any(c is not None for c in caches)
-        if busy or strips < 2 or why_whole(x) or watched(self._decoder, self.forward):
-            return False
-        caches[-1] = Run(self, strips, len(caches))
+        if strips < 2 or not self.alive or self._broken or why_whole(x):
+            return 1
+        return 1 if watched(self._decoder, self.forward) else strips
+
+    def _begin(self, strips: int, caches: int) -> Run:
         self._record.sliced[strips] += 1
         self._record.note = f"{strips} strips through all later blocks of the decoder"
-        return True
+        return Run(self, strips, caches)
+
+    def _video(self, given: dict[str, Any]) -> Any:
+        """Return all frames of a decoder that has no caches of its own."""
+        x = given[self._names[0]]
+        strips = 1 if torch.compiler.is_compiling() else self._most(x)
+        if strips < 2:
+            return self.forward(**given)
+        features, run = self._run("front", given), self._begin(strips, 1)
+        run.pieces += [Piece(f, x[:, :, :1, :1, :1], {}) for f in features.split(1, 2)]
+        try:
+            with torch.no_grad():
+                run.in_strips()
+        except Exception as error:
+            out = self.forward(**given)  # raises what the model itself would
+            self.failed(broken(error))
+            return out
+        return torch.cat(run.frames(0, len(run.pieces)), 2)
 
     def _run(self, part: Literal["front", "tail"], given: dict[str, Any]) -> Any:
         self._depth.part = part
@@ -309,9 +348,16 @@ class Deep(StandIn):
         depth.spans, depth.strips = plan, strips
         depth.middle = x[..., low:high, :].to(piece.pixel.device)
         given = {self._names[0]: piece.pixel, **piece.named}
+        if self._chunked:
+            first = caches[0] is None
+            caches[0] = {} if first else caches[0]
+            depth.chunk.begin(caches[0], first)
+        else:
+            given |= {"feat_cache": caches, "feat_idx": [0]}
         try:
-            y = self._run("tail", {**given, "feat_cache": caches, "feat_idx": [0]})
+            y = self._run("tail", given)
         finally:
+            depth.chunk.end()
             depth.spans, depth.strips, depth.middle = [], 1, None
         return self._away(y)
 
@@ -326,10 +372,11 @@ class Deep(StandIn):
 
 
 def replace(decoder: Any, depth: Depth, record: BlockRecord, put: Put, *, streamed: bool) -> None:
-    """Put hooks on a decoder that is called with caches, if all its later parts are known."""
+    """Put hooks on a decoder that can go frame by frame, if all its later parts are known."""
     kind = families.decoders()[type(decoder).__name__]
     parts = parts_of(decoder)
-    if kind.head is None or kind.pieces != "joined" or not parts:
+    chunked = kind.chunks is not None
+    if kind.head is None or not (kind.pieces == "joined" or chunked) or not parts:
         return
     units = [Unit(s.halo, s.scale) for _, s in parts if not s.beside] + [Unit(1, 1)]
     at = 0
@@ -347,7 +394,7 @@ def replace(decoder: Any, depth: Depth, record: BlockRecord, put: Put, *, stream
         _later(getattr(decoder, name), depth, put)
     _later(decoder.conv_out, depth, put, at, units[at:])
     put(decoder.mid_block, lambda f: Middle(f, depth))
-    put(decoder, lambda f: Deep(decoder, f, depth, units, record, streamed))
+    put(decoder, lambda f: Deep(decoder, f, depth, units, record, streamed, chunked))
 
 
 def _later(
