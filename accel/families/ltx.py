@@ -1,4 +1,4 @@
-"""LTX-Video."""
+"""LTX-Video and LTX-2."""
 
 from __future__ import annotations
 
@@ -26,8 +26,14 @@ def _geometry(pipe: Any) -> Geometry:
 FAMILY = Family(
     "ltx",
     vaes={"AutoencoderKLLTXVideo": Vae(_scales)},
-    decoders={"LTXVideoDecoder3d": Decoder(("norm_out", "conv_act"))},
-    strips={"LTXVideoResnetBlock3d": Strip(2), "LTXVideoUpsampler3d": Strip(1, 2)},
+    decoders={
+        "LTXVideoDecoder3d": Decoder(("norm_out", "conv_act")),
+        "LTX2VideoDecoder3d": Decoder(("norm_out", "conv_act")),
+    },
+    strips={
+        "LTXVideoResnetBlock3d": Strip(2), "LTXVideoUpsampler3d": Strip(1, 2),
+        "LTX2VideoResnetBlock3d": Strip(2), "LTX2VideoUpsampler3d": Strip(1, 2),
+    },
     pipelines={"LTXPipeline": Pipeline(32)},
     latents={"LTX": _geometry},
-)
+)  # fmt: skip
