@@ -95,18 +95,35 @@ class Vae:
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """Class names of a decoder's parts that look at several frames, none of them later ones.
+
+    ``convolution`` pads the start with the first frame. ``upsampler`` makes one frame of the first
+    and two of each other one, if its attribute ``temporal`` is true. In ``attention`` a frame sees
+    itself and earlier ones.
+    """
+
+    convolution: str
+    upsampler: str
+    temporal: str
+    attention: str
+
+
+@dataclass(frozen=True)
 class Decoder:
     """The decoder of a VAE.
 
     ``head`` names its last norm and activation, if its norms look at one pixel. ``grouped``: it has
     GroupNorm, whose statistics run over the whole picture. ``pieces`` is set where the VAE calls it
     for a few latent frames at a time: "joined" if the VAE joins the results after every piece,
-    "apart" if it keeps them separate until the end.
+    "apart" if it keeps them separate until the end. ``chunks`` is set where the VAE calls it for
+    all frames at once, but they could be decoded one after the other.
     """
 
     head: tuple[str, str] | None = None
     grouped: bool = False
     pieces: Literal["", "joined", "apart"] = ""
+    chunks: Chunks | None = None
 
 
 @dataclass(frozen=True)
@@ -114,12 +131,14 @@ class Strip:
     """A block of a VAE decoder whose norms look at one pixel.
 
     ``halo``: rows that its convolutions see beyond a strip. ``scale``: rows of the result per row.
-    ``cached``: it takes caches.
+    ``cached``: it takes caches. ``beside``: its result is added to that of all other parts of the
+    block around it.
     """
 
     halo: int
     scale: int = 1
     cached: bool = False
+    beside: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,17 @@ import torch
 
 from accel.families.components import Part
 from accel.families.encoders import BYT5, CLIP, FLOW, LLAMA, QWEN_7B, encoder
-from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Strip, Vae
+from accel.families.family import (
+    Chunks,
+    Decoder,
+    Denoiser,
+    Family,
+    Geometry,
+    Model,
+    Pipeline,
+    Strip,
+    Vae,
+)
 
 
 def _scales(config: Mapping[str, Any], space: int = 8) -> tuple[int, int]:
@@ -30,7 +40,15 @@ FAMILY = Family(
     },
     decoders={
         "HunyuanVideoDecoder3D": Decoder(grouped=True),
-        "HunyuanVideo15Decoder3D": Decoder(("norm_out", "conv_act")),
+        "HunyuanVideo15Decoder3D": Decoder(
+            ("norm_out", "conv_act"),
+            chunks=Chunks(
+                "HunyuanVideo15CausalConv3d",
+                "HunyuanVideo15Upsample",
+                "add_temporal_upsample",
+                "HunyuanVideo15AttnBlock",
+            ),
+        ),
     },
     strips={"HunyuanVideo15ResnetBlock": Strip(2), "HunyuanVideo15Upsample": Strip(1, 2)},
     grouped_blocks={

@@ -110,8 +110,14 @@ def _conditions_2(given: Mapping[str, Any], frames: int | None) -> list[Any]:
 FAMILY = Family(
     "ltx",
     vaes={"AutoencoderKLLTXVideo": Vae(_scales), "AutoencoderKLLTX2Video": Vae(_scales)},
-    decoders={"LTXVideoDecoder3d": Decoder(("norm_out", "conv_act"))},
-    strips={"LTXVideoResnetBlock3d": Strip(2), "LTXVideoUpsampler3d": Strip(1, 2)},
+    decoders={
+        "LTXVideoDecoder3d": Decoder(("norm_out", "conv_act")),
+        "LTX2VideoDecoder3d": Decoder(("norm_out", "conv_act")),
+    },
+    strips={
+        "LTXVideoResnetBlock3d": Strip(2), "LTXVideoUpsampler3d": Strip(1, 2),
+        "LTX2VideoResnetBlock3d": Strip(2), "LTX2VideoUpsampler3d": Strip(1, 2),
+    },
     pipelines={
         "LTXPipeline": Pipeline(32),
         "LTXImageToVideoPipeline": Pipeline(32, needs=("image",)),
@@ -127,4 +133,4 @@ FAMILY = Family(
         ),
         "ltx-2": _ltx2(),
     },
-)
+)  # fmt: skip

@@ -87,7 +87,11 @@ FAMILY = Family(
     denoisers={"WanTransformer3DModel": Denoiser(positions=_positions)},
     vaes={"AutoencoderKLWan": Vae(_scales)},
     decoders={"WanDecoder3d": Decoder(("norm_out", "nonlinearity"), pieces="joined")},
-    strips={"WanResidualBlock": Strip(2, cached=True), "WanResample": Strip(1, 2, cached=True)},
+    strips={
+        "WanResidualBlock": Strip(2, cached=True),
+        "WanResample": Strip(1, 2, cached=True),
+        "DupUp3D": Strip(0, 2, beside=True),
+    },
     pipelines={
         "WanPipeline": Pipeline(16),
         "WanImageToVideoPipeline": Pipeline(16, needs=("image",)),
