@@ -161,6 +161,7 @@ class StoredLimits:
 
     def __init__(self) -> None:
         self._motions: dict[str, str] = {}
+        self._loads: dict[str, str] = {}
 
     def why_not(self, job: Job) -> str:
         """Return why a run would refuse a resolved job, "" if it would not."""
@@ -169,6 +170,8 @@ class StoredLimits:
             limits.check(job)
         except JobError as error:
             return str(error)
+        if why := self._why_not_loaded(job):
+            return why
         if job.motion is None:
             return ""
         key = repr([job.model, job.motion, job.strength, job.frames, job.height, job.width])
@@ -179,3 +182,11 @@ class StoredLimits:
             except JobError as error:
                 self._motions[key] = str(error)
         return self._motions[key]
+
+    def _why_not_loaded(self, job: Job) -> str:
+        """Return why the model cannot be loaded as the job asks for; once for all such jobs."""
+        if job.load and job.loaded_as not in self._loads:
+            from accel.pipelines.loading.checking import problem  # diffusers takes seconds
+
+            self._loads[job.loaded_as] = problem(job.model, job.load_options)
+        return self._loads.get(job.loaded_as, "")

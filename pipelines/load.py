@@ -69,7 +69,7 @@ def load(
         ValueError: The options do not fit the model or this machine.
         ImportError: A package is missing; the message says how to install it.
     """
-    from accel.pipelines.loading.build import built
+    from accel.pipelines.loading.building import built
     from accel.pipelines.loading.checking import check
     from accel.pipelines.loading.offload import apply_offload
 

@@ -18,6 +18,7 @@ from typing import Any
 import accel
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import local_folder
+from accel.pipelines.loading.source import single_file
 from accel.pipelines.motion.array_file import named_array
 from accel.pipelines.video import files_of
 
@@ -108,15 +109,17 @@ def _hash_file(path: str, size: int, changed: int) -> str:
 
 @lru_cache(maxsize=256)
 def model_fingerprint(model: str) -> str:
-    """Return what stands for a model's content: a hash of its folder, or hub id and commit.
+    """Return what stands for a model's content: a hash of its folder or file, or hub id and commit.
 
     Raises JobError for a folder that is missing or holds no pipeline. A hub model that has not been
     downloaded yet has no commit here; its jobs get other ids once it has.
     """
     try:
-        folder = local_folder(model)
+        folder, file = local_folder(model), single_file(model)
     except FileNotFoundError as error:
         raise JobError(str(error)) from error
+    if file is not None:
+        return _hash_file(str(file), file.stat().st_size, file.stat().st_mtime_ns)
     if folder is None:
         return f"{model}@{_commit(model)}"
     files = {

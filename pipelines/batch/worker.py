@@ -54,7 +54,7 @@ class Worker:
     ) -> None:
         self._out, self._device, self._stop, self._emit = out, device, stop, emit
         self._steps = steps
-        self._model = ""
+        self._loaded_as = ""
         self._pipe: Any = None
         self._warm = False
 
@@ -86,7 +86,7 @@ class Worker:
         bad: dict[str, str] = {}
         for name, job in task.jobs.items():
             try:
-                check(self._loaded(task.model), job)
+                check(self._loaded(job), job)
             except JobError as error:
                 bad[name] = str(error)
             except (OSError, ValueError) as error:
@@ -94,16 +94,17 @@ class Worker:
                 return Outcome(Kind.CHECKED, invalid=dict.fromkeys(task.jobs, text))
         return Outcome(Kind.CHECKED, invalid=bad)
 
-    def _loaded(self, model: str) -> Any:
-        if self._model != model:
-            self._pipe, self._model, self._warm = None, "", False
+    def _loaded(self, job: Job) -> Any:
+        if self._loaded_as != job.loaded_as:
+            self._pipe, self._loaded_as, self._warm = None, "", False
             free_memory()
             with _quiet_loading():
-                self._pipe, self._model = load(model, device=self._device), model
+                self._pipe = load(job.model, options=job.load_options, device=self._device)
+            self._loaded_as = job.loaded_as
         return self._pipe
 
     def _render(self, task: Task, output: Output) -> Outcome:
-        pipe = self._loaded(task.job.model)
+        pipe = self._loaded(task.job)
         self._stop_if_asked()
         rungs = available(pipe)[: task.rung]
         undo: list[Undo] = []

@@ -45,4 +45,3 @@ def apply_offload(pipe: Any, way: str, device: str) -> str:
     if why:
         logger.warning("%s", why)
     return why
-

@@ -52,8 +52,8 @@ class Source:
 
 
 def _has_weights(folder: Path, class_name: str) -> bool:
-    kinds = ("Tokenizer", "Processor", "FeatureExtractor", "Scheduler", "TokenizersBackend")
-    return not any(kind in class_name for kind in kinds) and (folder / "config.json").is_file()
+    kinds, name = ("tokenizer", "processor", "featureextractor", "scheduler"), class_name.lower()
+    return not any(kind in name for kind in kinds) and (folder / "config.json").is_file()
 
 
 def tiny_folder() -> Path:

@@ -12,7 +12,7 @@ from helpers import checkpoints
 from accel.core.extras import how_to_install
 from accel.pipelines.load import load, tiny_folder
 from accel.pipelines.load_options import LoadOptions
-from accel.pipelines.loading import build
+from accel.pipelines.loading import building
 from accel.pipelines.loading.checking import problem
 from accel.pipelines.loading.source import resolve
 
@@ -107,7 +107,7 @@ def test_wrong_options_are_one_line_before_a_weight_is_read(
     options: dict, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("accel.pipelines.loading.weights.find_spec", lambda name: True)
-    monkeypatch.setattr(build, "built", None)  # calling it would be a TypeError
+    monkeypatch.setattr(building, "built", None)  # calling it would be a TypeError
     with pytest.raises(ValueError) as error:
         load("tiny", options=LoadOptions(**options), device="cpu")
     assert said in str(error.value) and "\n" not in str(error.value)
