@@ -18,6 +18,8 @@ from accel.patching import Handle, patched
 from accel.pipelines.checkpoint import StepCheckpoint
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.limits import of_pipe
+from accel.pipelines.loading.lora_files import parse
+from accel.pipelines.loading.loras import fit, switched
 from accel.pipelines.motion.latents import latent_geometry
 from accel.pipelines.motion.prepared import Prepared, prepare
 from accel.pipelines.prompt_tokens import Cut, longest, watched
@@ -57,6 +59,7 @@ def _checked(pipe: Any, job: Job) -> Prepared | None:
         limits = of_pipe(pipe)
         limits.check(job)
         _check_call(pipe, job)
+        fit(pipe, parse(job.loras))
         return limits.motion(job)
     except ValueError as error:
         raise JobError(f"job {job.file_name!r}: {error}") from error
@@ -89,7 +92,7 @@ def generate(
     ``on_step(done, steps)`` is called after every denoising step; what it raises ends the run.
     Before it ``on_latents(pipe, latents)`` may look at the latents, where the pipeline shows them.
     ``checkpoint`` saves steps, and takes those over that it holds. ``on_cut`` is told what a
-    tokenizer cuts off a prompt. Raises JobError for a job that does not fit the pipeline; the
+    tokenizer cuts off a prompt and what of a LoRA has no effect. Raises JobError for a job that does not fit the pipeline; the
     pipeline is left as it was in every case.
     """
     job = job.resolved()
@@ -98,6 +101,7 @@ def generate(
     prompts = {"prompt": job.prompt, "negative prompt": job.negative_prompt}
     with (
         watched(pipe, prompts, on_cut) as cuts,
+        switched(pipe, job.loras, on_cut),
         nullcontext() if plan is None else patched(pipe, plan=plan) as handle,
     ):
         frames, seconds = _run(pipe, job, motion, on_step, on_latents, checkpoint, handle)

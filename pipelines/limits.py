@@ -22,6 +22,7 @@ from accel.families.sizes import SizeRule
 from accel.memory.meta_models import size_rule
 from accel.pipelines.batch.simulated import NOT_LOCAL, config_folder, config_of, denoiser_of, index
 from accel.pipelines.job import Job, JobError
+from accel.pipelines.loading.lora_files import problem as lora_problem
 from accel.pipelines.motion.latents import latent_geometry
 from accel.pipelines.motion.prepared import Prepared, check_motion_size, prepare
 
@@ -170,7 +171,7 @@ class StoredLimits:
             limits.check(job)
         except JobError as error:
             return str(error)
-        if why := self._why_not_loaded(job):
+        if why := self._why_not_loaded(job) or lora_problem(job.loras):
             return why
         if job.motion is None:
             return ""

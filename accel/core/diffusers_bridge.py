@@ -289,9 +289,11 @@ def cast(model: nn.Module, dtype: torch.dtype) -> None:
     ``from_single_file`` casts everything.
     """
     kept = getattr(model, "_keep_in_fp32_modules", None) or []
-    for name, parameter in model.named_parameters():
-        wanted = torch.float32 if set(name.split(".")) & set(kept) else dtype
-        parameter.data = parameter.data.to(wanted)
-    for name, buffer in model.named_buffers():
-        if buffer.is_floating_point() and not set(name.split(".")) & set(kept):
-            buffer.data = buffer.data.to(dtype)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.to(torch.float32 if {*name.split(".")} & {*kept} else dtype)
+
+
+def lora_components(pipe: Any) -> list[str]:
+    """Return the components of a pipeline that diffusers loads LoRAs into."""
+    return list(getattr(pipe, "_lora_loadable_modules", ()))

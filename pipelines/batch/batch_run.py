@@ -162,7 +162,7 @@ class BatchRun:
         self._queue.progress(events.Invalid(entry.where, entry.message))
 
     def _check_all(self) -> None:
-        """Load each model once, in each way it is asked for, and set aside the jobs that do not fit it, before any starts."""
+        """Load each model in each way that is asked for, and set aside the jobs that do not fit."""
         queue = self._queue
         for loaded in dict.fromkeys(item.job.loaded_as for item in queue.pending):
             jobs = {i.name: i.job for i in queue.pending if i.job.loaded_as == loaded}

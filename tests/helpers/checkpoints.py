@@ -66,3 +66,17 @@ def half(path: Path) -> Path:
     tensors = tiny_tensors()
     save_file({name: tensors[name] for name in list(tensors)[::2]}, path)
     return path
+
+
+def two_transformers(folder: Path, boundary: float = 0.6) -> Path:
+    """The embedded model with a second transformer for less noise, as Wan 2.2 has it."""
+    model, g = copied(folder), torch.Generator().manual_seed(3)
+    second = Path(shutil.copytree(model / "transformer", model / "transformer_2"))
+    tensors = {
+        name: t * (1 + 0.01 * torch.randn(t.shape, generator=g)).to(t.dtype)
+        for name, t in load_file(second / WEIGHTS).items()
+    }
+    save_file(tensors, second / WEIGHTS)
+    own = json.loads((model / "model_index.json").read_text())["transformer"]
+    index(model, transformer_2=own, boundary_ratio=boundary)
+    return model
