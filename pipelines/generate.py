@@ -92,8 +92,8 @@ def generate(
     ``on_step(done, steps)`` is called after every denoising step; what it raises ends the run.
     Before it ``on_latents(pipe, latents)`` may look at the latents, where the pipeline shows them.
     ``checkpoint`` saves steps, and takes those over that it holds. ``on_cut`` is told what a
-    tokenizer cuts off a prompt and what of a LoRA has no effect. Raises JobError for a job that does not fit the pipeline; the
-    pipeline is left as it was in every case.
+    tokenizer cuts off a prompt and what of a LoRA has no effect. Raises JobError for a job that
+    does not fit the pipeline; the pipeline is left as it was in every case.
     """
     job = job.resolved()
     motion = _checked(pipe, job)
