@@ -33,6 +33,8 @@ from accel.pipelines.checkpoint import StepCheckpoint, Stopped
 from accel.pipelines.generate import Result, check, generate
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import load
+from accel.pipelines.loading.encoding_store import Store
+from accel.pipelines.loading.encodings import Encodings, cached, folder
 from accel.pipelines.preview import Preview
 
 
@@ -54,6 +56,7 @@ class Worker:
     ) -> None:
         self._out, self._device, self._stop, self._emit = out, device, stop, emit
         self._steps = steps
+        self._encodings, self._told = Store(folder(out)), set[str]()
         self._loaded_as = ""
         self._pipe: Any = None
         self._warm = False
@@ -125,12 +128,12 @@ class Worker:
             self._warm_up(pipe, task.job)
         every = 0 if self._steps is None else task.checkpoint_steps
         saved = StepCheckpoint(self._steps_file(output), task.id, every, self._stop)
-        result, phases = self._generate(pipe, task, changed(task.job, rungs), saved)
+        result, phases, encodings = self._generate(pipe, task, changed(task.job, rungs), saved)
         comparison: dict[str, Any] | None = None
         names = [rung.name for rung in rungs]
         if task.compare:
             plain = replace(task.job, preset=None, plan=None)
-            reference, peaks = self._generate(pipe, task, changed(plain, rungs), None)
+            reference, peaks, _ = self._generate(pipe, task, changed(plain, rungs), None)
             comparison = _compare(result, reference)
             if task.keep:
                 comparison |= keep_reference(
@@ -141,6 +144,7 @@ class Worker:
             "peak_bytes": max(phases.values()),
             "phase_peak_bytes": phases,
             "frames": len(result.frames),
+            "prompt_encoding": str(encodings),
             "prompt_cut": [str(cut) for cut in result.cuts],
             "report": None if result.report is None else result.report.to_dict(),
             "comparison": comparison,
@@ -150,13 +154,20 @@ class Worker:
             "environment": _environment(pipe),
         }
         sha256 = output.write(result.frames, task.job, task.id, sidecar)
+        self._tell_once(encodings)
         text = "not accelerated (preset: null)" if result.report is None else str(result.report)
+        text += f"\n  {encodings}" if str(encodings) else ""
         return Outcome(Kind.DONE, sha256=sha256, sidecar=sidecar, report=text)
+
+    def _tell_once(self, encodings: Encodings) -> None:
+        if encodings.why_not and encodings.why_not not in self._told:
+            self._told.add(encodings.why_not)
+            self._emit(Note(f"encoded prompts are not kept: {encodings.why_not}"))
 
     def _generate(
         self, pipe: Any, task: Task, job: Job, saved: StepCheckpoint | None
-    ) -> tuple[Result, dict[str, int]]:
-        """Render a job; the result, and peak bytes until the last step and from then on."""
+    ) -> tuple[Result, dict[str, int], Encodings]:
+        """Render a job; the result, peak bytes up to the last step and after it, its prompts."""
         phases: dict[str, int] = {}
 
         def on_step(done: int, steps: int) -> None:
@@ -177,11 +188,12 @@ class Worker:
                 self._emit(Note(f"{task.name}: {text}", job=task.name))
 
         _reset_peak()
-        result = generate(
-            pipe, job, on_step=on_step, on_latents=preview, checkpoint=saved, on_cut=on_cut
-        )
+        with cached(pipe, self._encodings, task.job) as encodings:
+            result = generate(
+                pipe, job, on_step=on_step, on_latents=preview, checkpoint=saved, on_cut=on_cut
+            )
         phases["decode" if phases else "all"] = _peak_bytes()
-        return result, phases
+        return result, phases, encodings
 
     def _stop_if_asked(self) -> None:
         if self._stop():

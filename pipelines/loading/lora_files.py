@@ -10,7 +10,7 @@ from typing import Any
 
 from accel.core.plain_values import shown
 from accel.core.validate import from_dict, number, one_of, text
-from accel.pipelines.batch.identity import content_hash
+from accel.pipelines.loading.fingerprint import content
 from accel.pipelines.paths import safe_name, user_path
 
 COMPONENTS = ("transformer", "transformer_2")
@@ -69,20 +69,10 @@ class Lora:
     @property
     def adapter(self) -> str:
         """Name of the adapter: of the content, so that one file is loaded once."""
-        own = f"{self.id}-{self.file}" if self.path is None else _content(self.path)
+        own = f"{self.id}-{self.file}" if self.path is None else content(self.path)[:24]
         return safe_name(f"accel-{own}{f'-{self.component}' if self.component else ''}").replace(
             ".", "-"
         )
-
-
-def _content(path: Path) -> str:
-    state = path.stat()
-    return _hashed(str(path), state.st_size, state.st_mtime_ns)[:24]
-
-
-@lru_cache(maxsize=1024)
-def _hashed(path: str, size: int, changed: int) -> str:
-    return content_hash(Path(path))
 
 
 def parse(loras: Sequence[Mapping[str, Any]]) -> tuple[Lora, ...]:
