@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +23,17 @@ from accel.pipelines.arranging import (
     kind_of_weights,
     usual_video,
 )
-from accel.pipelines.load import local_folder
+from accel.pipelines.load import dtype_of, usual_device
 from accel.pipelines.load_options import LoadOptions
-from accel.pipelines.placing import place
+from accel.pipelines.loading.building import built
+from accel.pipelines.loading.checking import check
+from accel.pipelines.loading.offload import apply_offload
+from accel.pipelines.loading.scheduler import with_scheduler
+from accel.pipelines.loading.source import Source, resolve
+from accel.pipelines.placing import READ, offload, place
 from accel.pipelines.room import free_room
+from accel.pipelines.streamed import NotStreamable
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _arranged: weakref.WeakKeyDictionary[Any, Arrangement] = weakref.WeakKeyDictionary()
 
 
@@ -67,7 +71,7 @@ def load(
         pipe = accel.load("owner/name", memory="12GiB")
     """
     wanted = LoadOptions.parse(options or None)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = torch.device(device or usual_device())
     limit = None if memory is None else parse_bytes(memory)
     most = None if host is None else parse_bytes(host)
     return placed(model, wanted, target, job=job, memory=limit, host=most)
@@ -82,42 +86,71 @@ def placed(
     memory: int | None = None,
     host: int | None = None,
     skip: int = 0,
-    whole: Callable[[], Any] | None = None,
 ) -> Any:
     """Load a model for a job; where memory runs out while loading, take the next cheaper way.
 
-    See ``load``. ``skip``: ways that fitted by the numbers, and did not. ``whole()`` loads the
-    model with all weights on the device, None for the usual way. Raises NoWay if no way is left.
+    See ``load``. ``skip``: ways that fitted by the numbers, and did not. Raises NoWay if no way is
+    left.
     """
-    import diffusers
-
-    folder = local_folder(model) or Path(
-        diffusers.DiffusionPipeline.download(
-            model, variant=options.variant, revision=options.revision, use_safetensors=True
-        )
-    )
-    dtype = dtype_of(options, device)
-    video = _video(folder, options, job)
+    source = resolve(model, options)
+    check(source, options, str(device))
+    dtype = dtype_of(options, str(device))
+    video = _video(source.pipeline, job)
     while True:
-        found = _arranged_now(folder, video, device, dtype, options, memory, host, skip)
+        found = _arranged_now(source.folder, video, device, dtype, options, memory, host, skip)
         placement = found.placement
         (logger.info if placement.way is Way.RESIDENT else logger.warning)("%s", found)
         try:
-            if placement.way is Way.RESIDENT and whole is not None:
-                pipe = whole()
-            else:
-                pipe = place(
-                    folder, placement, device=device, dtype=dtype, pipeline=options.pipeline,
-                    variant=options.variant,
-                )  # fmt: skip
+            pipe = _loaded(source, found, options, device, dtype)
         except (MemoryError, torch.OutOfMemoryError) as error:
-            skip += 1
             told = str(error).splitlines()[0] if str(error) else type(error).__name__
+            told = f"out of memory while loading ({told})"
+        except NotStreamable as error:
+            told = str(error)
         else:
             _keep(pipe, found)
             return pipe
-        logger.warning("%s: out of memory while loading (%s)", placement.way, told)
+        logger.warning("%s: %s", placement.way, told)
+        skip += 1
         gc.collect()
+
+
+def _loaded(
+    source: Source, found: Arrangement, options: LoadOptions, device: torch.device,
+    dtype: torch.dtype,
+) -> Any:  # fmt: skip
+    """Return the pipeline in the way that was decided.
+
+    Raises NotStreamable where it must be read piece by piece and cannot be.
+    """
+    placement = found.placement
+    if placement.way in READ:
+        if why := _why_not_read(source, options):
+            raise NotStreamable(why)
+        pipe = place(
+            source.folder, placement, device=device, dtype=dtype, pipeline=source.pipeline,
+            variant=options.variant,
+        )  # fmt: skip
+        if options.scheduler:
+            pipe.scheduler = with_scheduler(pipe.scheduler, options.scheduler)
+        return pipe
+    pipe = built(source, options, dtype)
+    pipe.set_progress_bar_config(disable=True)
+    if found.simulated:
+        offload(pipe, placement, device)
+    else:
+        apply_offload(pipe, options.offload, str(device))
+    return pipe
+
+
+def _why_not_read(source: Source, options: LoadOptions) -> str:
+    """Return why components cannot be read from disk when they run, "" if they can."""
+    if source.file is not None:
+        return f"{source.model} is a single file, which is read whole"
+    if options.weights or options.components:
+        given = "weights" if options.weights else "components"
+        return f"load {given} are read whole, not piece by piece"
+    return "compiled blocks are read whole" if options.compile != "off" else ""
 
 
 def _arranged_now(
@@ -140,14 +173,13 @@ def _arranged_now(
     return arranged(folder, video, room, dtype, options=options, skip=skip, always=always)
 
 
-def _video(folder: Path, options: LoadOptions, job: Any) -> Video:
+def _video(pipeline: str, job: Any) -> Video:
     """Return the size of a job, of its pipeline where the job leaves it open."""
     import diffusers
 
     if job is not None and job.width and job.height and job.frames:
         return Video(job.width, job.height, job.frames)
-    name = options.pipeline or diffusers.DiffusionPipeline.load_config(str(folder))["_class_name"]
-    usual = usual_video(getattr(diffusers, name))
+    usual = usual_video(getattr(diffusers, pipeline))
     given = {} if job is None else {"width": job.width, "height": job.height, "frames": job.frames}
     return replace(usual, **{key: value for key, value in given.items() if value})
 
@@ -165,7 +197,7 @@ def again(pipe: Any, job: Any) -> Arrangement | None:
     found = arrangement_of(pipe)
     if found is None or found.source is None:
         return found
-    video = _video(found.source.folder, found.source.options, job)
+    video = _video(type(pipe).__name__, job)
     return found if video == found.source.video else found.source.arranged(video)
 
 
@@ -214,10 +246,3 @@ def arrangement_of(pipe: Any) -> Arrangement | None:
     with suppress(TypeError):
         return _arranged.get(pipe)
     return None
-
-
-def dtype_of(options: LoadOptions, device: torch.device) -> torch.dtype:
-    """Return the dtype to load in: bf16 on an accelerator and fp32 on a CPU, if none is named."""
-    if options.dtype is not None:
-        return DTYPES[options.dtype]
-    return torch.float32 if device.type == "cpu" else torch.bfloat16

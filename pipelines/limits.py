@@ -33,6 +33,7 @@ from accel.pipelines.inputs.binding import bind, check_call, has, needs_text
 from accel.pipelines.inputs.media import check_files
 from accel.pipelines.inputs.taken import Takes, takes_of
 from accel.pipelines.job import Job, JobError
+from accel.pipelines.loading.lora_files import problem as lora_problem
 from accel.pipelines.motion.latents import latent_geometry
 from accel.pipelines.motion.prepared import Prepared, check_motion_size, prepare
 
@@ -185,6 +186,7 @@ class StoredLimits:
         self._motions: dict[str, str] = {}
         self._taken: dict[str, Takes | str] = {}
         self._helper: Helper | None = None
+        self._loads: dict[str, str] = {}
 
     def why_not(self, job: Job) -> str:
         """Return why a run would refuse a resolved job, "" if it would not."""
@@ -194,6 +196,8 @@ class StoredLimits:
             self._check_call(limits, job)
         except ValueError as error:
             return str(error)
+        if why := self._why_not_loaded(job) or lora_problem(job.loras):
+            return why
         if job.motion is None:
             return ""
         key = repr([job.model, job.motion, job.strength, job.frames, job.height, job.width])
@@ -237,3 +241,11 @@ class StoredLimits:
         """End the helper process, if there is one."""
         if self._helper is not None:
             self._helper.close()
+
+    def _why_not_loaded(self, job: Job) -> str:
+        """Return why the model cannot be loaded as the job asks for; once for all such jobs."""
+        if job.load and job.loaded_as not in self._loads:
+            from accel.pipelines.loading.checking import problem  # diffusers takes seconds
+
+            self._loads[job.loaded_as] = problem(job.model, job.load_options)
+        return self._loads.get(job.loaded_as, "")

@@ -53,13 +53,13 @@ def place(
     parts = dict(given or {})
     options = {"dtype": dtype, **({"variant": variant} if variant else {})}
     turns = None
-    if placement.way in _READ:
+    if placement.way in READ:
         turns = Turns(device)
         parts |= _read_in_turn(source, index, placement, turns, dtype, variant, parts)
     pipe = assembled(cls, source, index, parts, options)
     pipe.set_progress_bar_config(disable=True)
     if turns is None:
-        _OFFLOADS.get(placement.way, _whole)(pipe, placement, device)
+        offload(pipe, placement, device)
     else:
         for name, part in pipe.components.items():
             if isinstance(part, nn.Module) and not turns.has(name):
@@ -95,7 +95,7 @@ def assembled(
 # ----------------------------------------------------------------------------------- read in turn
 
 # Which components stay together, by kind: the same word for those that do.
-_READ = {
+READ = {
     Way.ENCODER_FIRST: {"encoder": "encoders", "denoiser": "rest", "other": "rest"},
     Way.TURNS: {"encoder": "", "denoiser": "", "other": ""},
     Way.DISK: {"encoder": "", "denoiser": "", "other": ""},
@@ -132,7 +132,7 @@ def _read_in_turn(
             entries = stored(folder, variant)
             module = skeleton(cls, folder, dtype)
             staying = placement.blocks if kind == "denoiser" else 0
-            group = _READ[placement.way][kind] or name
+            group = READ[placement.way][kind] or name
             turns.add(name, module, entries, group, blocks=blocks, staying=staying)
         except NotStreamable as error:
             if kind != "other":
@@ -176,6 +176,11 @@ def _group(pipe: Any, placement: Placement, device: torch.device) -> None:
             offload_type=level, num_blocks_per_group=1 if kind == "denoiser" else None,
             use_stream=stream, low_cpu_mem_usage=stream and not placement.pinned,
         )  # fmt: skip
+
+
+def offload(pipe: Any, placement: Placement, device: torch.device) -> None:
+    """Put a loaded pipeline's weights where ``placement`` says."""
+    _OFFLOADS.get(placement.way, _whole)(pipe, placement, device)
 
 
 _OFFLOADS: dict[Way, Callable[[Any, Placement, torch.device], None]] = {

@@ -32,7 +32,7 @@ from accel.core.lazy import Lazy
 from accel.core.stand_in import StandIn
 from accel.families.family import Strip
 from accel.slicing.block_record import BlockRecord
-from accel.slicing.reasons import BROKEN, broken
+from accel.slicing.reasons import broken
 from accel.slicing.vae.frame_chunks import Chunk
 from accel.slicing.vae.strips import Put, keep, watched, why_whole
 
