@@ -42,7 +42,10 @@ FAMILY = Family(
         "CogVideoXTransformer3DModel": Denoiser(_inputs, batched=True, text_tokens=226),
     },
     vaes={"AutoencoderKLCogVideoX": Vae(_scales)},
-    decoders={"CogVideoXDecoder3D": Decoder(pieces="apart")},
+    decoders={"CogVideoXDecoder3D": Decoder(caches=True, pieces="apart")},
+    grouped_blocks={
+        "CogVideoXResnetBlock3D": "cached resnet", "CogVideoXUpsample3D": "upsampler"
+    },
     pipelines={
         "CogVideoXPipeline": Pipeline(),
         "CogVideoXImageToVideoPipeline": Pipeline(needs="an image"),

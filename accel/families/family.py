@@ -13,7 +13,7 @@ from accel.families.sizes import SizeRule
 
 Layout = Literal["BCFHW", "BFCHW", "tokens", "BCHW"]
 Inputs = Callable[[Any, tuple[int, int, int, int, int]], dict[str, Any]]
-BlockKind = Literal["resnet", "upsampler", "blender", "causal middle"]
+BlockKind = Literal["resnet", "cached resnet", "upsampler", "blender", "causal middle"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class Decoder:
     """The decoder of a VAE.
 
     ``head`` names its last norm and activation, if its norms look at one pixel. ``grouped``: it has
-    GroupNorm, whose statistics run over the whole picture. ``pieces`` is set where the VAE calls it
+    GroupNorm, whose statistics run over the whole picture; ``caches``: so do its blocks, which take
+    and return caches. ``pieces`` is set where the VAE calls it
     for a few latent frames at a time: "joined" if the VAE joins the results after every piece,
     "apart" if it keeps them separate until the end. ``chunks`` is set where the VAE calls it for
     all frames at once, but they could be decoded one after the other.
@@ -102,6 +103,7 @@ class Decoder:
 
     head: tuple[str, str] | None = None
     grouped: bool = False
+    caches: bool = False
     pieces: Literal["", "joined", "apart"] = ""
     chunks: Chunks | None = None
 
