@@ -84,9 +84,9 @@ class Chunks:
     """
 
     convolution: str
-    upsampler: str
-    temporal: str
-    attention: str
+    upsampler: str = ""
+    temporal: str = ""
+    attention: str = ""
 
 
 @dataclass(frozen=True)

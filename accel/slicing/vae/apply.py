@@ -47,6 +47,8 @@ def apply_strips(
         pixel_norm_strips.replace(decoder, depth, record, put)
         deep_strips.replace(decoder, depth, record, put, streamed=sends is not None)
     elif kind is not None and kind.caches:
+        if kind.chunks is not None:
+            frame_chunks.by_frames(decoder, kind.chunks, record, put)
         cached_norm_strips.replace(decoder, config, record, put)
     elif norm_strips.known(decoder):
         norm_strips.replace(decoder, config, record, put)
