@@ -56,7 +56,9 @@ FAMILY = Family(
         "HunyuanVideo15Decoder3D": Decoder(
             ("norm_out", "conv_act"),
             chunks=Chunks(
-                "HunyuanVideo15CausalConv3d", "HunyuanVideo15Upsample", "add_temporal_upsample",
+                "HunyuanVideo15CausalConv3d",
+                "HunyuanVideo15Upsample",
+                "add_temporal_upsample",
                 "HunyuanVideo15AttnBlock",
             ),
         ),

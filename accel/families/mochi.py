@@ -182,9 +182,11 @@ FAMILY = Family(
     "mochi",
     denoisers={"MochiTransformer3DModel": Denoiser(_inputs, batched=True, text_tokens=256)},
     vaes={"AutoencoderKLMochi": Vae(lambda config: SCALES)},
-    decoders={"MochiDecoder3D": Decoder(
-        caches=True, pieces="apart", chunks=Chunks("CogVideoXCausalConv3d")
-    )},
+    decoders={
+        "MochiDecoder3D": Decoder(
+            caches=True, pieces="apart", chunks=Chunks("CogVideoXCausalConv3d")
+        )
+    },
     grouped_blocks={"MochiResnetBlock3D": "cached resnet"},
     pipelines={"MochiPipeline": Pipeline()},
     latents={"Mochi": _geometry},

@@ -14,7 +14,14 @@ from accel.config import SlicingConfig
 from accel.core.diffusers_bridge import innermost
 from accel.core.stand_in import put_in_place
 from accel.slicing.block_record import BlockRecord
-from accel.slicing.vae import cached_norm_strips, deep_strips, frame_chunks, norm_strips, pixel_norm_strips, stream
+from accel.slicing.vae import (
+    cached_norm_strips,
+    deep_strips,
+    frame_chunks,
+    norm_strips,
+    pixel_norm_strips,
+    stream,
+)
 
 VAE = "vae.decoder"  # name of the decoder among the blocks
 

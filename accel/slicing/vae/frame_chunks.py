@@ -1,11 +1,12 @@
 """Frame by frame through a causal decoder that takes all frames of a video at once.
 
-HunyuanVideo 1.5 and Mochi hand their decoder the whole video. Its convolutions see earlier frames only, and
-pad the start with the first frame. So a convolution that keeps the last frames of its input goes on
-with the next ones as if it had seen them all, from the same numbers. HunyuanVideo's temporal upsampler makes
-one frame of the first and two of each later one; its middle block's attention has a mask of all
-tokens by all tokens, by which a frame sees itself and earlier ones. Attention of one frame after
-the other needs no mask. Mochi's decoder has no attention and normalizes each frame.
+HunyuanVideo 1.5 and Mochi hand their decoder the whole video. Its convolutions see earlier frames
+only, and pad the start with the first frame. So a convolution that keeps the last frames of its
+input goes on with the next ones as if it had seen them all, from the same numbers. HunyuanVideo's
+temporal upsampler makes one frame of the first and two of each later one; its middle block's
+attention has a mask of all tokens by all tokens, by which a frame sees itself and earlier ones.
+Attention of one frame after the other needs no mask. Mochi's decoder has no attention and
+normalizes each frame.
 
 ``deep_strips.py`` runs the tail so. State belongs to one strip and to one call of a part: a part
 that runs in strips itself calls its convolutions several times per chunk, in the same order.
