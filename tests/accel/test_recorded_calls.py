@@ -15,6 +15,7 @@ from accel.memory.meta_models import of_pipeline
 from accel.memory.recorded_calls import DENOISERS, call_arguments, record
 
 SIZE = (64, 64, 9)
+MOST = 2000  # elements of a tensor that keeps its values: fewer than a picture of this size has
 PARTS = (*DENOISERS, "vae", "controlnet")
 
 
@@ -63,11 +64,10 @@ def real_calls(pipe: Any) -> list[tuple[str, str, Any]]:
 @pytest.mark.parametrize("name", WHOLE)
 def test_recorded_calls_are_those_of_a_real_run(name):
     pipe = whole(name)
-    tokens = pipe.tokenizer.tokens if hasattr(pipe.tokenizer, "tokens") else TOKENS
+    tokens = getattr(getattr(pipe, "tokenizer", None), "tokens", TOKENS)
     model = replace(of_pipeline(pipe), tokens=tokens)
-    calls = record(model, SIZE, most=500)
+    calls = record(model, SIZE, most=MOST)
     recorded = [
         (c.component, c.method, described(c.arguments)) for c in calls.calls if c.component in PARTS
     ]
     assert recorded == real_calls(pipe)
-    assert any(c.arguments["z"].is_meta for c in calls.calls if c.method == "decode") or True
