@@ -74,7 +74,8 @@ def flow(**settings: Any) -> Any:
 def kl(channels: int = 4, **more: Any) -> Any:
     return diffusers.AutoencoderKL(
         block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=2,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, shift_factor=0.1, **more,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, shift_factor=0.1,
+        **more,
     )  # fmt: skip
 
 
@@ -149,8 +150,9 @@ def hunyuan15() -> Any:
         image_embed_dim=12, rope_axes_dim=(4, 4, 8), target_size=32, task_type="t2v",
     )  # fmt: skip
     return diffusers.HunyuanVideo15Pipeline(
-        text_encoder=language("Qwen2_5_VLTextModel", **ROPE), tokenizer=stand_ins.Tokenizer(TOKENS, 512),
-        transformer=model, vae=vae, scheduler=flow(), text_encoder_2=t5(), tokenizer_2=words(),
+        text_encoder=language("Qwen2_5_VLTextModel", **ROPE),
+        tokenizer=stand_ins.Tokenizer(TOKENS, 512), transformer=model, vae=vae, scheduler=flow(),
+        text_encoder_2=t5(), tokenizer_2=words(),
         guider=diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
     )  # fmt: skip
 
@@ -175,13 +177,16 @@ def cogvideox(name: str = "CogVideoXPipeline", channels: int = 4) -> Any:
 
 def mochi() -> Any:
     vae = diffusers.AutoencoderKLMochi(
-        latent_channels=4, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4,
-        encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4,
-        layers_per_block=(1,) * 5,
+        latent_channels=12, encoder_block_out_channels=(32,) * 4,
+        decoder_block_out_channels=(32,) * 4, layers_per_block=(1,) * 5,
+    )  # fmt: skip
+    model = diffusers.MochiTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
+        in_channels=12, text_embed_dim=16, time_embed_dim=4, max_sequence_length=16,
     )  # fmt: skip
     return diffusers.MochiPipeline(
         scheduler=flow(invert_sigmas=True), vae=vae, text_encoder=t5(), tokenizer=words(),
-        transformer=denoiser("mochi"),
+        transformer=model,
     )  # fmt: skip
 
 
