@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,11 @@ from accel.memory.meta_models import Video
 from accel.memory.ways import Way
 from accel.pipelines.arranging import (
     Arrangement,
+    Techniques,
     arranged,
+    arrangement_of,
     demand_of,
+    keep,
     kind_of_weights,
     usual_video,
 )
@@ -30,7 +31,6 @@ from accel.pipelines.placing import place
 from accel.pipelines.room import free_room
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_arranged: weakref.WeakKeyDictionary[Any, Arrangement] = weakref.WeakKeyDictionary()
 
 
 def load(
@@ -97,9 +97,9 @@ def placed(
         )
     )
     dtype = dtype_of(options, device)
-    video = _video(folder, options, job)
+    video, techniques = _video(folder, options, job), Techniques.of(job)
     while True:
-        found = _arranged_now(folder, video, device, dtype, options, memory, host, skip)
+        found = _decided(folder, video, device, dtype, options, techniques, memory, host, skip)
         placement = found.placement
         (logger.info if placement.way is Way.RESIDENT else logger.warning)("%s", found)
         try:
@@ -114,30 +114,31 @@ def placed(
             skip += 1
             told = str(error).splitlines()[0] if str(error) else type(error).__name__
         else:
-            _keep(pipe, found)
+            keep(pipe, found)
             return pipe
         logger.warning("%s: out of memory while loading (%s)", placement.way, told)
         gc.collect()
 
 
-def _arranged_now(
+def _decided(
     folder: Path,
     video: Video,
     device: torch.device,
     dtype: torch.dtype,
     options: LoadOptions,
+    job: Techniques,
     memory: int | None,
     host: int | None,
     skip: int,
 ) -> Arrangement:
     """Decide about what is free now."""
     if memory is not None:  # the simulation itself makes the process larger
-        demand_of(str(folder), video, dtype, kind_of_weights(options))
+        demand_of(str(folder), video, dtype, kind_of_weights(options), job.rehash)
     room = free_room(device, memory)
     if host is not None and not room.shared:
         room = replace(room, host=host)
     always = memory is not None
-    return arranged(folder, video, room, dtype, options=options, skip=skip, always=always)
+    return arranged(folder, video, room, dtype, options=options, job=job, skip=skip, always=always)
 
 
 def _video(folder: Path, options: LoadOptions, job: Any) -> Video:
@@ -152,11 +153,6 @@ def _video(folder: Path, options: LoadOptions, job: Any) -> Video:
     return replace(usual, **{key: value for key, value in given.items() if value})
 
 
-def _keep(pipe: Any, found: Arrangement) -> None:
-    with suppress(TypeError):  # a stand-in for a pipeline that cannot be remembered
-        _arranged[pipe] = found
-
-
 def again(pipe: Any, job: Any) -> Arrangement | None:
     """Return what is decided for another job on a pipeline that was placed, None if it was not.
 
@@ -166,7 +162,10 @@ def again(pipe: Any, job: Any) -> Arrangement | None:
     if found is None or found.source is None:
         return found
     video = _video(found.source.folder, found.source.options, job)
-    return found if video == found.source.video else found.source.arranged(video)
+    techniques = Techniques.of(job)
+    if (video, techniques) == (found.source.video, found.source.job):
+        return found
+    return found.source.arranged(video, techniques)
 
 
 def still_fits(pipe: Any, before: Arrangement | None, job: Any) -> Arrangement | None:
@@ -207,13 +206,6 @@ def check_room(found: Arrangement, pipe: Any, device: torch.device) -> None:
                 f"out of memory before the first step: {phase} will need {gib(size - held)} more, "
                 f"{gib(free)} is free now; {found.decision.way_out or 'end what else uses memory'}"
             )
-
-
-def arrangement_of(pipe: Any) -> Arrangement | None:
-    """Return what was decided for a pipeline; None for one that was loaded as usual."""
-    with suppress(TypeError):
-        return _arranged.get(pipe)
-    return None
 
 
 def dtype_of(options: LoadOptions, device: torch.device) -> torch.dtype:

@@ -103,9 +103,10 @@ def test_what_does_not_fit_at_all_says_what_helps():
 
 
 def test_a_host_that_is_too_small_is_what_is_told():
-    assert "0.93 GiB in host, 0.00 GiB is free; what helps: more host memory" in decide(
-        DEMAND, room(9, 0), offload="disk"
-    ).way_out
+    assert (
+        "0.93 GiB in host, 0.00 GiB is free; what helps: more host memory"
+        in decide(DEMAND, room(9, 0), offload="disk").way_out
+    )
 
 
 def test_what_is_asked_for_is_the_only_way():

@@ -14,7 +14,8 @@ import accel
 from accel.memory.placement import NoWay, Placement, Room
 from accel.memory.ways import Way
 from accel.pipelines import fitting
-from accel.pipelines.fitting import arrangement_of, check_room
+from accel.pipelines.arranging import arrangement_of
+from accel.pipelines.fitting import check_room
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load, tiny_folder
@@ -36,9 +37,7 @@ def placed(way, blocks=0, dtype=torch.float32):
 
 
 def in_memory(pipe):
-    return [
-        part for part in PARTS if any(not p.is_meta for p in getattr(pipe, part).parameters())
-    ]
+    return [part for part in PARTS if any(not p.is_meta for p in getattr(pipe, part).parameters())]
 
 
 @pytest.fixture(scope="module")
@@ -184,14 +183,14 @@ def test_out_of_memory_while_loading_takes_the_next_way(monkeypatch):
     assert tried == [Way.RESIDENT, Way.ENCODER_FIRST]
     found = arrangement_of(pipe)
     assert found is not None and "ran out of memory when it was tried" in str(found)
-    with pytest.raises(MemoryError, match="before the first step: .* will need"):
+    with pytest.raises(MemoryError, match=r"before the first step: .* will need"):
         monkeypatch.setattr(fitting, "free_room", lambda device: Room(10, 10, True))
         check_room(found, pipe, CPU)
 
 
 def test_a_memory_that_nothing_fits_in_is_refused_before_a_weight_is_read(monkeypatch):
     monkeypatch.setattr(fitting, "place", lambda *a, **k: pytest.fail("loaded"))
-    with pytest.raises(NoWay, match="no way fits: .* needs at least"):
+    with pytest.raises(NoWay, match=r"no way fits: .* needs at least"):
         accel.load("tiny", memory=1, job=JOB)
-    with pytest.raises(ValueError, match="offlod.*did you mean 'offload'"):
+    with pytest.raises(ValueError, match=r"offlod.*did you mean 'offload'"):
         accel.load("tiny", offlod="disk")
