@@ -197,8 +197,8 @@ def _leave_out_files(data: dict[str, Any]) -> list[str]:
             notes.append("its depth map is left out")
         if not motion:
             data["motion"] = None
-    for key in {*NEWER} - {"fit"}:
-        if data.pop(key, None):
+    for key in NEWER:
+        if data.pop(key, None) and key != "fit":
             notes.append(f"its {key} is left out")
     if isinstance(data.get("strength"), dict) and data["strength"].pop("map", None) is not None:
         notes.append("its strength map is left out")
