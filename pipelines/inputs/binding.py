@@ -277,5 +277,5 @@ class _Binder:
         frames = media.read_frames(key, path, count, target, self.job.fit, mask)
         if len(frames) < count:
             raise ValueError(f"{key} {path} has {len(frames)} frames, the job needs {count}")
-        self.inputs.append(media.used(key, path, size, target, self.job.fit, count))
+        self.inputs.append(media.used(key, path, size, target, self.job.fit, (count, head.frames)))
         return frames

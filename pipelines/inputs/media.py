@@ -23,7 +23,8 @@ from accel.pipelines.inputs.fitting import Size, how_fitted, placed, scaled_size
 from accel.pipelines.inputs.hashes import input_hash
 from accel.pipelines.motion.array_file import MOST_PIXELS
 from accel.pipelines.motion.picture_formats import open_picture
-from accel.pipelines.video_reading import VideoHead, look, read_first
+from accel.pipelines.video_decoding import VideoHead
+from accel.pipelines.video_reading import look, read_first
 
 MOST_BYTES = 2**28  # of a picture's file
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "PPM", "GIF")
@@ -265,10 +266,18 @@ def read_frames(
 
 
 def used(
-    key: str, path: str, size: Size, target: Size | None, fit: str, frames: int | None = None
+    key: str,
+    path: str,
+    size: Size,
+    target: Size | None,
+    fit: str,
+    frames: tuple[int, int] | None = None,
 ) -> Used:
-    """Return what became of an input of ``size``, for the sidecar."""
+    """Return what became of an input of ``size``; ``frames``: used, and of how many."""
     file = Path(path)
     count = sum(f.stat().st_size for f in file.iterdir()) if file.is_dir() else file.stat().st_size
     how = how_fitted(size, target, fit)
-    return Used(key, path, input_hash(file), count, size, target or size, how, frames)
+    if frames is not None:
+        how = f"first {frames[0]} of {frames[1]} frames, {how}"
+    number = None if frames is None else frames[0]
+    return Used(key, path, input_hash(file), count, size, target or size, how, number)
