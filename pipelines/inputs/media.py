@@ -127,8 +127,11 @@ def read_picture(key: str, path: str, mask: bool = False) -> Image.Image:
         ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}; scale it down") from error
-    except (OSError, SyntaxError, struct.error, EOFError, MemoryError) as error:
-        raise ValueError(f"{name} is damaged or cut off: {error}") from error
+    except Exception as error:  # decoders of files from anywhere raise anything
+        if str(error).startswith(name):
+            raise
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{name} is damaged or cut off: {why}") from error
 
 
 @cache
@@ -165,7 +168,12 @@ def _behind(file: Path, kind: str) -> int:
         return max(len(content) - 8 - length - length % 2, 0)
     if kind == "GIF":
         return len(content) - content.rindex(b";") - 1 if b";" in content else 0
-    return 0  # cameras put more behind a JPEG
+    # Cameras put pictures and clips behind a JPEG; an archive ends with a record of 22 bytes, whose
+    # last two are the length of a comment.
+    at = content.rfind(b"PK\x05\x06")
+    comment = len(content) - at - 22
+    ends = at >= 0 <= comment < 2**16 and content[at + 20 : at + 22] == struct.pack("<H", comment)
+    return len(content) - at if ends else 0
 
 
 def _png_end(content: bytes) -> int:

@@ -148,6 +148,12 @@ def hostile(folder: Path) -> dict[str, tuple[str, str]]:
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
     (folder / "both.png").write_bytes(content + b"PK\x03\x04" + b"x" * 40 + b"PK\x05\x06")
+    jpeg = Path(saved(halves(), folder / "good.jpg")).read_bytes()
+    (folder / "archive.jpg").write_bytes(
+        jpeg + b"PK\x03\x04" + b"x" * 9 + b"PK\x05\x06" + bytes(18)
+    )
+    (folder / "phone.jpg").write_bytes(jpeg + b"\0\0\0\x18ftypmp42" + b"x" * 99)
+    assert read_picture("image", str(folder / "phone.jpg")).size == (8, 4)
     (folder / "page.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (folder / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     (folder / "device.png").symlink_to("/dev/zero")
@@ -159,6 +165,7 @@ def hostile(folder: Path) -> dict[str, tuple[str, str]]:
         "cut.png": ("cut.png", "is damaged or cut off"),
         "empty.png": ("empty.png", "is no picture of a known format"),
         "both.png": ("both.png", "bytes behind the end of the picture"),
+        "archive.jpg": ("archive.jpg", "bytes behind the end of the picture"),
         "page.png": ("page.png", "is no picture of a known format"),
         "script.png": ("script.png", "is no picture of a known format"),
         "device.png": ("device.png", "is no regular file"),
