@@ -186,6 +186,24 @@ def test_files_that_no_picture_can_come_of(tmp_path: Path) -> None:
         assert told.startswith("image ") and "\n" not in told, name
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "tif", "bmp", "ppm"])
+def test_a_damaged_picture_is_read_or_refused_in_a_line(suffix: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (9, 13, 3), np.uint8))
+    content = np.frombuffer(Path(saved(image, tmp_path / f"a.{suffix}")).read_bytes(), np.uint8)
+    refused = 0
+    for _ in range(40):
+        damaged = content.copy()
+        damaged[random.integers(0, min(len(damaged), 120), 3)] = random.integers(0, 256, 3)
+        (tmp_path / f"b.{suffix}").write_bytes(damaged.tobytes()[: random.integers(9, 900)])
+        try:
+            assert read_picture("image", str(tmp_path / f"b.{suffix}")).mode == "RGB"
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith("image ") and "\n" not in str(error)
+    assert refused > 0
+
+
 def test_a_video_that_is_none(tmp_path: Path) -> None:
     hostile(tmp_path)
     for name in ("page.png", "device.png", "pipe.png", "missing.mp4"):
