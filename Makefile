@@ -43,7 +43,7 @@ test: $(READY) browser
 proofs: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m proof -n 2 --dist loadfile
 
-# The tests that take a second or two each: under 90 s in all on two cores.
+# The tests that take a second or two each: a few minutes in all on two cores.
 test-fast: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not slow' -n 2 --dist worksteal
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from accel.patching import patched as patched
     from accel.patching import report as report
     from accel.patching import unpatch as unpatch
+    from accel.pipelines.fitting import load as load
     from accel.planning import plan as plan
     from accel.plans import Plan as Plan
     from accel.reporting import Report as Report
@@ -51,6 +52,7 @@ _PUBLIC = {
     "calibrate": "accel.calibration.precision",
     "choose": "accel.calibration.choose",
     "is_patched": "accel.patching",
+    "load": "accel.pipelines.fitting",
     "measure_steps": "accel.calibration.steps",
     "patch": "accel.patching",
     "patched": "accel.patching",

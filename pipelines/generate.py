@@ -20,6 +20,8 @@ from accel.pipelines.inputs.binding import bind, bound, check_call, frame_step, 
 from accel.pipelines.inputs.media import Used
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.limits import of_pipe
+from accel.pipelines.loading.lora_files import parse
+from accel.pipelines.loading.loras import fit, switched
 from accel.pipelines.motion.latents import latent_geometry
 from accel.pipelines.motion.prepared import Prepared, prepare
 from accel.pipelines.prompt_tokens import Cut, watched
@@ -59,6 +61,7 @@ def _checked(pipe: Any, job: Job) -> Prepared | None:
         limits = of_pipe(pipe)
         limits.check(job)
         _check_call(pipe, job)
+        fit(pipe, parse(job.loras))
         return limits.motion(job)
     except ValueError as error:
         raise JobError(f"job {job.file_name!r}: {error}") from error
@@ -91,8 +94,8 @@ def generate(
     ``on_step(done, steps)`` is called after every denoising step; what it raises ends the run.
     Before it ``on_latents(pipe, latents)`` may look at the latents, where the pipeline shows them.
     ``checkpoint`` saves steps, and takes those over that it holds. ``on_cut`` is told what a
-    tokenizer cuts off a prompt. Raises JobError for a job that does not fit the pipeline; the
-    pipeline is left as it was in every case.
+    tokenizer cuts off a prompt and what of a LoRA has no effect. Raises JobError for a job that
+    does not fit the pipeline; the pipeline is left as it was in every case.
     """
     job = job.resolved()
     motion = _checked(pipe, job)
@@ -101,6 +104,7 @@ def generate(
     given = bound(pipe, job)
     with (
         watched(pipe, prompts, on_cut) as cuts,
+        switched(pipe, job.loras, on_cut),
         nullcontext() if plan is None else patched(pipe, plan=plan) as handle,
     ):
         arguments = dict(given.arguments)

@@ -180,6 +180,11 @@ class Job:
         return LoadOptions.parse(self.load)
 
     @cached_property
+    def loaded_as(self) -> str:
+        """Model and how it is loaded; jobs with equal ones share one loaded pipeline."""
+        return self.load_options.key(self.model)
+
+    @cached_property
     def _mapped_plan(self) -> Plan | None:
         return Plan.from_dict(self.plan) if isinstance(self.plan, Mapping) else None
 

@@ -33,6 +33,7 @@ from accel.pipelines.inputs.binding import bind, check_call, has, needs_text
 from accel.pipelines.inputs.media import check_files
 from accel.pipelines.inputs.taken import Takes, takes_of
 from accel.pipelines.job import Job, JobError
+from accel.pipelines.loading.lora_files import problem as lora_problem
 from accel.pipelines.motion.latents import latent_geometry
 from accel.pipelines.motion.prepared import Prepared, check_motion_size, prepare
 
@@ -67,6 +68,10 @@ class ModelLimits:
             raise JobError(
                 f"{self.pipeline} makes single images and takes no frames; leave frames out"
             )
+        self.check_size(job)
+
+    def check_size(self, job: Job) -> None:
+        """Raise JobError for a resolved job of a size that the model cannot make."""
         with _as_job_error():
             if self.size is not None:
                 self.size.check(job.width, job.height, job.frames)
@@ -181,6 +186,7 @@ class StoredLimits:
         self._motions: dict[str, str] = {}
         self._taken: dict[str, Takes | str] = {}
         self._helper: Helper | None = None
+        self._loads: dict[str, str] = {}
 
     def why_not(self, job: Job) -> str:
         """Return why a run would refuse a resolved job, "" if it would not."""
@@ -190,6 +196,8 @@ class StoredLimits:
             self._check_call(limits, job)
         except ValueError as error:
             return str(error)
+        if why := self._why_not_loaded(job) or lora_problem(job.loras):
+            return why
         if job.motion is None:
             return ""
         key = repr([job.model, job.motion, job.strength, job.frames, job.height, job.width])
@@ -200,6 +208,11 @@ class StoredLimits:
             except JobError as error:
                 self._motions[key] = str(error)
         return self._motions[key]
+
+    def takes(self, model: str, pipeline: str | None = None) -> Takes | str:
+        """Return what the call of a model's pipeline takes, or why that is not known."""
+        name = of_model(model, pipeline).pipeline
+        return NOT_LOCAL if "/" in name else self._asked(name)
 
     def _check_call(self, limits: ModelLimits, job: Job) -> None:
         """Raise ValueError for what the pipeline's call does not take, or a file that is no use."""
@@ -228,3 +241,11 @@ class StoredLimits:
         """End the helper process, if there is one."""
         if self._helper is not None:
             self._helper.close()
+
+    def _why_not_loaded(self, job: Job) -> str:
+        """Return why the model cannot be loaded as the job asks for; once for all such jobs."""
+        if job.load and job.loaded_as not in self._loads:
+            from accel.pipelines.loading.checking import problem  # diffusers takes seconds
+
+            self._loads[job.loaded_as] = problem(job.model, job.load_options)
+        return self._loads.get(job.loaded_as, "")

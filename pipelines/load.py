@@ -1,16 +1,20 @@
-"""Opens a diffusers pipeline by the embedded name ``tiny``, a folder, or a hub id."""
+"""Opens a diffusers pipeline by the embedded name ``tiny``, a folder, a file, or a hub id."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-TINY = "tiny"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+from accel.pipelines.load_options import LoadOptions
+from accel.pipelines.loading.offload import usual_device
+from accel.pipelines.loading.source import TINY, local_folder, resolve, tiny_folder
+
+__all__ = ["DTYPES", "TINY", "Defaults", "defaults", "dtype_of", "load", "local_folder",
+           "tiny_folder", "usual_device"]  # fmt: skip
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -33,61 +37,47 @@ def defaults(model: str) -> Defaults:
     return Defaults(64, 64, 17, 20, 2.0, 8.0) if model == TINY else Defaults()
 
 
-def tiny_folder() -> Path:
-    """Return folder of the embedded model, in a checkout or inside the installed package."""
-    here = Path(__file__).resolve().parent
-    for folder in (here.parent / "samples" / "tiny-wan", here / "tiny-wan"):
-        if (folder / "model_index.json").is_file():
-            return folder
-    raise FileNotFoundError(
-        "the embedded model samples/tiny-wan is missing; reinstall accel-diffusion or run "
-        "python samples/train_tiny.py all"
-    )
+def dtype_of(options: LoadOptions, device: str) -> torch.dtype:
+    """Return the dtype of a model's weights: the one asked for, else bf16 or, on a CPU, fp32."""
+    if options.dtype is not None:
+        return DTYPES[options.dtype]
+    return torch.float32 if device.startswith("cpu") else torch.bfloat16
 
 
-def load(model: str = TINY, *, dtype: torch.dtype | None = None, device: str | None = None) -> Any:
+def load(
+    model: str = TINY,
+    *,
+    options: LoadOptions | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+) -> Any:
     """Return a diffusers pipeline.
 
-    ``model``: "tiny" (embedded, no network), a folder written by ``save_pretrained``, or a hub id
-    ``owner/name``. ``device`` defaults to cuda where there is one; ``dtype`` to bf16 there and fp32
-    on a CPU.
+    Everything that can be wrong with the options is looked for before a weight is read.
 
-    Raises FileNotFoundError for a folder that is missing or holds no pipeline, OSError if the hub
-    cannot be reached or has no such model.
+    Args:
+        model: "tiny" (embedded, no network), a folder written by ``save_pretrained``, a file of
+            weights whose ``options.config`` names the folder it belongs to, or a hub id
+            ``owner/name``.
+        options: How to load it; None for the usual way.
+        dtype: Of the weights, instead of the one in the options.
+        device: Defaults to cuda where there is one.
+
+    Raises:
+        FileNotFoundError: A folder or file is missing, or holds no pipeline.
+        OSError: The hub cannot be reached or has no such model.
+        ValueError: The options do not fit the model or this machine.
+        ImportError: A package is missing; the message says how to install it.
     """
-    from diffusers import DiffusionPipeline
+    from accel.pipelines.loading.building import built
+    from accel.pipelines.loading.checking import check
+    from accel.pipelines.loading.offload import apply_offload
 
-    source = _source(model)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype is None:
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype)
+    options = options or LoadOptions()
+    device = device or usual_device()
+    source = resolve(model, options)
+    check(source, options, device)
+    pipe = built(source, options, dtype or dtype_of(options, device))
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
-
-
-def _source(model: str) -> str:
-    """Return folder or hub id for ``model``, after checking what can be checked without loading."""
-    return str(local_folder(model) or model)
-
-
-def local_folder(model: str) -> Path | None:
-    """Return folder of ``model``, None for a hub id.
-
-    Raises FileNotFoundError for anything else.
-    """
-    if model == TINY:
-        return tiny_folder()
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise FileNotFoundError(
-                f"{model} is a folder without model_index.json, so not a diffusers pipeline; give "
-                "the folder that save_pretrained wrote"
-            )
-        return folder
-    if folder.is_absolute() or model.startswith((".", "~")) or not _HUB_ID.fullmatch(model):
-        raise FileNotFoundError(
-            f"no model {model!r}: not 'tiny', not an existing folder, not a hub id like owner/name"
-        )
-    return None
+    apply_offload(pipe, options.offload, device)
+    return pipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -77,6 +78,11 @@ class LoadOptions:
         Raises ValueError for anything that is no such mapping.
         """
         return cls() if value is None else from_dict(cls, value, "load")
+
+    def key(self, model: str) -> str:
+        """Return what stands for a model loaded like this; equal keys share one pipeline."""
+        given = {k: v for k, v in asdict(self).items() if v != getattr(LoadOptions, k, {})}
+        return f"{model} {json.dumps(given, sort_keys=True)}" if given else model
 
     def deciding(self) -> dict[str, Any]:
         """Return the options that decide the pixels, without those at their default."""

@@ -82,12 +82,12 @@ def watched(
 
     with ExitStack() as undo:
         for name, tokenizer in tokenizers(pipe).items():
-            undo.enter_context(_watching(name, tokenizer, note))
+            undo.enter_context(watching(name, tokenizer, note))
         yield cuts
 
 
 @contextmanager
-def _watching(name: str, tokenizer: Any, note: Callable) -> Iterator[None]:
+def watching(name: str, tokenizer: Any, note: Callable) -> Iterator[None]:
     """Give a tokenizer a class of its own for a while: Python looks for ``__call__`` there."""
     cls = type(tokenizer)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from accel.memory.simulate import Peaks
 
 _MOST = 99_999  # pixels of a side, frames
+KINDS = ("bf16", "int8", "fp8", "nf4")  # of weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,41 +21,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="tiny, a folder, a hub id, or a name such as wan-14b")
     parser.add_argument("--size", required=True, metavar="WxH", help="pixels, such as 832x480")
     parser.add_argument("--frames", type=int, default=1, metavar="N", help="frames (1)")
-    parser.add_argument("--budget", metavar="SIZE", help="such as 8GiB: find the fewest slices")
+    parser.add_argument(
+        "--budget", metavar="SIZE", help="memory of a card, such as 24GB: find the way that fits"
+    )
+    parser.add_argument("--host", metavar="SIZE", help="memory of the host beside it (64GB)")
+    parser.add_argument(
+        "--weights", choices=KINDS, default=KINDS[0],
+        help="kind of weights of denoiser and text encoders (bf16)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the predicted peaks and, with a budget, the fewest slices that fit.
+    """Print the predicted peaks and the way of placing weights that fits each card, or a budget.
 
     Returns the exit code. Raises ValueError for a size, budget or model that cannot be read.
     """
     from accel.core.units import parse_bytes
-    from accel.memory.fit import DoesNotFit, of_peaks
+    from accel.memory import cards
     from accel.memory.meta_models import Video, find
+    from accel.memory.pieces import demand
     from accel.memory.simulate import simulate
     from accel.pipelines.load import TINY, tiny_folder
 
     width, height = _pixels(args.size)
     if args.frames > _MOST:
         raise ValueError(f"--frames must be from 1 to {_MOST}, got {shown(args.frames)}")
-    budget = None if args.budget is None else parse_bytes(args.budget)
+    sizes = cards.CARDS if args.budget is None else (parse_bytes(args.budget),)
+    host = cards.HOST if args.host is None else parse_bytes(args.host)
     model = find(str(tiny_folder()) if args.model == TINY else args.model)
     peaks = simulate(model, Video(width, height, args.frames))
-    slices, why = None, ""
-    if budget is not None:
-        try:
-            slices = of_peaks(model, peaks).fewest_slices(budget)
-        except DoesNotFit as error:
-            why = str(error)
+    needed = demand(model, peaks, kind=args.weights)
+    found = cards.by_card(needed, sizes, host)
     if args.json:
-        chosen = {} if budget is None else {"budget": budget, "slices": slices}
+        chosen = {"weights": args.weights, "placement": cards.to_dict(found, needed, host)}
         print(dumps({**vars(peaks), **chosen}, indent=2))
         return 0
     print(table(peaks))
-    if budget is not None:
-        found = f"{slices} slices" if slices != 1 else "fits without slices"
-        print(f"within {_size(budget)}, one component loaded at a time: {why or found}")
+    print(cards.text(found, needed, host) if args.budget is None else next(iter(found.values())))
     return 0
 
 
@@ -81,10 +85,14 @@ def _size(size: int) -> str:
 def table(peaks: Peaks) -> str:
     """Return the peaks as text, with a bar for each."""
     rows = [(f"encode, {name}", b) for name, b in peaks.encode.items()]
+    rows += (
+        [("encode, image or video by the VAE", peaks.encode_image)] if peaks.encode_image else []
+    )
     rows += [(f"denoise, {n} slices" if n > 1 else "denoise", b) for n, b in peaks.denoise.items()]
     rows += [(f"decode, {name}", b) for name, b in peaks.decode.items()]
     most = max(b for _, b in rows)
-    sizes = {"denoiser": peaks.denoiser_weights, "VAE": peaks.vae_weights, **peaks.encoder_weights}
+    known = {"denoiser": peaks.denoiser_weights, "VAE": peaks.vae_weights, **peaks.encoder_weights}
+    sizes = peaks.weights or known
     weights = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items())
     lines = [f"weights: {weights}", "activations in addition:"]
     for name, size in rows:

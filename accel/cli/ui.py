@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", action="append", type=with_home, default=[], metavar="MODEL", help=text
     )
+    text = "also offer the models of this YAML file: LABEL: {model: ..., load: {...}}"
+    parser.add_argument("--models", type=user_path, metavar="FILE", help=text)
+    text = "offer the LoRAs (.safetensors) of this folder"
+    parser.add_argument("--loras", type=user_path, metavar="FOLDER", help=text)
     text = "also offer the plan in this JSON file, besides the presets; may be repeated"
     parser.add_argument(
         "--plan", action="append", default=[], type=user_path, metavar="PLAN", help=text

@@ -8,6 +8,7 @@ report says what it could not learn.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -85,6 +86,14 @@ def decoders() -> Mapping[str, Decoder]:
 def strips() -> Mapping[str, Strip]:
     """Return the decoder blocks whose norms look at one pixel, by class name."""
     return _table("strips")
+
+
+def sized(part: Any, strip: Strip) -> Strip:
+    """Return the strip record with the scale of this block."""
+    if getattr(part, "mode", "") == "none":  # a resampler that keeps the size
+        return replace(strip, scale=1)
+    stride = getattr(part, "stride", None)
+    return replace(strip, scale=stride[1]) if stride else strip
 
 
 def grouped_blocks() -> Mapping[str, BlockKind]:

@@ -6,19 +6,10 @@ from typing import Any
 
 import torch
 
-from accel.families.components import Part, meta
+from accel.families.components import Part
 from accel.families.encoders import CLIP, encoder
 from accel.families.family import Denoiser, Family, Geometry, Model, Pipeline
 from accel.families.stable_diffusion import KL, kl_scales
-
-
-def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
-    batch, _, frames, *_ = latent
-    return {
-        "sample": meta(*latent),
-        "timestep": meta(batch, dtype=torch.int64),
-        "encoder_hidden_states": meta(batch * frames, 77, denoiser.config.cross_attention_dim),
-    }
 
 
 def _geometry(pipe: Any) -> Geometry:
@@ -29,8 +20,6 @@ FAMILY = Family(
     "animatediff",
     denoisers={
         "UNetMotionModel": Denoiser(
-            _inputs,
-            batched=True,
             positions=lambda config: (config.get("motion_max_seq_length", 32), None),
         )
     },
@@ -50,6 +39,8 @@ FAMILY = Family(
             Part("AutoencoderKL", KL, torch.float16),
             2,
             {"text_encoder": encoder("CLIPTextModel", CLIP, 77, torch.float16)},
+            pipeline="AnimateDiffPipeline",
+            schedulers={"scheduler": ("DDIMScheduler", {"beta_schedule": "linear"})},
         )
     },
 )

@@ -5,23 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from accel.families.components import Part, meta
+from accel.families.components import Part
 from accel.families.encoders import T5, encoder
-from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Vae
-
-
-def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
-    batch, channels, frames, height, width = latent
-    tokens = frames * (height // 2) * (width // 2)
-    table = meta(tokens, denoiser.config.attention_head_dim, dtype=torch.float32)
-    return {
-        "hidden_states": meta(batch, frames, channels, height, width),
-        "timestep": meta(batch, dtype=torch.int64),
-        "encoder_hidden_states": meta(batch, 226, denoiser.config.text_embed_dim),
-        "image_rotary_emb": (table, table.clone()),
-    }
+from accel.families.family import Decoder, Family, Geometry, Model, Pipeline, Vae
 
 
 def _scales(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -38,9 +24,6 @@ def _geometry(pipe: Any) -> Geometry:
 
 FAMILY = Family(
     "cogvideox",
-    denoisers={
-        "CogVideoXTransformer3DModel": Denoiser(_inputs, batched=True, text_tokens=226),
-    },
     vaes={"AutoencoderKLCogVideoX": Vae(_scales)},
     decoders={"CogVideoXDecoder3D": Decoder(pieces="apart")},
     pipelines={
@@ -64,6 +47,10 @@ FAMILY = Family(
             Part("AutoencoderKLCogVideoX", {}),
             2,
             {"text_encoder": encoder("T5EncoderModel", T5, 226)},
+            pipeline="CogVideoXPipeline",
+            schedulers={
+                "scheduler": ("CogVideoXDPMScheduler", {"prediction_type": "v_prediction"})
+            },
         )
     },
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,50 +22,71 @@ def size_of(module: nn.Module) -> int:
     return sum(t.numel() * t.itemsize for t in [*module.parameters(), *module.buffers()])
 
 
+# Settings that count equal layers, one of which stands for all.
+LAYERS = ("num_layers", "num_single_layers", "n_layers", "num_visual_blocks", "num_text_blocks")
+WITHIN = "transformer_layers_per_block"
+
+
 @dataclass(frozen=True)
 class Part:
     """A diffusers class and its configuration.
 
-    ``dtype`` is that of its weights and activations.
+    ``dtype`` is that of its weights and activations. ``library`` is the module of diffusers'
+    pipelines that has the class, where diffusers itself does not.
     """
 
     cls: str
     config: Mapping[str, Any]
     dtype: torch.dtype = torch.bfloat16
+    library: str = "diffusers"
+
+    def kind(self) -> Any:
+        """Return the class."""
+        import diffusers
+
+        if hasattr(diffusers, self.cls) or self.library == "diffusers":
+            return getattr(diffusers, self.cls)
+        return getattr(importlib.import_module(f"diffusers.pipelines.{self.library}"), self.cls)
 
     def build(self, **changes: Any) -> Any:
         """Return the module on the meta device, without weights.
 
         ``changes`` replace settings of its configuration.
         """
-        import diffusers
-
         with torch.device("meta"):
-            module = getattr(diffusers, self.cls).from_config({**self.config, **changes})
+            module = self.kind().from_config({**self.config, **self._shortened(changes)})
         return nn.Module.to(module, "meta", self.dtype).eval()
+
+    def few_layers(self) -> Any:
+        """Return the module with at most two layers of each kind."""
+        few = {name: min(2, count) for name, count in self.layers().items()}
+        within = self.config.get(WITHIN)  # the layers in each block of a UNet
+        if isinstance(within, (list, tuple)) and all(isinstance(n, int) for n in within):
+            few[WITHIN] = tuple(min(2, n) for n in within)
+        return self.build(**few)
+
+    def _shortened(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Add lists of layers, such as ``vace_layers``, without those that ``changes`` take out."""
+        most = changes.get("num_layers")
+        lists = {
+            name: [layer for layer in value if layer < most]
+            for name, value in self._settings().items()
+            if name.endswith("_layers") and isinstance(value, (list, tuple)) and most is not None
+        }
+        return {**lists, **changes}
+
+    def _settings(self) -> dict[str, Any]:
+        taken = inspect.signature(self.kind().__init__).parameters
+        return {name: self.config.get(name, p.default) for name, p in taken.items()}
 
     def layers(self) -> dict[str, int]:
         """Return the numbers of layers by the name of their setting."""
-        import diffusers
-
-        defaults = inspect.signature(getattr(diffusers, self.cls).__init__).parameters
-        return {
-            name: self.config.get(name, defaults[name].default)
-            for name in ("num_layers", "num_single_layers")
-            if name in defaults
-        }
+        found = self._settings()
+        return {name: found[name] for name in LAYERS if isinstance(found.get(name), int)}
 
     def weights(self) -> int:
-        """Return the bytes of all weights.
-
-        They follow from a model with one layer of each kind and from models with one layer more.
-        """
-        counts = self.layers()
-        ones = dict.fromkeys(counts, 1)
-        base = total = size_of(self.build(**ones))
-        for name, count in counts.items():
-            total += (count - 1) * (size_of(self.build(**{**ones, name: 2})) - base)
-        return total
+        """Return the bytes of all weights."""
+        return size_of(self.build())
 
 
 @dataclass(frozen=True)
@@ -83,29 +105,31 @@ class Encoder:
     @property
     def layers(self) -> int:
         """Number of layers."""
-        return int(self._config().num_hidden_layers)
+        return int(_text_settings(self.settings()).num_hidden_layers)
 
     def weights(self) -> int:
-        """Return the bytes of all weights.
+        """Return the bytes of all weights."""
+        return size_of(self.build(self.layers))
 
-        They follow from models with one and with two layers.
-        """
-        one, two = (size_of(self.build(n)) for n in (1, 2))
-        return one + (self.layers - 1) * (two - one)
-
-    def _config(self) -> Any:
+    def kind(self) -> Any:
+        """Return the class."""
         import transformers
 
-        return getattr(transformers, self.cls).config_class.from_dict(dict(self.config))
+        return getattr(transformers, self.cls)
+
+    def settings(self) -> Any:
+        """Return its configuration as transformers reads it."""
+        return self.kind().config_class.from_dict(dict(self.config))
 
     def build(self, layers: int) -> Any:
         """Return the module with ``layers`` layers on the meta device, without weights."""
-        import transformers
-
-        config = self._config()
-        config.num_hidden_layers = layers  # other names of it are mapped to this one
+        settings = self.settings()
+        text = _text_settings(settings)
+        text.num_hidden_layers = layers  # other names of it are mapped to this one
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:layers]
         with torch.device("meta"):
-            module = getattr(transformers, self.cls)(config)
+            module = self.kind()(settings)
         return nn.Module.to(module, "meta", self.dtype).eval()
 
     def inputs(self, config: Any) -> dict[str, Tensor]:
@@ -113,5 +137,11 @@ class Encoder:
         if hasattr(config, "image_size"):
             size = (1, config.num_channels, config.image_size, config.image_size)
             return {"pixel_values": meta(*size, dtype=self.dtype)}
-        tokens = min(self.tokens, getattr(config, "max_position_embeddings", self.tokens))
+        text = _text_settings(config)
+        tokens = min(self.tokens, getattr(text, "max_position_embeddings", self.tokens))
         return {"input_ids": meta(1, tokens, dtype=torch.int64)}
+
+
+def _text_settings(settings: Any) -> Any:
+    """Return the settings of the language model in a model that also sees."""
+    return getattr(settings, "text_config", None) or settings

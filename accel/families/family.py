@@ -14,15 +14,21 @@ from accel.families.sizes import SizeRule
 Layout = Literal["BCFHW", "BFCHW", "tokens", "BCHW"]
 Inputs = Callable[[Any, tuple[int, int, int, int, int]], dict[str, Any]]
 Conditions = Callable[[Mapping[str, Any], int | None], list[Any]]
+Scheduler = tuple[str, Mapping[str, Any]]  # class and configuration
 BlockKind = Literal["resnet", "upsampler", "blender", "causal middle"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser, its VAE, and its encoders of prompts and images by component name.
+    """The classes and configurations of a pipeline.
 
-    ``batch`` is 2 where both guidance branches run in one call. ``unknown`` names encoders that
-    cannot be simulated.
+    ``encoders`` of prompts and images, and ``others`` (such as a ControlNet or connectors) go by
+    component name. ``batch`` is 2 where both guidance branches run in one call. ``unknown`` names
+    components that cannot be simulated. ``pipeline``: its class in diffusers, whose call is
+    recorded. ``second``: another denoiser, that takes over in late steps. ``schedulers``: classes
+    and configurations of the scheduler, and of a guider. ``settings``: further arguments of the
+    pipeline's class. ``tokens``: the length of a prompt where the pipeline does not pad it.
+    ``limits``: the most tokens of a prompt, by tokenizer.
     """
 
     denoiser: Part
@@ -30,23 +36,31 @@ class Model:
     batch: int = 1
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
+    pipeline: str = ""
+    second: Part | None = None
+    others: Mapping[str, Part] = field(default_factory=dict)
+    schedulers: Mapping[str, Scheduler] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tokens: int = 512
+    limits: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Denoiser:
     """A denoiser's class.
 
-    ``inputs(denoiser, latent)`` gives the arguments of one call on the meta device for a latent of
-    shape [batch, channels, frames, height, width]. ``batched``: its pipelines run both guidance
-    branches in one call. ``text_tokens``: the number of tokens that they pad a prompt to.
-    ``positions(config)`` gives the most latent frames, and latent pixels of a side, that it has
-    positions for; None is any number.
+    ``inputs(denoiser, latent)``, for denoisers of pipelines that diffusers does not have, gives the
+    arguments of one call on the meta device for a latent of shape [batch, channels, frames, height,
+    width]; elsewhere they are recorded. ``positions(config)`` gives the most latent frames, and
+    latent pixels of a side, that it has positions for; None is any number. ``prepare(denoiser)``
+    makes one without weights run on the meta device. ``reads_values``: the sizes of its activations
+    depend on values, such as those of masks.
     """
 
-    inputs: Inputs
-    batched: bool = False
-    text_tokens: int = 512
+    inputs: Inputs | None = None
     positions: Callable[[Mapping[str, Any]], tuple[int | None, int | None]] | None = None
+    prepare: Callable[[Any], None] = lambda denoiser: None
+    reads_values: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,18 +95,35 @@ class Vae:
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """Class names of a decoder's parts that look at several frames, none of them later ones.
+
+    ``convolution`` pads the start with the first frame. ``upsampler`` makes one frame of the first
+    and two of each other one, if its attribute ``temporal`` is true. In ``attention`` a frame sees
+    itself and earlier ones.
+    """
+
+    convolution: str
+    upsampler: str
+    temporal: str
+    attention: str
+
+
+@dataclass(frozen=True)
 class Decoder:
     """The decoder of a VAE.
 
     ``head`` names its last norm and activation, if its norms look at one pixel. ``grouped``: it has
     GroupNorm, whose statistics run over the whole picture. ``pieces`` is set where the VAE calls it
     for a few latent frames at a time: "joined" if the VAE joins the results after every piece,
-    "apart" if it keeps them separate until the end.
+    "apart" if it keeps them separate until the end. ``chunks`` is set where the VAE calls it for
+    all frames at once, but they could be decoded one after the other.
     """
 
     head: tuple[str, str] | None = None
     grouped: bool = False
     pieces: Literal["", "joined", "apart"] = ""
+    chunks: Chunks | None = None
 
 
 @dataclass(frozen=True)
@@ -100,12 +131,14 @@ class Strip:
     """A block of a VAE decoder whose norms look at one pixel.
 
     ``halo``: rows that its convolutions see beyond a strip. ``scale``: rows of the result per row.
-    ``cached``: it takes caches.
+    ``cached``: it takes caches. ``beside``: its result is added to that of all other parts of the
+    block around it.
     """
 
     halo: int
     scale: int = 1
     cached: bool = False
+    beside: bool = False
 
 
 @dataclass(frozen=True)

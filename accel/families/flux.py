@@ -1,34 +1,43 @@
-"""FLUX.1."""
+"""FLUX.1 and FLUX.2."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from accel.families.components import Part, meta
-from accel.families.encoders import CLIP, T5, encoder
-from accel.families.family import Denoiser, Family, Model, Pipeline
+from accel.families.components import Part
+from accel.families.encoders import CLIP, FLOW, MISTRAL_24B, T5, encoder
+from accel.families.family import Family, Model, Pipeline, Vae
 from accel.families.stable_diffusion import KL
 
+VAE: Mapping[str, Any] = {
+    **KL, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False,
+    "scaling_factor": 0.3611, "shift_factor": 0.1159,
+}  # fmt: skip
+SHIFT: Mapping[str, Any] = {
+    "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15,
+    "shift": 3.0, "use_dynamic_shifting": True,
+}  # fmt: skip
 
-def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
-    batch, config = latent[0], denoiser.config
-    tokens = (latent[3] // 2) * (latent[4] // 2)
-    return {
-        "hidden_states": meta(batch, tokens, config.in_channels),
-        "timestep": meta(batch),
-        "encoder_hidden_states": meta(batch, 512, config.joint_attention_dim),
-        "pooled_projections": meta(batch, config.pooled_projection_dim),
-        "img_ids": meta(tokens, 3),
-        "txt_ids": meta(512, 3),
-        "guidance": meta(batch),
-    }
+
+def _model(pipeline: str) -> Model:
+    return Model(
+        Part("FluxTransformer2DModel", {"guidance_embeds": True}),
+        Part("AutoencoderKL", VAE),
+        encoders={
+            "text_encoder": encoder("CLIPTextModel", CLIP, 77),
+            "text_encoder_2": encoder("T5EncoderModel", T5),
+        },
+        pipeline=pipeline,
+        schedulers={"scheduler": (FLOW, SHIFT)},
+    )
 
 
 _REFERENCES = {"references": "image"}  # a list of pictures, the job's image first
 
 FAMILY = Family(
     "flux",
-    denoisers={"FluxTransformer2DModel": Denoiser(_inputs)},
+    vaes={"AutoencoderKLFlux2": Vae(lambda config: (8, 1))},
     pipelines={
         "FluxPipeline": Pipeline(16, images=True),
         "FluxImg2ImgPipeline": Pipeline(16, images=True, needs=("image",)),
@@ -41,17 +50,16 @@ FAMILY = Family(
         "Flux2KleinPipeline": Pipeline(16, images=True, inputs=_REFERENCES),
     },
     models={
-        "flux": Model(
-            Part("FluxTransformer2DModel", {"guidance_embeds": True}),
-            Part(
-                "AutoencoderKL",
-                {**KL, "latent_channels": 16, "use_quant_conv": False,
-                 "use_post_quant_conv": False},
-            ),
+        "flux": _model("FluxPipeline"),
+        "flux-kontext": _model("FluxKontextPipeline"),
+        "flux.2-dev": Model(
+            Part("Flux2Transformer2DModel", {}),
+            Part("AutoencoderKLFlux2", {}),
             encoders={
-                "text_encoder": encoder("CLIPTextModel", CLIP, 77),
-                "text_encoder_2": encoder("T5EncoderModel", T5),
+                "text_encoder": encoder("Mistral3ForConditionalGeneration", MISTRAL_24B),
             },
-        )
+            pipeline="Flux2Pipeline",
+            schedulers={"scheduler": (FLOW, SHIFT)},
+        ),
     },
-)  # fmt: skip
+)

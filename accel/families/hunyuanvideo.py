@@ -7,21 +7,19 @@ from typing import Any
 
 import torch
 
-from accel.families.components import Part, meta
-from accel.families.encoders import CLIP, LLAMA, encoder
-from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Strip, Vae
-
-
-def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
-    batch, config = latent[0], denoiser.config
-    return {
-        "hidden_states": meta(batch, config.in_channels, *latent[2:]),
-        "timestep": meta(batch, dtype=torch.int64),
-        "encoder_hidden_states": meta(batch, 256, config.text_embed_dim),
-        "encoder_attention_mask": meta(batch, 256, dtype=torch.int64),
-        "pooled_projections": meta(batch, config.pooled_projection_dim),
-        "guidance": meta(batch),
-    }
+from accel.families.components import Part
+from accel.families.encoders import BYT5, CLIP, FLOW, LLAMA, QWEN_7B, encoder
+from accel.families.family import (
+    Chunks,
+    Decoder,
+    Denoiser,
+    Family,
+    Geometry,
+    Model,
+    Pipeline,
+    Strip,
+    Vae,
+)
 
 
 def _scales(config: Mapping[str, Any], space: int = 8) -> tuple[int, int]:
@@ -35,15 +33,22 @@ def _geometry(pipe: Any) -> Geometry:
 
 FAMILY = Family(
     "hunyuanvideo",
-    # A template of 95 tokens, then 256 tokens of text.
-    denoisers={"HunyuanVideoTransformer3DModel": Denoiser(_inputs, text_tokens=351)},
+    denoisers={"HunyuanVideo15Transformer3DModel": Denoiser(reads_values=True)},
     vaes={
         "AutoencoderKLHunyuanVideo": Vae(_scales),
         "AutoencoderKLHunyuanVideo15": Vae(lambda config: _scales(config, 16)),
     },
     decoders={
         "HunyuanVideoDecoder3D": Decoder(grouped=True),
-        "HunyuanVideo15Decoder3D": Decoder(("norm_out", "conv_act")),
+        "HunyuanVideo15Decoder3D": Decoder(
+            ("norm_out", "conv_act"),
+            chunks=Chunks(
+                "HunyuanVideo15CausalConv3d",
+                "HunyuanVideo15Upsample",
+                "add_temporal_upsample",
+                "HunyuanVideo15AttnBlock",
+            ),
+        ),
     },
     strips={"HunyuanVideo15ResnetBlock": Strip(2), "HunyuanVideo15Upsample": Strip(1, 2)},
     grouped_blocks={
@@ -63,9 +68,25 @@ FAMILY = Family(
             Part("HunyuanVideoTransformer3DModel", {}),
             Part("AutoencoderKLHunyuanVideo", {}, torch.float16),
             encoders={
-                "text_encoder": encoder("LlamaModel", LLAMA, 351, torch.float16),
+                # A template of 95 tokens, then 256 tokens of text.
+                "text_encoder": encoder("LlamaModel", LLAMA, 351, torch.float16, states=True),
                 "text_encoder_2": encoder("CLIPTextModel", CLIP, 77, torch.float16),
             },
-        )
+            pipeline="HunyuanVideoPipeline",
+            schedulers={"scheduler": (FLOW, {"shift": 7.0})},
+        ),
+        "hunyuanvideo-1.5": Model(
+            Part("HunyuanVideo15Transformer3DModel", {"target_size": 960, "task_type": "t2v"}),
+            Part("AutoencoderKLHunyuanVideo15", {}),
+            encoders={
+                "text_encoder": encoder("Qwen2_5_VLTextModel", QWEN_7B, 1108, states=True),
+                "text_encoder_2": encoder("T5EncoderModel", BYT5, 256),
+            },
+            pipeline="HunyuanVideo15Pipeline",
+            schedulers={
+                "scheduler": (FLOW, {"shift": 9.0}),
+                "guider": ("ClassifierFreeGuidance", {"guidance_scale": 6.0}),
+            },
+        ),
     },
 )

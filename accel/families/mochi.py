@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from accel.families.components import Part, meta
-from accel.families.encoders import T5, encoder
+from accel.families.components import Part
+from accel.families.encoders import FLOW, T5, encoder
 from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Vae
 
 SCALES = (8, 6)  # pixels and frames per latent cell: its pipelines know no others
@@ -153,25 +153,13 @@ def _tables(
     return table, table.clone()
 
 
-def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
-    """Return one call's arguments; ``denoiser`` gets rotary tables that run on the meta device."""
-    _prepare_rotary(denoiser)
-    batch, config = latent[0], denoiser.config
-    return {
-        "hidden_states": meta(*latent),
-        "timestep": meta(batch, dtype=torch.int64),
-        "encoder_hidden_states": meta(batch, 256, config.text_embed_dim),
-        "encoder_attention_mask": meta(batch, 256, dtype=torch.bool),
-    }
-
-
 def _geometry(pipe: Any) -> Geometry:
     return Geometry(int(pipe.transformer.config.in_channels), *SCALES)
 
 
 FAMILY = Family(
     "mochi",
-    denoisers={"MochiTransformer3DModel": Denoiser(_inputs, batched=True, text_tokens=256)},
+    denoisers={"MochiTransformer3DModel": Denoiser(prepare=_prepare_rotary)},
     vaes={"AutoencoderKLMochi": Vae(lambda config: SCALES)},
     decoders={"MochiDecoder3D": Decoder(pieces="apart")},
     pipelines={"MochiPipeline": Pipeline()},
@@ -183,6 +171,8 @@ FAMILY = Family(
             Part("AutoencoderKLMochi", {"latent_channels": 12}),
             2,
             {"text_encoder": encoder("T5EncoderModel", T5, 256)},
+            pipeline="MochiPipeline",
+            schedulers={"scheduler": (FLOW, {"invert_sigmas": True})},
         )
     },
     tracing=MochiTracing(),

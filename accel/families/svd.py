@@ -6,20 +6,10 @@ from typing import Any
 
 import torch
 
-from accel.families.components import Part, meta
+from accel.families.components import Part
 from accel.families.encoders import VISION, encoder
-from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Vae
+from accel.families.family import Decoder, Family, Geometry, Model, Pipeline, Vae
 from accel.families.stable_diffusion import KL, kl_scales
-
-
-def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
-    batch, channels, frames, *size = latent
-    return {
-        "sample": meta(batch, frames, 2 * channels, *size),
-        "timestep": meta(batch, dtype=torch.int64),
-        "encoder_hidden_states": meta(batch, 1, denoiser.config.cross_attention_dim),
-        "added_time_ids": meta(batch, 3),
-    }
 
 
 def _geometry(pipe: Any) -> Geometry:
@@ -30,7 +20,6 @@ def _geometry(pipe: Any) -> Geometry:
 
 FAMILY = Family(
     "svd",
-    denoisers={"UNetSpatioTemporalConditionModel": Denoiser(_inputs, batched=True)},
     vaes={"AutoencoderKLTemporalDecoder": Vae(kl_scales, framewise=True, mixes_frames=True)},
     decoders={"TemporalDecoder": Decoder(grouped=True)},
     grouped_blocks={"TemporalResnetBlock": "resnet", "AlphaBlender": "blender"},
@@ -49,6 +38,19 @@ FAMILY = Family(
             {
                 "image_encoder": encoder(
                     "CLIPVisionModelWithProjection", VISION, dtype=torch.float16
+                )
+            },
+            pipeline="StableVideoDiffusionPipeline",
+            schedulers={
+                "scheduler": (
+                    "EulerDiscreteScheduler",
+                    {
+                        "prediction_type": "v_prediction",
+                        "timestep_type": "continuous",
+                        "use_karras_sigmas": True,
+                        "sigma_max": 700.0,
+                        "sigma_min": 0.002,
+                    },
                 )
             },
         )

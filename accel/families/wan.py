@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from accel.families.components import Part, meta
-from accel.families.encoders import T5, encoder
-from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Strip, Vae
-
-
-def _inputs(denoiser: Any, latent: tuple[int, ...]) -> dict[str, Any]:
-    batch, _, *rest = latent
-    return {
-        "hidden_states": meta(batch, denoiser.config.in_channels, *rest),
-        "timestep": meta(batch, dtype=torch.int64),
-        "encoder_hidden_states": meta(batch, 512, denoiser.config.text_dim),
-    }
+from accel.families.components import Part
+from accel.families.encoders import T5, VISION, encoder
+from accel.families.family import (
+    Decoder,
+    Denoiser,
+    Family,
+    Geometry,
+    Model,
+    Pipeline,
+    Scheduler,
+    Strip,
+    Vae,
+)
 
 
 def _scales(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -37,20 +39,59 @@ def _geometry(pipe: Any) -> Geometry:
     return Geometry(int(pipe.vae.config.z_dim), *_scales(pipe.vae.config))
 
 
-def _model(**sizes: int) -> Model:
+def _model(
+    pipeline: str = "WanPipeline", shift: float = 3.0, both: bool = False, image: bool = False,
+    **sizes: int,
+) -> Model:  # fmt: skip
+    """Return a released model.
+
+    Args:
+        pipeline: Its class.
+        shift: Of its scheduler.
+        both: It has a second transformer for late steps.
+        image: It has an encoder of the image.
+        **sizes: Of a transformer.
+    """
+    part = Part("WanTransformer3DModel", {**sizes, "text_dim": 4096})
+    boundary = 0.875 if pipeline == "WanPipeline" else 0.9
+    seen = encoder("CLIPVisionModelWithProjection", VISION, states=True)
     return Model(
-        Part("WanTransformer3DModel", {**sizes, "text_dim": 4096}),
+        part,
         Part("AutoencoderKLWan", {}, torch.float32),
-        encoders={"text_encoder": encoder("UMT5EncoderModel", {**T5, "vocab_size": 256384})},
+        encoders={
+            "text_encoder": encoder("UMT5EncoderModel", {**T5, "vocab_size": 256384}),
+            **({"image_encoder": seen} if image else {}),
+        },
+        pipeline=pipeline,
+        second=part if both else None,
+        schedulers={"scheduler": _scheduler(shift)},
+        settings={"boundary_ratio": boundary} if both else {},
     )
+
+
+def _scheduler(shift: float) -> Scheduler:
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+    return "UniPCMultistepScheduler", flow
+
+
+LARGE = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+VAE_22: Mapping[str, Any] = {
+    "base_dim": 160, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
+    "decoder_base_dim": 256, "scale_factor_temporal": 4, "scale_factor_spatial": 16,
+    "patch_size": 2, "latents_mean": (0.0,) * 48, "latents_std": (1.0,) * 48,
+}  # fmt: skip
 
 
 FAMILY = Family(
     "wan",
-    denoisers={"WanTransformer3DModel": Denoiser(_inputs, positions=_positions)},
+    denoisers={"WanTransformer3DModel": Denoiser(positions=_positions)},
     vaes={"AutoencoderKLWan": Vae(_scales)},
     decoders={"WanDecoder3d": Decoder(("norm_out", "nonlinearity"), pieces="joined")},
-    strips={"WanResidualBlock": Strip(2, cached=True), "WanResample": Strip(1, 2, cached=True)},
+    strips={
+        "WanResidualBlock": Strip(2, cached=True),
+        "WanResample": Strip(1, 2, cached=True),
+        "DupUp3D": Strip(0, 2, beside=True),
+    },
     pipelines={
         "WanPipeline": Pipeline(16),
         "WanImageToVideoPipeline": Pipeline(16, needs=("image",)),
@@ -68,7 +109,21 @@ FAMILY = Family(
         "SkyReelsV2DiffusionForcingImageToVideoPipeline",
     ),
     models={
-        "wan-14b": _model(num_attention_heads=40, ffn_dim=13824, num_layers=40),
+        "wan-14b": _model(**LARGE),
         "wan-1.3b": _model(num_attention_heads=12, ffn_dim=8960, num_layers=30),
+        "wan-i2v-14b": _model(
+            "WanImageToVideoPipeline", image=True, in_channels=36, image_dim=1280,
+            added_kv_proj_dim=5120, **LARGE,
+        ),
+        "wan2.2-t2v-a14b": _model(both=True, **LARGE),
+        "wan2.2-i2v-a14b": _model("WanImageToVideoPipeline", both=True, in_channels=36, **LARGE),
+        "wan2.2-ti2v-5b": replace(
+            _model(
+                shift=5.0, num_attention_heads=24, ffn_dim=14336, num_layers=30, in_channels=48,
+                out_channels=48,
+            ),
+            vae=Part("AutoencoderKLWan", VAE_22, torch.float32),
+            settings={"expand_timesteps": True},
+        ),
     },
 )  # fmt: skip

@@ -25,6 +25,7 @@ from accel.memory.meta_models import Video, of_pipeline
 from accel.memory.simulate import (
     STREAMED,
     Peaks,
+    calls_in_step,
     decode_peak,
     decoder_input,
     denoise_peak,
@@ -183,7 +184,8 @@ def _needs(
         size + (peaks.encoder_weights[name] if total is None else total)
         for name, size in peaks.encode.items()
     ]
-    kept = Kept(peaks.rehash, 2 // model.batch, model.denoiser.dtype.itemsize)
+    encode += [peaks.encode_image + vae] if peaks.encode_image else []
+    kept = Kept(peaks.rehash, peaks.calls, model.denoiser.dtype.itemsize)
     return Needs(
         {n: size + denoiser for n, size in peaks.denoise.items()},
         {WHOLE: whole + vae, STRIPS: (whole if strips is None else strips) + vae},
@@ -213,7 +215,7 @@ def peak_of_plan(
     """
     denoiser, kwargs = denoiser_call(model, video)
     denoise = denoise_peak(denoiser, kwargs, slicing, Programs())
-    kept = Kept({}, 2 // model.batch, model.denoiser.dtype.itemsize)
+    kept = Kept({}, calls_in_step(model, video), model.denoiser.dtype.itemsize)
     if rehash is not None:
         kept = Kept(rehash_bytes(denoiser, kwargs), kept.calls, kept.itemsize)
     vae = model.vae.build()

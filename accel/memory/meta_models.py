@@ -14,12 +14,15 @@ from typing import Any
 import torch
 
 from accel import families
-from accel.core.structure import denoisers
 from accel.core.validate import did_you_mean
 from accel.families.components import Part
 from accel.families.family import Model
 from accel.families.sizes import SizeRule
-from accel.memory import encoders
+from accel.memory.configurations import of_pipeline, stored
+
+__all__ = [
+    "Video", "find", "framewise", "in_dtype", "latent_shape", "of_pipeline", "scales", "size_rule",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Video:
 def find(model: str) -> Model:
     """Return a released model by its short name, or the model of a folder or hub id.
 
-    Raises ValueError for a model whose denoiser or VAE has a class that is in no family.
+    Raises ValueError for a model without a denoiser or a VAE that diffusers has.
     """
     released = families.models()
     if model in released:
@@ -45,19 +48,7 @@ def find(model: str) -> Model:
         raise ValueError(
             f"no model {model!r}{hint}: not 'tiny', not one of {list(released)}, not a folder"
         )
-    from diffusers import DiffusionPipeline
-
-    model = str(folder) if folder.is_dir() else model
-    index = DiffusionPipeline.load_config(model)
-    names = [k for k in ("transformer", "unet") if k in index]
-    known = families.denoisers()
-    if not names or index[names[0]][1] not in known or "vae" not in index:
-        raise ValueError(
-            f"cannot simulate {model!r}: its denoiser must be one of {list(known)} and it needs "
-            f"a VAE; it has {sorted(k for k in index if not k.startswith('_'))}"
-        )
-    denoiser, vae = (_stored(model, name, index) for name in (names[0], "vae"))
-    return _model(denoiser, vae, *encoders.stored(model, index, denoiser.cls))
+    return stored(str(folder) if folder.is_dir() else model)
 
 
 def in_dtype(model: Model, dtype: torch.dtype) -> Model:
@@ -67,37 +58,9 @@ def in_dtype(model: Model, dtype: torch.dtype) -> Model:
         denoiser=replace(model.denoiser, dtype=dtype),
         vae=replace(model.vae, dtype=dtype),
         encoders={name: replace(e, dtype=dtype) for name, e in model.encoders.items()},
+        second=None if model.second is None else replace(model.second, dtype=dtype),
+        others={name: replace(part, dtype=dtype) for name, part in model.others.items()},
     )
-
-
-def of_pipeline(pipe: Any) -> Model:
-    """Return the classes and configurations of a loaded pipeline.
-
-    Raises ValueError for classes that are in no family.
-    """
-    denoiser: Any = next(iter(denoisers(pipe).values()))
-    vae, name, known = getattr(pipe, "vae", None), type(denoiser).__name__, families.denoisers()
-    if name not in known or vae is None:
-        raise ValueError(
-            f"cannot simulate {type(pipe).__name__}: it needs a VAE, and its denoiser ({name}) "
-            f"must be one of {list(known)}"
-        )
-    first = Part(name, dict(denoiser.config), denoiser.dtype)
-    second = Part(type(vae).__name__, dict(vae.config), vae.dtype)
-    return _model(first, second, *encoders.loaded(pipe, name))
-
-
-def _model(denoiser: Part, vae: Part, known: Any, unknown: tuple[str, ...]) -> Model:
-    batch = 2 if families.denoisers()[denoiser.cls].batched else 1
-    return Model(denoiser, vae, batch, known, unknown)
-
-
-def _stored(model: str, name: str, index: Mapping[str, Any]) -> Part:
-    import diffusers
-
-    cls = getattr(diffusers, index[name][1])
-    dtype = torch.float32 if name == "vae" else torch.bfloat16
-    return Part(cls.__name__, dict(cls.load_config(model, subfolder=name)), dtype)
 
 
 def scales(cls: str, config: Mapping[str, Any]) -> tuple[int, int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch import Tensor
 
 from accel import families
 from accel.config import SlicingConfig
-from accel.core.tree import tree_map
+from accel.core.tree import leaves, tree_map
 from accel.families.components import meta, size_of
 from accel.families.family import Model
 from accel.memory.encoders import peak
 from accel.memory.meta_models import Video, framewise, latent_shape
+from accel.memory.recorded_calls import DENOISERS, Recorded, parts, record
+from accel.memory.small_values import SmallValues, without_values
 from accel.memory.tracker import activation_peak, all_true
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.blocks import apply_slicing
@@ -36,9 +39,11 @@ class Peaks:
 
     ``denoise``: activations by number of slices, where 1 is plain diffusers. ``decode``:
     activations of the VAE's decoder by way of decoding; some ways are approximate. Weights are
-    those of the phase's own component. ``rehash``: what step rehash keeps at each level, besides
-    the activations, per denoiser call in a step. ``encode``: activations of each text or image
-    encoder. ``not_counted``: encoders of other kinds.
+    those of the phase's own component, ``denoiser_weights`` those of both denoisers if there are
+    two, and ``weights`` those of every component by name. ``rehash``: what step rehash keeps at
+    each level, besides the activations, per denoiser call in a step; there are ``calls`` of them.
+    ``encode``: activations of each text or image encoder, ``encode_image``: of the VAE's encoder, 0
+    if it is not called. ``not_counted``: components of other kinds.
     """
 
     denoise: dict[int, int]
@@ -49,6 +54,9 @@ class Peaks:
     encode: dict[str, int] = field(default_factory=dict)
     encoder_weights: dict[str, int] = field(default_factory=dict)
     not_counted: tuple[str, ...] = ()
+    encode_image: int = 0
+    calls: int = 2
+    weights: dict[str, int] = field(default_factory=dict)
 
 
 def simulate(
@@ -72,23 +80,96 @@ def simulate(
     vae = model.vae.build()
     decoded = _decoders(model.vae.cls, vae, decoder_input(model, video)) if decode else {}
     kept = rehash_bytes(denoiser, kwargs)
+    calls = recorded(model, video)
+    encode, unknown = _encoders(model, calls)
+    encoders = {name: encoder.weights() for name, encoder in model.encoders.items()}
+    weights = {name: part.weights() for name, part in parts(model).items()} | encoders
     return Peaks(
-        peaks, decoded, model.denoiser.weights(), size_of(vae), kept,
-        {name: peak(encoder) for name, encoder in model.encoders.items()},
-        {name: encoder.weights() for name, encoder in model.encoders.items()},
-        model.unknown,
+        peaks, decoded, sum(weights.get(name, 0) for name in DENOISERS), size_of(vae), kept,
+        encode, encoders, (*model.unknown, *unknown), _encode_image(vae, calls),
+        calls_in_step(model, video), weights,
     )  # fmt: skip
+
+
+def calls_in_step(model: Model, video: Video) -> int:
+    """Return the denoiser calls of one step."""
+    calls = recorded(model, video)
+    return 2 // model.batch if calls is None else calls.branches
+
+
+def _encoders(model: Model, calls: Recorded | None) -> tuple[dict[str, int], list[str]]:
+    """Return the peak of each encoder, and the names of those that cannot be run.
+
+    An encoder that the pipeline does not call has none.
+    """
+    peaks: dict[str, int] = {}
+    unknown: list[str] = []
+    for name, encoder in model.encoders.items():
+        given = None if calls is None else calls.first(name)
+        if calls is None or given is not None:
+            try:
+                peaks[name] = peak(encoder, given)
+            except (RuntimeError, TypeError, ValueError, NotImplementedError):
+                unknown.append(name)
+    return peaks, unknown
+
+
+def _encode_image(vae: Any, calls: Recorded | None) -> int:
+    """Return the peak of encoding the largest picture or video that the VAE is given."""
+    given = [] if calls is None else [c for c in calls.calls if c[:2] == ("vae", "encode")]
+    pictures = [next(iter(c.arguments.values())) for c in given]
+    if not pictures:
+        return 0
+    x = max(pictures, key=lambda x: x.numel()).to(vae.dtype)
+    return activation_peak(lambda: vae.encode(x), x, [*vae.parameters(), *vae.buffers()])[0]
 
 
 def denoiser_call(model: Model, video: Video) -> tuple[Any, dict[str, Any]]:
     """Return a denoiser with at most two layers of each kind, and the arguments of one call.
 
-    Both are on the meta device.
+    Both are on the meta device. Of two denoisers it is the larger one. Raises ValueError if the
+    model cannot run at this size.
     """
-    layers = {k: min(2, v) for k, v in model.denoiser.layers().items()}
-    denoiser, dtype = model.denoiser.build(**layers), model.denoiser.dtype
-    kwargs = families.denoisers()[model.denoiser.cls].inputs(denoiser, latent_shape(model, video))
-    return denoiser, tree_map(lambda x: x.to(dtype) if x.dtype == torch.bfloat16 else x, kwargs)
+    part, name = model.denoiser, next(n for n in parts(model) if n in DENOISERS)
+    if model.second is not None and model.second.weights() > part.weights():
+        part, name = model.second, "transformer_2"
+    denoiser, known = part.few_layers(), families.denoisers().get(part.cls)
+    if known is not None:
+        known.prepare(denoiser)
+    calls = recorded(model, video)
+    if calls is not None:
+        given = calls.denoisers.get(name) or next(iter(calls.denoisers.values()))
+        given = {k: v for k, v in given.items() if k != "return_dict"}
+        sizes = {k: tree_map(without_values, v) for k, v in given.items()}
+        return denoiser, given if known is not None and known.reads_values else sizes
+    if known is None or known.inputs is None:
+        raise ValueError(f"cannot simulate {part.cls}: no pipeline is known that calls it")
+    kwargs = known.inputs(denoiser, latent_shape(model, video))
+    return denoiser, tree_map(
+        lambda x: x.to(part.dtype) if x.dtype == torch.bfloat16 else x, kwargs
+    )
+
+
+def recorded(model: Model, video: Video) -> Recorded | None:
+    """Return the calls of the model's pipeline, None for a pipeline that diffusers does not have.
+
+    Raises ValueError if it cannot run at this size.
+    """
+    if model.vae.cls in families.vaes():
+        latent_shape(model, video)  # names the nearest size that fits
+    if not model.pipeline:
+        return None
+    for known, size, calls in _recorded:
+        if known == model and size == video:
+            return calls
+    calls = record(model, (video.width, video.height, video.frames))
+    if not calls.denoisers:
+        raise ValueError(f"cannot simulate {model.pipeline}: it never calls its denoiser")
+    _recorded.append((model, video, calls))
+    return calls
+
+
+_recorded: deque[tuple[Model, Video, Recorded]] = deque(maxlen=4)
 
 
 def decoder_input(model: Model, video: Video) -> Tensor:
@@ -96,8 +177,20 @@ def decoder_input(model: Model, video: Video) -> Tensor:
 
     The latter is for VAEs that take frames as samples of a batch.
     """
-    z = meta(1, *latent_shape(model, video)[1:], dtype=model.vae.dtype)
+    calls, dtype = recorded(model, video), model.vae.dtype
+    given = None if calls is None else calls.first("vae", "decode")
+    if given is not None and not framewise(model.vae.cls):
+        return next(iter(given.values())).to(dtype)
+    z = meta(1, *latent_shape(model, video)[1:], dtype=dtype)
     return z[0].transpose(0, 1).contiguous() if framewise(model.vae.cls) else z
+
+
+def called(denoiser: Any, kwargs: dict[str, Any]) -> Any:
+    """Return what a denoiser returns; on meta, arguments that have values keep them."""
+    given = [x for x in leaves(kwargs) if isinstance(x, Tensor)]
+    mixed = len({x.is_meta for x in given}) > 1
+    with SmallValues() if mixed else nullcontext():
+        return denoiser(**kwargs, return_dict=False)
 
 
 def rehash_bytes(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
@@ -111,13 +204,13 @@ def rehash_bytes(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:
     undo = ExitStack()
     try:
         with torch.no_grad(), all_true(), find(denoiser, 1, undo).recording() as kept:
-            outputs = denoiser(**kwargs, return_dict=False)
+            outputs = called(denoiser, kwargs)
     except (Unsupported, ValueError):
         with torch.no_grad(), all_true():
-            kept, outputs = [], denoiser(**kwargs, return_dict=False)
+            kept, outputs = [], called(denoiser, kwargs)
     finally:
         undo.close()
-    size = sum(x.nbytes for x in outputs)
+    size = sum(x.nbytes for x in leaves(outputs))
     levels = {"output": 2 * size, "output, measured": 3 * size}
     return {**levels, "features": sum(x.nbytes for x in kept)} if kept else levels
 
@@ -131,13 +224,15 @@ def denoise_peak(
         apply_slicing(denoiser, slicing, undo, programs)
 
     def call() -> None:
-        denoiser(**kwargs, return_dict=False)
+        called(denoiser, kwargs)
 
     try:
         if slicing is not None and not programs.reusable:
             with torch.no_grad():
                 call()  # derives the blocks' programs, which must not be counted
-        return activation_peak(call, kwargs, [*denoiser.parameters(), *denoiser.buffers()])[0]
+        given = [x for x in leaves(kwargs) if isinstance(x, Tensor)]
+        inputs = [x for x in given if x.is_meta] or given
+        return activation_peak(call, inputs, [*denoiser.parameters(), *denoiser.buffers()])[0]
     except RuntimeError as error:
         raise ValueError(f"the model cannot run at this size: {error}") from error
     finally:

@@ -15,6 +15,7 @@ from accel.config import (
     Schedule,
     Wish,
 )
+from accel.core.run_log import logger
 from accel.core.run_state import RunState
 from accel.rehash.rehash_record import RehashRecord
 from accel.rehash.schedule import FEW, UNMEASURED, Rate, budget, forced, head, stretch, weights
@@ -53,6 +54,11 @@ class RehashState:
         self._turns: Counter[Hashable] = Counter()  # calls of each branch in the current step
         self.branches.clear()
 
+    @property
+    def off(self) -> bool:
+        """Whether nothing is reused or kept in the current run, since it has few steps."""
+        return 0 < len(self._span) <= FEW
+
     def clear(self) -> None:
         """Drop everything that is kept."""
         self.branches.clear()
@@ -72,8 +78,11 @@ class RehashState:
 
     def _plan(self, steps: int) -> None:
         """Choose how the steps of a run are selected."""
-        if steps <= FEW:
-            self.record.note(f"off in runs of {FEW} steps or fewer, which leave nothing to skip")
+        if self.off:
+            note = f"off in runs of {FEW} steps or fewer, which leave nothing to skip"
+            if note not in self.record.notes:
+                logger.info("step rehash is %s", note)
+            self.record.note(note)
             return
         match self.config.choice:
             case MeasuredSchedule(keys, _, Multistep() as fitted) if self._fits(fitted):
@@ -164,11 +173,12 @@ class RehashState:
         return self._decided[step]
 
     def _decide(self, step: int, denoiser: str) -> tuple[bool, str]:
-        steps, at = len(self._span), step - self._span.start
-        if steps <= FEW:
+        at = step - self._span.start
+        if self.off:
             return True, "few steps"
         if step not in self._span:
             return True, "after the last step"
+        steps = len(self._span)
         why = "first fifth" if at < head(steps) else "last step"
         must = self._computed[denoiser] < self.needed
         reason = "first steps of a denoiser"

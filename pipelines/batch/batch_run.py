@@ -1,7 +1,7 @@
 """A run over job files from beginning to end, as ``accel render`` does it.
 
-Jobs of one model are kept together, since loading takes long; a job that was cut off more than once
-goes last, lest it takes the machine down again first.
+Jobs that load one model alike are kept together, since loading takes long; a job that was cut off
+more than once goes last, lest it takes the machine down again first.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class BatchPolicy:
         return not self.ended and not self.stop()
 
     def choose(self, free: Sequence[Item], loaded: str) -> Item:
-        return next((item for item in free if item.job.model == loaded), free[0])
+        return next((item for item in free if item.job.loaded_as == loaded), free[0])
 
     def task(self, item: Item) -> Task:
         compare, every = self.options.compare, self.options.checkpoint_steps
@@ -139,7 +139,7 @@ class BatchRun:
         models: dict[str, int] = {}
         to_render: list[Item] = []
         for item in found:
-            models.setdefault(item.job.model, len(models))
+            models.setdefault(item.job.loaded_as, len(models))
             output, compare = queue.output(item), queue.options.compare
             try:
                 if output.finish(item.id) or not output.why_not_done(item.id, compare):
@@ -153,7 +153,7 @@ class BatchRun:
             if item.note:
                 queue.progress(events.Note(item.note, job=item.name))
         cut = manifest.cut_offs()
-        to_render.sort(key=lambda item: (cut.get(item.name, 0) > 1, models[item.job.model]))
+        to_render.sort(key=lambda item: (cut.get(item.name, 0) > 1, models[item.job.loaded_as]))
         queue.pending = deque(to_render)
 
     def _invalid(self, entry: Invalid) -> None:
@@ -162,18 +162,18 @@ class BatchRun:
         self._queue.progress(events.Invalid(entry.where, entry.message))
 
     def _check_all(self) -> None:
-        """Load each model once and set aside the jobs that do not fit it, before any starts."""
+        """Load each model in each way that is asked for, and set aside the jobs that do not fit."""
         queue = self._queue
-        for model in dict.fromkeys(item.job.model for item in queue.pending):
-            jobs = {i.name: i.job for i in queue.pending if i.job.model == model}
+        for loaded in dict.fromkeys(item.job.loaded_as for item in queue.pending):
+            jobs = {i.name: i.job for i in queue.pending if i.job.loaded_as == loaded}
             if not self._policy.may_start():
                 return
-            outcome = self._checked(Check(model, jobs))
+            outcome = self._checked(Check(next(iter(jobs.values())).model, jobs))
             for name, message in outcome.invalid.items():
                 item = next(i for i in queue.pending if i.name == name)
                 queue.pending.remove(item)
                 queue.unfit(item, message)
-            queue.loaded[0] = model
+            queue.loaded[0] = loaded
 
     def _checked(self, check: Check) -> Outcome:
         engine = self._queue.engine

@@ -17,6 +17,7 @@ import accel
 from accel.pipelines.inputs.hashes import digest, file_hash, with_files
 from accel.pipelines.job import FITTED, NEWER, Job, JobError
 from accel.pipelines.load import local_folder
+from accel.pipelines.loading.source import single_file
 from accel.pipelines.video import files_of
 
 __all__ = ["content_hash", "digest", "job_id", "model_fingerprint", "plan_digest"]
@@ -81,15 +82,17 @@ def _plan(job: Job) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=256)
 def model_fingerprint(model: str) -> str:
-    """Return what stands for a model's content: a hash of its folder, or hub id and commit.
+    """Return what stands for a model's content: a hash of its folder or file, or hub id and commit.
 
     Raises JobError for a folder that is missing or holds no pipeline. A hub model that has not been
     downloaded yet has no commit here; its jobs get other ids once it has.
     """
     try:
-        folder = local_folder(model)
+        folder, file = local_folder(model), single_file(model)
     except FileNotFoundError as error:
         raise JobError(str(error)) from error
+    if file is not None:
+        return file_hash(file)
     if folder is None:
         return f"{model}@{_commit(model)}"
     files = {

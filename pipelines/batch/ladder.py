@@ -1,7 +1,8 @@
 """What to do after a job failed: try again, with less memory, or give up.
 
 A job that ran out of memory climbs the ladder, one rung a try. Each rung keeps the ones below it. A
-rung that this pipeline or machine cannot use is left out. ``exact`` rungs do not change the result
+rung that this pipeline or machine cannot use is left out. Above the last rung the model is loaded
+again, placed in the next cheaper way (``placing.py``). ``exact`` rungs do not change the result
 (sliced blocks round differently in fp32, not in bf16); which ones a video was rendered with stands
 in its sidecar.
 """
@@ -18,7 +19,9 @@ import torch
 
 from accel.config import SlicingConfig
 from accel.core.structure import denoisers
+from accel.memory.ways import Way
 from accel.pipelines.batch.tasks import Kind
+from accel.pipelines.fitting import arrangement_of
 from accel.pipelines.job import Job
 from accel.plans import Plan
 
@@ -58,6 +61,17 @@ def more_slices(plan: Plan | None) -> Plan:
     return replace(plan, slicing=replace(least, slices=slices))
 
 
+def in_slices(job: Job, slices: int) -> Job:
+    """Return the job in at least so many slices, which its placement counts on."""
+    plan = job.accel_plan()
+    if slices <= 1 or (plan is not None and plan.slicing and plan.slicing.slices >= slices):
+        return job
+    plan = Plan("unaccelerated", attention=None) if plan is None else plan
+    sliced = SlicingConfig(slices, 1) if plan.slicing is None else plan.slicing
+    plan = replace(plan, slicing=replace(sliced, slices=slices))
+    return replace(job, preset=None, plan=plan.to_dict())
+
+
 def changed(job: Job, rungs: Sequence[Rung]) -> Job:
     """Return the job as it is generated on these rungs."""
     before = plan = job.accel_plan()
@@ -69,6 +83,9 @@ def changed(job: Job, rungs: Sequence[Rung]) -> Job:
 
 
 def _no_offload(pipe: Any) -> str:
+    found = arrangement_of(pipe)
+    if found is not None and found.placement.way is not Way.RESIDENT:
+        return f"its weights are placed already: {found.placement.way}"
     if pipe.device.type == "cpu":
         return "there is no accelerator to offload from"
     return "" if hasattr(pipe, "enable_model_cpu_offload") else "the pipeline cannot offload"

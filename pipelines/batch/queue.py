@@ -59,7 +59,10 @@ class Policy(Protocol):
         """Tell whether a further item may start now."""
 
     def choose(self, free: Sequence[Item], loaded: str) -> Item:
-        """Return the one of ``free`` that comes next in a slot that has the model ``loaded``."""
+        """Return the one of ``free`` that comes next in a slot that has ``loaded``.
+
+        That is a job's ``loaded_as``.
+        """
 
     def task(self, item: Item) -> Task:
         """Return the next try of an item, which starts now."""
@@ -101,7 +104,7 @@ class Queue:
     lock: AbstractContextManager[Any] = field(default_factory=threading.RLock)
     pending: deque[Item] = field(default_factory=deque)
     running: dict[int, Item] = field(default_factory=dict)
-    loaded: dict[int, str] = field(default_factory=dict)  # slot to model
+    loaded: dict[int, str] = field(default_factory=dict)  # slot to ``loaded_as``
     copied: Counter[str] = field(default_factory=Counter)  # videos to copies of them
     _elsewhere: deque[tuple[float, Item]] = field(default_factory=deque)
 
@@ -142,7 +145,7 @@ class Queue:
             item = self._take(slot)
             if item is None:
                 continue
-            self.running[slot], self.loaded[slot] = item, item.job.model
+            self.running[slot], self.loaded[slot] = item, item.job.loaded_as
             self.manifest.log(item.name, "started", State.RUNNING, f"rung {item.rung}")
             self.progress(events.Start(item.name, item.id, slot))
             if self.output(item).steps.exists():

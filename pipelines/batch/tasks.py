@@ -31,7 +31,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Check:
-    """A question instead of a render: do these jobs (by name) fit their model."""
+    """A question instead of a render: do these jobs (by name), loaded alike, fit their model."""
 
     model: str
     jobs: dict[str, Job]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,7 +14,9 @@ from typing import Any
 import torch
 
 import accel
+from accel.core.diffusers_bridge import execution_device
 from accel.core.quality import psnr, ssim
+from accel.pipelines.arranging import Arrangement
 from accel.pipelines.batch.comparison import keep_reference
 from accel.pipelines.batch.events import EmitStep, Note, Part, Step
 from accel.pipelines.batch.ladder import (
@@ -25,14 +26,19 @@ from accel.pipelines.batch.ladder import (
     changed,
     classify,
     free_memory,
+    in_slices,
 )
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.output import Output
+from accel.pipelines.batch.process_peak import peak_bytes, reset_peak
 from accel.pipelines.batch.tasks import Check, Kind, Outcome, Task
 from accel.pipelines.checkpoint import StepCheckpoint, Stopped
+from accel.pipelines.fitting import arrangement_of, check_room, placed, still_fits, summary
 from accel.pipelines.generate import Result, check, generate
 from accel.pipelines.job import Job, JobError
-from accel.pipelines.load import load
+from accel.pipelines.load import usual_device
+from accel.pipelines.loading.encoding_store import Store
+from accel.pipelines.loading.encodings import Encodings, cached, folder
 from accel.pipelines.preview import Preview
 
 
@@ -54,9 +60,12 @@ class Worker:
     ) -> None:
         self._out, self._device, self._stop, self._emit = out, device, stop, emit
         self._steps = steps
-        self._model = ""
+        self._encodings, self._told = Store(folder(out)), set[str]()
+        self._loaded_as = ""
         self._pipe: Any = None
         self._warm = False
+        self._skip = self._rungs = 0
+        self._arranged: Arrangement | None = None
 
     def perform(self, task: Task | Check) -> Outcome:
         """Do one task; every failure comes back as an outcome."""
@@ -76,7 +85,7 @@ class Worker:
         except JobError as error:
             return Outcome(Kind.INVALID, str(error))
         except Exception as error:
-            left = 0 if self._pipe is None else len(available(self._pipe)) - task.rung
+            left = 0 if self._pipe is None else self._rungs + self._ways_left() - task.rung
             text = f"{type(error).__name__}: {error}"
             outcome = Outcome(classify(error), text, traceback.format_exc(), rungs_left=left)
         free_memory()  # only here is the failed call's stack, and what it holds, gone
@@ -86,7 +95,7 @@ class Worker:
         bad: dict[str, str] = {}
         for name, job in task.jobs.items():
             try:
-                check(self._loaded(task.model), job)
+                check(self._loaded(job), job)
             except JobError as error:
                 bad[name] = str(error)
             except (OSError, ValueError) as error:
@@ -94,21 +103,48 @@ class Worker:
                 return Outcome(Kind.CHECKED, invalid=dict.fromkeys(task.jobs, text))
         return Outcome(Kind.CHECKED, invalid=bad)
 
-    def _loaded(self, model: str) -> Any:
-        if self._model != model:
-            self._pipe, self._model, self._warm = None, "", False
-            free_memory()
-            with _quiet_loading():
-                self._pipe, self._model = load(model, device=self._device), model
+    def _loaded(self, job: Job, skip: int = 0) -> Any:
+        """Return the pipeline of a job's model, placed so that the job fits.
+
+        ``skip``: ways of placing it to pass over.
+        """
+        job = job.resolved()
+        alike = self._loaded_as == job.loaded_as and self._skip == skip
+        if alike and self._still_fits(job):
+            return self._pipe
+        self._pipe, self._loaded_as, self._warm = None, "", False
+        free_memory()
+        device = torch.device(self._device or usual_device())
+        with _quiet_loading():
+            self._pipe = placed(job.model, job.load_options, device, job=job, skip=skip)
+        self._loaded_as, self._skip = job.loaded_as, skip
+        self._arranged = arrangement_of(self._pipe)
+        if not skip:
+            self._rungs = len(available(self._pipe))
         return self._pipe
 
+    def _still_fits(self, job: Job) -> bool:
+        """Tell whether a job fits the pipeline as it is placed; its slices are looked up."""
+        if self._arranged is None:
+            return True
+        found = still_fits(self._pipe, self._arranged, job)
+        self._arranged = found or self._arranged
+        return found is not None
+
+    def _ways_left(self) -> int:
+        return 0 if self._arranged is None else self._arranged.ways_left
+
     def _render(self, task: Task, output: Output) -> Outcome:
-        pipe = self._loaded(task.job.model)
+        pipe = self._loaded(task.job)
+        if task.rung > self._rungs:  # nothing is left to do to the pipeline as it was placed
+            pipe = self._loaded(task.job, task.rung - self._rungs)
         self._stop_if_asked()
         rungs = available(pipe)[: task.rung]
         undo: list[Undo] = []
         try:
             undo += [rung.apply(pipe) for rung in rungs]
+            if self._arranged is not None and not rungs:
+                check_room(self._arranged, pipe, execution_device(pipe) or pipe.device)
             outcome = self._written(task, output, pipe, rungs)
         finally:
             for back in reversed(undo):
@@ -124,12 +160,15 @@ class Worker:
             self._warm_up(pipe, task.job)
         every = 0 if self._steps is None else task.checkpoint_steps
         saved = StepCheckpoint(self._steps_file(output), task.id, every, self._stop)
-        result, phases = self._generate(pipe, task, changed(task.job, rungs), saved)
+        slices = 1 if self._arranged is None else self._arranged.placement.slices
+        job = changed(in_slices(task.job, slices), rungs)
+        result, phases, encodings = self._generate(pipe, task, job, saved)
         comparison: dict[str, Any] | None = None
         names = [rung.name for rung in rungs]
         if task.compare:
             plain = replace(task.job, preset=None, plan=None)
-            reference, peaks = self._generate(pipe, task, changed(plain, rungs), None)
+            plain = in_slices(plain, slices)
+            reference, peaks, _ = self._generate(pipe, task, changed(plain, rungs), None)
             comparison = _compare(result, reference)
             if task.keep:
                 comparison |= keep_reference(
@@ -140,29 +179,38 @@ class Worker:
             "peak_bytes": max(phases.values()),
             "phase_peak_bytes": phases,
             "frames": len(result.frames),
+            "prompt_encoding": str(encodings),
             "prompt_cut": [str(cut) for cut in result.cuts],
             "inputs": [asdict(used) for used in result.inputs],
             "report": None if result.report is None else result.report.to_dict(),
             "comparison": comparison,
             "memory": names,
+            "placement": summary(self._arranged),
             "resumed_from_step": saved.resumed_from,
             "steps_not_saved": saved.why_not,
             "environment": _environment(pipe),
         }
         sha256 = output.write(result.frames, task.job, task.id, sidecar)
+        self._tell_once(encodings)
         text = "not accelerated (preset: null)" if result.report is None else str(result.report)
+        text += f"\n  {encodings}" if str(encodings) else ""
         return Outcome(Kind.DONE, sha256=sha256, sidecar=sidecar, report=text)
+
+    def _tell_once(self, encodings: Encodings) -> None:
+        if encodings.why_not and encodings.why_not not in self._told:
+            self._told.add(encodings.why_not)
+            self._emit(Note(f"encoded prompts are not kept: {encodings.why_not}"))
 
     def _generate(
         self, pipe: Any, task: Task, job: Job, saved: StepCheckpoint | None
-    ) -> tuple[Result, dict[str, int]]:
-        """Render a job; the result, and peak bytes until the last step and from then on."""
+    ) -> tuple[Result, dict[str, int], Encodings]:
+        """Render a job; the result, peak bytes up to the last step and after it, its prompts."""
         phases: dict[str, int] = {}
 
         def on_step(done: int, steps: int) -> None:
             if done == steps:
-                phases["denoise"] = _peak_bytes()
-                _reset_peak()
+                phases["denoise"] = peak_bytes()
+                reset_peak()
             if saved is not None and done <= saved.resumed_from:
                 return  # taken over, not computed
             part = Part.UNACCELERATED if saved is None else Part.RENDER
@@ -176,12 +224,13 @@ class Worker:
             if saved is not None:  # once is enough
                 self._emit(Note(f"{task.name}: {text}", job=task.name))
 
-        _reset_peak()
-        result = generate(
-            pipe, job, on_step=on_step, on_latents=preview, checkpoint=saved, on_cut=on_cut
-        )
-        phases["decode" if phases else "all"] = _peak_bytes()
-        return result, phases
+        reset_peak()
+        with cached(pipe, self._encodings, task.job) as encodings:
+            result = generate(
+                pipe, job, on_step=on_step, on_latents=preview, checkpoint=saved, on_cut=on_cut
+            )
+        phases["decode" if phases else "all"] = peak_bytes()
+        return result, phases, encodings
 
     def _stop_if_asked(self) -> None:
         if self._stop():
@@ -232,24 +281,7 @@ def _environment(pipe: Any) -> dict[str, str]:
         "accel": accel.__version__,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "device": str(pipe.device),
+        "device": str(execution_device(pipe) or pipe.device),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "machine": platform.node(),
     }
-
-
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_bytes() -> int:
-    """Return peak since ``_reset_peak``: of the GPU's allocator, else of the whole process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes, never reset

@@ -19,8 +19,8 @@ from PIL import Image
 from accel import families
 from accel.pipelines.inputs import media
 from accel.pipelines.inputs.arguments import check_arguments, file_of
-from accel.pipelines.inputs.fitting import Size, fitted
 from accel.pipelines.inputs.media import Used
+from accel.pipelines.inputs.resizing import Size, fitted
 from accel.pipelines.inputs.taken import FILES, PLAIN, Takes, takes
 from accel.pipelines.job import FITTED, Job
 from accel.pipelines.prompt_tokens import longest

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from accel.pipelines.inputs.fitting import Size, how_fitted, placed, scaled_size
 from accel.pipelines.inputs.hashes import input_hash
+from accel.pipelines.inputs.resizing import Size, how_fitted, placed, scaled_size
 from accel.pipelines.motion.array_file import MOST_PIXELS
 from accel.pipelines.motion.picture_formats import open_picture
 from accel.pipelines.video_decoding import VideoHead

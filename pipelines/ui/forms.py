@@ -28,7 +28,7 @@ SIZES = ("width", "height", "frames", "steps", "guidance", "fps")
 def to_form(job: Job, models: Models) -> dict[str, Any]:
     """Return the values of ``FIELDS`` for a job."""
     job = job.resolved()
-    label = models.label(job.model) or next(iter(models.by_label))
+    label = models.label(job.model, job.load) or next(iter(models.by_label))
     values = {**job.to_dict(), "model": label, "preset": models.acceleration(job)}
     return {key: values[key] for key in FIELDS}
 
@@ -64,15 +64,22 @@ def from_form(
     return form
 
 
-def job_of(values: Mapping[str, Any], studio: Studio) -> Job:
-    """Return the form's job without prompt, plan or motion, as far as its size goes.
+def job_of(values: Mapping[str, Any], studio: Studio, plan: Any = None) -> Job:
+    """Return the form's job without prompt or motion, as far as its size goes.
+
+    Args:
+        values: of ``FIELDS``.
+        studio: whose models and limits count.
+        plan: as the tab Plan picked it, where that is asked for.
 
     Raises:
         JobError: there can be no such job.
     """
     form = {**values, "prompt": "size only"}
+    if plan and form["preset"] == PLANNED:
+        form["plan"] = plan
     job = job_from_form(form, studio.models, studio.limits).resolved()
-    of_model(job.model).check(job)
+    of_model(job.model, job.load_options.pipeline).check_size(job)
     return job
 
 

@@ -14,17 +14,18 @@ from typing import Any
 
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.driving import Driving
-from accel.pipelines.ui import compare, drawing, forms, view
+from accel.pipelines.ui import arguments_form, compare, drawing, forms, inputs, view
+from accel.pipelines.ui.dropped_settings import settings_of
 from accel.pipelines.ui.finished import Finished
+from accel.pipelines.ui.offers import chosen_loras, known_loras
 from accel.pipelines.ui.parts import Parts
-from accel.pipelines.ui.settings import settings_of
 from accel.pipelines.ui.studio import Studio
 from accel.pipelines.ui.tabs import MORE
 from accel.pipelines.ui.widgets import gr
 from accel.plans import Plan
 
 Changes = dict[Any, Any]  # widget to its new value
-_NOTHING: Changes = gr.skip()  # Gradio takes no empty dictionary
+NOTHING: Changes = gr.skip()  # Gradio takes no empty dictionary
 
 
 def told(fn: Callable) -> Callable:
@@ -45,7 +46,7 @@ def by_widget(widgets: Mapping[str, Any], values: Mapping[str, Any]) -> Changes:
     return {widgets[name]: value for name, value in values.items()}
 
 
-def _driving(file: Any, start: Any, end: Any, cuts: bool) -> dict[str, Any]:
+def driving_of(file: Any, start: Any, end: Any, cuts: bool) -> dict[str, Any]:
     """Return a driving video as a job takes it; without ``end`` it ends where the video does."""
     data = {"file": str(file), "first": start or 0, "cuts": "fresh" if cuts else "error"}
     return data if end is None else {**data, "last": end}
@@ -63,8 +64,15 @@ class Handlers:
 
     # -------------------------------------------------------------------------------- generate
 
-    def _filled_in(self, moved: bool, drawn: Any, planned: Any, **form: Any) -> dict[str, Any]:
-        return forms.from_form(self.studio, form, moved, drawn, planned)
+    def _filled_in(
+        self, moved: bool, drawn: Any, planned: Any, given: Any, loras: Any, lora_weight: float,
+        arguments: Any, **form: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        chosen = chosen_loras(loras or [], lora_weight, self.studio.models.loras)
+        data = forms.from_form(self.studio, form, moved, drawn, planned)
+        taken = self.studio.takes(form["model"]) if any(row[-1] for row in arguments) else ""
+        more = arguments_form.chosen(arguments, taken)
+        return {**data, **given, "loras": chosen, "arguments": more}
 
     @told
     def generate(self, *, compared: bool, **job: Any) -> None:
@@ -78,7 +86,7 @@ class Handlers:
         ``suited``: the model of the sizes so far; a dropdown also fires when it loses focus.
         """
         if model == suited:
-            return _NOTHING
+            return NOTHING
         tab, sizes = self.parts.generate, forms.default_sizes(model, self.studio.models)
         return {tab.suited: model, **by_widget(tab.form, sizes)}
 
@@ -140,7 +148,10 @@ class Handlers:
             canvas = drawing.canvas(size, None, sketch["layers"])
         driving = (job.movement.video if job.movement else None) or Driving("")
         cuts = driving.cuts == "fresh"
-        cut = _driving(driving.file, driving.first, driving.last, cuts) if driving.file else None
+        cut = driving_of(driving.file, driving.first, driving.last, cuts) if driving.file else None
+        names, weight, notes = known_loras(job.loras, self.studio.models.loras)
+        for note in notes:
+            gr.Warning(escape(note))
         return {
             self.parts.tabs: gr.Tabs(selected="generate"),
             tab.moved: drawn is not None,
@@ -158,7 +169,35 @@ class Handlers:
             motion.video["cuts"]: cuts,
             tab.suited: form["model"],
             **by_widget(tab.form, form),
+            tab.loras: names,
+            tab.lora_weight: weight,
+            tab.arguments: self.rows(form["model"], job.arguments) if job.arguments else [],
+            **self.into_inputs(inputs.of_job(job)),
         }
+
+    def rows(self, model: str, values: Mapping[str, Any]) -> list[list[str]]:
+        """Return the table of what else a model takes, with ``values`` as far as it takes them."""
+        taken = self.studio.takes(model)
+        if isinstance(taken, str):
+            gr.Warning(escape(f"what else this model takes is not known: {taken}"))
+            return []
+        return arguments_form.rows(taken, values)
+
+    def fill_arguments(self, *, model: str, arguments: list[list[Any]]) -> Changes:
+        """Show what else the chosen model takes; values that it takes as well stay."""
+        values = {str(row[0]): row[-1] for row in arguments}
+        return {self.parts.generate.arguments: self.rows(model, values)}
+
+    def refill_arguments(self, *, model: str, arguments: list[list[Any]]) -> Changes:
+        """Do the same for another model, if the table was filled."""
+        return self.fill_arguments(model=model, arguments=arguments) if arguments else NOTHING
+
+    def into_inputs(self, given: dict[str, Any]) -> Changes:
+        """Show what a job starts from."""
+        tab = self.parts.generate
+        pictures = {key: inputs.preview(given, key) for key in inputs.PICTURES}
+        shown = by_widget(tab.inputs, {**pictures, inputs.VIDEO: None})
+        return {self.parts.kept.given: given, tab.given: inputs.listed(given), **shown}
 
     def filled(self) -> list[Any]:
         """Return the widgets that ``into_form`` sets."""
@@ -166,75 +205,9 @@ class Handlers:
         return [
             self.parts.tabs, tab.moved, kept.drawn, kept.planned, kept.sketch, kept.shape,
             motion.canvas, motion.strength, *motion.camera.values(), motion.driving,
-            *motion.video.values(), tab.suited, *tab.form.values(),
+            *motion.video.values(), tab.suited, *tab.form.values(), tab.loras, tab.lora_weight,
+            tab.arguments, kept.given, tab.given, *tab.inputs.values(),
         ]  # fmt: skip
-
-    # ---------------------------------------------------------------------------------- motion
-
-    def keep_sketch(self, event: gr.EventData) -> Changes:
-        """Keep what the canvas sent."""
-        return {self.parts.kept.sketch: event.drawing}
-
-    @told
-    def take_driving(self, *, file: list[str] | None, start: Any, end: Any, cuts: bool) -> Changes:
-        """Make the driving video of a job of an upload."""
-        if not file:
-            return {self.parts.motion.driving: None}
-        kept = self.studio.keep_driving([Path(name) for name in file])
-        return {self.parts.motion.driving: _driving(kept, start, end, cuts)}
-
-    def drop_driving(self) -> Changes:
-        """Make room for another driving video where one was refused."""
-        return {self.parts.motion.driving: None, self.parts.motion.video["file"]: None}
-
-    def cut_driving(
-        self, *, driving: Any, start: Any, end: Any, cuts: bool, **motion: Any
-    ) -> Changes:
-        """Use other frames of the driving video that is there; ``motion``: as ``read_motion``."""
-        cut = _driving(driving["file"], start, end, cuts) if driving else None
-        if cut == driving:
-            return _NOTHING
-        return {self.parts.motion.driving: cut, **self.read_motion(driving=cut, **motion)}
-
-    def read_motion(self, *, sketch: Any, driving: Any, strength: float, **values: Any) -> Changes:
-        """Read the motion of all widgets; ``values``: of the camera and of the form.
-
-        What is wrong with it is told where it would be shown, and no job gets an older one.
-        """
-        camera = {name: values.pop(name) for name in drawing.CAMERA}
-        drawn = None
-        try:
-            size, fps = forms.size_of(values, self.studio)
-            found = drawing.read_motion(self.studio, sketch, camera, driving, strength, size)
-            shown = drawing.flow_preview(found["motion"], size, fps) if found else drawing.NO_FLOW
-            drawn = found
-        except JobError as error:
-            shown = view.problem(str(error))
-        return {
-            self.parts.kept.drawn: drawn,
-            self.parts.generate.moved: drawn is not None,
-            self.parts.motion.flow: shown,
-        }
-
-    def fit(self, *, shape: tuple[int, int, int], **form: Any) -> Changes:
-        """Bring the canvas to the form's size, if that is another one."""
-        try:
-            size, _ = forms.size_of(form, self.studio)
-        except JobError:
-            return _NOTHING  # told when something is made of the form
-        if tuple(shape) == size:
-            return _NOTHING
-        return self._canvas(size, drawing.canvas(size, keep=True))
-
-    @told
-    def show_behind(self, *, behind: str | None, **form: Any) -> Changes:
-        """Show the canvas at the form's size over the first frame of a video."""
-        size, _ = forms.size_of(form, self.studio)
-        video = self.studio.find(behind) if behind else None
-        return self._canvas(size, drawing.canvas(size, video))
-
-    def _canvas(self, size: tuple[int, int, int], shown: dict[str, Any]) -> Changes:
-        return {self.parts.kept.shape: size, self.parts.motion.canvas: shown}
 
     # --------------------------------------------------------------------------------- compare
 
@@ -254,7 +227,7 @@ class Handlers:
     def take_settings(self, *, path: str | None) -> Changes:
         """Fill the form with the settings of an uploaded video."""
         if not path:
-            return _NOTHING
+            return NOTHING
         job, notes = settings_of(Path(path), self.studio.models, self.studio.limits)
         for note in notes:
             gr.Warning(escape(note))
@@ -273,13 +246,22 @@ class Handlers:
             return {queue.count: count + MORE, queue.gallery: shown}
         if event.act == "reuse":
             video = self.studio.find(name)
-            return self.into_form(video.job, video) if video else _NOTHING
+            return self.into_form(video.job, video) if video else NOTHING
+        if event.act == "continue":
+            video = self.studio.find(name)
+            return self.continue_from(video) if video else NOTHING
         if event.act == "compare":
             pair = {compared.first: name, compared.second: compare.OWN}
             shown = self.show_pair(first=name, second=compare.OWN)
             return {self.parts.tabs: gr.Tabs(selected="compare"), **pair, **shown}
         self.act(event)
         return {queue.gallery: view.gallery(self.studio, count)}
+
+    def continue_from(self, video: Finished) -> Changes:
+        """Start the form's job from the last frame of a video."""
+        picture = inputs.keep_last_frame(video.video, self.studio.state / "inputs")
+        changes = self.into_inputs({"image": str(picture)})
+        return {self.parts.tabs: gr.Tabs(selected="generate"), **changes}
 
     # ---------------------------------------------------------------------------------- state
 

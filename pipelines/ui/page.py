@@ -12,8 +12,10 @@ from functools import partial
 from typing import Any
 
 from accel.pipelines.job import JobError
-from accel.pipelines.ui import compare, forms, safety
+from accel.pipelines.ui import compare, forms, inputs, safety
 from accel.pipelines.ui.handlers import Handlers
+from accel.pipelines.ui.input_handlers import InputHandlers
+from accel.pipelines.ui.motion_handlers import MotionHandlers
 from accel.pipelines.ui.plan_handlers import PlanHandlers
 from accel.pipelines.ui.settings import Models
 from accel.pipelines.ui.studio import Studio
@@ -42,12 +44,16 @@ class Page:
         with gr.Blocks(title="accel", analytics_enabled=False, delete_cache=forget) as self.blocks:
             self.parts = build(studio)
             self.on = Handlers(studio, self.parts)
+            self.motion = MotionHandlers(studio, self.parts)
             generate, kept = self.parts.generate, self.parts.kept
             self.job = {  # what a job is made of
                 "moved": generate.moved, "drawn": kept.drawn, "planned": kept.planned,
+                "given": kept.given, "loras": generate.loras,
+                "lora_weight": generate.lora_weight, "arguments": generate.arguments,
                 **generate.form,
             }  # fmt: skip
             self.wire_form()
+            self.wire_inputs()
             self.wire_gallery()
             self.wire_motion()
             self.wire_state()
@@ -69,6 +75,27 @@ class Page:
         tab.preset.focus(on.presets, outputs=tab.preset, **QUIET)
         tab.make.click(partial(on.export, what="job"), inputs_kwargs=self.job,
                        outputs=tab.job_file, **TOLD)  # fmt: skip
+
+    def wire_inputs(self) -> None:
+        """Keep pictures and a video that are given, and forget those that are taken away."""
+        on, kept, tab = InputHandlers(self.studio, self.parts), self.parts.kept, self.parts.generate
+        shown = [kept.given, tab.given]
+        for key, place in tab.inputs.items():
+            take = on.take_video if key == inputs.VIDEO else partial(on.take_picture, key=key)
+            asked = {"file": place, "given": kept.given}
+            for event in (place.upload, place.clear):
+                taken = event(take, inputs_kwargs=asked, outputs=shown, **IN_ORDER)
+                taken.failure(
+                    partial(on.drop, key=key), inputs_kwargs={"given": kept.given},
+                    outputs=[*shown, place], **QUIET,
+                )  # fmt: skip
+
+        table: dict[str, Any] = {
+            "inputs_kwargs": {"model": tab.form["model"], "arguments": tab.arguments},
+            "outputs": tab.arguments,
+        }
+        tab.further.expand(self.on.fill_arguments, **table, **TOLD)
+        tab.form["model"].change(self.on.refill_arguments, **table, **TOLD)
 
     def wire_gallery(self) -> None:
         """Queue, gallery and comparison."""
@@ -96,7 +123,8 @@ class Page:
 
     def wire_motion(self) -> None:
         """Read, check and show every change of the motion."""
-        on, tab, kept, form = self.on, self.parts.motion, self.parts.kept, self.parts.generate.form
+        on, tab, kept = self.motion, self.parts.motion, self.parts.kept
+        form = self.parts.generate.form
         how: dict[str, Any] = {"fn": on.read_motion, **IN_ORDER}
         how["inputs_kwargs"] = {
             "sketch": kept.sketch, "driving": tab.driving, "strength": tab.strength,
@@ -126,7 +154,7 @@ class Page:
         """Bring another model's sizes, which the canvas follows."""
         tab, form = self.parts.generate, self.parts.generate.form
         inputs = {"shape": self.parts.kept.shape, **form}
-        fit = {"fn": self.on.fit, "inputs_kwargs": inputs, "outputs": canvas, **QUIET}
+        fit = {"fn": self.motion.fit, "inputs_kwargs": inputs, "outputs": canvas, **QUIET}
         for key in ("width", "height", "frames"):
             form[key].blur(**fit)
             form[key].submit(**fit)
@@ -161,6 +189,15 @@ class Page:
         last: dict[str, Any] = {"triggers": asking, "trigger_mode": "always_last"}
         gr.on(fn=on.predict, inputs_kwargs=inputs, outputs=outputs, **last, **few, **TOLD)
         gr.on(**table, **last, **QUIET)
+        asking = [
+            part.change if isinstance(part, gr.Dropdown) else part.blur
+            for key, part in form.items()
+            if key in ("model", "preset", "width", "height", "frames", "steps")
+        ]
+        tab, planned = self.parts.generate, self.parts.kept.planned
+        again: list[Any] = [*asking, tab.latest.change, self.blocks.load]
+        gr.on(again, on.forecast, inputs_kwargs={"planned": planned, **form},
+              outputs=tab.forecast, trigger_mode="always_last", **few, **TOLD)  # fmt: skip
         into = [self.parts.tabs, self.parts.kept.planned, form["preset"]]
         plan.use.click(on.use_plan, inputs_kwargs={"picked": plan.picked}, outputs=into, **TOLD)
 
@@ -200,7 +237,9 @@ def run(args: argparse.Namespace) -> int:
     safety.check_access(args.host, auth)
     safety.check_port(args.host, args.port)
     public = safety.Public.parse(args.root_path)
-    studio = Studio(args.out, Models.of(args.model, args.plan), root=public.path)
+    studio = Studio(
+        args.out, Models.of(args.model, args.plan, args.models, args.loras), root=public.path
+    )
     try:
         safety.be_silent(studio.temporary)
         page = Page(studio)

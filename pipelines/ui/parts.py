@@ -14,13 +14,15 @@ class Kept:
     """What the server keeps for a visitor.
 
     ``drawn``: the motion as a job takes it; ``sketch``: as the canvas sends it; ``planned``: the
-    plan taken over from the tab Plan; ``shape``: the canvas's width, height and frames; ``seen``:
+    plan taken over from the tab Plan; ``given``: what the job starts from, see ``inputs.py``;
+    ``shape``: the canvas's width, height and frames; ``seen``:
     versions of the queue and of the videos that are shown.
     """
 
     drawn: gr.State
     sketch: gr.State
     planned: gr.State
+    given: gr.State
     shape: gr.State
     seen: gr.State
 
@@ -30,15 +32,24 @@ class GenerateTab:
     """The tab Generate.
 
     ``form``: widgets of ``forms.FIELDS``; ``suited``: the model that the sizes are for;
-    ``moved``: whether the drawn motion counts.
+    ``moved``: whether the drawn motion counts; ``inputs``: places for pictures and a video;
+    ``given``: what of these a job starts from; ``forecast``: what the job will
+    take; ``arguments``: what else the pipeline takes, in the part ``further`` that unfolds.
     """
 
     form: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    given: Any
+    loras: gr.Dropdown
+    lora_weight: gr.Slider
+    further: gr.Accordion
+    arguments: gr.Dataframe
     suited: gr.State
     moved: gr.Checkbox
     dice: gr.Button
     go: gr.Button
     both: gr.Button
+    forecast: Any
     preset: gr.Dropdown
     save: gr.Button
     use: gr.Button

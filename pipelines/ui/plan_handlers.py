@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from accel.pipelines.job import JobError
-from accel.pipelines.ui import forms, plan_tab, predicted, view
+from accel.memory.fit import Needs
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.ui import forecast, forms, plan_tab, predicted, view
 from accel.pipelines.ui.handlers import Changes, told
 from accel.pipelines.ui.parts import Parts
 from accel.pipelines.ui.settings import PLANNED, UNACCELERATED
@@ -48,6 +49,25 @@ class PlanHandlers:
         except JobError as error:
             problem = view.problem(str(error))
             yield {tab.memory: slider, tab.picked: None, tab.predicted: problem}
+
+    def forecast(self, *, planned: Any, **form: Any) -> Iterator[Changes]:
+        """Say beside the button what the form's job will take."""
+        beside = self.parts.generate.forecast
+        try:
+            job = forms.job_of(form, self.studio, planned)
+            if self.studio.simulations.known(job) is None:
+                yield {beside: forecast.WAIT}
+            needs = self._needs(job)
+            yield {beside: forecast.shown(self.studio, job, needs)}
+        except JobError as error:
+            yield {beside: view.problem(str(error))}
+
+    def _needs(self, job: Job) -> Needs | str:
+        """Return the memory of a job, or why it is not known."""
+        try:
+            return self.studio.simulations.needs(job)
+        except JobError as error:
+            return str(error)
 
     def table(self, *, memory: float, quality: float) -> Changes:
         """Show the measured runs within the limits."""

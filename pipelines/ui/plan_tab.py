@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 from html import escape
-from typing import Any, cast
 
 from accel.memory.fit import Needs
-from accel.pipelines.batch.predict import Predictor, measured_rows
-from accel.pipelines.batch.simulated import Answer
 from accel.pipelines.job import Job
-from accel.pipelines.ui import charts, predicted
+from accel.pipelines.ui import charts, forecast, predicted
 from accel.pipelines.ui.finished import Finished
 from accel.pipelines.ui.predicted import Choice, Predicted
 from accel.pipelines.ui.studio import Studio
@@ -22,7 +19,6 @@ from accel.pipelines.ui.view import acceleration, each, settings_line
 
 QUALITY = 30.0  # dB, where nothing is measured yet
 WAIT = '<p class="quiet" role="status">Simulating the memory of this model and size.</p>'
-UNKNOWN = Answer(why_not="not asked for")
 
 
 # -------------------------------------------------------------------------------------- predicted
@@ -38,12 +34,11 @@ def predict(studio: Studio, job: Job, needs: Needs, memory: float, quality: floa
 
 def choices(studio: Studio, job: Job) -> tuple[Choice, ...]:
     """Return the accelerations with what like runs of this page say about them."""
-    predictor = Predictor(measured_rows(studio.out), cast(Any, lambda job: UNKNOWN))
     like = [v for v in measured(studio) if v.job.model == job.model]
     found = []
     for preset in predicted.ACCELERATIONS:
         psnr = [_db(v) for v in like if preset and v.job.preset == preset]
-        seconds = predictor.predict(_with(job, preset)).seconds
+        seconds = forecast.seconds(studio, _with(job, preset))
         if seconds is None and preset is None:
             seconds = _reference_seconds(like, job)
         db = math.inf if preset is None else predicted.expected(psnr)

@@ -1,14 +1,12 @@
-"""From what a browser sends to a job, and back: allow-lists, limits, presets, settings of a file.
+"""From what a browser sends to a job, and back: allow-lists, limits and presets.
 
-A browser chooses models by label, never by path or id, and names no file on this machine. Metadata
-of an uploaded file is data from anywhere: it is read with a limit, and what names a file is left
-out.
+A browser chooses models by label, never by path or id, and names no file on this machine.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,9 @@ import yaml
 
 from accel.core.atomic_write import write_atomic
 from accel.core.validate import text
-from accel.pipelines.job import NEWER, Job, JobError, job_from_settings, make_job
+from accel.pipelines.job import Job, JobError, make_job
 from accel.pipelines.load import TINY, local_folder
-from accel.pipelines.video import SUFFIXES, read_comment
+from accel.pipelines.ui.offers import loras_in, read_offers, unlike
 from accel.plans import PRESETS, Plan
 
 UNACCELERATED, PLANNED = "none", "planned"  # planned: in the tab Plan
@@ -41,6 +39,7 @@ class Limits:
     steps: int = 200
     waiting: int = 200
     upload: int = 256 * 2**20
+    picture: int = 16384
     comment: int = 256 * 2**10
     polygons: int = 32
     corners: int = 256
@@ -50,31 +49,50 @@ class Limits:
 
 @dataclass(frozen=True)
 class Models:
-    """What may be chosen: models by label, the embedded one first, and plans beside the presets."""
+    """What may be chosen: models by label, the embedded one first, and plans beside the presets.
+
+    ``loads``: how to load a model, by label; ``loras``: files by name.
+    """
 
     by_label: Mapping[str, str] = field(default_factory=lambda: {"tiny (embedded)": TINY})
     plans: Mapping[str, Plan] = field(default_factory=dict)
+    loads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    loras: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, models: Sequence[str], plans: Sequence[Path] = ()) -> Models:
+    def of(
+        cls,
+        models: Sequence[str],
+        plans: Sequence[Path] = (),
+        allowed: Path | None = None,
+        loras: Path | None = None,
+    ) -> Models:
         """Return settings with the embedded model, ``models`` and ``plans``.
 
-        Models are folders or hub ids given on the command line, plans are JSON files. Raises
-        FileNotFoundError or ValueError for one that cannot be.
+        Models are folders or hub ids given on the command line, plans are JSON files, ``allowed``
+        is an allow-list file of models, and ``loras`` a folder. Raises FileNotFoundError or
+        ValueError for one that cannot be.
         """
         found, named = dict(cls().by_label), dict[str, Plan]()
+        loads = dict[str, Mapping[str, Any]]()
         for path in plans:
             plan = Plan.load(path)
-            name = _unlike(plan.name, {*PRESET_CHOICES, *named})
+            name = unlike(plan.name, {*PRESET_CHOICES, *named})
             named[name] = plan
         for model in models:
             folder = local_folder(model)
-            found[_unlike(model if folder is None else folder.name, found)] = model
-        return cls(found, named)
+            found[unlike(model if folder is None else folder.name, found)] = model
+        for label, offer in (read_offers(allowed) if allowed else {}).items():
+            label = unlike(label, found)
+            found[label] = offer.model
+            if offer.load:
+                loads[label] = offer.load
+        return cls(found, named, loads, loras_in(loras))
 
-    def label(self, model: str) -> str | None:
-        """Return label of a model, None for one that is not on the list."""
-        return next((label for label, m in self.by_label.items() if m == model), None)
+    def label(self, model: str, load: Mapping[str, Any] | None = None) -> str | None:
+        """Return label of a model with its ``load``, None for one that is not on the list."""
+        alike = (label for label, known in self.by_label.items() if known == model)
+        return next((label for label in alike if (self.loads.get(label) or None) == load), None)
 
     @property
     def accelerations(self) -> list[str]:
@@ -87,13 +105,6 @@ class Models:
             return job.preset or UNACCELERATED
         plan = job.accel_plan()
         return next((name for name, known in self.plans.items() if known == plan), PLANNED)
-
-
-def _unlike(name: str, taken: Container[str]) -> str:
-    """Return the name, with as many primes as make it new."""
-    while name in taken:
-        name += "'"
-    return name
 
 
 def job_from_form(form: Mapping[str, Any], models: Models, limits: Limits) -> Job:
@@ -109,7 +120,7 @@ def job_from_form(form: Mapping[str, Any], models: Models, limits: Limits) -> Jo
     if label not in models.by_label:
         known = ", ".join(models.by_label)
         raise JobError(f"model {label!r} is not offered here; choose one of {known}")
-    data["model"] = models.by_label[label]
+    data |= {"model": models.by_label[label], "load": models.loads.get(label)}
     preset = data.get("preset")
     if preset in models.plans:
         data |= {"preset": None, "plan": models.plans[str(preset)].to_dict()}
@@ -120,7 +131,7 @@ def job_from_form(form: Mapping[str, Any], models: Models, limits: Limits) -> Jo
     if data["seed"] is None:
         raise JobError("seed is empty; give a whole number, or take a random one")
     job = make_job(data, "the form")
-    _check_limits(job, limits)
+    check_limits(job, limits)
     return job
 
 
@@ -133,79 +144,25 @@ def _whole(name: str, value: Any) -> Any:
     return value
 
 
-def _check_limits(job: Job, limits: Limits) -> None:
+def check_limits(job: Job, limits: Limits) -> None:
+    """Raise JobError for a job that asks for more than a browser may."""
     for name in ("prompt", "negative_prompt"):
-        _at_most(f"{name} length", len(getattr(job, name)), limits.prompt)
+        at_most(f"{name} length", len(getattr(job, name)), limits.prompt)
     if not job.prompt.strip():
         raise JobError("the prompt is empty; describe the video in a few words")
-    _at_most("name length in bytes", len(job.name.encode()), limits.name)
+    at_most("name length in bytes", len(job.name.encode()), limits.name)
     for key, limit in (("width", limits.side), ("height", limits.side)):
-        _at_most(key, getattr(job, key) or 0, limit)
-    _at_most("frames", job.frames or 0, limits.frames)
-    _at_most("steps", job.steps or 0, limits.steps)
+        at_most(key, getattr(job, key) or 0, limit)
+    at_most("frames", job.frames or 0, limits.frames)
+    at_most("steps", job.steps or 0, limits.steps)
     volume = (job.width or 0) * (job.height or 0) * (job.frames or 0)
-    _at_most("width x height x frames", volume, limits.volume)
+    at_most("width x height x frames", volume, limits.volume)
 
 
-def _at_most(name: str, value: int, limit: int) -> None:
+def at_most(name: str, value: int, limit: int) -> None:
+    """Raise JobError for more than ``limit`` of something."""
     if value > limit:
         raise JobError(f"{name} is {value}, at most {limit} here; choose less")
-
-
-# ------------------------------------------------------------------------------ settings of a file
-
-
-def settings_of(path: Path, models: Models, limits: Limits) -> tuple[Job, list[str]]:
-    """Return the job inside a rendered file, and notes on what was left out of it.
-
-    Raises JobError for a file without our settings, or with settings that cannot be.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise JobError(f"{path.suffix or 'this'} is no rendered video; drop a {' '.join(SUFFIXES)}")
-    try:
-        comment = read_comment(path)
-    except ValueError as error:
-        raise JobError("the file cannot be read as a video") from error
-    _at_most("the file's comment, in characters,", len(comment), limits.comment)
-    try:
-        data = json.loads(comment)
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        raise JobError("the file carries no settings: it was not written by accel")
-    notes = _leave_out_files(data)
-    try:
-        job, _ = job_from_settings(json.dumps(data), "the file")
-        _check_limits(job, limits)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise JobError(str(error)) from error
-    if models.label(job.model) is None:
-        notes.append("its model is not offered here; the embedded one is chosen")
-    return job, notes
-
-
-def _leave_out_files(data: dict[str, Any]) -> list[str]:
-    """Take out whatever names a file; what was taken out."""
-    notes = []
-    motion = data.get("motion")
-    if isinstance(motion, dict):
-        camera = motion.get("camera")
-        for key in ("video", "flow"):
-            if motion.pop(key, None) is not None:
-                notes.append(f"its motion came from a {key} file, which is left out")
-        if isinstance(camera, dict) and camera.pop("depth", None) is not None:
-            notes.append("its depth map is left out")
-        if not motion:
-            data["motion"] = None
-    for key in NEWER:
-        if data.pop(key, None) and key != "fit":
-            notes.append(f"its {key} is left out")
-    if isinstance(data.get("strength"), dict) and data["strength"].pop("map", None) is not None:
-        notes.append("its strength map is left out")
-    if data.get("plan") is not None:
-        data["plan"] = None
-        notes.append("its plan is left out; its preset is kept")
-    return notes
 
 
 # ------------------------------------------------------------------------------ presets and export
@@ -245,7 +202,7 @@ class Presets:
         if not name or len(name) > self._limits.name or not name.isprintable():
             raise JobError(f"a preset needs a name of 1 to {self._limits.name} characters")
         if name not in known:
-            _at_most("number of presets", len(known) + 1, self._limits.presets)
+            at_most("number of presets", len(known) + 1, self._limits.presets)
         self._write({**self._read(), name: job.to_dict()})
 
     def delete(self, name: str) -> None:

@@ -25,8 +25,9 @@ from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.manifest import Manifest
 from accel.pipelines.batch.output import Output, prepare_folder
 from accel.pipelines.batch.queue import Options
+from accel.pipelines.inputs.taken import Takes
 from accel.pipelines.job import JobError
-from accel.pipelines.limits import of_model
+from accel.pipelines.limits import StoredLimits
 from accel.pipelines.ui.finished import Finished, FinishedVideos, changed_at
 from accel.pipelines.ui.live import LiveQueue
 from accel.pipelines.ui.predicted import Simulations
@@ -72,6 +73,7 @@ class Studio:
         self._thread = threading.Thread(target=self.queue.serve, name="queue", daemon=True)
         self._videos = FinishedVideos(self.out)
         self.simulations = Simulations()
+        self.stored = StoredLimits()
 
     def start(self) -> None:
         """Take over what was left, and begin to render."""
@@ -84,6 +86,7 @@ class Studio:
     def close(self) -> None:
         """Save the running steps and end."""
         self.simulations.close()
+        self.stored.close()
         self.queue.close()
         if self._thread.is_alive():
             self._thread.join(60)
@@ -100,12 +103,18 @@ class Studio:
         if len(self.queue.entries) >= self.limits.waiting:
             raise JobError(f"{self.limits.waiting} jobs are waiting already; remove some")
         job = job_from_form(form, self.models, self.limits)
-        of_model(job.model).check(job.resolved())
+        if why := self.stored.why_not(job.resolved()):
+            raise JobError(why)
         if compare and job.accel_plan() is None:
             raise JobError("preset none is the reference itself; choose another one to compare")
         name = self.queue.add(job, compare=compare).item.name
         self.remember()
         return name
+
+    def takes(self, label: str) -> Takes | str:
+        """Return what the call of a model that is offered takes, or why that is not known."""
+        model, load = self.models.by_label.get(label), self.models.loads.get(label) or {}
+        return "no such model" if model is None else self.stored.takes(model, load.get("pipeline"))
 
     def act(self, what: str, name: str) -> str:
         """Carry out a button of the queue or the gallery; returns what to tell.

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from accel.pipelines.job import FORMATS
-from accel.pipelines.ui import compare, drawing, forms, plan_tab, view
+from accel.pipelines.ui import (
+    arguments_form,
+    compare,
+    drawing,
+    forecast,
+    forms,
+    inputs,
+    plan_tab,
+    view,
+)
 from accel.pipelines.ui.parts import (
     CompareTab,
     GenerateTab,
@@ -22,7 +31,7 @@ from accel.pipelines.ui.parts import (
     QueueTab,
 )
 from accel.pipelines.ui.studio import Studio
-from accel.pipelines.ui.widgets import Field, Limit, gr
+from accel.pipelines.ui.widgets import Field, Limit, Picture, gr
 
 STATIC = Path(view.__file__).parent / "static"
 MORE = 24  # cards of the gallery at first, and that "more" adds
@@ -35,7 +44,7 @@ def build(studio: Studio) -> Parts:
     """Make all widgets, inside a ``gr.Blocks``."""
     drawn, sketch, planned = (gr.State(None) for _ in range(3))
     shape, seen = gr.State(drawing.FIRST), gr.State((-1, -1))
-    kept = Kept(drawn, sketch, planned, shape, seen)
+    kept = Kept(drawn, sketch, planned, gr.State({}), shape, seen)
     with gr.Tabs() as tabs:
         with gr.Tab("Generate", id="generate"):
             generate = _generate(studio)
@@ -75,6 +84,7 @@ def _generate(studio: Studio) -> GenerateTab:
             with gr.Row(equal_height=True):
                 go = gr.Button("Generate", variant="primary", elem_id="go", scale=3)
                 both = gr.Button("Generate with reference", elem_id="go-both", scale=4)
+            ahead = custom(forecast.WAIT, elem_id="forecast")
             with gr.Accordion("Presets and job file", open=False):
                 preset = gr.Dropdown(list(studio.presets.all()), value=None, label="Preset",
                                      elem_id="preset", allow_custom_value=True)  # fmt: skip
@@ -88,8 +98,8 @@ def _generate(studio: Studio) -> GenerateTab:
             now = custom(view.now(studio), "actions.js", elem_id="now")
             latest = custom(view.latest(studio), elem_id="latest")
     return GenerateTab(
-        **fields, go=go, both=both, preset=preset, save=save, use=use, drop=drop, make=make,
-        job_file=job_file, now=now, latest=latest,
+        **fields, go=go, both=both, forecast=ahead, preset=preset, save=save, use=use, drop=drop,
+        make=make, job_file=job_file, now=now, latest=latest,
     )  # fmt: skip
 
 
@@ -112,6 +122,9 @@ def _fields(studio: Studio) -> dict[str, Any]:
         form["seed"] = Field(first["seed"], label="Seed", precision=0, min_width=120)
         dice = gr.Button("Random seed", min_width=120, elem_classes="middle")
     moved = gr.Checkbox(False, label="Follow the motion drawn in the tab Motion")
+    given = custom("", elem_id="given")
+    with gr.Accordion("Start from a picture or a video", open=False):
+        places = _inputs()
     with gr.Accordion("More", open=False):
         form["negative_prompt"] = gr.Textbox("", label="Negative prompt", lines=1)
         form["guidance"] = Field(first["guidance"], label="Guidance")
@@ -120,7 +133,38 @@ def _fields(studio: Studio) -> dict[str, Any]:
             form["format"] = gr.Dropdown(list(FORMATS), value=first["format"], label="Format",
                                          min_width=120)  # fmt: skip
         form["name"] = gr.Textbox("", label="Name of the file (else words of the prompt)")
-    return {"form": form, "suited": suited, "moved": moved, "dice": dice}
+        names = list(studio.models.loras)
+        with gr.Row(visible=bool(names)):
+            loras = gr.Dropdown(names, value=[], multiselect=True, label="LoRAs", scale=2)
+            weight = gr.Slider(0, 2, 1.0, step=0.05, label="Their weight", buttons=[])
+    with gr.Accordion("What else this model takes", open=False, elem_id="further") as further:
+        arguments = gr.Dataframe(
+            [], headers=arguments_form.HEADERS, static_columns=[0, 1, 2], type="array", wrap=True,
+            column_count=len(arguments_form.HEADERS), row_count=0,
+            interactive=True, show_label=False, buttons=[], elem_id="arguments",
+        )  # fmt: skip
+    return {
+        "form": form, "suited": suited, "further": further, "arguments": arguments,
+        "moved": moved, "dice": dice, "inputs": places, "given": given, "loras": loras,
+        "lora_weight": weight,
+    }  # fmt: skip
+
+
+def _inputs() -> dict[str, Any]:
+    """Make places to drop or paste pictures, and to drop a video."""
+    places: dict[str, Any] = {}
+    how: dict[str, Any] = {"sources": ["upload", "clipboard"], "type": "filepath"}
+    with gr.Row():
+        for key in ("image", "last_image"):
+            places[key] = Picture(label=inputs.PICTURES[key], height=200, min_width=140,
+                                  elem_id=f"input-{key}", **how)  # fmt: skip
+    with gr.Row():
+        places["mask"] = Picture(label=inputs.PICTURES["mask"], height=200, min_width=140,
+                                 elem_id="input-mask", **how)  # fmt: skip
+        places[inputs.VIDEO] = gr.File(label="Video, or PNG frames", height=200,
+                                       file_types=DRIVING, file_count="multiple", min_width=140,
+                                       elem_id="input-video")  # fmt: skip
+    return places
 
 
 def _motion(studio: Studio) -> MotionTab:

@@ -233,6 +233,7 @@ def _left_out(notes: list[str]) -> str:
 
 def _card(studio: Studio, video: Finished) -> str:
     buttons = [button("reuse", video.name, "Reuse", "put its settings into the form")]
+    buttons.append(button("continue", video.name, "Go on", "start from its last frame"))
     if video.reference:
         buttons.append(button("compare", video.name, "Compare", "see it beside its reference"))
     buttons.append(button("delete", video.name, "Delete", "delete the video for good"))

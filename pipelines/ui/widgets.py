@@ -62,5 +62,17 @@ with _without_stubs():
             """Return what the browser gets."""
             return "" if value is None else super().postprocess(value)
 
+    class Picture(gr.Image):
+        """Make a place for a picture, whose handler opens the file itself.
 
-__all__ = ["Field", "Limit", "gr"]
+        gr.Image opens it before a handler is called, and shows a visitor what Pillow says.
+        """
+
+        is_template = True
+
+        def preprocess(self, payload: Any) -> str | None:
+            """Return the path of the upload that a handler gets."""
+            return None if payload is None else payload.path
+
+
+__all__ = ["Field", "Limit", "Picture", "gr"]

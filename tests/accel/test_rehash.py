@@ -277,3 +277,17 @@ def test_what_a_denoiser_cannot_do_is_said():
         accel.patch(Pipe("svd"), plan=plan(level="features", tail=5))
     assert not accel.patch(pipe, "lossless").report().rehash
     accel.unpatch(pipe)
+
+
+@pytest.mark.parametrize("level", ["output", "features"])
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_a_distilled_model_of_few_steps_is_left_alone(level, steps, caplog):
+    """Equal bits, nothing kept, said once however many runs there are."""
+    pipe = Pipe("wan")
+    plain = pipe(steps)
+    with caplog.at_level("INFO", "accel"), accel.patched(pipe, plan=plan(level=level)) as handle:
+        assert torch.equal(pipe(steps), plain) and torch.equal(pipe(steps), plain)
+        report = handle.report().rehash
+    assert not report.reused and report.state_bytes == 0 and report.calls["computed"] == 4 * steps
+    assert report.notes == ["off in runs of 8 steps or fewer, which leave nothing to skip"]
+    assert caplog.text.count("step rehash is off in runs of 8 steps or fewer") == 1

@@ -10,6 +10,7 @@ from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLHunyuanVideo15,
+    AutoencoderKLLTX2Video,
     AutoencoderKLLTXVideo,
     AutoencoderKLMochi,
     AutoencoderKLQwenImage,
@@ -47,6 +48,17 @@ def ltx(**more):
     return AutoencoderKLLTXVideo(**sizes).eval()
 
 
+def ltx2():
+    torch.manual_seed(0)
+    return AutoencoderKLLTX2Video(
+        latent_channels=4, block_out_channels=(8, 16), layers_per_block=(1, 1, 1),
+        decoder_block_out_channels=(8, 16), decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, True), decoder_spatio_temporal_scaling=(True, True),
+        decoder_inject_noise=(False,) * 3, upsample_residual=(True, True), upsample_factor=(2, 2),
+        downsample_type=("spatial", "spatiotemporal"), patch_size=2,
+    ).eval()  # fmt: skip
+
+
 def hunyuan15():
     torch.manual_seed(0)
     return AutoencoderKLHunyuanVideo15(
@@ -58,6 +70,7 @@ def hunyuan15():
 VAES = {
     "hunyuan15": hunyuan15,
     "ltx": ltx,
+    "ltx2": ltx2,
     "tiny": lambda: load("tiny").vae,
     "wan22": lambda: small(AutoencoderKLWan, is_residual=True, patch_size=2, in_channels=12,
                            out_channels=12, decoder_base_dim=12),

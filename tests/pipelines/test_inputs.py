@@ -18,10 +18,10 @@ from PIL import Image
 
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.inputs.binding import bind, check_call
-from accel.pipelines.inputs.fitting import fitted, how_fitted
 from accel.pipelines.inputs.keeping import kept
 from accel.pipelines.inputs.listing import as_json, lines
 from accel.pipelines.inputs.media import read_frames, read_picture
+from accel.pipelines.inputs.resizing import fitted, how_fitted
 from accel.pipelines.inputs.taken import takes_of
 from accel.pipelines.job import Job, JobError, job_from_settings, make_job, settings_text
 from accel.pipelines.limits import StoredLimits

@@ -68,7 +68,7 @@ class Scripted:
 
 @pytest.fixture
 def queue(tmp_path):
-    def run(script, names="abc", slots=1, **options):
+    def run(script, names="abc", slots=1, loads=None, **options):
         prepare_folder(tmp_path)
         manifest = Manifest(tmp_path / ".accel" / "manifest.sqlite")
         told = []
@@ -77,7 +77,13 @@ def queue(tmp_path):
         todo = BatchRun(Options(tmp_path, **options), engine, manifest, told.append, stop)
         models = {"x": "other"}
         items = [
-            Item(Job(n, name=n, model=models.get(n, "tiny")), f"id-{n}", n, "f") for n in names
+            Item(
+                Job(n, name=n, model=models.get(n, "tiny"), load=(loads or {}).get(n)),
+                f"id-{n}",
+                n,
+                "f",
+            )
+            for n in names
         ]
         summary = todo.run(items)
         states = {row["name"]: row["state"] for row in manifest.rows()}
@@ -246,3 +252,17 @@ def test_rungs_on_a_gpu_come_in_the_order_of_what_they_cost(monkeypatch):
     assert ", ".join(rung.name for rung in available(pipe)) == expected
     pipe.device = torch.device("cpu")
     assert [rung.name for rung in available(pipe)] == ["more slices", "VAE slicing", "VAE tiling"]
+
+
+def test_jobs_of_one_model_loaded_alike_stay_together(queue):
+    loads = {"a": {"weights": "int8"}, "b": None, "c": {"weights": "int8", "offload": "auto"}}
+    _, _, tasks, _, _ = queue({}, loads=loads)
+    assert [name for name, _ in tasks] == ["b", "a", "c"]  # b was checked last, so it is loaded
+
+
+def test_equal_ways_of_loading_are_one():
+    def key(load):
+        return Job("x", load=load).loaded_as
+
+    assert key(None) == key({}) == key({"compile": "off"}) == "tiny"
+    assert key({"weights": {"": "int8"}}) == key({"weights": "int8"}) != key({"weights": "fp8"})

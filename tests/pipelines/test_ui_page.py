@@ -113,7 +113,7 @@ def test_settings_come_back_where_the_video_cannot_be_read(
         assert filled[page.parts.generate.form["seed"]] == 7
         assert f"{name}.mp4 cannot be read as a video" in told.pop() and not told
         with pytest.raises(gradio.Error, match="cannot be read as a video"):
-            page.on.show_behind(
+            page.motion.show_behind(
                 behind=name, **{k: filled[w] for k, w in page.parts.generate.form.items()}
             )
 
@@ -131,12 +131,12 @@ def test_a_reused_driving_video_stays_when_its_frames_change(page: Any, tmp_path
     cut = {key: filled[motion.video[key]] for key in ("start", "end", "cuts")}
     rest = {"sketch": None, "strength": 0.1, **drawing.STILL}
     rest |= {name: filled[widget] for name, widget in page.parts.generate.form.items()}
-    same = page.on.cut_driving(driving=given, **cut, **rest)
-    assert same == gradio.skip() == page.on.cut_driving(driving=None, **cut, **rest)
-    other = page.on.cut_driving(driving=given, **{**cut, "end": None}, **rest)
+    same = page.motion.cut_driving(driving=given, **cut, **rest)
+    assert same == gradio.skip() == page.motion.cut_driving(driving=None, **cut, **rest)
+    other = page.motion.cut_driving(driving=given, **{**cut, "end": None}, **rest)
     assert other[motion.driving] == {k: v for k, v in given.items() if k != "last"}
     assert other[kept.drawn]["motion"]["video"] == other[motion.driving]
-    bad = page.on.cut_driving(driving=given, **{**cut, "end": 0}, **rest)
+    bad = page.motion.cut_driving(driving=given, **{**cut, "end": 0}, **rest)
     assert bad[kept.drawn] is None and bad[page.parts.generate.moved] is False
     assert "motion video last must be a whole number from 2" in bad[motion.flow]
 

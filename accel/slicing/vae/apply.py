@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from accel.config import SlicingConfig
 from accel.core.diffusers_bridge import innermost
 from accel.core.stand_in import put_in_place
 from accel.slicing.block_record import BlockRecord
-from accel.slicing.vae import norm_strips, pixel_norm_strips, stream
+from accel.slicing.vae import deep_strips, frame_chunks, norm_strips, pixel_norm_strips, stream
 
 VAE = "vae.decoder"  # name of the decoder among the blocks
 
@@ -36,11 +37,17 @@ def apply_strips(
         changed.append(name)
         undo.callback(put_in_place(holder, name, make(getattr(holder, name))))
 
+    sends = stream.replacement(decoder, record) if streamed and config.stream_frames else None
     kind = families.decoders().get(type(decoder).__name__)
     if kind is not None and kind.head is not None:
-        pixel_norm_strips.replace(decoder, config, record, put)
+        depth = deep_strips.Depth(config)
+        if kind.chunks is not None:
+            front = partial(deep_strips.in_front, depth)
+            frame_chunks.replace(decoder, kind.chunks, depth.chunk, put, front)
+        pixel_norm_strips.replace(decoder, depth, record, put)
+        deep_strips.replace(decoder, depth, record, put, streamed=sends is not None)
     elif norm_strips.known(decoder):
         norm_strips.replace(decoder, config, record, put)
-    if streamed and config.stream_frames and (make := stream.replacement(decoder, record)):
-        put(decoder, make)
+    if sends:
+        put(decoder, sends)
     return {VAE: record} if changed else {}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from accel.core.cuts import rows
 from accel.core.diffusers_bridge import offloaded
 from accel.core.stand_in import StandIn
+from accel.core.tree import tree_map
 from accel.core.watchers import watcher
 from accel.slicing.reasons import broken
 from accel.slicing.vae.strips import Strips, cut, keep, why_whole
@@ -88,14 +89,20 @@ class Head(Strips):
 
     def _whole(self, x: Tensor, *rest: Any, **named: Any) -> Any:
         """Run norm, activation and convolution one after the other on all rows."""
-        given = [c for c in (*rest, *named.values()) if c is not None]
-        return self.forward(self._before(x), *map(self._before, given))
+        return self.forward(*self._prepared((x, *rest)), **self._prepared(named))
+
+    def _prepared(self, given: Any, low: int = 0, high: int | None = None) -> Any:
+        """Return arguments with the norm and the activation of some rows of each tensor."""
+
+        def one(x: Any) -> Any:
+            return self._before(x[..., low:high, :]) if isinstance(x, Tensor) else x
+
+        return tree_map(one, given)
 
     def _strips(self, strips: int, x: Tensor, *rest: Any, **named: Any) -> Any:
-        cache_x = rest[0] if rest else named.get("cache_x")
         out: Tensor | None = None
         for start, stop, low, high in rows(x.shape[-2], strips, 1):
-            caches = () if cache_x is None else (self._before(cut(cache_x, low, high)),)
-            y = self.forward(self._before(cut(x, low, high)), *caches)
+            args = self._prepared((x, *rest), low, high)
+            y = self.forward(*args, **self._prepared(named, low, high))
             out = keep(out, cut(y, start - low, stop - low), start, x.shape[-2])
         return out

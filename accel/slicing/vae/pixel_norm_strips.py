@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace as replace_fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from accel import families
-from accel.config import SlicingConfig
 from accel.core.diffusers_bridge import CHANNELS_LAST_NORM, innermost
 from accel.families.family import Strip
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.vae.last_convolution import Head, Through, Together
-from accel.slicing.vae.strips import Block, CachedBlock, Put
+from accel.slicing.vae.strips import Block, CachedBlock, Cutting, Put
 
 
-def replace(decoder: Any, config: SlicingConfig, record: BlockRecord, put: Put) -> None:
+def replace(decoder: Any, config: Cutting, record: BlockRecord, put: Put) -> None:
     """Put hooks on all known blocks, and on the head, of a decoder with a known ``head``."""
     known = families.strips()
     for part in decoder.modules():
@@ -27,29 +25,21 @@ def replace(decoder: Any, config: SlicingConfig, record: BlockRecord, put: Put) 
         if getattr(part, "per_channel_scale1", None) is not None:
             record.whole["draws noise for the whole picture"] += 1
             continue
-        put(part, _block(part, config, record, _sized(part, strip)))
+        put(part, _block(part, config, record, families.sized(part, strip)))
     head = families.decoders()[type(decoder).__name__].head
     if head is not None and getattr(decoder, "time_embedder", None) is None:
         _put_head(decoder, head, put, config, record)  # an embedder modulates after the norm
 
 
-def _sized(part: nn.Module, strip: Strip) -> Strip:
-    """Return the strip record with the scale of this block."""
-    if getattr(part, "mode", "") == "none":  # a resampler that keeps the size
-        return replace_fields(strip, scale=1)
-    stride = getattr(part, "stride", None)
-    return replace_fields(strip, scale=stride[1]) if stride else strip
-
-
 def _block(
-    part: nn.Module, config: SlicingConfig, record: BlockRecord, strip: Strip
+    part: nn.Module, config: Cutting, record: BlockRecord, strip: Strip
 ) -> Callable[[Callable[..., Any]], Any]:
     kind = CachedBlock if strip.cached else Block
     return lambda forward: kind(part, forward, config, record, halo=strip.halo, scale=strip.scale)
 
 
 def _put_head(
-    decoder: Any, names: tuple[str, str], put: Put, config: SlicingConfig, record: BlockRecord
+    decoder: Any, names: tuple[str, str], put: Put, config: Cutting, record: BlockRecord
 ) -> None:
     norm, activation = (getattr(decoder, name) for name in names)
     first, second = (getattr(*innermost(m)) for m in (norm, activation))

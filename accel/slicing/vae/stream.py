@@ -67,6 +67,8 @@ class Streamed(StandIn):
         """Decode one piece and move it to the CPU where that is possible."""
         out = self.forward(*args, **kwargs)
         frames = out[0] if isinstance(out, tuple) else out
+        if not isinstance(frames, Tensor):
+            return out  # frames that wait, which go to the CPU themselves
         if not self._possible(frames) or not kwargs.keys() & {"feat_cache", "conv_cache"}:
             return out  # without caches these are all the frames
         self._record.note = "finished frames went to the CPU"

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from accel.config import SlicingConfig
 from accel.core.autocast import autocasts
 from accel.core.cuts import rows
 from accel.core.stand_in import StandIn, behind
@@ -26,6 +25,20 @@ from accel.slicing.block_record import BlockRecord
 from accel.slicing.reasons import BROKEN, broken
 
 LEAST_ROWS = 4  # fewest rows of a strip; with fewer, most computed rows would be discarded
+
+
+class Cutting(Protocol):
+    """How finely parts are cut: most strips of a part, and fewest pixels of one."""
+
+    @property
+    def slices(self) -> int:
+        """Most strips."""
+
+    @property
+    def min_tokens(self) -> int:
+        """Fewest pixels of a strip."""
+
+
 Put = Callable[[nn.Module, Callable[[Callable[..., Any]], Any]], None]
 
 
@@ -37,9 +50,8 @@ def keep(whole: Tensor | None, part: Tensor, first: int, height: int) -> Tensor:
     if whole is None:
         *start, _, width = part.shape
         order = sorted(range(part.dim()), key=part.stride, reverse=True)
-        whole = torch.empty_permuted(
-            (*start, height, width), order, dtype=part.dtype, device=part.device
-        )
+        size = [(*start, height, width)[i] for i in order]
+        whole = part.new_empty(size).permute([order.index(i) for i in range(part.dim())])
     whole[..., first : first + part.shape[-2], :] = part
     return whole
 
@@ -66,7 +78,7 @@ class Strips(StandIn):
         self,
         part: nn.Module,
         forward: Callable[..., Any],
-        config: SlicingConfig,
+        config: Cutting,
         record: BlockRecord,
     ) -> None:
         super().__init__(forward)

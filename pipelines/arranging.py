@@ -1,0 +1,170 @@
+"""Which placement a job's model takes on this machine: simulated, before a weight is read."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel.core.units import gib
+from accel.memory.meta_models import Video, find, in_dtype
+from accel.memory.pieces import PLAIN, Demand, demand
+from accel.memory.placement import Decision, Placement, Room, decide
+from accel.memory.ways import COSTS, Way
+from accel.pipelines.load_options import ALL, LoadOptions
+
+ROUGH = 8192  # bytes of activations for each pixel of each frame, that no model known here needs
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a decision was asked about."""
+
+    folder: Path
+    video: Video
+    room: Room
+    dtype: torch.dtype
+    options: LoadOptions
+    skip: int
+    always: bool
+
+    def arranged(self, video: Video) -> Arrangement:
+        """Return what is decided about another size."""
+        return arranged(
+            self.folder, video, self.room, self.dtype, options=self.options, skip=self.skip,
+            always=self.always,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What is decided for a job, and the reason where nothing had to be simulated."""
+
+    decision: Decision
+    simulated: bool
+    why: str = ""
+    source: Asked | None = None
+
+    @property
+    def ways_left(self) -> int:
+        """Return how many ways that fit need less memory than the one taken."""
+        rows = self.decision.table
+        after = rows.index(self.placement) + 1
+        return sum(not row.why_not for row in rows[after:])
+
+    @property
+    def placement(self) -> Placement:
+        """Return the way that is taken.
+
+        Raises NoWay if none fits.
+        """
+        return self.decision.required()
+
+    def __str__(self) -> str:
+        return str(self.decision) if self.simulated else f"placement: {self.why}"
+
+
+def arranged(
+    folder: Path,
+    video: Video,
+    room: Room,
+    dtype: torch.dtype,
+    *,
+    options: LoadOptions | None = None,
+    slices: int = 1,
+    skip: int = 0,
+    always: bool = False,
+) -> Arrangement:
+    """Return the placement for a model.
+
+    A model that is small beside what is free lies there whole, without a simulation, which takes
+    seconds.
+
+    Args:
+        folder: Of the pipeline.
+        video: Pixels and frames of the largest job.
+        room: What is free.
+        dtype: Of weights and activations.
+        options: How to load it.
+        slices: Those of the job's plan.
+        skip: Ways that fitted by the numbers, and did not.
+        always: Simulate even a small one.
+    """
+    options = options or LoadOptions()
+    asked = Asked(folder, video, room, dtype, options, skip, always)
+    weights = stored_bytes(folder, dtype)
+    rough = weights + ROUGH * video.width * video.height * video.frames
+    small = rough <= room.device // 2 and not skip and not always
+    if options.offload in ("auto", "none") and small:
+        return _whole(asked, weights, f"{gib(weights)} of weights are small beside what is free")
+    try:
+        needed = demand_of(str(folder), video, dtype, kind_of_weights(options))
+    except (ValueError, OSError) as error:
+        if skip:
+            raise
+        return _whole(asked, weights, f"whole, since its needs are unknown: {error}")
+    decision = decide(needed, room, offload=options.offload, slices=slices, skip=skip)
+    return Arrangement(decision, True, source=asked)
+
+
+def _whole(asked: Asked, weights: int, why: str) -> Arrangement:
+    row = Placement(Way.RESIDENT, 1, "whole", {"load": weights}, {}, COSTS[Way.RESIDENT])
+    decision = Decision(row, (row,), asked.room)
+    return Arrangement(decision, False, f"{Way.RESIDENT}: {why}", asked)
+
+
+@lru_cache(maxsize=64)
+def demand_of(folder: str, video: Video, dtype: torch.dtype, kind: str = PLAIN) -> Demand:
+    """Return what a job needs, simulated once for each size.
+
+    Raises ValueError for a model that cannot be simulated, or not at this size.
+    """
+    from accel.memory.simulate import simulate
+
+    model = in_dtype(find(folder), dtype)
+    return demand(model, simulate(model, video), kind=kind)
+
+
+def kind_of_weights(options: LoadOptions) -> str:
+    """Return the kind of weights that a job allows for all components."""
+    return str(options.weights.get(ALL, PLAIN))
+
+
+def usual_video(pipeline: Any) -> Video:
+    """Return the size that a pipeline's call makes if none is given; 1024 x 1024 if unsaid."""
+    known = inspect.signature(pipeline.__call__).parameters
+
+    def default(name: str, otherwise: int) -> int:
+        value = known[name].default if name in known else None
+        return value if isinstance(value, int) else otherwise
+
+    return Video(default("width", 1024), default("height", 1024), default("num_frames", 1))
+
+
+def stored_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Return the bytes of all weights in a folder, as they are in ``dtype``."""
+    total = 0
+    for file in folder.glob("*/*.safetensors"):
+        if not file.stem.endswith((".fp16", ".bf16")):
+            total += _elements(str(file), file.stat().st_mtime_ns) * dtype.itemsize
+    return total
+
+
+@lru_cache(maxsize=1024)
+def _elements(file: str, changed: int) -> int:
+    """Return the numbers in a safetensors file."""
+    with Path(file).open("rb") as source:
+        (length,) = struct.unpack("<Q", source.read(8).ljust(8, b"\0"))
+        try:
+            header = json.loads(source.read(min(length, 2**27)))
+        except ValueError:
+            return 0
+    header.pop("__metadata__", None)
+    return sum(math.prod(entry["shape"]) for entry in header.values())
