@@ -215,5 +215,5 @@ def test_a_count_that_cannot_be(entry, message, tmp_path):
 
 
 def test_a_picture_may_stand_for_the_prompt(tmp_path):
-    found = jobs(tmp_path, "jobs:\n- {image: a.png}\n- {prompt: null, video: b.mp4}\n- {mask: c}")
+    found = jobs(tmp_path, "jobs:\n- {image: a.png}\n- {prompt: null, video: b.mp4}\n- {fit: pad}")
     assert [job.prompt for job in found[:2]] == ["", ""] and "no prompt" in found[2].message
