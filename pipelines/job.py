@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -16,7 +17,7 @@ from accel.pipelines.load import TINY, defaults
 from accel.pipelines.load_options import LoadOptions
 from accel.pipelines.motion.flows import Motion
 from accel.pipelines.motion.strength import Strength
-from accel.pipelines.paths import safe_name, with_home
+from accel.pipelines.paths import check_paths, safe_name, with_home
 from accel.plans import PRESETS, Plan
 
 SEEDS = range(2**63)
@@ -102,6 +103,9 @@ class Job:
     load: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        for name, empty in (("references", []), ("loras", []), ("arguments", {})):
+            if getattr(self, name) is None:  # as any other key that is left out
+                object.__setattr__(self, name, empty)
         for name in _PATHS:  # a path may begin with ~
             object.__setattr__(self, name, with_home(getattr(self, name)))
         off = isinstance(self.preset, bool) and not self.preset
@@ -131,7 +135,7 @@ class Job:
             raise JobError(f"plan must be a plan file or a mapping, got {shown(self.plan)}")
         for name in _PATHS[:-1]:  # an argument may be any text
             if not (name == "plan" and isinstance(self.plan, Mapping)):
-                _check_paths(name, getattr(self, name))
+                check_paths(name, getattr(self, name))
         one_of("fit", self.fit, FITS)
         self._check_inputs()
         _ = self.movement, self.gamma, self._mapped_plan, self.load_options
@@ -162,7 +166,7 @@ class Job:
 
     @cached_property
     def movement(self) -> Motion | None:
-        """``motion``, parsed; None without one."""
+        """``motion``, parsed."""
         return None if self.motion is None else Motion.parse(self.motion)
 
     @cached_property
@@ -203,8 +207,12 @@ class Job:
 
     @property
     def file_name(self) -> str:
-        """Name of the output without suffix: ``name``, else words of the prompt and the seed."""
-        return safe_name(self.name or f"{self.prompt[:48]}-{self.seed}") or f"job-{self.seed}"
+        """Name of the output without suffix: ``name``, else words of the prompt and the seed.
+
+        Without a prompt the first picture or video gives the words.
+        """
+        words = self.prompt or next((Path(p).stem for p in self.given_files.values()), "")
+        return safe_name(self.name or f"{words[:48]}-{self.seed}") or f"job-{self.seed}"
 
 
 def _check_seed(seed: Any) -> None:
@@ -218,23 +226,6 @@ def _check_seed(seed: Any) -> None:
             "matrix: {seed: [1, 2, 3]}"
         )
     raise JobError(f"seed must be a whole number from 0 to 2^63 - 1, got {shown(seed)}{way_out}")
-
-
-def _check_paths(name: str, value: Any) -> None:
-    """Raise JobError for a text in a motion or strength, or alone, that no path can be."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _check_paths(f"{name} {key}", inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            _check_paths(name, inner)
-    elif isinstance(value, str):
-        parts = value.encode(errors="replace").split(b"/")
-        if "\0" in value or max(map(len, parts)) > 255 or sum(map(len, parts)) > 4000:
-            raise JobError(
-                f"{name} must be a path that can be, without NUL, a name in it of at most 255 "
-                f"bytes, got {shown(value)}"
-            )
 
 
 _KEYS = {f.name for f in fields(Job)}

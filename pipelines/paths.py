@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accel.core.plain_values import shown
+
 LONGEST = 180  # bytes; file systems allow 255, and suffixes and the beginning of an id come behind
 _DEPTH = 3  # mappings in mappings that may hold paths: motion.camera.depth
 
@@ -43,4 +45,24 @@ def with_home(value: Any, depth: int = _DEPTH) -> Any:
     if isinstance(value, Mapping) and depth:
         changed = {key: with_home(inner, depth - 1) for key, inner in value.items()}
         return changed if any(changed[key] is not value[key] for key in changed) else value
+    if isinstance(value, (list, tuple)) and depth:
+        listed = [with_home(inner, depth - 1) for inner in value]
+        return listed if any(a is not b for a, b in zip(listed, value, strict=True)) else value
     return value
+
+
+def check_paths(name: str, value: Any) -> None:
+    """Raise ValueError for a text in a motion or strength, or alone, that no path can be."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_paths(f"{name} {key}", inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            check_paths(name, inner)
+    elif isinstance(value, str):
+        parts = value.encode(errors="replace").split(b"/")
+        if "\0" in value or max(map(len, parts)) > 255 or sum(map(len, parts)) > 4000:
+            raise ValueError(
+                f"{name} must be a path that can be, without NUL, a name in it of at most 255 "
+                f"bytes, got {shown(value)}"
+            )

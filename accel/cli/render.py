@@ -83,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``accel render``."""
     text = "YAML, JSON, JSON Lines or CSV with jobs, or a rendered video to render again"
     parser.add_argument("jobfiles", nargs="*", metavar="JOBFILE", help=text)
+    parser.set_defaults(usage_error=parser.error)
     for name, options in _OPTIONS.items():
         parser.add_argument(name, **options)
 
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         return _list_arguments(args.list_arguments, args.json)
     if not args.jobfiles or args.out is None:
         missing = "JOBFILE" if not args.jobfiles else "--out DIR"
-        raise JobError(f"{missing} is missing: accel render JOBFILE ... --out DIR")
+        args.usage_error(f"the following arguments are required: {missing}")
     overrides = [parse_override(text) for text in args.overrides]
     shard = parse_shard(args.shard)
     if args.dry_run:

@@ -100,6 +100,8 @@ def expand(entry: Any, own: Any, where: str) -> Iterator[dict[str, Any]]:
         hint = f"; write {{prompt: {shown(entry)}}}" if isinstance(entry, str) else ""
         raise JobError(f"{where} must be a mapping, got {shown(entry)}{hint}")
     base = {k: v for k, v in entry.items() if k not in EXPANDERS}
+    for key in base:
+        known_key(key, where)
     own = own if isinstance(own, dict) else {}
     matrix, zipped = (_lists(entry.get(name), where, name) for name in ("matrix", "zip"))
     globs = _mapping(entry.get("glob"), where, "glob")

@@ -71,7 +71,11 @@ class Predictor:
 
     def predict(self, job: Job) -> Prediction:
         """For a resolved job."""
-        return Prediction(self._seconds(job), self._simulator(job), of_model(job.model).unknown)
+        return Prediction(
+            self._seconds(job),
+            self._simulator(job),
+            of_model(job.model, job.load_options.pipeline).unknown,
+        )
 
     def _seconds(self, job: Job) -> float | None:
         if not self._measured or not job.width or not job.height or not job.steps:

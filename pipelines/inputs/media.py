@@ -23,7 +23,8 @@ from accel.pipelines.inputs.hashes import input_hash
 from accel.pipelines.inputs.resizing import Size, how_fitted, placed, scaled_size
 from accel.pipelines.motion.array_file import MOST_PIXELS
 from accel.pipelines.motion.picture_formats import open_picture
-from accel.pipelines.video_reading import VideoHead, look, read_first
+from accel.pipelines.video_decoding import VideoHead
+from accel.pipelines.video_reading import look, read_first
 
 MOST_BYTES = 2**28  # of a picture's file
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "PPM", "GIF")
@@ -126,8 +127,11 @@ def read_picture(key: str, path: str, mask: bool = False) -> Image.Image:
         ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}; scale it down") from error
-    except (OSError, SyntaxError, struct.error, EOFError, MemoryError) as error:
-        raise ValueError(f"{name} is damaged or cut off: {error}") from error
+    except Exception as error:  # decoders of files from anywhere raise anything
+        if str(error).startswith(name):
+            raise
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{name} is damaged or cut off: {why}") from error
 
 
 @cache
@@ -164,7 +168,12 @@ def _behind(file: Path, kind: str) -> int:
         return max(len(content) - 8 - length - length % 2, 0)
     if kind == "GIF":
         return len(content) - content.rindex(b";") - 1 if b";" in content else 0
-    return 0  # cameras put more behind a JPEG
+    # Cameras put pictures and clips behind a JPEG; an archive ends with a record of 22 bytes, whose
+    # last two are the length of a comment.
+    at = content.rfind(b"PK\x05\x06")
+    comment = len(content) - at - 22
+    ends = at >= 0 <= comment < 2**16 and content[at + 20 : at + 22] == struct.pack("<H", comment)
+    return len(content) - at if ends else 0
 
 
 def _png_end(content: bytes) -> int:
@@ -265,10 +274,18 @@ def read_frames(
 
 
 def used(
-    key: str, path: str, size: Size, target: Size | None, fit: str, frames: int | None = None
+    key: str,
+    path: str,
+    size: Size,
+    target: Size | None,
+    fit: str,
+    frames: tuple[int, int] | None = None,
 ) -> Used:
-    """Return what became of an input of ``size``, for the sidecar."""
+    """Return what became of an input of ``size``; ``frames``: used, and of how many."""
     file = Path(path)
     count = sum(f.stat().st_size for f in file.iterdir()) if file.is_dir() else file.stat().st_size
     how = how_fitted(size, target, fit)
-    return Used(key, path, input_hash(file), count, size, target or size, how, frames)
+    if frames is not None:
+        how = f"first {frames[0]} of {frames[1]} frames, {how}"
+    number = None if frames is None else frames[0]
+    return Used(key, path, input_hash(file), count, size, target or size, how, number)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from helpers.tiny_pipelines import RECIPES, with_files, write_files
 
 from accel.patching import patched
 from accel.pipelines.checkpoint import StepCheckpoint, Stopped, read, write
 from accel.pipelines.generate import generate
-from accel.pipelines.job import Job
+from accel.pipelines.job import Job, make_job
 from accel.pipelines.load import load
 
 # Precision changes with the step.
@@ -128,3 +129,27 @@ def test_what_cannot_be_saved_is_said(pipe, tmp_path):
     with checkpoint.running(pipe, torch.Generator(), None):
         checkpoint.step_done(pipe, 1, 4, {"latents": torch.ones(2)})
     assert "2 outputs" in checkpoint.why_not and not (tmp_path / "c").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_video_made_in_parts_goes_on_in_its_first_part_alone(at, tmp_path):
+    paths = write_files(tmp_path)
+    pipe = RECIPES["framepack"]()
+    job = make_job(with_files(RECIPES["framepack"].job | {"preset": "none", "frames": 17}, paths))
+    calls = []
+    whole = generate(pipe, job, on_step=lambda done, steps: calls.append(done)).frames
+    assert calls == [1, 2, 1, 2]
+
+    def on_step(done, steps):
+        seen.append(done)
+        if len(seen) == at:
+            raise Halt
+
+    seen, saved = [], StepCheckpoint(tmp_path / "c", "key", 1)
+    with pytest.raises(Halt):
+        generate(pipe, job, on_step=on_step, checkpoint=saved)
+    assert ("makes its video in parts" in saved.why_not) == (at == 3)
+    again = StepCheckpoint(tmp_path / "c", "key", 1)
+    assert np.array_equal(generate(pipe, job, checkpoint=again).frames, whole)
+    assert again.resumed_from == min(at, 2)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +19,7 @@ from PIL import Image
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.inputs.binding import bind, check_call
 from accel.pipelines.inputs.keeping import kept
+from accel.pipelines.inputs.listing import as_json, lines
 from accel.pipelines.inputs.media import read_frames, read_picture
 from accel.pipelines.inputs.resizing import fitted, how_fitted
 from accel.pipelines.inputs.taken import takes_of
@@ -144,6 +148,12 @@ def hostile(folder: Path) -> dict[str, tuple[str, str]]:
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
     (folder / "both.png").write_bytes(content + b"PK\x03\x04" + b"x" * 40 + b"PK\x05\x06")
+    jpeg = Path(saved(halves(), folder / "good.jpg")).read_bytes()
+    (folder / "archive.jpg").write_bytes(
+        jpeg + b"PK\x03\x04" + b"x" * 9 + b"PK\x05\x06" + bytes(18)
+    )
+    (folder / "phone.jpg").write_bytes(jpeg + b"\0\0\0\x18ftypmp42" + b"x" * 99)
+    assert read_picture("image", str(folder / "phone.jpg")).size == (8, 4)
     (folder / "page.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (folder / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     (folder / "device.png").symlink_to("/dev/zero")
@@ -155,6 +165,7 @@ def hostile(folder: Path) -> dict[str, tuple[str, str]]:
         "cut.png": ("cut.png", "is damaged or cut off"),
         "empty.png": ("empty.png", "is no picture of a known format"),
         "both.png": ("both.png", "bytes behind the end of the picture"),
+        "archive.jpg": ("archive.jpg", "bytes behind the end of the picture"),
         "page.png": ("page.png", "is no picture of a known format"),
         "script.png": ("script.png", "is no picture of a known format"),
         "device.png": ("device.png", "is no regular file"),
@@ -175,10 +186,28 @@ def test_files_that_no_picture_can_come_of(tmp_path: Path) -> None:
         assert told.startswith("image ") and "\n" not in told, name
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "tif", "bmp", "ppm"])
+def test_a_damaged_picture_is_read_or_refused_in_a_line(suffix: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (9, 13, 3), np.uint8))
+    content = np.frombuffer(Path(saved(image, tmp_path / f"a.{suffix}")).read_bytes(), np.uint8)
+    refused = 0
+    for _ in range(40):
+        damaged = content.copy()
+        damaged[random.integers(0, min(len(damaged), 120), 3)] = random.integers(0, 256, 3)
+        (tmp_path / f"b.{suffix}").write_bytes(damaged.tobytes()[: random.integers(9, 900)])
+        try:
+            assert read_picture("image", str(tmp_path / f"b.{suffix}")).mode == "RGB"
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith("image ") and "\n" not in str(error)
+    assert refused > 0
+
+
 def test_a_video_that_is_none(tmp_path: Path) -> None:
     hostile(tmp_path)
     for name in ("page.png", "device.png", "pipe.png", "missing.mp4"):
-        with pytest.raises(ValueError, match="^video "):
+        with pytest.raises(ValueError, match=r"^video "):
             read_frames("video", str(tmp_path / name), 4, None, "crop")
     (tmp_path / "frames").mkdir()
     (tmp_path / "frames" / "0.png").symlink_to("/dev/zero")
@@ -303,6 +332,12 @@ def test_settings_hold_the_inputs_and_are_read_back(tmp_path: Path) -> None:
     assert "image" not in settings_text(Job("x")) and "arguments" not in settings_text(Job("x"))
 
 
+def test_a_job_without_a_prompt_is_named_by_its_picture_and_home_is_expanded() -> None:
+    job = Job(image="~/my boat.png", references=["~/a.png"], seed=3, arguments=None)
+    assert job.file_name == "my-boat-3" and job.arguments == {}
+    assert str(job.image).startswith("/") and job.references[0].startswith("/")
+
+
 def test_inputs_are_kept_under_their_content(tmp_path: Path, paths: dict[str, str]) -> None:
     path = saved(halves(), tmp_path / "my photo.png")
     job = Job("x", image=path, video=paths["CLIP"], references=[path],
@@ -327,3 +362,43 @@ def test_a_dry_run_looks_at_the_files_of_a_model_that_is_not_here(tmp_path: Path
     job = Job("x", model="owner/name", load={"pipeline": "WanImageToVideoPipeline"})
     assert "WanImageToVideoPipeline needs image" in limits.why_not(job)
     limits.close()
+
+
+def test_what_a_job_may_say_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    from accel.cli import main
+
+    assert main(["render", "--list-arguments", "WanAnimatePipeline"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"control +-> pose_video .* needed", out)
+    assert re.search(r"face_video +video file +needed", out)
+    assert re.search(r"segment_frame_length +whole number +default 77", out)
+    assert "latents" not in out and "generator" not in out
+    assert main(["render", "--list-arguments", "tiny", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["pipeline"] == "WanPipeline" and listed["keys"]["frames"] == "num_frames"
+    assert listed["arguments"]["max_sequence_length"]["default"] == 512
+    for model, message in (
+        ("WanImageToVideoPipelin", "did you mean 'WanImageToVideoPipeline'"),
+        ("owner/name", "give the class"), ("./no", "no model './no'"),
+    ):  # fmt: skip
+        assert main(["render", "--list-arguments", model]) == 2
+        assert message in capsys.readouterr().err
+    for words, missing in (([], "JOBFILE"), (["a.yaml"], "--out DIR")):
+        with pytest.raises(SystemExit):
+            main(["render", *words])
+        assert f"required: {missing}" in capsys.readouterr().err
+
+
+@pytest.mark.proof
+def test_every_pipeline_of_diffusers_can_be_asked() -> None:
+    import diffusers
+
+    names = [n for n in dir(diffusers) if n.endswith("Pipeline")]
+    found = {name: takes_of(name) for name in names}
+    known = [taken for taken in found.values() if not isinstance(taken, str)]
+    assert len(known) > 150
+    for taken in known:
+        assert taken == pickle.loads(pickle.dumps(taken))
+        assert not {"generator", "latents", "return_dict"} & set(taken.arguments)
+        json.dumps(as_json(taken), allow_nan=False)
+        assert lines(taken)

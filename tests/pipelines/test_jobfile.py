@@ -180,3 +180,40 @@ def test_shards_share_all_jobs_out(tmp_path):
     text = "defaults: {prompt: a}\nmatrix: {seed: [1, 2, 3, 4, 5]}"
     parts = [[i.job.seed for i in entries(tmp_path, text, shard=(n, 3))] for n in (1, 2, 3)]
     assert parts == [[1, 4], [2, 5], [3]]
+
+
+def test_count_gives_seeds_that_follow_each_other(tmp_path):
+    text = "defaults: {count: 2}\njobs:\n- {prompt: a, seed: 5}\n- {prompt: b, count: 3}"
+    assert [(j.prompt, j.seed) for j in jobs(tmp_path, text)] == [
+        ("a", 5), ("a", 6), ("b", 0), ("b", 1), ("b", 2),
+    ]  # fmt: skip
+    text = "count: 2\ndefaults: {prompt: p, seed: 3}\nmatrix: {preset: [fast, none]}"
+    assert [j.seed for j in jobs(tmp_path, text)] == [3, 4, 3, 4]
+    assert [j.seed for j in jobs(tmp_path, text, "seed=8", "count=1")] == [8, 8]
+    rows = jobs(tmp_path, "prompt,count\na,2\nb,\n", suffix=".csv")
+    assert [(j.prompt, j.seed) for j in rows] == [("a", 0), ("a", 1), ("b", 0)]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("count: 0", "count must be a whole number from 1, got 0"),
+        ("count: two", "count must be a whole number from 1, got 'two'"),
+        ("count: 2, matrix: {seed: [1, 2]}", "keep one of them"),
+        ("count: 2, seed: -1", "a whole number to count from as seed"),
+        ("count: 2, seed: 9223372036854775807", "at most 2\\^63 - 2"),
+        ("matrix: {count: [1, 2]}", "count cannot stand in matrix"),
+        ("count: 200000", "make 200,000 jobs"),
+        ("coutn: 2", "did you mean 'count'"),
+    ],
+)
+def test_a_count_that_cannot_be(entry, message, tmp_path):
+    bad, good = jobs(tmp_path, f"jobs:\n- {{prompt: p, {entry}}}\n- {{prompt: a}}")
+    assert isinstance(bad, Invalid) and good == Job("a")
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(bad.message)
+
+
+def test_a_picture_may_stand_for_the_prompt(tmp_path):
+    found = jobs(tmp_path, "jobs:\n- {image: a.png}\n- {prompt: null, video: b.mp4}\n- {fit: pad}")
+    assert [job.prompt for job in found[:2]] == ["", ""] and "no prompt" in found[2].message

@@ -188,7 +188,7 @@ JSON_ELSEWHERE = {
     "accel/core/strict_json.py": "the one place",
     "accel/calibration/table.py": "keeps numbers that are not finite",
     "accel/calibration/step_measurement.py": "keeps numbers that are not finite",
-    "pipelines/batch/identity.py": "bytes that are hashed and never read",
+    "pipelines/inputs/hashes.py": "bytes that are hashed and never read",
     "pipelines/job.py": "bytes that never change: they are inside rendered videos",
     "pipelines/batch/simulated.py": "a file that the project is built with",
     "pipelines/ui/settings.py": "values of jobs, which are finite",

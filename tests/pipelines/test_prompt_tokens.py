@@ -11,7 +11,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from accel.pipelines.generate import _prompt_tokens, generate
+from accel.pipelines.generate import generate
+from accel.pipelines.inputs.binding import prompt_tokens
+from accel.pipelines.inputs.taken import Parameter, Takes
 from accel.pipelines.job import Job
 from accel.pipelines.load import load, tiny_folder
 from accel.pipelines.prompt_tokens import Cut, longest, tokenizers, watched
@@ -100,15 +102,19 @@ def test_every_tokenizer_has_its_own_limit() -> None:
 
 
 def test_the_call_gets_the_length_of_the_longest_tokenizer() -> None:
-    accepted = {"max_sequence_length": SimpleNamespace(default=256)}
+    length = Parameter("max_sequence_length", False, 256)
+    accepted = Takes("p", {length.name: length}, {})
     clip, t5, big = tokenizer(77), tokenizer(512), tokenizer(10**30)
     for parts, expected in (
         ({"tokenizer": clip}, 77), ({"tokenizer": clip, "tokenizer_2": t5}, 256),
         ({"tokenizer": clip, "tokenizer_2": clip, "tokenizer_3": tokenizer(128)}, 128),
         ({"tokenizer": big}, 256), ({}, None), ({"tokenizer": None}, None),
     ):  # fmt: skip
-        assert _prompt_tokens(pipe_of(**parts), accepted) == expected
-    assert _prompt_tokens(pipe_of(tokenizer=clip), {}) is None and longest(pipe_of()) is None
+        assert prompt_tokens(pipe_of(**parts), accepted) == expected
+    assert (
+        prompt_tokens(pipe_of(tokenizer=clip), Takes("p", {}, {})) is None
+        and longest(pipe_of()) is None
+    )
 
 
 def test_prompts_are_told_apart_and_templates_do_not_count() -> None:

@@ -120,8 +120,10 @@ def test_files_and_paths_in_settings_are_left_out(tmp_path: Path) -> None:
     settings = json.loads(settings_text(Job("x"))) | {"motion": motion}
     settings |= {"strength": {"map": "/etc/passwd"}}
     settings |= {"plan": "/etc/passwd", "model": "/root/secret"}
+    settings |= {"image": "/etc/passwd", "references": ["/etc/passwd"], "fit": "pad"}
+    settings |= {"arguments": {"face_video": {"video": "/etc/passwd"}}, "loras": [{"id": "a/b"}]}
     found, notes = settings_of(video(tmp_path / "x.mp4", json.dumps(settings)), Models(), Limits())
-    assert "/etc" not in json.dumps(found.to_dict() | {"model": ""}) and len(notes) == 5
+    assert "/etc" not in json.dumps(found.to_dict() | {"model": ""}) and len(notes) == 9
     assert Models().label(found.model) is None
 
 
