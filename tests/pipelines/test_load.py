@@ -252,7 +252,7 @@ def test_offload_takes_the_arguments_that_diffusers_has() -> None:
         inspect.signature(method).bind(pipe, *args, **kwargs)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_compiled_blocks_render_beside_every_technique() -> None:
     import accel
 
@@ -261,4 +261,4 @@ def test_compiled_blocks_render_beside_every_technique() -> None:
     assert ((frames(pipe) - exact) ** 2).mean() ** 0.5 < 1e-4
     for preset in ("lossless", "fast"):
         with accel.patched(pipe, preset=preset):
-            assert ((frames(pipe) - exact) ** 2).mean() ** 0.5 < 0.01
+            assert ((frames(pipe) - exact) ** 2).mean() ** 0.5 < 0.03

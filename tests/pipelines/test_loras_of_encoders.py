@@ -16,7 +16,7 @@ from accel.pipelines.job import Job
 from accel.pipelines.loading import loras
 from accel.pipelines.loading.encodings import lora_key
 
-ENDS = {"unet": ("attn1.to_q", "attn2.to_v"), "text_encoder": ("q_proj", "v_proj")}
+ENDS = {"unet": ("attn1.to_q", "attn2.to_v"), "text_encoder": ("q_proj", "out_proj")}
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 
 
@@ -79,8 +79,11 @@ def test_each_part_is_switched_and_left_as_it_was(pipe, tmp_path, kohya):
 def test_alpha_and_weight_scale_it(pipe, tmp_path):
     """alpha / rank times weight: 4 / 2 at weight 1 is 2 / 2 at weight 2."""
     results = []
-    for alpha, weight in ((4.0, 1.0), (2.0, 2.0), (2.0, 1.0)):
-        file = write(tmp_path / f"{alpha}{weight}.safetensors", pipe, 1, ("unet",), True, alpha)
+    four, two = (
+        write(tmp_path / f"{alpha}.safetensors", pipe, 1, ("unet",), True, alpha)
+        for alpha in (4.0, 2.0)
+    )
+    for file, weight in ((four, 1.0), (two, 2.0), (two, 1.0)):
         with loras.switched(pipe, [{"file": str(file), "weight": weight}]):
             results.append(outputs(pipe)[1])
     torch.testing.assert_close(results[0], results[1])
