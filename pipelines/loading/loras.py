@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from accel.core.diffusers_bridge import lora_components
+from accel.core.diffusers_loading import lora_components
 from accel.core.extras import how_to_install
 from accel.core.run_log import logger
 from accel.pipelines.loading.lora_files import Lora, check_file, parse
