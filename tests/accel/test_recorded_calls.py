@@ -154,9 +154,7 @@ def test_what_cannot_be_recorded_says_why_in_one_line():
     model = families.models()["wan-1.3b"]
     with pytest.raises(CannotRecord, match="diffusers has no pipeline 'NoPipeline'"):
         record(replace(model, pipeline="NoPipeline"), SIZE)
-    with pytest.raises(
-        CannotRecord, match=r"cannot be run without weights: ."
-    ) as error:
+    with pytest.raises(CannotRecord, match=r"cannot be run without weights: .") as error:
         record(replace(model, schedulers={}), SIZE)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no pipeline is known that calls it"):
