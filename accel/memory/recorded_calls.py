@@ -24,7 +24,7 @@ from accel.families.components import Part
 from accel.families.family import Model
 from accel.memory import stand_ins
 from accel.memory.small_values import MOST, SmallValues
-from accel.memory.tracker import all_true, fused
+from accel.memory.tracker import Tracker, all_true, fused
 
 STEPS = 2
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -99,7 +99,7 @@ def record(model: Model, size: tuple[int, int, int], *, most: int = MOST, **give
     for attempt in (media, not media):
         calls: list[Call] = []
         try:
-            with _quiet(), torch.no_grad(), fused(), all_true(), SmallValues(most):
+            with _quiet(), torch.no_grad(), fused(), all_true(), Tracker(), SmallValues(most):
                 pipe = _build(cls, model, calls)
                 pipe(**{**call_arguments(cls, size, attempt), **given})
         except _Done:
