@@ -121,8 +121,6 @@ class Worker:
         except NoWay as error:
             raise JobError(f"{model}: {error}") from error
         self._model, self._skip, self._arranged = model, skip, arrangement_of(self._pipe)
-        if not skip:
-            self._rungs = len(available(self._pipe))
         return self._pipe
 
     def _still_fits(self, job: Job) -> bool:
@@ -141,7 +139,9 @@ class Worker:
     def _render(self, task: Task, output: Output) -> Outcome:
         model = task.job.model
         if self._model != model:
-            self._loaded(model, task.job)  # says how many rungs there are
+            self._loaded(model, task.job)
+        if not self._skip:
+            self._rungs = len(available(self._pipe))
         # Above the last rung nothing is left to do to the pipeline as it was placed.
         pipe = self._loaded(model, task.job, max(0, task.rung - self._rungs))
         self._stop_if_asked()
