@@ -213,7 +213,3 @@ def test_above_the_last_rung_the_model_is_placed_in_the_next_way(tmp_path):
     )
     assert outcome.sidecar["placement"]["way"] == "blocks from disk"
     assert outcome.sidecar["environment"]["device"] == "cpu"
-    usual = Worker(tmp_path, "cpu", lambda: False, told.append, None).perform(
-        Task("usual", "e" * 64, JOB)
-    )
-    assert usual.sidecar["placement"] is None and usual.sha256 == outcome.sha256
