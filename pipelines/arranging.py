@@ -126,7 +126,9 @@ def arranged(
     weights = stored_bytes(folder, dtype)
     rough = weights + ROUGH * video.width * video.height * video.frames
     small = rough <= room.device // 2 and not skip and not always
-    if options.offload in ("auto", "none") and small:
+    if options.offload == "none":
+        return _whole(asked, weights, "as asked for")
+    if options.offload == "auto" and small:
         return _whole(asked, weights, f"{gib(weights)} of weights are small beside what is free")
     try:
         needed = demand_of(str(folder), video, dtype, kind_of_weights(options), job.rehash)

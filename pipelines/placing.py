@@ -160,7 +160,7 @@ def _sequential(pipe: Any, placement: Placement, device: torch.device) -> None:
 
 def _group(pipe: Any, placement: Placement, device: torch.device) -> None:
     """Offload denoisers block by block, encoders layer by layer; all else stays on the device."""
-    from diffusers.hooks import apply_group_offloading
+    from diffusers.hooks.group_offloading import apply_group_offloading
 
     stream = device.type == "cuda"
     for name, part in pipe.components.items():

@@ -147,8 +147,9 @@ def skeleton(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
             own = torch.float32 if high & {*path.split("."), name} else dtype
             if tensor.is_floating_point() and tensor.dtype is not own:
                 setattr(part, name, nn.Parameter(tensor.to(own), requires_grad=False))
-    if hasattr(module, "tie_weights"):
-        module.tie_weights()
+    tie: Any = getattr(module, "tie_weights", None)
+    if tie is not None:
+        tie()
     return module.requires_grad_(False).eval()
 
 
@@ -186,7 +187,7 @@ def slots(module: nn.Module, entries: Mapping[str, Stored]) -> list[Slot]:
     return found
 
 
-class BlockHook(ModelHook):  # type: ignore[misc]
+class BlockHook(ModelHook):
     """Reads a block before it runs, and drops it after."""
 
     def __init__(self, held: Sequence[Slot], device: torch.device) -> None:
@@ -205,7 +206,7 @@ class BlockHook(ModelHook):  # type: ignore[misc]
         return output
 
 
-class TurnHook(ModelHook):  # type: ignore[misc]
+class TurnHook(ModelHook):
     """Lets a component take its turn before it runs."""
 
     def __init__(self, turns: Turns, name: str, device: torch.device) -> None:

@@ -122,14 +122,16 @@ def decide(
     Args:
         demand: What the job needs.
         room: What is free.
-        offload: Ways that are allowed, by a word of the load options.
+        offload: Ways that are allowed, by a word of the load options. Without an accelerator those
+            that offload to the host mean "auto".
         slices: Fewest slices that are tried, those of the job's plan.
         skip: Ways to pass over that seemed to fit and did not.
     """
     table, chosen = [], None
-    for way in ASKED[offload]:
+    same = room.shared and offload in ("model", "group", "sequential")
+    for way in ASKED["auto" if same else offload]:
         if room.shared and way in IN_HOST:
-            continue  # both keep in the host's memory what the device does not need
+            continue  # nothing waits in the host's memory, which is the device's
         row = _fewest(demand, room, way, slices)
         if not row.why_not and skip > 0:
             row, skip = replace(row, why_not="ran out of memory when it was tried"), skip - 1
@@ -257,8 +259,6 @@ def _encode(demand: Demand, way: Way) -> int:
 
 def _way_out(demand: Demand, room: Room, table: list[Placement]) -> str:
     """Say what needs most in the way that needs least, and what would help."""
-    if not table:
-        return "this machine has no accelerator to offload from: use load offload auto or disk"
     row = min(table, key=lambda r: (bool(r.host) and max(r.host.values()) > room.host, r.peak))
     phase, size = max(row.device.items(), key=lambda item: item[1])
     if size <= room.device:

@@ -29,7 +29,7 @@ COSTS = {
 # What an option asks for, by the words of a job's load options.
 ASKED = {
     "none": (Way.RESIDENT,),
-    "model": (Way.MODEL, Way.TURNS),
+    "model": (Way.MODEL,),
     "group": (Way.GROUP,),
     "sequential": (Way.SEQUENTIAL,),
     "disk": (Way.DISK,),

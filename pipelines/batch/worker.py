@@ -16,6 +16,7 @@ import torch
 import accel
 from accel.core.diffusers_bridge import execution_device
 from accel.core.quality import psnr, ssim
+from accel.memory.placement import NoWay
 from accel.pipelines.arranging import Arrangement, arrangement_of
 from accel.pipelines.batch.comparison import keep_reference
 from accel.pipelines.batch.events import EmitStep, Note, Part, Step
@@ -85,7 +86,7 @@ class Worker:
         except JobError as error:
             return Outcome(Kind.INVALID, str(error))
         except Exception as error:
-            left = 0 if self._pipe is None else self._rungs + self._ways_left() - task.rung
+            left = 0 if self._pipe is None else self._left(task.rung)
             text = f"{type(error).__name__}: {error}"
             outcome = Outcome(classify(error), text, traceback.format_exc(), rungs_left=left)
         free_memory()  # only here is the failed call's stack, and what it holds, gone
@@ -115,12 +116,13 @@ class Worker:
         self._pipe, self._loaded_as, self._warm = None, "", False
         free_memory()
         device = torch.device(self._device or usual_device())
-        with _quiet_loading():
-            self._pipe = placed(job.model, job.load_options, device, job=job, skip=skip)
+        try:
+            with _quiet_loading():
+                self._pipe = placed(job.model, job.load_options, device, job=job, skip=skip)
+        except NoWay as error:
+            raise JobError(f"{job.model}: {error}") from error
         self._loaded_as, self._skip = job.loaded_as, skip
         self._arranged = arrangement_of(self._pipe)
-        if not skip:
-            self._rungs = len(available(self._pipe))
         return self._pipe
 
     def _still_fits(self, job: Job) -> bool:
@@ -131,13 +133,18 @@ class Worker:
         self._arranged = found or self._arranged
         return found is not None
 
-    def _ways_left(self) -> int:
-        return 0 if self._arranged is None else self._arranged.ways_left
+    def _left(self, rung: int) -> int:
+        """Return the rungs above, and the ways of placing the model above those."""
+        ways = 0 if self._arranged is None else self._arranged.ways_left
+        return max(0, self._rungs - rung) + ways
 
     def _render(self, task: Task, output: Output) -> Outcome:
-        pipe = self._loaded(task.job)
-        if task.rung > self._rungs:  # nothing is left to do to the pipeline as it was placed
-            pipe = self._loaded(task.job, task.rung - self._rungs)
+        if self._loaded_as != task.job.resolved().loaded_as:
+            self._loaded(task.job)
+        if not self._skip:
+            self._rungs = len(available(self._pipe))
+        # Above the last rung nothing is left to do to the pipeline as it was placed.
+        pipe = self._loaded(task.job, max(0, task.rung - self._rungs))
         self._stop_if_asked()
         rungs = available(pipe)[: task.rung]
         undo: list[Undo] = []

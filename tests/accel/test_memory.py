@@ -207,12 +207,15 @@ def test_the_command_prints_json_and_a_table(capsys):
     assert main([*command, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert set(data["denoise"]) == {"1", "2", "4", "8", "16"} and data["slices"] == 1
+    (card,) = data["placement"]["cards"].values()
+    assert card["chosen"]["way"] == "all resident" and len(card["ways"]) == 6
     assert data["encode"]["text_encoder"] > 0 and data["encoder_weights"]["text_encoder"] > 10**5
     assert data["decode"]["16 strips, frames to the CPU"] < data["decode"]["16 strips"]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "step rehash keeps" in out and "encode, text_encoder" in out
     assert "denoise, 8 slices" in out and "decode, tiled (approximate)" in out
+    assert "placement for device memory 0.95 GiB" in out and "nothing; taken" in out
 
 
 @pytest.mark.parametrize(
@@ -226,6 +229,7 @@ def test_the_command_prints_json_and_a_table(capsys):
         ),
         (["wan-14b", "--size", "64x64", "--frames", "0"], "frames must be at least 1"),
         (["wan-14b", "--size", "64x64", "--budget", "lots"], "memory must look like"),
+        (["wan-14b", "--size", "64x64", "--host", "lots"], "memory must look like"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(arguments, message, capsys):

@@ -15,6 +15,8 @@ from accel.memory.placement import NoWay, Placement, Room
 from accel.memory.ways import Way
 from accel.pipelines import fitting
 from accel.pipelines.arranging import arrangement_of
+from accel.pipelines.batch.tasks import Kind, Task
+from accel.pipelines.batch.worker import Worker
 from accel.pipelines.fitting import check_room
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
@@ -194,3 +196,20 @@ def test_a_memory_that_nothing_fits_in_is_refused_before_a_weight_is_read(monkey
         accel.load("tiny", memory=1, job=JOB)
     with pytest.raises(ValueError, match=r"offlod.*did you mean 'offload'"):
         accel.load("tiny", offlod="disk")
+
+
+@pytest.mark.slow
+def test_above_the_last_rung_the_model_is_placed_in_the_next_way(tmp_path):
+    told = []
+    worker = Worker(tmp_path, "cpu", lambda: False, told.append, None)
+    for rung, way in ((4, "text encoder first and gone"), (5, "one component at a time from disk")):
+        outcome = worker.perform(Task(f"v{rung}", f"{rung:064}", JOB, rung=rung))
+        assert outcome.kind is Kind.DONE, outcome.traceback
+        assert outcome.sidecar["placement"]["way"] == way
+        assert outcome.sidecar["memory"] == ["more slices", "VAE slicing", "VAE tiling"]
+    asked = Job(**{**JOB.to_dict(), "load": {"offload": "disk"}})
+    outcome = Worker(tmp_path, "cpu", lambda: False, told.append, None).perform(
+        Task("disk", "d" * 64, asked)
+    )
+    assert outcome.sidecar["placement"]["way"] == "blocks from disk"
+    assert outcome.sidecar["environment"]["device"] == "cpu"
