@@ -185,7 +185,7 @@ def _steps_of(pipe: Any) -> int:
 
 def _check_call(pipe: Any, job: Job) -> None:
     """Raise ValueError for a job that the pipeline's call does not take, or refuses itself."""
-    taken = takes(type(pipe))
+    taken = takes(pipe.__class__)
     check_call(taken, job)
     given = bind(taken, job, time=frame_step(pipe), stand_in=True)
     if refusal := _refusal(pipe, given.arguments):
@@ -197,7 +197,7 @@ def _refusal(pipe: Any, given: dict[str, Any]) -> str:
     own = getattr(pipe, "check_inputs", None)
     try:
         known = inspect.signature(own).parameters  # type: ignore[arg-type]
-        usual = {name: p.default for name, p in takes(type(pipe)).parameters.items()}
+        usual = {name: p.default for name, p in takes(pipe.__class__).parameters.items()}
         asked = {
             name: given.get(name, usual.get(name))
             for name, parameter in known.items()
