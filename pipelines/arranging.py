@@ -6,6 +6,8 @@ import inspect
 import json
 import math
 import struct
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,14 +15,34 @@ from typing import Any
 
 import torch
 
+from accel.config import RehashConfig
 from accel.core.units import gib
+from accel.memory.fit import Kept
 from accel.memory.meta_models import Video, find, in_dtype
 from accel.memory.pieces import PLAIN, Demand, demand
 from accel.memory.placement import Decision, Placement, Room, decide
+from accel.memory.simulate import Peaks, simulate
 from accel.memory.ways import COSTS, Way
 from accel.pipelines.load_options import ALL, LoadOptions
 
+_arranged: weakref.WeakKeyDictionary[Any, Arrangement] = weakref.WeakKeyDictionary()
 ROUGH = 8192  # bytes of activations for each pixel of each frame, that no model known here needs
+
+
+@dataclass(frozen=True)
+class Techniques:
+    """What of a job's plan decides its memory: its slices, and its step rehash."""
+
+    slices: int = 1
+    rehash: RehashConfig | None = None
+
+    @classmethod
+    def of(cls, job: Any) -> Techniques:
+        """Return those of a job, of anything with a size, or of None."""
+        plan = job.accel_plan() if hasattr(job, "accel_plan") else None
+        if plan is None:
+            return cls()
+        return cls(1 if plan.slicing is None else plan.slicing.slices, plan.rehash)
 
 
 @dataclass(frozen=True)
@@ -32,14 +54,15 @@ class Asked:
     room: Room
     dtype: torch.dtype
     options: LoadOptions
+    job: Techniques
     skip: int
     always: bool
 
-    def arranged(self, video: Video) -> Arrangement:
-        """Return what is decided about another size."""
+    def arranged(self, video: Video, job: Techniques) -> Arrangement:
+        """Return what is decided about another size and plan."""
         return arranged(
-            self.folder, video, self.room, self.dtype, options=self.options, skip=self.skip,
-            always=self.always,
+            self.folder, video, self.room, self.dtype, options=self.options, job=job,
+            skip=self.skip, always=self.always,
         )  # fmt: skip
 
 
@@ -78,7 +101,7 @@ def arranged(
     dtype: torch.dtype,
     *,
     options: LoadOptions | None = None,
-    slices: int = 1,
+    job: Techniques | None = None,
     skip: int = 0,
     always: bool = False,
 ) -> Arrangement:
@@ -93,25 +116,39 @@ def arranged(
         room: What is free.
         dtype: Of weights and activations.
         options: How to load it.
-        slices: Those of the job's plan.
+        job: What the job's plan takes.
         skip: Ways that fitted by the numbers, and did not.
         always: Simulate even a small one.
     """
     options = options or LoadOptions()
-    asked = Asked(folder, video, room, dtype, options, skip, always)
+    job = job or Techniques()
+    asked = Asked(folder, video, room, dtype, options, job, skip, always)
     weights = stored_bytes(folder, dtype)
     rough = weights + ROUGH * video.width * video.height * video.frames
     small = rough <= room.device // 2 and not skip and not always
     if options.offload in ("auto", "none") and small:
         return _whole(asked, weights, f"{gib(weights)} of weights are small beside what is free")
     try:
-        needed = demand_of(str(folder), video, dtype, kind_of_weights(options))
+        needed = demand_of(str(folder), video, dtype, kind_of_weights(options), job.rehash)
     except (ValueError, OSError) as error:
         if skip:
             raise
         return _whole(asked, weights, f"whole, since its needs are unknown: {error}")
-    decision = decide(needed, room, offload=options.offload, slices=slices, skip=skip)
+    decision = decide(needed, room, offload=options.offload, slices=job.slices, skip=skip)
     return Arrangement(decision, True, source=asked)
+
+
+def keep(pipe: Any, found: Arrangement) -> None:
+    """Remember what was decided for a pipeline, as long as there is one."""
+    with suppress(TypeError):  # a stand-in for a pipeline that cannot be remembered
+        _arranged[pipe] = found
+
+
+def arrangement_of(pipe: Any) -> Arrangement | None:
+    """Return what was decided for a pipeline; None for one that was loaded as usual."""
+    with suppress(TypeError):
+        return _arranged.get(pipe)
+    return None
 
 
 def _whole(asked: Asked, weights: int, why: str) -> Arrangement:
@@ -121,15 +158,26 @@ def _whole(asked: Asked, weights: int, why: str) -> Arrangement:
 
 
 @lru_cache(maxsize=64)
-def demand_of(folder: str, video: Video, dtype: torch.dtype, kind: str = PLAIN) -> Demand:
+def demand_of(
+    folder: str,
+    video: Video,
+    dtype: torch.dtype,
+    kind: str = PLAIN,
+    rehash: RehashConfig | None = None,
+) -> Demand:
     """Return what a job needs, simulated once for each size.
 
     Raises ValueError for a model that cannot be simulated, or not at this size.
     """
-    from accel.memory.simulate import simulate
-
     model = in_dtype(find(folder), dtype)
-    return demand(model, simulate(model, video), kind=kind)
+    peaks = _peaks(folder, video, dtype)
+    kept = Kept(peaks.rehash, 2 // model.batch, dtype.itemsize).bytes(rehash)
+    return demand(model, peaks, kind=kind, kept=kept)
+
+
+@lru_cache(maxsize=64)
+def _peaks(folder: str, video: Video, dtype: torch.dtype) -> Peaks:
+    return simulate(in_dtype(find(folder), dtype), video)
 
 
 def kind_of_weights(options: LoadOptions) -> str:

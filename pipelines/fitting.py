@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import weakref
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,11 @@ from accel.memory.meta_models import Video
 from accel.memory.ways import Way
 from accel.pipelines.arranging import (
     Arrangement,
+    Techniques,
     arranged,
+    arrangement_of,
     demand_of,
+    keep,
     kind_of_weights,
     usual_video,
 )
@@ -33,8 +34,6 @@ from accel.pipelines.loading.source import Source, resolve
 from accel.pipelines.placing import READ, offload, place
 from accel.pipelines.room import free_room
 from accel.pipelines.streamed import NotStreamable
-
-_arranged: weakref.WeakKeyDictionary[Any, Arrangement] = weakref.WeakKeyDictionary()
 
 
 def load(
@@ -95,9 +94,11 @@ def placed(
     source = resolve(model, options)
     check(source, options, str(device))
     dtype = dtype_of(options, str(device))
-    video = _video(source.pipeline, job)
+    video, techniques = _video(source.pipeline, job), Techniques.of(job)
     while True:
-        found = _arranged_now(source.folder, video, device, dtype, options, memory, host, skip)
+        found = _decided(
+            source.folder, video, device, dtype, options, techniques, memory, host, skip
+        )
         placement = found.placement
         (logger.info if placement.way is Way.RESIDENT else logger.warning)("%s", found)
         try:
@@ -108,7 +109,7 @@ def placed(
         except NotStreamable as error:
             told = str(error)
         else:
-            _keep(pipe, found)
+            keep(pipe, found)
             return pipe
         logger.warning("%s: %s", placement.way, told)
         skip += 1
@@ -153,24 +154,25 @@ def _why_not_read(source: Source, options: LoadOptions) -> str:
     return "compiled blocks are read whole" if options.compile != "off" else ""
 
 
-def _arranged_now(
+def _decided(
     folder: Path,
     video: Video,
     device: torch.device,
     dtype: torch.dtype,
     options: LoadOptions,
+    job: Techniques,
     memory: int | None,
     host: int | None,
     skip: int,
 ) -> Arrangement:
     """Decide about what is free now."""
     if memory is not None:  # the simulation itself makes the process larger
-        demand_of(str(folder), video, dtype, kind_of_weights(options))
+        demand_of(str(folder), video, dtype, kind_of_weights(options), job.rehash)
     room = free_room(device, memory)
     if host is not None and not room.shared:
         room = replace(room, host=host)
     always = memory is not None
-    return arranged(folder, video, room, dtype, options=options, skip=skip, always=always)
+    return arranged(folder, video, room, dtype, options=options, job=job, skip=skip, always=always)
 
 
 def _video(pipeline: str, job: Any) -> Video:
@@ -184,11 +186,6 @@ def _video(pipeline: str, job: Any) -> Video:
     return replace(usual, **{key: value for key, value in given.items() if value})
 
 
-def _keep(pipe: Any, found: Arrangement) -> None:
-    with suppress(TypeError):  # a stand-in for a pipeline that cannot be remembered
-        _arranged[pipe] = found
-
-
 def again(pipe: Any, job: Any) -> Arrangement | None:
     """Return what is decided for another job on a pipeline that was placed, None if it was not.
 
@@ -197,8 +194,10 @@ def again(pipe: Any, job: Any) -> Arrangement | None:
     found = arrangement_of(pipe)
     if found is None or found.source is None:
         return found
-    video = _video(type(pipe).__name__, job)
-    return found if video == found.source.video else found.source.arranged(video)
+    video, techniques = _video(type(pipe).__name__, job), Techniques.of(job)
+    if (video, techniques) == (found.source.video, found.source.job):
+        return found
+    return found.source.arranged(video, techniques)
 
 
 def still_fits(pipe: Any, before: Arrangement | None, job: Any) -> Arrangement | None:
@@ -239,10 +238,3 @@ def check_room(found: Arrangement, pipe: Any, device: torch.device) -> None:
                 f"out of memory before the first step: {phase} will need {gib(size - held)} more, "
                 f"{gib(free)} is free now; {found.decision.way_out or 'end what else uses memory'}"
             )
-
-
-def arrangement_of(pipe: Any) -> Arrangement | None:
-    """Return what was decided for a pipeline; None for one that was loaded as usual."""
-    with suppress(TypeError):
-        return _arranged.get(pipe)
-    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accel.core.plain_values import shown
 from accel.core.strict_json import dumps
@@ -54,7 +54,13 @@ def run(args: argparse.Namespace) -> int:
     needed = demand(model, peaks, kind=args.weights)
     found = cards.by_card(needed, sizes, host)
     if args.json:
-        chosen = {"weights": args.weights, "placement": cards.to_dict(found, needed, host)}
+        chosen: dict[str, Any] = {
+            "weights": args.weights,
+            "placement": cards.to_dict(found, needed, host),
+        }
+        if args.budget is not None:
+            taken = found[sizes[0]].chosen
+            chosen |= {"budget": sizes[0], "slices": None if taken is None else taken.slices}
         print(dumps({**vars(peaks), **chosen}, indent=2))
         return 0
     print(table(peaks))

@@ -1,4 +1,4 @@
-"""Every private name of diffusers and accelerate that accel depends on, and nothing else.
+"""Every private name of diffusers and accelerate that accel depends on, but those for loading.
 
 ``tests/accel/test_diffusers_bridge.py`` names each of them, so that a release which moves one fails
 there first.
@@ -272,42 +272,3 @@ def hidden_linear(module: nn.Module) -> bool:
     return place.startswith("peft.tuners.oft") or (
         place.startswith("peft.tuners.lora") and any(getattr(module, "use_dora", {}).values())
     )
-
-
-def from_one_file(cls: Any, config: Any, model: nn.Module, shapes: dict[str, Tensor]) -> Any:
-    """Return tensors of a single-file checkpoint under the names that diffusers' class has.
-
-    Nothing is read: ``shapes`` and ``model`` may be on the meta device. None for a class that
-    diffusers does not read from a single file. Whatever the conversion raises comes through: the
-    file holds something else.
-    """
-    from diffusers.loaders import single_file_model as loader
-
-    name = loader._get_single_file_loadable_mapping_class(cls)
-    if name is None:
-        return None
-    if not loader._should_convert_state_dict_to_diffusers(model.state_dict(), shapes):
-        return shapes
-    convert = loader.SINGLE_FILE_LOADABLE_CLASSES[name]["checkpoint_mapping_fn"]
-    return convert(config=config, checkpoint=dict(shapes))
-
-
-def repeated_blocks(cls: Any) -> list[str]:
-    """Return the classes of blocks that diffusers compiles one by one in a model of this class."""
-    return list(getattr(cls, "_repeated_blocks", None) or [])
-
-
-def cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast a model as ``from_pretrained`` does: what its class keeps in fp32 stays so.
-
-    ``from_single_file`` casts everything.
-    """
-    kept = getattr(model, "_keep_in_fp32_modules", None) or []
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.to(torch.float32 if {*name.split(".")} & {*kept} else dtype)
-
-
-def lora_components(pipe: Any) -> list[str]:
-    """Return the components of a pipeline that diffusers loads LoRAs into."""
-    return list(getattr(pipe, "_lora_loadable_modules", ()))

@@ -25,7 +25,10 @@ def _geometry(pipe: Any) -> Geometry:
 FAMILY = Family(
     "cogvideox",
     vaes={"AutoencoderKLCogVideoX": Vae(_scales)},
-    decoders={"CogVideoXDecoder3D": Decoder(pieces="apart")},
+    decoders={"CogVideoXDecoder3D": Decoder(caches=True, pieces="apart")},
+    grouped_blocks={
+        "CogVideoXResnetBlock3D": "cached resnet", "CogVideoXUpsample3D": "upsampler"
+    },
     pipelines={
         "CogVideoXPipeline": Pipeline(),
         "CogVideoXImageToVideoPipeline": Pipeline(needs=("image",)),

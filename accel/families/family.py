@@ -15,7 +15,7 @@ Layout = Literal["BCFHW", "BFCHW", "tokens", "BCHW"]
 Inputs = Callable[[Any, tuple[int, int, int, int, int]], dict[str, Any]]
 Conditions = Callable[[Mapping[str, Any], int | None], list[Any]]
 Scheduler = tuple[str, Mapping[str, Any]]  # class and configuration
-BlockKind = Literal["resnet", "upsampler", "blender", "causal middle"]
+BlockKind = Literal["resnet", "cached resnet", "upsampler", "blender", "causal middle"]
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class Chunks:
     """
 
     convolution: str
-    upsampler: str
-    temporal: str
-    attention: str
+    upsampler: str = ""
+    temporal: str = ""
+    attention: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ class Decoder:
     """The decoder of a VAE.
 
     ``head`` names its last norm and activation, if its norms look at one pixel. ``grouped``: it has
-    GroupNorm, whose statistics run over the whole picture. ``pieces`` is set where the VAE calls it
+    GroupNorm, whose statistics run over the whole picture; ``caches``: so do its blocks, which take
+    and return caches. ``pieces`` is set where the VAE calls it
     for a few latent frames at a time: "joined" if the VAE joins the results after every piece,
     "apart" if it keeps them separate until the end. ``chunks`` is set where the VAE calls it for
     all frames at once, but they could be decoded one after the other.
@@ -122,6 +123,7 @@ class Decoder:
 
     head: tuple[str, str] | None = None
     grouped: bool = False
+    caches: bool = False
     pieces: Literal["", "joined", "apart"] = ""
     chunks: Chunks | None = None
 

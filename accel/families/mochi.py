@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from accel.families.components import Part
 from accel.families.encoders import FLOW, T5, encoder
-from accel.families.family import Decoder, Denoiser, Family, Geometry, Model, Pipeline, Vae
+from accel.families.family import Chunks, Decoder, Denoiser, Family, Geometry, Model, Pipeline, Vae
 
 SCALES = (8, 6)  # pixels and frames per latent cell: its pipelines know no others
 
@@ -161,7 +161,12 @@ FAMILY = Family(
     "mochi",
     denoisers={"MochiTransformer3DModel": Denoiser(prepare=_prepare_rotary)},
     vaes={"AutoencoderKLMochi": Vae(lambda config: SCALES)},
-    decoders={"MochiDecoder3D": Decoder(pieces="apart")},
+    decoders={
+        "MochiDecoder3D": Decoder(
+            caches=True, pieces="apart", chunks=Chunks("CogVideoXCausalConv3d")
+        )
+    },
+    grouped_blocks={"MochiResnetBlock3D": "cached resnet"},
     pipelines={"MochiPipeline": Pipeline()},
     latents={"Mochi": _geometry},
     return_frames=("MochiPipeline",),

@@ -262,7 +262,8 @@ def _way_out(demand: Demand, room: Room, table: list[Placement]) -> str:
     row = min(table, key=lambda r: (bool(r.host) and max(r.host.values()) > room.host, r.peak))
     phase, size = max(row.device.items(), key=lambda item: item[1])
     if size <= room.device:
-        return f"no way fits: {row.way}: {row.why_not}; allow load offload disk"
+        other = "" if row.way is Way.DISK else ", or load offload disk"
+        return f"no way fits: {row.way}: {row.why_not}; what helps: more host memory{other}"
     helps = ["a smaller size or fewer frames"]
     if phase == "decode" and demand.approximate:
         name, least = min(demand.approximate.items(), key=lambda item: item[1])

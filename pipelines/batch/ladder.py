@@ -20,8 +20,8 @@ import torch
 from accel.config import SlicingConfig
 from accel.core.structure import denoisers
 from accel.memory.ways import Way
+from accel.pipelines.arranging import arrangement_of
 from accel.pipelines.batch.tasks import Kind
-from accel.pipelines.fitting import arrangement_of
 from accel.pipelines.job import Job
 from accel.plans import Plan
 

@@ -43,6 +43,8 @@ class Prediction:
             "peak_bytes": self.memory.peak if known else None,
             "peak_at_least": self.memory.at_least,
             "peak_unknown": self.memory.why_not,
+            "placement": self.memory.way,
+            "no_placement": self.memory.no_way,
             "limits_unknown": self.unchecked,
         }
 
@@ -51,7 +53,10 @@ def memory_text(memory: Answer) -> str:
     """Such as "~1.50 GiB", "more than 1.50 GiB" or "memory unknown: config not local"."""
     if memory.why_not:
         return f"memory unknown: {memory.why_not}"
-    return f"{'more than ' if memory.at_least else '~'}{memory.peak / 2**30:.2f} GiB"
+    size = f"{'more than ' if memory.at_least else '~'}{memory.peak / 2**30:.2f} GiB"
+    if memory.no_way:
+        return f"{size}, and no way to place it fits here: {memory.no_way}"
+    return f"{size}, weights placed: {memory.way}" if memory.way else size
 
 
 class Predictor:

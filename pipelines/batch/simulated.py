@@ -11,22 +11,26 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import struct
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accel.config import RehashConfig, SlicingConfig
+from accel.memory.placement import Room
+from accel.pipelines.batch.helper_process import Helper
 from accel.pipelines.batch.identity import digest
+from accel.pipelines.batch.placements import Placed, Question, answered
 from accel.pipelines.job import Job
 from accel.pipelines.load import TINY, defaults, local_folder, tiny_folder
+from accel.pipelines.room import free_room
 from accel.plans import PRESETS, Plan
+
+if TYPE_CHECKING:
+    import torch
 
 KNOWN = Path(__file__).with_name("peaks.json")
 NOT_LOCAL = "config not local"
@@ -48,11 +52,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """Peak bytes; ``why_not`` says why they are unknown, ``at_least`` that some weights are."""
+    """Peak bytes; ``why_not`` says why they are unknown, ``at_least`` that some weights are.
+
+    ``way``: how weights are placed, "" where all lie on the device. ``table``: all ways.
+    ``no_way``: why none fits; the peak is then that of all weights on the device.
+    """
 
     peak: int = 0
     why_not: str = ""
     at_least: bool = False
+    way: str = ""
+    table: str = ""
+    no_way: str = ""
 
 
 class Simulator:
@@ -65,6 +76,8 @@ class Simulator:
         self._answers: dict[Request, Answer] = {}
         self._known = json.loads(KNOWN.read_text()) if KNOWN.is_file() else {}
         self._helper: Helper | None = None
+        self._placements: dict[Question, Placed | str] = {}
+        self._room: Room | None = None
 
     def __call__(self, job: Job) -> Answer:
         """Return peak of a resolved job, with all weights loaded as ``load`` does it."""
@@ -78,7 +91,25 @@ class Simulator:
         request = Request(str(folder), *size, usual_dtype(), plan.slicing, plan.rehash)
         if request not in self._answers:
             self._answers[request] = self._find(request)
-        return self._answers[request]
+        return self._placed(request, self._answers[request], job.load_options.offload)
+
+    def _placed(self, request: Request, whole: Answer, offload: str) -> Answer:
+        """Return the answer for the way in which the weights would be placed here."""
+        room = self._room = self._room or free_room(torch_device())
+        fits = whole.why_not or whole.peak <= room.device
+        if offload == "none" or (offload == "auto" and fits):
+            return whole
+        slices = 1 if request.slicing is None else request.slicing.slices
+        size = (request.width, request.height, request.frames)
+        question = Question(
+            request.folder, *size, request.dtype, slices, request.rehash, offload, room
+        )
+        if question not in self._placements:
+            self._placements[question] = self._asked(answered, question)
+        found = self._placements[question]
+        if isinstance(found, str):
+            return replace(whole, no_way=found)
+        return replace(whole, peak=found.peak, way=found.way, table=found.table)
 
     def _find(self, request: Request) -> Answer:
         try:
@@ -93,15 +124,32 @@ class Simulator:
         return Answer(peak + others, at_least=not whole)
 
     def _simulated(self, request: Request) -> int | str:
+        found: int | str = self._asked(simulated, request)
+        return found
+
+    def _asked(self, work: Callable[[Any], Any], question: Any) -> Any:
         if "diffusers" in sys.modules:  # the memory is spent already
-            return simulated(request)
-        self._helper = self._helper or Helper(simulated)
-        return self._helper.ask(request)
+            return work(question)
+        self._helper = self._helper or Helper(answer)
+        return self._helper.ask((work, question))
 
     def close(self) -> None:
         """End the helper process, if there is one."""
         if self._helper is not None:
             self._helper.close()
+
+
+def answer(asked: tuple[Callable[[Any], Any], Any]) -> Any:
+    """Return what a function of a module says to a question; the helper's work."""
+    work, question = asked
+    return work(question)
+
+
+def torch_device() -> torch.device:
+    """Return the device that ``load`` takes here."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def simulated(request: Request) -> int | str:
@@ -197,47 +245,6 @@ def _elements(file: Path) -> int:
         header = json.loads(source.read(length))
     header.pop("__metadata__", None)
     return sum(math.prod(entry["shape"]) for entry in header.values())
-
-
-# ------------------------------------------------------------------------------------------ helper
-
-
-class Helper:
-    """A process that has diffusers loaded and answers requests.
-
-    ``work`` answers one; it is a function of a module.
-    """
-
-    def __init__(self, work: Callable[[Any], Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def ask(self, request: Any) -> Any:
-        """Return what ``work(request)`` gives in the process, or a text that it ended."""
-        try:
-            self._connection.send(request)
-            return self._connection.recv()
-        except (EOFError, OSError):
-            return "the process that simulates it ended"
-
-    def close(self) -> None:
-        """End the process, whatever it works on."""
-        self._process.kill()
-        self._process.join(10)
-        self._connection.close()
-
-
-def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
-    """Run the helper process: requests in, answers out, until the other side is gone."""
-    from diffusers.utils import logging
-
-    logging.set_verbosity_error()
-    with suppress(EOFError, OSError, KeyboardInterrupt):
-        while True:
-            connection.send(work(connection.recv()))
 
 
 def embedded_requests() -> list[Request]:

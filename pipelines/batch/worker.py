@@ -16,7 +16,7 @@ import torch
 import accel
 from accel.core.diffusers_bridge import execution_device
 from accel.core.quality import psnr, ssim
-from accel.pipelines.arranging import Arrangement
+from accel.pipelines.arranging import Arrangement, arrangement_of
 from accel.pipelines.batch.comparison import keep_reference
 from accel.pipelines.batch.events import EmitStep, Note, Part, Step
 from accel.pipelines.batch.ladder import (
@@ -33,7 +33,7 @@ from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.process_peak import peak_bytes, reset_peak
 from accel.pipelines.batch.tasks import Check, Kind, Outcome, Task
 from accel.pipelines.checkpoint import StepCheckpoint, Stopped
-from accel.pipelines.fitting import arrangement_of, check_room, placed, still_fits, summary
+from accel.pipelines.fitting import check_room, placed, still_fits, summary
 from accel.pipelines.generate import Result, check, generate
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import usual_device

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from accel.core.diffusers_bridge import repeated_blocks
+from accel.core.diffusers_loading import repeated_blocks
 from accel.core.validate import did_you_mean
 from accel.pipelines.load_options import LoadOptions
 from accel.pipelines.loading.checkpoint_files import shapes, why_not

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from accel.core.diffusers_bridge import from_one_file
+from accel.core.diffusers_loading import from_one_file
 from accel.core.extras import how_to_install
 
 Shapes = dict[str, tuple[int, ...]]

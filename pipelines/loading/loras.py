@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from accel.core.diffusers_bridge import lora_components
+from accel.core.diffusers_loading import lora_components
 from accel.core.extras import how_to_install
 from accel.core.run_log import logger
 from accel.pipelines.loading.lora_files import Lora, check_file, parse
@@ -88,7 +88,7 @@ def components(pipe: Any, lora: Lora) -> list[str]:
 
     Raises ValueError for one that the pipeline does not have.
     """
-    both = [
+    both: list[str] = [
         name for name in ("transformer", "transformer_2")
         if name in lora_components(pipe) and getattr(pipe, name, None) is not None
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from accel.core.diffusers_bridge import cast
+from accel.core.diffusers_loading import cast
 from accel.core.validate import did_you_mean
 from accel.pipelines.load_options import LoadOptions
 from accel.pipelines.loading.source import INDEX, SINGLE, Source

@@ -16,10 +16,10 @@ from typing import Any
 
 from accel.config import SlicingConfig
 from accel.memory.fit import Needs
+from accel.pipelines.batch.helper_process import Helper
 from accel.pipelines.batch.identity import digest
 from accel.pipelines.batch.simulated import (
     NOT_LOCAL,
-    Helper,
     config_folder,
     other_weights,
     usual_dtype,

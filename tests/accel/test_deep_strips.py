@@ -10,8 +10,9 @@ from helpers.vaes import VAES, Pipe, WanPipeline, decode, peak, plan, relative, 
 import accel
 from accel import SlicingConfig
 from accel.families.components import Part
-from accel.slicing.vae.deep_strips import Unit, Waiting, spans
+from accel.slicing.vae.row_spans import Unit, spans
 from accel.slicing.vae.stream import Streamed
+from accel.slicing.vae.video_run import Waiting
 
 WAN = {"base_dim": 16, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1,
        "temperal_downsample": [True, True], "latents_mean": (0.0,) * 4,
@@ -73,7 +74,7 @@ def test_too_few_rows_around_a_strip_would_be_wrong(monkeypatch):
         return spans(height, start, stop, [Unit(max(0, u.halo - 1), u.scale) for u in units])
 
     assert spans(8, 0, 4, narrow) == [(0, 5), (0, 4)]
-    monkeypatch.setattr("accel.slicing.vae.deep_strips.spans", fewer)
+    monkeypatch.setattr("accel.slicing.vae.video_run.spans", fewer)
     with accel.patched(Pipe(vae), plan=plan(8)):
         assert relative(decode(vae, z), plain) > 1e-3
 
@@ -143,7 +144,7 @@ def test_a_failure_runs_whole_and_is_told(monkeypatch, name):
     def fails(*_):
         raise AssertionError("spans")
 
-    monkeypatch.setattr("accel.slicing.vae.deep_strips.spans", fails)
+    monkeypatch.setattr("accel.slicing.vae.video_run.spans", fails)
     with accel.patched(Pipe(vae), plan=plan(8)) as handle:
         for _ in range(2):
             assert relative(decode(vae, z), plain) <= 1e-6

@@ -194,6 +194,7 @@ def unets(videos: dict[str, Video]) -> dict[str, Any]:
 
 
 DECODERS = {
+    "Wan 2.1 720p x 81": (families.models()["wan-14b"].vae, (1, 16, 21, 90, 160)),
     "HunyuanVideo-1.5 720p x 33": (Part("AutoencoderKLHunyuanVideo15", {}), (1, 32, 9, 45, 80)),
     "LTX 704p x 97": (Part("AutoencoderKLLTXVideo", {}), (1, 128, 13, 22, 40)),
     "Stable Diffusion 1024 x 576": (families.models()["animatediff"].vae, (1, 4, 72, 128)),

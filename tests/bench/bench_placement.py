@@ -34,7 +34,7 @@ def child(folder: str, memory: int, steps: int) -> dict[str, Any]:
 
     import accel
     from accel.memory.placement import phases_text
-    from accel.pipelines.fitting import arrangement_of
+    from accel.pipelines.arranging import arrangement_of
     from accel.pipelines.generate import generate
     from accel.pipelines.job import Job
     from accel.pipelines.load import load

@@ -29,7 +29,7 @@ from accel import AttentionConfig, Plan, SlicingConfig, families
 from accel.core.tree import leaves, tree_map
 from accel.families.family import Model
 from accel.memory.meta_models import Video, latent_shape
-from accel.memory.simulate import decode_peak, denoise_peak, strips_peak
+from accel.memory.simulate import decode_peak, denoise_peak, denoiser_call, strips_peak
 from accel.slicing.program.cache import Programs
 from accel.slicing.vae.apply import apply_strips
 
@@ -65,9 +65,11 @@ def on_card(family: Model, layers: dict[str, int], video: Video) -> tuple[Any, C
     finally:
         torch.set_default_dtype(torch.float32)
     denoiser = nn.Module.to(denoiser, part.dtype).eval()
-    shapes = families.denoisers()[part.cls].inputs(denoiser, latent_shape(family, video))
+    shapes = denoiser_call(family, video)[1]
 
-    def value(x: Tensor) -> Tensor:
+    def value(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
         if x.is_floating_point():
             dtype = part.dtype if x.dtype == torch.bfloat16 else x.dtype
             return torch.randn(x.shape, dtype=dtype, device=CARD)
@@ -94,10 +96,7 @@ def once(call: Callable[[], Any]) -> tuple[Any, float, int]:
 def simulated(family: Model, layers: dict[str, int], video: Video) -> dict[str, int]:
     """Bytes of activations by variant, inputs included."""
     denoiser = family.denoiser.build(**layers)
-    kwargs = families.denoisers()[family.denoiser.cls].inputs(denoiser, latent_shape(family, video))
-    kwargs = tree_map(
-        lambda x: x.to(family.denoiser.dtype) if x.dtype == torch.bfloat16 else x, kwargs
-    )
+    kwargs = denoiser_call(family, video)[1]
     ways = {"as it comes": None, "8 slices": SlicingConfig(8)}
     return {name: denoise_peak(denoiser, kwargs, way, Programs()) for name, way in ways.items()}
 

@@ -20,6 +20,8 @@ from helpers.families import FAMILIES, MORE
 TOKENS = 2  # of the prompt: a word and the end
 CFG = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
 
+ROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
+
 
 def words(most: int = 16) -> Any:
     """A tokenizer of one token per word."""
@@ -39,10 +41,10 @@ def t5(size: int = 16, cls: str = "T5") -> Any:
     return getattr(transformers, f"{cls}EncoderModel")(config)
 
 
-def clip(cls: str = "CLIPTextModel", size: int = 16, projection: int = 16) -> Any:
+def clip(cls: str = "CLIPTextModel", size: int = 16, projection: int = 16, most: int = 16) -> Any:
     config = transformers.CLIPTextConfig(
         vocab_size=32, hidden_size=size, intermediate_size=16, num_hidden_layers=2, eos_token_id=1,
-        num_attention_heads=2, max_position_embeddings=16, projection_dim=projection,
+        num_attention_heads=2, max_position_embeddings=most, projection_dim=projection,
     )  # fmt: skip
     return getattr(transformers, cls)(config)
 
@@ -72,7 +74,8 @@ def flow(**settings: Any) -> Any:
 def kl(channels: int = 4, **more: Any) -> Any:
     return diffusers.AutoencoderKL(
         block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=2,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, shift_factor=0.1, **more,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, shift_factor=0.1,
+        **more,
     )  # fmt: skip
 
 
@@ -133,7 +136,7 @@ def hunyuan() -> Any:
     return diffusers.HunyuanVideoPipeline(
         text_encoder=language("LlamaModel"), tokenizer=stand_ins.Tokenizer(TOKENS, 512),
         transformer=denoiser("hunyuanvideo"), vae=vae, scheduler=flow(),
-        text_encoder_2=clip(size=8), tokenizer_2=words(),
+        text_encoder_2=clip(size=8, most=77), tokenizer_2=words(77),
     )  # fmt: skip
 
 
@@ -147,8 +150,9 @@ def hunyuan15() -> Any:
         image_embed_dim=12, rope_axes_dim=(4, 4, 8), target_size=32, task_type="t2v",
     )  # fmt: skip
     return diffusers.HunyuanVideo15Pipeline(
-        text_encoder=language("Qwen2_5_VLTextModel"), tokenizer=stand_ins.Tokenizer(TOKENS, 512),
-        transformer=model, vae=vae, scheduler=flow(), text_encoder_2=t5(), tokenizer_2=words(),
+        text_encoder=language("Qwen2_5_VLTextModel", **ROPE),
+        tokenizer=stand_ins.Tokenizer(TOKENS, 512), transformer=model, vae=vae, scheduler=flow(),
+        text_encoder_2=t5(), tokenizer_2=words(),
         guider=diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
     )  # fmt: skip
 
@@ -173,12 +177,16 @@ def cogvideox(name: str = "CogVideoXPipeline", channels: int = 4) -> Any:
 
 def mochi() -> Any:
     vae = diffusers.AutoencoderKLMochi(
-        latent_channels=4, encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4,
-        layers_per_block=(1,) * 5,
+        latent_channels=12, encoder_block_out_channels=(32,) * 4,
+        decoder_block_out_channels=(32,) * 4, layers_per_block=(1,) * 5,
+    )  # fmt: skip
+    model = diffusers.MochiTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
+        in_channels=12, text_embed_dim=16, time_embed_dim=4, max_sequence_length=16,
     )  # fmt: skip
     return diffusers.MochiPipeline(
         scheduler=flow(invert_sigmas=True), vae=vae, text_encoder=t5(), tokenizer=words(),
-        transformer=denoiser("mochi"),
+        transformer=model,
     )  # fmt: skip
 
 
@@ -238,7 +246,7 @@ def animatediff() -> Any:
         block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=16, norm_num_groups=8,
         down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"), num_attention_heads=2,
         up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"), motion_num_attention_heads=2,
-        motion_max_seq_length=8, sample_size=16,
+        motion_max_seq_length=16, sample_size=16,
     )  # fmt: skip
     return diffusers.AnimateDiffPipeline(
         vae=kl(), text_encoder=clip(), tokenizer=words(), unet=model, motion_adapter=None,
@@ -263,7 +271,7 @@ def qwen_image() -> Any:
     )  # fmt: skip
     return diffusers.QwenImagePipeline(
         scheduler=flow(use_dynamic_shifting=True), vae=vae, transformer=denoiser("qwen_image"),
-        text_encoder=language("Qwen2_5_VLTextModel"),
+        text_encoder=language("Qwen2_5_VLTextModel", **ROPE),
         tokenizer=stand_ins.Tokenizer(34 + TOKENS, 512),  # a template of 34
     )  # fmt: skip
 
@@ -305,7 +313,6 @@ WHOLE: dict[str, Callable[[], Any]] = {
     "WanVideoToVideoPipeline": lambda: wan("WanVideoToVideoPipeline"),
     "WanVACEPipeline": lambda: wan("WanVACEPipeline", transformer=vace()),
     "FluxPipeline": flux,
-    "FluxKontextPipeline": lambda: flux("FluxKontextPipeline"),
     "FluxImg2ImgPipeline": lambda: flux("FluxImg2ImgPipeline"),
     "FluxInpaintPipeline": lambda: flux("FluxInpaintPipeline"),
     "Flux2Pipeline": flux2,
@@ -336,7 +343,7 @@ WHOLE: dict[str, Callable[[], Any]] = {
 def vace() -> Any:
     return diffusers.WanVACETransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16,
-        freq_dim=32, ffn_dim=32, num_layers=3, rope_max_seq_len=32, vace_layers=[0, 2],
+        freq_dim=32, ffn_dim=32, num_layers=2, rope_max_seq_len=32, vace_layers=[0, 1],
         vace_in_channels=4 * 2 + 64,
     )  # fmt: skip
 

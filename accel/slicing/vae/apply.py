@@ -14,7 +14,14 @@ from accel.config import SlicingConfig
 from accel.core.diffusers_bridge import innermost
 from accel.core.stand_in import put_in_place
 from accel.slicing.block_record import BlockRecord
-from accel.slicing.vae import deep_strips, frame_chunks, norm_strips, pixel_norm_strips, stream
+from accel.slicing.vae import (
+    cached_norm_strips,
+    deep_strips,
+    frame_chunks,
+    norm_strips,
+    pixel_norm_strips,
+    stream,
+)
 
 VAE = "vae.decoder"  # name of the decoder among the blocks
 
@@ -46,6 +53,10 @@ def apply_strips(
             frame_chunks.replace(decoder, kind.chunks, depth.chunk, put, front)
         pixel_norm_strips.replace(decoder, depth, record, put)
         deep_strips.replace(decoder, depth, record, put, streamed=sends is not None)
+    elif kind is not None and kind.caches:
+        if kind.chunks is not None:
+            frame_chunks.by_frames(decoder, kind.chunks, record, put)
+        cached_norm_strips.replace(decoder, config, record, put)
     elif norm_strips.known(decoder):
         norm_strips.replace(decoder, config, record, put)
     if sends:

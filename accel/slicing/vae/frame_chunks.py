@@ -1,11 +1,12 @@
 """Frame by frame through a causal decoder that takes all frames of a video at once.
 
-HunyuanVideo 1.5 hands its decoder the whole video. Its convolutions see earlier frames only, and
-pad the start with the first frame. So a convolution that keeps the last frames of its input goes on
-with the next ones as if it had seen them all, from the same numbers. Its temporal upsampler makes
-one frame of the first and two of each later one; its middle block's attention has a mask of all
-tokens by all tokens, by which a frame sees itself and earlier ones. Attention of one frame after
-the other needs no mask.
+HunyuanVideo 1.5 and Mochi hand their decoder the whole video. Its convolutions see earlier frames
+only, and pad the start with the first frame. So a convolution that keeps the last frames of its
+input goes on with the next ones as if it had seen them all, from the same numbers. HunyuanVideo's
+temporal upsampler makes one frame of the first and two of each later one; its middle block's
+attention has a mask of all tokens by all tokens, by which a frame sees itself and earlier ones.
+Attention of one frame after the other needs no mask. Mochi's decoder has no attention and
+normalizes each frame.
 
 ``deep_strips.py`` runs the tail so. State belongs to one strip and to one call of a part: a part
 that runs in strips itself calls its convolutions several times per chunk, in the same order.
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 
 from accel.core.stand_in import StandIn
 from accel.families.family import Chunks
-from accel.slicing.vae.strips import Put
+from accel.slicing.block_record import BlockRecord
+from accel.slicing.reasons import broken
+from accel.slicing.vae.strips import Put, watched, why_whole
 
 
 @dataclass
@@ -139,3 +142,66 @@ def replace(
             put(part, lambda f: TemporalUpsampler(f, chunk))
         elif kind == names.attention:
             put(part, lambda f, part=part: CausalAttention(part, f, by_frames))
+
+
+class CausalPair(CausalConv):
+    """Replaces the forward ``(x, conv_cache)`` of a causal convolution that also returns a cache.
+
+    With padding by the first frame it neither reads nor makes one.
+    """
+
+    def __call__(self, x: Tensor, conv_cache: Any = None) -> Any:
+        """Convolve a chunk, with the frames before it in place of padding."""
+        if self._chunk.kept is None or self._part.pad_mode != "replicate":
+            return self.forward(x, conv_cache=conv_cache)
+        return super().__call__(x), None
+
+
+class ByFrames(StandIn):
+    """Replaces a decoder's forward ``(x, conv_cache)``: latent frames run one after the other.
+
+    A caller that hands in pieces and caches is left alone.
+    """
+
+    def __init__(
+        self, decoder: nn.Module, forward: Callable[..., Any], chunk: Chunk, record: BlockRecord
+    ) -> None:
+        super().__init__(forward)
+        self._decoder, self._chunk, self._record = decoder, chunk, record
+        self._broken = False
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Decode x [B, C, T, H, W]."""
+        x = args[0] if len(args) == 1 and not named else None
+        if x is None or torch.compiler.is_compiling() or not self._possible(x):
+            return self.forward(*args, **named)
+        try:
+            kept: dict[tuple[int, int], Tensor] = {}
+            frames = [self._frame(part, kept, at == 0) for at, part in enumerate(x.split(1, 2))]
+        except Exception as error:
+            out = self.forward(x)  # raises what the model itself would
+            self._broken = True
+            self._record.whole[broken(error)] += 1
+            return out
+        self._record.note = "one latent frame after the other"
+        return torch.cat(frames, 2), {}
+
+    def _possible(self, x: Tensor) -> bool:
+        busy = not self.alive or self._broken or x.shape[2] < 2 or why_whole(x)
+        return not busy and not watched(self._decoder, self.forward)
+
+    def _frame(self, x: Tensor, kept: dict[tuple[int, int], Tensor], first: bool) -> Tensor:
+        self._chunk.begin(kept, first)
+        try:
+            return self.forward(x)[0]  # type: ignore[no-any-return]
+        finally:
+            self._chunk.end()
+
+
+def by_frames(decoder: nn.Module, names: Chunks, record: BlockRecord, put: Put) -> None:
+    """Run a decoder without attention, whose norms look at one frame, frame by frame."""
+    chunk = Chunk()
+    for part in decoder.modules():
+        if type(part).__name__ == names.convolution:
+            put(part, lambda f, part=part: CausalPair(part, f, chunk))
+    put(decoder, lambda f: ByFrames(decoder, f, chunk, record))
