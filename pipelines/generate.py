@@ -16,7 +16,7 @@ from accel.core.run_log import logger
 from accel.core.run_pipeline import shown, to_uint8
 from accel.patching import Handle, patched
 from accel.pipelines.checkpoint import StepCheckpoint
-from accel.pipelines.inputs.binding import bind, bound, check_call, frame_step, takes
+from accel.pipelines.inputs.binding import Bound, bind, bound, check_call, frame_step, takes
 from accel.pipelines.inputs.media import Used
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.limits import of_pipe
@@ -94,14 +94,15 @@ def generate(
     ``on_step(done, steps)`` is called after every denoising step; what it raises ends the run.
     Before it ``on_latents(pipe, latents)`` may look at the latents, where the pipeline shows them.
     ``checkpoint`` saves steps, and takes those over that it holds. ``on_cut`` is told what a
-    tokenizer cuts off a prompt and what of a LoRA has no effect. Raises JobError for a job that
+    tokenizer cuts off a prompt, what of a LoRA has no effect, and where the pipeline makes another
+    size than the job's. Raises JobError for a job that
     does not fit the pipeline; the pipeline is left as it was in every case.
     """
     job = job.resolved()
     motion = _checked(pipe, job)
     plan = job.accel_plan()
     prompts = {"prompt": job.prompt, "negative prompt": job.negative_prompt}
-    given = bound(pipe, job)
+    given = _given(pipe, job)
     with (
         watched(pipe, prompts, on_cut) as cuts,
         switched(pipe, job.loras, on_cut),
@@ -115,6 +116,14 @@ def generate(
     if told := _other_size(job, frames):
         on_cut(told)
     return Result(frames, seconds, report, tuple(cuts), given.inputs)
+
+
+def _given(pipe: Any, job: Job) -> Bound:
+    """Return what the job gives to the call; a file may end earlier than its header says."""
+    try:
+        return bound(pipe, job)
+    except ValueError as error:
+        raise JobError(f"job {job.file_name!r}: {error}") from error
 
 
 def _other_size(job: Job, frames: np.ndarray) -> str:
@@ -185,7 +194,7 @@ def _steps_of(pipe: Any) -> int:
 
 def _check_call(pipe: Any, job: Job) -> None:
     """Raise ValueError for a job that the pipeline's call does not take, or refuses itself."""
-    taken = takes(type(pipe))
+    taken = takes(pipe.__class__)
     check_call(taken, job)
     given = bind(taken, job, time=frame_step(pipe), stand_in=True)
     if refusal := _refusal(pipe, given.arguments):
@@ -197,7 +206,7 @@ def _refusal(pipe: Any, given: dict[str, Any]) -> str:
     own = getattr(pipe, "check_inputs", None)
     try:
         known = inspect.signature(own).parameters  # type: ignore[arg-type]
-        usual = {name: p.default for name, p in takes(type(pipe)).parameters.items()}
+        usual = {name: p.default for name, p in takes(pipe.__class__).parameters.items()}
         asked = {
             name: given.get(name, usual.get(name))
             for name, parameter in known.items()

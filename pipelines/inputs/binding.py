@@ -53,7 +53,7 @@ def call_arguments(pipe: Any, job: Job) -> dict[str, Any]:
 
 def bound(pipe: Any, job: Job) -> Bound:
     """Return ``call_arguments`` with what became of the job's files."""
-    taken = takes(type(pipe))
+    taken = takes(pipe.__class__)
     check_call(taken, job)
     given = bind(taken, job, time=frame_step(pipe))
     tokens = prompt_tokens(pipe, taken)

@@ -116,14 +116,14 @@ class Takes:
 
 
 @lru_cache(maxsize=512)
-def takes(cls: type) -> Takes:
+def takes(cls: Any) -> Takes:
     """Return what a job for a pipeline of this class may say."""
     names = [c.__name__ for c in cls.__mro__]
     listed = next((n for n in names if n in families.pipelines()), "")
     known = families.pipelines().get(listed, Pipeline())
     found = {
         name: _parameter(name, p)
-        for name, p in inspect.signature(cls.__call__).parameters.items()  # type: ignore[attr-defined]
+        for name, p in inspect.signature(cls.__call__).parameters.items()
         if name != "self" and p.kind not in _LOOSE
     }
     if known.conditions is not None:  # which stand instead of these
@@ -151,7 +151,7 @@ def _needs(
     known: Pipeline, found: Mapping[str, Parameter], binds: Mapping[str, str], parts: Any
 ) -> tuple[str, ...]:
     """Return what a call cannot do without, even if its signature has a default for it."""
-    keys = {target: key for key, target in reversed(binds.items()) if key in FILES}
+    keys = {target: key for key, target in reversed(list(binds.items())) if key in FILES}
     needs = dict.fromkeys(known.needs)
     for name, parameter in found.items():
         if parameter.required and name not in OWN and name not in PLAIN.values():
@@ -205,7 +205,7 @@ def _members(annotation: Any, inside: bool = False) -> typing.Iterator[tuple[Any
         yield annotation, inside
 
 
-def pipeline_class(name: str) -> type:
+def pipeline_class(name: str) -> Any:
     """Return a pipeline's class of diffusers by its name.
 
     Raises ValueError for another name, with the nearest one.
@@ -215,7 +215,7 @@ def pipeline_class(name: str) -> type:
     known = [n for n in dir(diffusers) if n.endswith("Pipeline")]
     if name not in known:
         raise ValueError(f"diffusers has no pipeline {name!r}{did_you_mean(name, known)}")
-    return typing.cast(type, getattr(diffusers, name))
+    return getattr(diffusers, name)
 
 
 def takes_of(name: str) -> Takes | str:

@@ -67,10 +67,11 @@ LONG = (
 def levels_apart(pipe: Any) -> int:
     """How far lossless may be from the plain call in bf16.
 
-    Statistics of a GroupNorm that are added up strip by strip round in their own way.
+    Statistics of a GroupNorm that are added up strip by strip round in their own way, by
+    units in the last place, of which the largest is one level.
     """
     decoder = families.decoders().get(type(pipe.vae.decoder).__name__)
-    return int(decoder is not None and decoder.grouped)
+    return 2 * int(decoder is not None and decoder.grouped)
 
 
 @pytest.mark.slow
@@ -80,7 +81,8 @@ def test_lossless_has_the_bits_of_the_plain_call(name: str, paths: dict[str, str
     job = job_of(name, paths, preset="lossless")
     before, result = plain(pipe, job), generate(pipe, job)
     assert result.report is not None and before.std() > 1
-    assert np.abs(result.frames.astype(int) - before).max() <= levels_apart(pipe)
+    apart = np.abs(result.frames.astype(int) - before)
+    assert apart.max() <= levels_apart(pipe) and (apart > 0).mean() < 0.05
     given = repr(job.to_dict())
     files = [path for path in paths.values() if path in given]
     assert sorted(used.file for used in result.inputs) == sorted(files)
