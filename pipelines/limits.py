@@ -21,9 +21,9 @@ from accel.families.components import Part
 from accel.families.family import Geometry, Pipeline
 from accel.families.sizes import SizeRule
 from accel.memory.meta_models import size_rule
+from accel.pipelines.batch.helper_process import Helper
 from accel.pipelines.batch.simulated import (
     NOT_LOCAL,
-    Helper,
     config_folder,
     config_of,
     denoiser_of,

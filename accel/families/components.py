@@ -59,7 +59,7 @@ class Part:
 
     def few_layers(self) -> Any:
         """Return the module with at most two layers of each kind."""
-        few = {name: min(2, count) for name, count in self.layers().items()}
+        few: dict[str, Any] = {name: min(2, count) for name, count in self.layers().items()}
         within = self.config.get(WITHIN)  # the layers in each block of a UNet
         if isinstance(within, (list, tuple)) and all(isinstance(n, int) for n in within):
             few[WITHIN] = tuple(min(2, n) for n in within)

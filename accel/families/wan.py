@@ -41,7 +41,7 @@ def _geometry(pipe: Any) -> Geometry:
 
 def _model(
     pipeline: str = "WanPipeline", shift: float = 3.0, both: bool = False, image: bool = False,
-    **sizes: int,
+    **sizes: Any,
 ) -> Model:  # fmt: skip
     """Return a released model.
 
@@ -74,7 +74,7 @@ def _scheduler(shift: float) -> Scheduler:
     return "UniPCMultistepScheduler", flow
 
 
-LARGE = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+LARGE: Mapping[str, Any] = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
 VAE_22: Mapping[str, Any] = {
     "base_dim": 160, "z_dim": 48, "is_residual": True, "in_channels": 12, "out_channels": 12,
     "decoder_base_dim": 256, "scale_factor_temporal": 4, "scale_factor_spatial": 16,

@@ -104,7 +104,8 @@ def _read(found: _Found, model: str, name: str, library: str, cls: str) -> None:
     if library == "transformers":
         _read_reader(found, model, name, cls)
         return
-    from diffusers import ConfigMixin, ModelMixin
+    from diffusers import ModelMixin
+    from diffusers.configuration_utils import ConfigMixin
 
     dtype = torch.float32 if name == "vae" else torch.bfloat16
     kind = Part(cls, {}, dtype, library).kind()
@@ -121,11 +122,11 @@ def _read(found: _Found, model: str, name: str, library: str, cls: str) -> None:
 def _read_reader(found: _Found, model: str, name: str, cls: str) -> None:
     """Read the configuration of an encoder, or the limit of a tokenizer."""
     import transformers
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     if name.startswith("tokenizer"):
         path = cached_file(model, "tokenizer_config.json", subfolder=name)
-        limit = json.loads(Path(path).read_text("utf-8")).get("model_max_length", MOST_TOKENS)
+        limit = json.loads(Path(str(path)).read_text("utf-8")).get("model_max_length", MOST_TOKENS)
         if limit < MOST_TOKENS:
             found.limits[name] = int(limit)
         return
@@ -133,7 +134,8 @@ def _read_reader(found: _Found, model: str, name: str, cls: str) -> None:
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         return  # it reads pictures, and has no weights
     config, _ = transformers.PretrainedConfig.get_config_dict(model, subfolder=name)
-    if config.get("model_type") not in (None, kind.config_class.model_type):
+    own: Any = kind
+    if config.get("model_type") not in (None, own.config_class.model_type):
         raise ValueError(f"the configuration of {name} is not one of {cls}")
     found.encoders[name] = Encoder(cls, config)
 
@@ -142,18 +144,20 @@ def _take(found: _Found, name: str, part: Any) -> None:
     """Note the configuration of one component of a loaded pipeline."""
     import diffusers
     import transformers
+    from diffusers.configuration_utils import ConfigMixin
 
-    cls = type(part).__name__
-    if isinstance(part, nn.Module):
+    cls, is_module = type(part).__name__, isinstance(part, nn.Module)
+    if is_module:
         if hasattr(transformers, cls) and hasattr(part.config, "to_dict"):
             found.encoders[name] = Encoder(cls, part.config.to_dict(), dtype=part.dtype)
         elif hasattr(part, "config") and isinstance(part, diffusers.ModelMixin):
+            model: Any = part
             library = type(part).__module__.removeprefix("diffusers.pipelines.").split(".")[0]
             library = "diffusers" if hasattr(diffusers, cls) else library
-            found.parts[name] = Part(cls, dict(part.config), part.dtype, library)
+            found.parts[name] = Part(cls, dict(model.config), model.dtype, library)
         else:
             found.unknown.append(name)
-    elif isinstance(part, diffusers.ConfigMixin) and hasattr(diffusers, cls):
+    elif isinstance(part, ConfigMixin) and hasattr(diffusers, cls):
         found.schedulers[name] = (cls, dict(part.config))
     elif getattr(part, "model_max_length", MOST_TOKENS) < MOST_TOKENS:
         found.limits[name] = int(part.model_max_length)

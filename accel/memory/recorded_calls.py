@@ -271,7 +271,7 @@ _KEYWORDS = inspect.Parameter.VAR_KEYWORD
 def _prepare(pipe: Any) -> None:
     """Read one frame of a video for all equal ones."""
     pipe.set_progress_bar_config(disable=True)
-    processor = getattr(pipe, "video_processor", None)
+    processor: Any = getattr(pipe, "video_processor", None)
     if hasattr(processor, "preprocess_video"):
         read = processor.preprocess_video
 

@@ -156,7 +156,7 @@ class Encoder(nn.Module):
     def forward(self, input_ids: Any = None, *args: Any, **kwargs: Any) -> Output:
         """Return zeros in the sizes of the real encoder's results."""
         pixels = kwargs.get("pixel_values")
-        given = input_ids if input_ids is not None else kwargs.get("inputs_embeds", pixels)
+        given: Any = input_ids if input_ids is not None else kwargs.get("inputs_embeds", pixels)
         length = given.shape[1] if given.ndim < 4 else self._patches()
         width = self.get("hidden_size", "d_model", "n_embd")
         layers = self.get("num_hidden_layers", "num_layers", "n_layer")

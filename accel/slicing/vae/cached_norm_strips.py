@@ -44,10 +44,10 @@ class Norm:
         self._at, self._given.normalize = 0, self._rows
         try:
             if self._latent is None:
-                return self._part(part)  # type: ignore[no-any-return]
+                return self._part(part)
             height, mine = self._x.shape[-2], self._latent.shape[-2]
             at = torch.arange(low, high, dtype=torch.int64, device=part.device) * mine // height
-            return self._part(part, self._latent.index_select(-2, at))[0]  # type: ignore[no-any-return]
+            return self._part(part, self._latent.index_select(-2, at))[0]
         finally:
             self._given.normalize = None
 

@@ -137,7 +137,7 @@ class Deep(StandIn):
         given = dict(zip(self._names, args, strict=False), **named)
         if self._chunked:
             return self._video(given)
-        caches = given.get("feat_cache")
+        caches: Any = given.get("feat_cache")
         if torch.compiler.is_compiling() or not self._depth_of(given, caches):
             return self.forward(*args, **named)
         run = caches[-1]

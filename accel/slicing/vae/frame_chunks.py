@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -137,11 +138,11 @@ def replace(
     for part in decoder.modules():
         kind = type(part).__name__
         if kind == names.convolution:
-            put(part, lambda f, part=part: CausalConv(part, f, chunk))
+            put(part, partial(CausalConv, part, chunk=chunk))
         elif kind == names.upsampler and getattr(part, names.temporal):
             put(part, lambda f: TemporalUpsampler(f, chunk))
         elif kind == names.attention:
-            put(part, lambda f, part=part: CausalAttention(part, f, by_frames))
+            put(part, partial(CausalAttention, part, by_frames=by_frames))
 
 
 class CausalPair(CausalConv):
@@ -193,7 +194,7 @@ class ByFrames(StandIn):
     def _frame(self, x: Tensor, kept: dict[tuple[int, int], Tensor], first: bool) -> Tensor:
         self._chunk.begin(kept, first)
         try:
-            return self.forward(x)[0]  # type: ignore[no-any-return]
+            return self.forward(x)[0]
         finally:
             self._chunk.end()
 
@@ -203,5 +204,5 @@ def by_frames(decoder: nn.Module, names: Chunks, record: BlockRecord, put: Put) 
     chunk = Chunk()
     for part in decoder.modules():
         if type(part).__name__ == names.convolution:
-            put(part, lambda f, part=part: CausalPair(part, f, chunk))
+            put(part, partial(CausalPair, part, chunk=chunk))
     put(decoder, lambda f: ByFrames(decoder, f, chunk, record))
