@@ -139,9 +139,9 @@ def denoiser_call(model: Model, video: Video) -> tuple[Any, dict[str, Any]]:
     calls = recorded(model, video)
     if calls is not None:
         given = calls.denoisers.get(name) or next(iter(calls.denoisers.values()))
-        given = {k: v for k, v in given.items() if k != "return_dict"}
-        sizes = {k: tree_map(without_values, v) for k, v in given.items()}
-        return denoiser, given if known is not None and known.reads_values else sizes
+        keeps = known is not None and known.reads_values
+        kwargs = {k: v for k, v in given.items() if k != "return_dict"}
+        return denoiser, kwargs if keeps else tree_map(without_values, kwargs)
     if known is None or known.inputs is None:
         raise ValueError(f"cannot simulate {part.cls}: no pipeline is known that calls it")
     kwargs = known.inputs(denoiser, latent_shape(model, video))
