@@ -129,6 +129,7 @@ def main() -> None:
     print("plain:", json.dumps(plain, indent=1))
     assert less["sha256"] == plain["sha256"], "the frames are not equal"
     assert less["peak"] <= memory, "more than the memory allowed"
+    assert abs(less["predicted"] / less["peak"] - 1) < 0.1, "the prediction is off by over 10 %"
     print(f"equal frames; predicted / measured {less['predicted'] / less['peak']:.3f}")
     if args.json:
         from rows import append, flat

@@ -11,9 +11,11 @@ import torch
 
 from accel.cli import main
 from accel.memory.meta_models import Video, find, in_dtype
+from accel.memory.placement import Room
 from accel.memory.simulate import simulate
 from accel.pipelines.batch import simulated
 from accel.pipelines.batch.identity import model_fingerprint, plan_digest
+from accel.pipelines.batch.placements import Placed
 from accel.pipelines.batch.predict import Predictor, Totals, memory_text
 from accel.pipelines.batch.simulated import Answer, Simulator, embedded_requests
 from accel.pipelines.job import Job
@@ -141,3 +143,24 @@ def test_dry_run_prints_the_prediction(tmp_path, capsys):
     for line in capsys.readouterr().out.splitlines():
         predicted = json.loads(line)["predicted"]
         assert predicted["seconds"] is None and predicted["peak_bytes"] > 2**24
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (Placed("blocks from disk", 2**29, "table"), "~0.50 GiB, weights placed: blocks from disk"),
+        ("no way fits", "GiB, and no way to place it fits here: no way fits"),
+    ],
+)
+def test_what_does_not_fit_whole_is_predicted_as_it_would_be_placed(monkeypatch, found, told):
+    asked = []
+    monkeypatch.setattr(simulated, "free_room", lambda device: Room(10**6, 10**6, True))
+    monkeypatch.setattr(Simulator, "_asked", lambda self, work, q: asked.append(q) or found)
+    fresh = Simulator()
+    job = Job("x").resolved()
+    for _ in range(2):
+        assert told in str(Predictor([], fresh).predict(job))
+    assert len(asked) == 1 and asked[0].offload == "auto"
+    whole = fresh(replace(job, load={"offload": "none"}))
+    assert not whole.way and not whole.no_way
+    assert "weights placed" not in str(Predictor([], lambda job: whole).predict(job))
