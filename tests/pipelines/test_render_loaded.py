@@ -53,7 +53,7 @@ def test_a_dry_run_takes_a_model_that_is_a_file(tmp_path, jobs, capsys):
     assert main(["render", file, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     file = jobs({"prompt": "a", "model": model, "load": None})
     assert main(["render", file, "--out", str(tmp_path / "out"), "--dry-run"]) == 1
-    assert "with its configurations and other components" in capsys.readouterr().out
+    assert "with its configurations and other components" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
