@@ -274,8 +274,8 @@ def from_one_file(cls: Any, config: Any, model: nn.Module, shapes: dict[str, Ten
         return None
     if not loader._should_convert_state_dict_to_diffusers(model.state_dict(), shapes):
         return shapes
-    convert = loader.SINGLE_FILE_LOADABLE_CLASSES[name]["checkpoint_mapping_fn"]
-    return convert(config=config, checkpoint=dict(shapes))
+    known: Any = loader.SINGLE_FILE_LOADABLE_CLASSES
+    return known[name]["checkpoint_mapping_fn"](config=config, checkpoint=dict(shapes))
 
 
 def repeated_blocks(cls: Any) -> list[str]:

@@ -40,5 +40,6 @@ def compile_blocks(pipe: Any) -> None:
     """Compile the repeated blocks of each denoiser by diffusers' own way."""
     from accel.core.structure import denoisers
 
-    for denoiser in denoisers(pipe).values():
+    found: dict[str, Any] = {**denoisers(pipe)}
+    for denoiser in found.values():
         denoiser.compile_repeated_blocks()

@@ -88,7 +88,7 @@ def components(pipe: Any, lora: Lora) -> list[str]:
 
     Raises ValueError for one that the pipeline does not have.
     """
-    both = [
+    both: list[str] = [
         name for name in ("transformer", "transformer_2")
         if name in lora_components(pipe) and getattr(pipe, name, None) is not None
     ]  # fmt: skip

@@ -35,7 +35,7 @@ def check_scheduler(own: str, settings: Mapping[str, Any]) -> None:
 
     ``own``: name of the model's scheduler class, which counts if the settings name none.
     """
-    cls = scheduler_class(settings.get(CLASS, own))
+    cls: Any = scheduler_class(settings.get(CLASS, own))
     known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
     for key, value in settings.items():
         if key == CLASS:

@@ -120,11 +120,12 @@ def configuration(library: str, kind: str, dtype: torch.dtype) -> Any:
 
 def pipeline_configuration(source: Source, wanted: Mapping[str, str], dtype: torch.dtype) -> Any:
     """Return diffusers' configuration for a whole pipeline, None if nothing is quantized."""
-    from diffusers import PipelineQuantizationConfig
+    import diffusers
 
     if not wanted:
         return None
-    return PipelineQuantizationConfig(
+    package: Any = diffusers
+    return package.PipelineQuantizationConfig(
         quant_mapping={
             name: configuration(source.components[name][0], kind, dtype)
             for name, kind in wanted.items()

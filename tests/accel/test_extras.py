@@ -18,7 +18,16 @@ OPTIONAL = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["opti
 
 @pytest.mark.parametrize(
     ("extra", "package"),
-    [("ui", "gradio"), ("video", "opencv-python-headless"), ("ray", "ray"), ("bench", "cache-dit")],
+    [
+        ("ui", "gradio"),
+        ("video", "opencv-python-headless"),
+        ("ray", "ray"),
+        ("bench", "cache-dit"),
+        ("lora", "peft"),
+        ("torchao", "torchao"),
+        ("bitsandbytes", "bitsandbytes"),
+        ("gguf", "gguf"),
+    ],
 )
 def test_the_package_is_named_as_its_extra_has_it(extra, package):
     (wanted,) = OPTIONAL[extra]

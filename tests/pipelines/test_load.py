@@ -14,6 +14,7 @@ from accel.pipelines.load import load, tiny_folder
 from accel.pipelines.load_options import LoadOptions
 from accel.pipelines.loading import building
 from accel.pipelines.loading.checking import problem
+from accel.pipelines.loading.offload import apply_offload
 from accel.pipelines.loading.source import resolve
 
 TINY = tiny_folder()
@@ -210,3 +211,54 @@ def test_quantized_weights_render_beside_every_technique(kind: str, bound: float
             error = ((frames(pipe, 12) - plain) ** 2).mean() ** 0.5
             assert error < (1e-3 if preset == "lossless" else 0.2), str(handle.report())
     assert (frames(pipe, 12) == plain).all()
+
+
+class Recorder:
+    """Stands for a pipeline on a card; writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list = []
+
+    def __getattr__(self, name: str):
+        return lambda *args, **kwargs: self.told.append((name, args, kwargs))
+
+
+@pytest.mark.parametrize(
+    ("way", "name", "given"),
+    [
+        ("none", "to", ("cuda",)),
+        ("auto", "to", ("cuda",)),
+        ("model", "enable_model_cpu_offload", {"device": "cuda"}),
+        ("sequential", "enable_sequential_cpu_offload", {"device": "cuda"}),
+        ("group", "enable_group_offload", {"onload_device": torch.device("cuda")}),
+    ],
+)
+def test_each_offload_is_diffusers_own(way: str, name: str, given) -> None:
+    pipe = Recorder()
+    assert apply_offload(pipe, way, "cuda") == ""
+    ((called, args, kwargs),) = pipe.told
+    assert called == name and (args == given or given.items() <= kwargs.items())
+
+
+def test_offload_takes_the_arguments_that_diffusers_has() -> None:
+    """The card that is missing here would tell."""
+    import inspect
+
+    for way in ("model", "sequential", "group"):
+        pipe = Recorder()
+        apply_offload(pipe, way, "cuda")
+        ((name, args, kwargs),) = pipe.told
+        method = getattr(diffusers.DiffusionPipeline, name)
+        inspect.signature(method).bind(pipe, *args, **kwargs)
+
+
+@pytest.mark.proof
+def test_compiled_blocks_render_beside_every_technique() -> None:
+    import accel
+
+    exact = frames(load("tiny"))
+    pipe = load("tiny", options=LoadOptions(compile="blocks"))
+    assert ((frames(pipe) - exact) ** 2).mean() ** 0.5 < 1e-4
+    for preset in ("lossless", "fast"):
+        with accel.patched(pipe, preset=preset):
+            assert ((frames(pipe) - exact) ** 2).mean() ** 0.5 < 0.03
