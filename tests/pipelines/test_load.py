@@ -194,7 +194,9 @@ def test_a_gguf_file_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.02), ("fp8", 0.08)])
+@pytest.mark.parametrize(
+    ("kind", "bound"), [("int8", 0.02), pytest.param("fp8", 0.08, marks=pytest.mark.proof)]
+)
 def test_quantized_weights_render_beside_every_technique(kind: str, bound: float) -> None:
     pytest.importorskip("torchao")
     import accel

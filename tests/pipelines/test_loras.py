@@ -71,11 +71,11 @@ def test_switching_between_three_reloads_nothing_and_leaves_no_trace(files, monk
     assert (frames(load("tiny"), jobs[2]) == seen[2]).all()
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("preset", "steps"),
-    [pytest.param("lossless", 2, marks=pytest.mark.slow),
-     pytest.param("fast", 10, marks=pytest.mark.proof)],
-)  # fmt: skip
+    [("lossless", 2), ("fast", 10)],
+)
 def test_switching_leaves_no_trace_in_a_patched_pipeline(files, preset, steps):
     more = {"preset": preset, "steps": steps, "frames": 13, "width": 128, "height": 128}
     pipe, jobs = load("tiny"), [job(**more), job(files[0], **more), job(files[1], **more)]
@@ -207,7 +207,7 @@ def test_loras_of_the_callers_own_are_not_touched(files):
         check(pipe, job(files[1]))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_beside_quantized_weights(files):
     pytest.importorskip("torchao")
     pipe = load("tiny", options=LoadOptions(weights="int8"))
