@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from accel.core.diffusers_bridge import execution_device
 from accel.pipelines.batch.identity import digest, model_fingerprint
 from accel.pipelines.job import Job
 from accel.pipelines.loading.encoding_store import NotPlain, Store
@@ -73,7 +74,8 @@ def cached(pipe: Any, store: Store, job: Job) -> Iterator[Encodings]:
     if not callable(own):
         yield seen
         return
-    base = [VERSION, _versions(), _machine(str(pipe.device)), type(pipe).__qualname__,
+    device = str(execution_device(pipe) or pipe.device)  # weights may lie elsewhere
+    base = [VERSION, _versions(), _machine(device), type(pipe).__qualname__,
             model_key(job), lora_key(job), _settings(pipe)]  # fmt: skip
 
     @functools.wraps(own)
@@ -90,7 +92,7 @@ def cached(pipe: Any, store: Store, job: Job) -> Iterator[Encodings]:
         else:
             pipe.encode_prompt = before
     if seen.keys and not seen.why_not:
-        store.note(job_key(job, str(pipe.device)), seen.keys)
+        store.note(job_key(job, device), seen.keys)
 
 
 def needed(jobs: Iterable[Job], store: Store, device: str) -> list[Job]:

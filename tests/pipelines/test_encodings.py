@@ -145,10 +145,10 @@ class Encoder:
     components: dict = {}  # noqa: RUF012
 
     def __init__(self, returned=None):
-        self.returned, self.calls = returned, 0
+        self.returned, self._calls = returned, 0
 
     def encode_prompt(self, prompt=None, image=None):
-        self.calls += 1
+        self._calls += 1
         if self.returned == "random":
             return torch.randn(3)
         return torch.ones(2) if self.returned is None else self.returned
@@ -169,9 +169,18 @@ def test_what_cannot_be_kept_is_computed_and_told(returned, image, said, store):
     for calls in (1, 2):
         with cached(pipe, store, job) as seen:
             pipe.encode_prompt("x", image=image)
-        assert pipe.calls == calls and said in str(seen)
+        assert pipe._calls == calls and said in str(seen)
         assert "1 computed and not kept, since" in str(seen)
     assert needed([job], store, "cpu") == [job] and "encode_prompt" not in vars(pipe)
+
+
+def test_the_device_that_computes_counts_not_where_weights_lie(store):
+    pipe, job = Encoder(), Job("x")
+    for device, found in (("cpu", 0), ("meta", 0), ("cpu", 1)):
+        pipe._execution_device = torch.device(device)
+        with cached(pipe, store, job) as seen:
+            pipe.encode_prompt("x")
+        assert seen.found == found
 
 
 def test_a_full_disk_is_told_and_ends_nothing(store, monkeypatch):

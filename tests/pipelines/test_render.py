@@ -235,7 +235,7 @@ def test_pipeline_without_a_known_denoiser(jobs, tmp_path, capsys, monkeypatch):
     class Strange:
         components = {"vae": None}  # noqa: RUF012
 
-    monkeypatch.setattr("accel.pipelines.batch.worker.load", lambda model, device: Strange())
+    monkeypatch.setattr("accel.pipelines.batch.worker.load", lambda model, **how: Strange())
     assert render(jobs({"prompt": "x"}), "--out", tmp_path / "out") == 1
     assert "no denoiser" in capsys.readouterr().err and visible(tmp_path / "out") == []
 
