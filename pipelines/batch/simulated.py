@@ -26,6 +26,7 @@ from accel.config import RehashConfig, SlicingConfig
 from accel.pipelines.batch.identity import digest
 from accel.pipelines.job import Job
 from accel.pipelines.load import TINY, defaults, local_folder, tiny_folder
+from accel.pipelines.loading.source import single_file
 from accel.plans import PRESETS, Plan
 
 KNOWN = Path(__file__).with_name("peaks.json")
@@ -138,7 +139,7 @@ def config_folder(model: str) -> Path | None:
     None for a hub id that is not in the local cache. Raises FileNotFoundError for what is no model.
     """
     folder = local_folder(model)
-    if folder is None:
+    if folder is None and single_file(model) is None:
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(model, "model_index.json")

@@ -109,10 +109,9 @@ def single_file(model: str) -> Path | None:
 
 
 def is_local(model: str, options: LoadOptions) -> bool:
-    """Tell whether a model's index can be read without a network."""
-    file = single_file(model)
-    where = options.config or "" if file else model
-    return bool(where) and local_folder(where) is not None
+    """Tell whether what a model needs to be looked at is here, or is known to be missing."""
+    where = options.config if single_file(model) else model
+    return where is None or local_folder(where) is not None
 
 
 def resolve(model: str, options: LoadOptions) -> Source:

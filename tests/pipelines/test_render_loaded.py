@@ -13,6 +13,7 @@ from accel.cli import main
 from accel.pipelines.batch.tasks import Check, Kind
 from accel.pipelines.batch.worker import Worker
 from accel.pipelines.job import Job
+from accel.pipelines.load import tiny_folder
 from accel.pipelines.load_options import LoadOptions
 
 QUICK = {"steps": 2, "frames": 5, "width": 64, "height": 64}
@@ -44,6 +45,15 @@ def test_jobs_that_load_alike_share_one_pipeline(tmp_path, monkeypatch):
     assert loads == [
         ("tiny", LoadOptions()), ("tiny", LoadOptions(dtype="bf16")), ("tiny", LoadOptions()),
     ]  # fmt: skip
+
+
+def test_a_dry_run_takes_a_model_that_is_a_file(tmp_path, jobs, capsys):
+    model = str(tiny_folder() / "transformer" / "diffusion_pytorch_model.safetensors")
+    file = jobs({"prompt": "a", "model": model, "load": {"config": "tiny"}})
+    assert main(["render", file, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    file = jobs({"prompt": "a", "model": model, "load": {"dtype": "bf16"}})
+    assert main(["render", file, "--out", str(tmp_path / "out"), "--dry-run"]) == 1
+    assert "holds weights alone: name the folder" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
