@@ -23,6 +23,7 @@ from accel.memory.meta_models import size_rule
 from accel.pipelines.batch.simulated import NOT_LOCAL, config_folder, config_of, denoiser_of, index
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.loading.lora_files import problem as lora_problem
+from accel.pipelines.loading.source import SINGLE
 from accel.pipelines.motion.latents import latent_geometry
 from accel.pipelines.motion.prepared import Prepared, check_motion_size, prepare
 
@@ -186,7 +187,8 @@ class StoredLimits:
 
     def _why_not_loaded(self, job: Job) -> str:
         """Return why the model cannot be loaded as the job asks for; once for all such jobs."""
-        if job.load and job.loaded_as not in self._loads:
+        told = job.load or job.model.endswith(SINGLE)
+        if told and job.loaded_as not in self._loads:
             from accel.pipelines.loading.checking import problem  # diffusers takes seconds
 
             self._loads[job.loaded_as] = problem(job.model, job.load_options)

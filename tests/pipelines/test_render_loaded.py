@@ -51,9 +51,9 @@ def test_a_dry_run_takes_a_model_that_is_a_file(tmp_path, jobs, capsys):
     model = str(tiny_folder() / "transformer" / "diffusion_pytorch_model.safetensors")
     file = jobs({"prompt": "a", "model": model, "load": {"config": "tiny"}})
     assert main(["render", file, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
-    file = jobs({"prompt": "a", "model": model, "load": {"dtype": "bf16"}})
+    file = jobs({"prompt": "a", "model": model, "load": None})
     assert main(["render", file, "--out", str(tmp_path / "out"), "--dry-run"]) == 1
-    assert "holds weights alone: name the folder" in capsys.readouterr().out
+    assert "with its configurations and other components" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
