@@ -131,9 +131,12 @@ def demand(model: Model, peaks: Peaks, *, kept: int = 0, kind: str = PLAIN) -> D
         kind: Kind of weights of denoiser and text encoders, one of ``BITS`` or "bf16".
     """
     exact = {way: b for way, b in peaks.decode.items() if "approximate" not in way}
+    denoisers = {"denoiser": model.denoiser}
+    if model.second is not None:
+        denoisers["second denoiser"] = model.second
     return Demand(
         tuple(piece(n, e, kind) for n, e in model.encoders.items()),
-        (piece("denoiser", model.denoiser, kind),),
+        tuple(piece(n, d, kind) for n, d in denoisers.items()),
         piece("vae", model.vae),
         peaks.denoise,
         exact,

@@ -1,7 +1,7 @@
 """The tables in docs/placement.md and docs/recipes.md: the way that fits on each card.
 
-    python tests/bench/placement_table.py [MODEL ...]        rewrites the table, beside stock diffusers
-    python tests/bench/placement_table.py --recipes          rewrites that of the recipes
+    python tests/bench/placement_table.py [MODEL ...]    rewrites the first, with stock diffusers
+    python tests/bench/placement_table.py --recipes      rewrites that of the recipes
 
 Everything is simulated from configurations (``accel memory``), in bf16, with 64 GB in the host and
 5 % of each card kept back.
