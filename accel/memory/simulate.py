@@ -281,12 +281,15 @@ def decode_peak(vae: Any, z: Tensor, chunk: int = 0) -> int:
     """Return the peak of decoding; with ``chunk``, of that many frames at a time, all kept."""
     weights = [*vae.parameters(), *vae.buffers()]
     temporal = "num_frames" in inspect.signature(vae.decode).parameters
+    timed = getattr(vae.config, "timestep_conditioning", False)
 
     def call() -> Any:
-        parts = [
-            vae.decode(part, **({"num_frames": len(part)} if temporal else {}), return_dict=False)
-            for part in (z.split(chunk) if chunk else [z])
-        ]
+        parts = []
+        for part in z.split(chunk) if chunk else [z]:
+            more: dict[str, Any] = {"num_frames": len(part)} if temporal else {}
+            if timed:
+                more["temb"] = meta(len(part), dtype=part.dtype)
+            parts.append(vae.decode(part, **more, return_dict=False))
         return torch.cat([p for (p,) in parts]) if chunk else parts[0][0]
 
     return activation_peak(call, z, weights)[0]
