@@ -49,7 +49,7 @@ def load(
 
     The cheapest way that fits is simulated before a weight is read: all weights on the device, the
     text encoder read first and gone, components or blocks offloaded to the host, or read from disk
-    when they run. ``accel.report(pipe)`` and the log say which one and why.
+    when they run. The log says which one and why.
 
     Args:
         model: "tiny", a folder, or a hub id.
