@@ -151,6 +151,9 @@ def _build(cls: Any, model: Model, calls: list[Call]) -> Any:
     for name, encoder in model.encoders.items():
         made[name] = stand_ins.Encoder(encoder.cls, encoder.settings(), encoder.dtype)
         made[name].register_forward_pre_hook(_noting(name, calls), with_kwargs=True)
+    for name in model.unknown:
+        if name.startswith("text_encoder"):  # nothing but its results counts here
+            made[name] = stand_ins.unknown_encoder(model.denoiser)
     for name in names:
         if name not in made and (reader := _reader(name, model, made)) is not None:
             made[name] = reader

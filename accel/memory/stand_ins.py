@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from accel.families.components import Part
 
 PATCH = 28  # pixels of a side that one token covers in Qwen2.5-VL
 
@@ -197,3 +200,18 @@ def side_of(config: Any) -> int:
     """Return the pixels of a side of an encoder's pictures."""
     vision = getattr(config, "vision_config", config)
     return int(getattr(vision, "image_size", 224) or math.isqrt(224**2))
+
+
+_TEXT_WIDTHS = ("text_dim", "joint_attention_dim", "text_embed_dim", "caption_channels",
+                "cross_attention_dim")  # fmt: skip
+
+
+def unknown_encoder(denoiser: Part) -> Encoder:
+    """Return a stand-in for an encoder of a class that is not known: as wide as the denoiser asks.
+
+    ``denoiser``: the class and configuration of the denoiser.
+    """
+    widths = (denoiser.config.get(name) for name in _TEXT_WIDTHS)
+    width = next((w for w in widths if isinstance(w, int)), 4096)
+    config = SimpleNamespace(hidden_size=width, num_hidden_layers=1)
+    return Encoder("", config, denoiser.dtype)

@@ -197,7 +197,7 @@ class Page:
         tab, planned = self.parts.generate, self.parts.kept.planned
         again: list[Any] = [*asking, tab.latest.change, self.blocks.load]
         gr.on(again, on.forecast, inputs_kwargs={"planned": planned, **form},
-              outputs=tab.forecast, trigger_mode="always_last", **few, **TOLD)  # fmt: skip
+              outputs=tab.forecast, trigger_mode="always_last", **QUIET)  # fmt: skip
         into = [self.parts.tabs, self.parts.kept.planned, form["preset"]]
         plan.use.click(on.use_plan, inputs_kwargs={"picked": plan.picked}, outputs=into, **TOLD)
 

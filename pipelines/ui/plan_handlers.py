@@ -50,17 +50,14 @@ class PlanHandlers:
             problem = view.problem(str(error))
             yield {tab.memory: slider, tab.picked: None, tab.predicted: problem}
 
-    def forecast(self, *, planned: Any, **form: Any) -> Iterator[Changes]:
+    def forecast(self, *, planned: Any, **form: Any) -> Changes:
         """Say beside the button what the form's job will take."""
-        beside = self.parts.generate.forecast
         try:
             job = forms.job_of(form, self.studio, planned)
-            if self.studio.simulations.known(job) is None:
-                yield {beside: forecast.WAIT}
-            needs = self._needs(job)
-            yield {beside: forecast.shown(self.studio, job, needs)}
+            shown = forecast.shown(self.studio, job, self._needs(job))
         except JobError as error:
-            yield {beside: view.problem(str(error))}
+            shown = view.problem(str(error))
+        return {self.parts.generate.forecast: shown}
 
     def _needs(self, job: Job) -> Needs | str:
         """Return the memory of a job, or why it is not known."""

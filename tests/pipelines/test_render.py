@@ -235,7 +235,7 @@ def test_pipeline_without_a_known_denoiser(jobs, tmp_path, capsys, monkeypatch):
     class Strange:
         components = {"vae": None}  # noqa: RUF012
 
-    monkeypatch.setattr("accel.pipelines.batch.worker.load", lambda model, **how: Strange())
+    monkeypatch.setattr("accel.pipelines.batch.worker.placed", lambda *a, **how: Strange())
     assert render(jobs({"prompt": "x"}), "--out", tmp_path / "out") == 1
     assert "no denoiser" in capsys.readouterr().err and visible(tmp_path / "out") == []
 
@@ -336,7 +336,7 @@ def test_a_twin_is_copied(jobs, tmp_path, capsys):
 
 
 def test_dry_run_loads_and_writes_nothing(jobs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("accel.pipelines.batch.worker.load", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("accel.pipelines.batch.worker.placed", lambda *a, **k: 1 / 0)
     code = main(["render", jobs({"prompt": "x"}), "--out", str(tmp_path / "out"), "--dry-run"])
     assert code == 0 and "x-0.mp4" in capsys.readouterr().out and not (tmp_path / "out").exists()
 

@@ -32,11 +32,11 @@ def jobs(tmp_path):
 def test_jobs_that_load_alike_share_one_pipeline(tmp_path, monkeypatch):
     loads = []
 
-    def counted(model, *, options, device):
+    def counted(model, options, device, *, job, skip):
         loads.append((model, options))
         return SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
 
-    monkeypatch.setattr(accel.pipelines.batch.worker, "load", counted)
+    monkeypatch.setattr(accel.pipelines.batch.worker, "placed", counted)
     monkeypatch.setattr(accel.pipelines.batch.worker, "check", lambda pipe, job: None)
     worker = Worker(tmp_path, None, lambda: False, print, None)
     for load in (None, {}, {"dtype": "bf16"}, {"dtype": "bf16", "compile": "off"}, None):

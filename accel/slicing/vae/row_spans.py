@@ -40,7 +40,8 @@ def spans(height: int, start: int, stop: int, units: Sequence[Unit]) -> list[tup
 def parts_of(decoder: Any) -> list[tuple[nn.Module, Strip]]:
     """Return the parts of a decoder's upsampling blocks, or [] if some part is not known."""
     known, found, inside = families.strips(), list[tuple[nn.Module, Strip]](), ""
-    for path, part in decoder.up_blocks.named_modules():
+    blocks = getattr(decoder, "up_blocks", nn.ModuleList())
+    for path, part in blocks.named_modules():
         if inside and path.startswith(inside):
             continue
         strip = known.get(type(part).__name__)
