@@ -26,7 +26,7 @@ def record(handle):
     return next(b for b in handle.report().blocks if b.name == "vae.decoder")
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", MADE)
 def test_the_same_video_in_strips(name):
     vae = MADE[name]()
@@ -43,7 +43,7 @@ def test_the_same_video_in_strips(name):
     assert not any("forward" in vars(m) for m in vae.modules())
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @torch.no_grad()
 def test_caches_of_a_block_are_the_same():
     vae = cogvideox()

@@ -32,7 +32,7 @@ def deep(handle):
     return block.note.startswith(("2 strips through", "4 strips through")), block
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("frames", "height", "batch", "n"), [(1, 33, 2, 16), (4, 17, 1, 8), (2, 6, 1, 16)]
 )
@@ -50,7 +50,7 @@ def test_deep_strips_decode_the_same_video(name, frames, height, batch, n):
     assert not any("forward" in vars(m) for m in vae.modules())
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", ["wan22", "hunyuan15"])
 def test_deep_strips_are_as_near_to_fp64_as_the_plain_run(name):
     vae, dtype = SMALL[name](), torch.bfloat16
@@ -85,7 +85,7 @@ def test_spans_reach_as_far_as_the_convolutions():
     assert spans(20, 0, 20, units) == [(0, 20), (0, 20), (0, 40), (0, 40), (0, 40)]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", DEEP)
 def test_beside_tiles_slices_and_an_encoder(name):
     vae = SMALL[name]()
@@ -125,7 +125,7 @@ def test_a_caller_may_look_at_frames_before_the_next_ones():
         assert relative(torch.cat(again[:2], 2).clone(), torch.cat(plain[:2], 2)) <= 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_frames_that_go_to_the_cpu_wait_there(monkeypatch):
     vae = SMALL["wan"]()
     z = latent(vae)
@@ -184,7 +184,7 @@ def test_hooks_and_autocast_see_whole_pictures(name):
         assert deep(handle)[0]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
 @pytest.mark.parametrize("name", ["wan", "hunyuan15"])
 def test_beside_weights_that_are_offloaded(name, kind):
@@ -197,7 +197,7 @@ def test_beside_weights_that_are_offloaded(name, kind):
         assert relative(decode(vae, z), plain) <= 1e-6 and deep(handle)[0]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.proof
 def test_a_video_in_deep_strips_takes_less_and_no_more_when_it_is_longer():
     part = Part("AutoencoderKLWan", WAN, torch.float32)

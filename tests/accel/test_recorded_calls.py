@@ -72,7 +72,7 @@ def some(names: Any) -> list[Any]:
     return [pytest.param(n, marks=() if n in first else proof, id=n) for n in names]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", some(WHOLE))
 def test_recorded_calls_are_those_of_a_real_run(name):
     pipe = whole(name)
@@ -85,7 +85,7 @@ def test_recorded_calls_are_those_of_a_real_run(name):
     assert recorded == real_calls(pipe)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", ["WanImageToVideoPipeline", "StableDiffusion3Pipeline"])
 def test_a_stored_pipeline_is_simulated_as_it_was_loaded(name, tmp_path):
     pipe = whole(name)
@@ -120,7 +120,7 @@ def test_every_built_in_model_has_a_published_size():
     assert set(PUBLISHED) == set(families.models())
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_built_in_models_have_their_published_sizes(name):
     model, (denoiser, encoder) = families.models()[name], PUBLISHED[name]

@@ -238,7 +238,7 @@ def test_the_store_has_a_limit(store):
         small.put("big", torch.zeros(2000), [])
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_queue_encodes_each_prompt_once_and_says_so(tmp_path):
     entries = [{"prompt": f"a circle {n % 2}", "seed": n, "name": f"job{n}"} for n in range(4)]
     queue = tmp_path / "jobs.json"

@@ -174,6 +174,7 @@ def problem_of_file(file: Path) -> str:
     return str(error.value)
 
 
+@pytest.mark.proof
 def test_a_gguf_file_is_read(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     file = checkpoints.write_gguf(tmp_path / "tiny.gguf", checkpoints.tiny_tensors())
@@ -193,7 +194,7 @@ def test_a_gguf_file_is_read(tmp_path: Path) -> None:
     assert "is not of this WanTransformer3DModel" in problem("tiny", options)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("kind", "bound"), [("int8", 0.02), pytest.param("fp8", 0.08, marks=pytest.mark.proof)]
 )

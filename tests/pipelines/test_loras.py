@@ -217,7 +217,7 @@ def test_beside_quantized_weights(files):
     assert (frames(pipe, job(steps=10)) == plain).all()
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_kill_9_and_resume_give_the_same_bytes(files, tmp_path):
     given = {"file": str(files[0]), "weight": 0.7}
     entries = [

@@ -51,7 +51,7 @@ def job(plan):
     return Job(**{**JOB.to_dict(), "preset": None, "plan": plan})
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_blocks_from_disk_give_the_same_frames_and_leave_nothing(usual):
     pipe, asked = placed(Way.DISK), job(SLICED)
     assert in_memory(pipe) == [] and pipe._execution_device == CPU
@@ -61,7 +61,7 @@ def test_blocks_from_disk_give_the_same_frames_and_leave_nothing(usual):
     assert found.report is not None and "calls in 4 slices" in str(found.report)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("preset", ["lossless", "fast"])
 @pytest.mark.parametrize(
     ("way", "left"),
@@ -173,7 +173,7 @@ def test_a_small_model_is_loaded_whole_without_a_simulation(monkeypatch):
     assert in_memory(pipe) == list(PARTS)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_out_of_memory_while_loading_takes_the_next_way(monkeypatch):
     tried = []
 
@@ -204,7 +204,7 @@ def test_a_memory_that_nothing_fits_in_is_refused_before_a_weight_is_read(monkey
         accel.load("tiny", offlod="disk")
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_above_the_last_rung_the_model_is_placed_in_the_next_way(tmp_path):
     told = []
     worker = Worker(tmp_path, "cpu", lambda: False, told.append, None)

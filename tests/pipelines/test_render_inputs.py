@@ -14,7 +14,7 @@ from helpers.tiny_pipelines import with_files, write_files
 from accel.cli import main
 
 RECIPES = {**tiny_pipelines.RECIPES, **tiny_images.RECIPES}
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.proof
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def levels_apart(pipe: Any) -> int:
     return 2 * int(decoder is not None and decoder.grouped)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in LONG])
 def test_lossless_has_the_bits_of_the_plain_call(name: str, paths: dict[str, str]) -> None:
     pipe = RECIPES[name](torch.bfloat16)

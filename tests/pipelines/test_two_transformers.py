@@ -59,7 +59,7 @@ def test_a_lora_goes_to_both_or_to_the_named_one(pipe, model, tmp_path):
     assert {len(names) for names in pipe.get_list_adapters().values()} == {2}
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_every_technique_knows_both(pipe, model):
     size = QUICK | {"steps": 12, "frames": 13, "width": 128, "height": 128}  # 256 tokens
     plain, _, _ = run(pipe, Job("a red circle", **size, model=model))
