@@ -206,6 +206,12 @@ def execution_device(pipe: Any) -> torch.device | None:
     return getattr(pipe, "_execution_device", None)
 
 
+def running_on(cls: type, device: torch.device) -> Any:
+    """Return a subclass of a pipeline's class that runs on ``device``, wherever its parts are."""
+    here = property(lambda self: device)
+    return type(cls.__name__, (cls,), {"_execution_device": here, "device": here})
+
+
 class BlockKind:
     """What diffusers' registry knows about the class of a transformer block.
 

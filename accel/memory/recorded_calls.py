@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from accel import families
+from accel.core.diffusers_bridge import running_on
 from accel.core.tree import tree_map
 from accel.families.components import Part
 from accel.families.family import Model
@@ -140,8 +141,7 @@ def _build(cls: Any, model: Model, calls: list[Call]) -> Any:
     """Return the pipeline with parts on the meta device and stand-ins that record."""
     import diffusers
 
-    here = property(lambda self: torch.device("cpu"))
-    cls = type(cls.__name__, (cls,), {"_execution_device": here, "device": here})
+    cls = running_on(cls, torch.device("cpu"))
     names = inspect.signature(cls.__init__).parameters
     made: dict[str, Any] = {}
     for name, (kind, config) in model.schedulers.items():
