@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
-import math
-import struct
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ import torch
 
 from accel.config import RehashConfig
 from accel.core.units import gib
+from accel.families.family import Model
 from accel.memory.fit import Kept
 from accel.memory.meta_models import Video, find, in_dtype
 from accel.memory.pieces import PLAIN, Demand, demand
@@ -24,6 +22,7 @@ from accel.memory.placement import Decision, Placement, Room, decide
 from accel.memory.simulate import Peaks, simulate
 from accel.memory.ways import COSTS, Way
 from accel.pipelines.load_options import ALL, LoadOptions
+from accel.pipelines.safetensors_header import numbers, weight_files
 
 _arranged: weakref.WeakKeyDictionary[Any, Arrangement] = weakref.WeakKeyDictionary()
 ROUGH = 8192  # bytes of activations for each pixel of each frame, that no model known here needs
@@ -171,15 +170,14 @@ def demand_of(
 
     Raises ValueError for a model that cannot be simulated, or not at this size.
     """
-    model = in_dtype(find(folder), dtype)
-    peaks = _peaks(folder, video, dtype)
-    kept = Kept(peaks.rehash, 2 // model.batch, dtype.itemsize).bytes(rehash)
-    return demand(model, peaks, kind=kind, kept=kept)
+    model, peaks = _simulated(folder, video, dtype)
+    return demand(model, peaks, kind=kind, kept=Kept.of(model, peaks).bytes(rehash))
 
 
 @lru_cache(maxsize=64)
-def _peaks(folder: str, video: Video, dtype: torch.dtype) -> Peaks:
-    return simulate(in_dtype(find(folder), dtype), video)
+def _simulated(folder: str, video: Video, dtype: torch.dtype) -> tuple[Model, Peaks]:
+    model = in_dtype(find(folder), dtype)
+    return model, simulate(model, video)
 
 
 def kind_of_weights(options: LoadOptions) -> str:
@@ -201,20 +199,8 @@ def usual_video(pipeline: Any) -> Video:
 def stored_bytes(folder: Path, dtype: torch.dtype) -> int:
     """Return the bytes of all weights in a folder, as they are in ``dtype``."""
     total = 0
-    for file in folder.glob("*/*.safetensors"):
-        if not file.stem.endswith((".fp16", ".bf16")):
-            total += _elements(str(file), file.stat().st_mtime_ns) * dtype.itemsize
+    for part in folder.iterdir():
+        for file in weight_files(part):
+            with suppress(ValueError):  # whoever reads it says what is wrong with it
+                total += numbers(file) * dtype.itemsize
     return total
-
-
-@lru_cache(maxsize=1024)
-def _elements(file: str, changed: int) -> int:
-    """Return the numbers in a safetensors file."""
-    with Path(file).open("rb") as source:
-        (length,) = struct.unpack("<Q", source.read(8).ljust(8, b"\0"))
-        try:
-            header = json.loads(source.read(min(length, 2**27)))
-        except ValueError:
-            return 0
-    header.pop("__metadata__", None)
-    return sum(math.prod(entry["shape"]) for entry in header.values())

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from accel.core.diffusers_bridge import stays_in_fp32
 from accel.core.plain_values import shown
 from accel.memory.pieces import blocks_of
+from accel.pipelines.safetensors_header import header
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -36,7 +36,6 @@ DTYPES = {
     "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-_MOST_HEADER = 100_000_000  # bytes; as safetensors itself allows
 
 
 class NotStreamable(ValueError):
@@ -91,14 +90,12 @@ def stored(folder: Path, variant: str | None = None) -> dict[str, Stored]:
 
 def _header(file: Path) -> Iterator[tuple[str, Stored]]:
     size = file.stat().st_size
-    with file.open("rb") as source:
-        (length,) = struct.unpack("<Q", source.read(8).ljust(8, b"\0"))
-        if length > min(size - 8, _MOST_HEADER):
-            raise NotStreamable(f"{file.name} is no whole safetensors file")
-        header = json.loads(source.read(length))
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-        start, stop = (8 + length + offset for offset in entry["data_offsets"])
+    try:
+        entries, begin = header(file)
+    except ValueError as error:
+        raise NotStreamable(f"{file.name} is damaged: {error}") from None
+    for name, entry in entries.items():
+        start, stop = (begin + offset for offset in entry["data_offsets"])
         dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
         if dtype is None or stop > size or math.prod(shape) * dtype.itemsize != stop - start:
             raise NotStreamable(f"{file.name}: {shown(name)} has a dtype or size that cannot be")

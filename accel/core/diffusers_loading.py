@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from accel.core.diffusers_bridge import stays_in_fp32
+
 
 def from_one_file(cls: Any, config: Any, model: nn.Module, shapes: dict[str, Tensor]) -> Any:
     """Return tensors of a single-file checkpoint under the names that diffusers' class has.
@@ -36,10 +38,10 @@ def cast(model: nn.Module, dtype: torch.dtype) -> None:
 
     ``from_single_file`` casts everything.
     """
-    kept = getattr(model, "_keep_in_fp32_modules", None) or []
+    high = stays_in_fp32(model, dtype)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point():
-            tensor.data = tensor.to(torch.float32 if {*name.split(".")} & {*kept} else dtype)
+            tensor.data = tensor.to(torch.float32 if high & {*name.split(".")} else dtype)
 
 
 def lora_components(pipe: Any) -> list[str]:

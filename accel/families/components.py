@@ -6,6 +6,7 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -86,6 +87,10 @@ class Part:
 
     def weights(self) -> int:
         """Return the bytes of all weights."""
+        return self._weights
+
+    @cached_property
+    def _weights(self) -> int:
         return size_of(self.build())
 
 
@@ -109,6 +114,10 @@ class Encoder:
 
     def weights(self) -> int:
         """Return the bytes of all weights."""
+        return self._weights
+
+    @cached_property
+    def _weights(self) -> int:
         return size_of(self.build(self.layers))
 
     def kind(self) -> Any:

@@ -53,6 +53,11 @@ class Kept:
     calls: int = 2
     itemsize: int = 2
 
+    @classmethod
+    def of(cls, model: Model, peaks: Peaks) -> Kept:
+        """Return what it keeps of a model whose peaks were simulated."""
+        return cls(peaks.rehash, peaks.calls, model.denoiser.dtype.itemsize)
+
     def bytes(self, rehash: RehashConfig | None) -> int:
         """Return the bytes that stay on the denoiser's device, for both branches of guidance."""
         if rehash is None:
@@ -185,7 +190,7 @@ def _needs(
         for name, size in peaks.encode.items()
     ]
     encode += [peaks.encode_image + vae] if peaks.encode_image else []
-    kept = Kept(peaks.rehash, peaks.calls, model.denoiser.dtype.itemsize)
+    kept = Kept.of(model, peaks)
     return Needs(
         {n: size + denoiser for n, size in peaks.denoise.items()},
         {WHOLE: whole + vae, STRIPS: (whole if strips is None else strips) + vae},

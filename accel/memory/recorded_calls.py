@@ -20,6 +20,7 @@ import torch
 
 from accel import families
 from accel.core.diffusers_bridge import running_on
+from accel.core.structure import DENOISERS
 from accel.core.tree import tree_map
 from accel.families.components import Part
 from accel.families.family import Model
@@ -28,7 +29,6 @@ from accel.memory.small_values import MOST, SmallValues
 from accel.memory.tracker import Tracker, all_true, fused
 
 STEPS = 2
-DENOISERS = ("transformer", "transformer_2", "unet")
 MEDIA = ("image", "video", "mask_image", "mask", "control_image", "control_video", "pose_video",
          "face_video", "conditioning_frames", "controls")  # fmt: skip
 VIDEOS = ("video", "mask", "control_video", "pose_video", "face_video", "conditioning_frames")

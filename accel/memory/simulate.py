@@ -14,12 +14,13 @@ from torch import Tensor
 
 from accel import families
 from accel.config import SlicingConfig
+from accel.core.structure import DENOISERS
 from accel.core.tree import leaves, tree_map
 from accel.families.components import meta, size_of
 from accel.families.family import Model
 from accel.memory.encoders import peak
 from accel.memory.meta_models import Video, framewise, latent_shape
-from accel.memory.recorded_calls import DENOISERS, Recorded, parts, record
+from accel.memory.recorded_calls import Recorded, parts, record
 from accel.memory.small_values import SmallValues, without_values
 from accel.memory.tracker import activation_peak, all_true
 from accel.slicing.block_record import BlockRecord

@@ -10,8 +10,6 @@ what is left a helper process is started; it ends with the dry run.
 from __future__ import annotations
 
 import json
-import math
-import struct
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +26,7 @@ from accel.pipelines.job import Job
 from accel.pipelines.load import TINY, defaults, local_folder, tiny_folder
 from accel.pipelines.loading.source import single_file
 from accel.pipelines.room import free_room
+from accel.pipelines.safetensors_header import numbers, weight_files
 from accel.plans import PRESETS, Plan
 
 if TYPE_CHECKING:
@@ -233,19 +232,10 @@ def other_weights(folder: str, dtype: str) -> tuple[int, bool]:
             continue
         if not (path / "config.json").is_file():
             continue  # a tokenizer or a scheduler
-        files = [f for f in path.glob("*.safetensors") if not f.stem.endswith((".fp16", ".bf16"))]
+        files = weight_files(path)
         whole = whole and bool(files)
-        total += size * sum(map(_elements, files))
+        total += size * sum(map(numbers, files))
     return total, whole
-
-
-def _elements(file: Path) -> int:
-    """Return numbers in a safetensors file: its header is JSON behind a 64-bit length."""
-    with file.open("rb") as source:
-        (length,) = struct.unpack("<Q", source.read(8))
-        header = json.loads(source.read(length))
-    header.pop("__metadata__", None)
-    return sum(math.prod(entry["shape"]) for entry in header.values())
 
 
 def embedded_requests() -> list[Request]:

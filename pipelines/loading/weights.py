@@ -16,7 +16,6 @@ from accel.pipelines.loading.source import Source
 
 PACKAGES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes", "gguf": "gguf"}
 BIG = 2**30  # bytes; smaller encoders are left as they are, since they are not what takes memory
-_MOST_HEADER = 100 * 2**20  # bytes, as the format allows
 
 
 def kinds(source: Source, options: LoadOptions) -> dict[str, str]:

@@ -17,7 +17,6 @@ from accel.cli.memory import table
 from accel.config import RehashConfig
 from accel.core.units import parse_bytes
 from accel.families.components import Part, size_of
-from accel.families.family import Model
 from accel.memory.encoders import peak
 from accel.memory.fit import Kept
 from accel.memory.meta_models import Video, find
@@ -134,8 +133,9 @@ def test_simulated_and_measured_peaks_agree_on_the_embedded_model(capsys):
 def small(name):
     part = families.models()[name].denoiser
     layers = dict.fromkeys(part.layers(), 2) or {"layers_per_block": 1}
-    part = Part(part.cls, {**part.config, **layers}, part.dtype)
-    return Model(part, families.models()[name].vae, families.models()[name].batch)
+    part = replace(part, config={**part.config, **layers})
+    second = families.models()[name].second and part
+    return replace(families.models()[name], denoiser=part, second=second)
 
 
 @pytest.mark.slow

@@ -12,20 +12,20 @@ with what they hold when they make it (3 channels against 128).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from accel import families
-from accel.core.lazy import Lazy
 from accel.core.stand_in import StandIn
 from accel.core.watchers import watcher
 from accel.slicing.block_record import BlockRecord
+from accel.slicing.vae.lazy_video import LazyVideo
 
 
-class Pieces(Lazy):
+class Pieces(LazyVideo):
     """Parts [B, C, T, H, W] of a video, to be joined along T.
 
     Joining with more pieces makes longer ``Pieces``. All other operations use the whole video.
@@ -40,15 +40,10 @@ class Pieces(Lazy):
             self._parts[:] = [torch.cat(self._parts, 2)]
         return self._parts[0]
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.whole()[key] = value
-
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.cat and (args[1:] or tuple(kwargs.values())) == (2,):
-            return cls([part for x in args[0] for part in (x._parts if type(x) is cls else [x])])
-        return super().__torch_function__(func, types, args, kwargs)
+    def joined(cls, parts: Sequence[Any]) -> Pieces:
+        """Return longer ``Pieces``."""
+        return cls([part for x in parts for part in (x._parts if type(x) is cls else [x])])
 
 
 class Streamed(StandIn):

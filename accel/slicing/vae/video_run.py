@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from accel.core.cuts import rows
-from accel.core.lazy import Lazy
 from accel.slicing.reasons import broken
+from accel.slicing.vae.lazy_video import LazyVideo
 from accel.slicing.vae.row_spans import Unit, spans
 from accel.slicing.vae.strips import keep
 
@@ -101,7 +101,7 @@ class Run:
             self._at += 1
 
 
-class Waiting(Lazy):
+class Waiting(LazyVideo):
     """Frames of some pieces of a run, computed when code looks at them."""
 
     def __init__(self, run: Run, first: int, stop: int) -> None:
@@ -116,16 +116,11 @@ class Waiting(Lazy):
             self._video = frames[0] if len(frames) == 1 else torch.cat(frames, 2)
         return self._video  # type: ignore[return-value]
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.whole()[key] = value
-
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.cat and (args[1:] or tuple(kwargs.values())) == (2,):
-            parts = list(args[0])
-            if all(type(x) is cls and x._run is not None for x in parts) and all(
-                a._run is b._run and a._stop == b._first for a, b in pairwise(parts)
-            ):
-                return cls(parts[0]._run, parts[0]._first, parts[-1]._stop)
-        return super().__torch_function__(func, types, args, kwargs)
+    def joined(cls, parts: Sequence[Any]) -> Waiting | None:
+        """Return neighbors of one run as one; others must be looked at."""
+        if all(type(x) is cls and x._run is not None for x in parts) and all(
+            a._run is b._run and a._stop == b._first for a, b in pairwise(parts)
+        ):
+            return cls(parts[0]._run, parts[0]._first, parts[-1]._stop)
+        return None
