@@ -6,7 +6,6 @@ is not on this machine has none before it is loaded; whoever asks is told why.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from accel.families.components import Part
 from accel.families.family import Geometry, Pipeline
 from accel.families.sizes import SizeRule
 from accel.memory.meta_models import size_rule
-from accel.pipelines.batch.helper_process import Helper
+from accel.pipelines.batch.helper_process import Aside
 from accel.pipelines.batch.simulated import (
     NOT_LOCAL,
     config_folder,
@@ -33,6 +32,7 @@ from accel.pipelines.inputs.binding import bind, check_call, has, needs_text
 from accel.pipelines.inputs.media import check_files
 from accel.pipelines.inputs.taken import Takes, takes_of
 from accel.pipelines.job import Job, JobError
+from accel.pipelines.load_options import LoadOptions
 from accel.pipelines.loading.lora_files import problem as lora_problem
 from accel.pipelines.loading.source import SINGLE
 from accel.pipelines.motion.latents import latent_geometry
@@ -176,17 +176,23 @@ def of_model(model: str, pipeline: str | None = None) -> ModelLimits:
         return ModelLimits(model, Pipeline(1), unknown=f"its configuration cannot be read: {error}")
 
 
+def _load_problem(model: str, options: LoadOptions) -> str:
+    """Return why a model cannot be loaded like this, "" if it can."""
+    from accel.pipelines.loading.checking import problem  # diffusers takes seconds
+
+    return problem(model, options)
+
+
 class StoredLimits:
     """Checks jobs before any model is loaded, each distinct motion once.
 
-    What the call of a pipeline takes is asked of a helper process where diffusers is not loaded;
-    ``close`` ends it.
+    ``aside``: where it is asked what the call of a pipeline takes; ``close`` ends it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, aside: Aside | None = None) -> None:
         self._motions: dict[str, str] = {}
         self._taken: dict[str, Takes | str] = {}
-        self._helper: Helper | None = None
+        self._aside = aside or Aside()
         self._loads: dict[str, str] = {}
 
     def why_not(self, job: Job) -> str:
@@ -231,23 +237,17 @@ class StoredLimits:
 
     def _asked(self, name: str) -> Takes | str:
         if name not in self._taken:
-            if "diffusers" in sys.modules:
-                self._taken[name] = takes_of(name)
-            else:
-                self._helper = self._helper or Helper(takes_of)
-                self._taken[name] = self._helper.ask(name)
+            self._taken[name] = self._aside.ask(takes_of, name)
         return self._taken[name]
 
     def close(self) -> None:
         """End the helper process, if there is one."""
-        if self._helper is not None:
-            self._helper.close()
+        self._aside.close()
 
     def _why_not_loaded(self, job: Job) -> str:
         """Return why the model cannot be loaded as the job asks for; once for all such jobs."""
         told = job.load or job.model.endswith(SINGLE)
         if told and job.loaded_as not in self._loads:
-            from accel.pipelines.loading.checking import problem  # diffusers takes seconds
-
-            self._loads[job.loaded_as] = problem(job.model, job.load_options)
+            asked = (job.model, job.load_options)
+            self._loads[job.loaded_as] = self._aside.ask(_load_problem, *asked)
         return self._loads.get(job.loaded_as, "")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import torch
 
 from accel.memory.placement import Room
+from accel.pipelines.process_memory import resident_bytes
 
 SHARE = 0.95  # of what is free, since allocators lose some between allocations
 _LIMITS = (  # files with a control group's limit, and with what it uses that cannot be given back
@@ -36,22 +36,6 @@ def free_room(device: torch.device, memory: int | None = None) -> Room:
     held = torch.cuda.memory_allocated(device)
     own = int(SHARE * free) if memory is None else max(0, memory - held)
     return Room(min(own, free), int(SHARE * host), held=held)
-
-
-def resident_bytes() -> int:
-    """Return the bytes that this process holds in memory now; 0 where that is unknown."""
-    return _status("VmRSS")
-
-
-def peak_bytes() -> int:
-    """Return the most bytes that this process has held in memory; 0 where that is unknown."""
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    if sys.platform != "linux":
-        return 0
-    return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) * 1024
 
 
 def _free_host() -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel.core.strict_json import dumps
 from accel.pipelines.batch import events
+from accel.pipelines.batch.helper_process import Aside
 from accel.pipelines.batch.items import Item, changed_since, items, job_files, parse_shard
 from accel.pipelines.batch.jobfile import Invalid, parse_override
 from accel.pipelines.batch.naming import Naming
@@ -177,8 +178,8 @@ def _dry_run(args: argparse.Namespace, overrides: list, shard: tuple[int, int]) 
     rows = list(measured_rows(args.out))
     naming = Naming(args.out, rows, args.overwrite)
     totals = Totals()
-    with closing(Simulator()) as simulator, closing(StoredLimits()) as limits:
-        predictor = Predictor(rows, simulator)
+    with closing(Aside()) as aside:
+        predictor, limits = Predictor(rows, Simulator(aside)), StoredLimits(aside)
         for entry in items(args.jobfiles, overrides, naming, shard):
             if isinstance(entry, Invalid):
                 totals.invalid += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -35,6 +36,34 @@ class Helper:
         self._process.kill()
         self._process.join(10)
         self._connection.close()
+
+
+class Aside:
+    """Work that needs diffusers: done here where it is loaded, else in one helper process.
+
+    ``close`` ends the process, if there is one.
+    """
+
+    def __init__(self) -> None:
+        self._helper: Helper | None = None
+
+    def ask(self, work: Callable[..., Any], *question: Any) -> Any:
+        """Return ``work(*question)``, or a text that the process ended."""
+        if "diffusers" in sys.modules:  # the memory is spent already
+            return work(*question)
+        self._helper = self._helper or Helper(_answer)
+        return self._helper.ask((work, question))
+
+    def close(self) -> None:
+        """End the helper process, if there is one."""
+        helper, self._helper = self._helper, None
+        if helper is not None:
+            helper.close()
+
+
+def _answer(asked: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
+    work, question = asked
+    return work(*question)
 
 
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:

@@ -10,27 +10,25 @@ what is left a helper process is started; it ends with the dry run.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from accel.config import RehashConfig, SlicingConfig
 from accel.memory.placement import Room
-from accel.pipelines.batch.helper_process import Helper
+from accel.pipelines.batch.helper_process import Aside
 from accel.pipelines.batch.identity import digest
 from accel.pipelines.batch.placements import Placed, Question, answered
 from accel.pipelines.job import Job
-from accel.pipelines.load import TINY, defaults, local_folder, tiny_folder
+from accel.pipelines.load import TINY, defaults, local_folder, tiny_folder, usual_device
 from accel.pipelines.loading.source import single_file
 from accel.pipelines.room import free_room
 from accel.pipelines.safetensors_header import numbers, weight_files
 from accel.plans import PRESETS, Plan
-
-if TYPE_CHECKING:
-    import torch
 
 KNOWN = Path(__file__).with_name("peaks.json")
 NOT_LOCAL = "config not local"
@@ -69,13 +67,13 @@ class Answer:
 class Simulator:
     """Answers for jobs, each distinct request once.
 
-    ``close`` ends the helper.
+    ``aside``: where work that needs diffusers is done; ``close`` ends it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, aside: Aside | None = None) -> None:
         self._answers: dict[Request, Answer] = {}
         self._known = json.loads(KNOWN.read_text()) if KNOWN.is_file() else {}
-        self._helper: Helper | None = None
+        self._aside = aside or Aside()
         self._placements: dict[Question, Placed | str] = {}
         self._room: Room | None = None
 
@@ -95,7 +93,7 @@ class Simulator:
 
     def _placed(self, request: Request, whole: Answer, offload: str) -> Answer:
         """Return the answer for the way in which the weights would be placed here."""
-        room = self._room = self._room or free_room(torch_device())
+        room = self._room = self._room or free_room(torch.device(usual_device()))
         fits = whole.why_not or whole.peak <= room.device
         if offload == "none" or (offload == "auto" and fits):
             return whole
@@ -128,34 +126,15 @@ class Simulator:
         return found
 
     def _asked(self, work: Callable[[Any], Any], question: Any) -> Any:
-        if "diffusers" in sys.modules:  # the memory is spent already
-            return work(question)
-        self._helper = self._helper or Helper(answer)
-        return self._helper.ask((work, question))
+        return self._aside.ask(work, question)
 
     def close(self) -> None:
         """End the helper process, if there is one."""
-        if self._helper is not None:
-            self._helper.close()
-
-
-def answer(asked: tuple[Callable[[Any], Any], Any]) -> Any:
-    """Return what a function of a module says to a question; the helper's work."""
-    work, question = asked
-    return work(question)
-
-
-def torch_device() -> torch.device:
-    """Return the device that ``load`` takes here."""
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._aside.close()
 
 
 def simulated(request: Request) -> int | str:
     """Return peak bytes of denoiser and VAE and what runs in them, or why that cannot be said."""
-    import torch
-
     from accel.memory.fit import peak_of_plan
     from accel.memory.meta_models import Video, find, in_dtype
 
@@ -171,8 +150,6 @@ def simulated(request: Request) -> int | str:
 @lru_cache(maxsize=1)
 def usual_dtype() -> str:
     """Return what ``load`` takes here."""
-    import torch
-
     return DTYPES[torch.cuda.is_available()]
 
 

@@ -31,7 +31,6 @@ from accel.pipelines.batch.ladder import (
 )
 from accel.pipelines.batch.lease import lease
 from accel.pipelines.batch.output import Output
-from accel.pipelines.batch.process_peak import peak_bytes, reset_peak
 from accel.pipelines.batch.tasks import Check, Kind, Outcome, Task
 from accel.pipelines.checkpoint import StepCheckpoint, Stopped
 from accel.pipelines.fitting import check_room, placed, still_fits, summary
@@ -41,6 +40,7 @@ from accel.pipelines.load import usual_device
 from accel.pipelines.loading.encoding_store import Store
 from accel.pipelines.loading.encodings import Encodings, cached, folder
 from accel.pipelines.preview import Preview
+from accel.pipelines.process_memory import peak_bytes, reset_peak
 
 
 class Worker:

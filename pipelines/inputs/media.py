@@ -118,12 +118,12 @@ def read_picture(key: str, path: str, mask: bool = False) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower
-            with Image.open(file, formats=_formats()) as image:
+            with Image.open(file, formats=formats()) as image:
                 _check_head(name, file, image)
                 return _flat(_upright(name, file, image), mask)
     except UnidentifiedImageError:
         raise ValueError(
-            f"{name} is no picture of a known format ({', '.join(_formats())}); save it as PNG"
+            f"{name} is no picture of a known format ({', '.join(formats())}); save it as PNG"
         ) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}; scale it down") from error
@@ -135,7 +135,7 @@ def read_picture(key: str, path: str, mask: bool = False) -> Image.Image:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def formats() -> tuple[str, ...]:
     """Return the formats that this Pillow was built with."""
     Image.init()
     return tuple(kind for kind in FORMATS if kind in Image.OPEN)
@@ -228,7 +228,7 @@ def is_still(path: str) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_formats()) as image:
+            with Image.open(file, formats=formats()) as image:
                 return image.format == "MPO" or getattr(image, "n_frames", 1) == 1
     except Exception:  # whoever reads it says what is wrong with it
         return False

@@ -9,15 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accel.pipelines.job import Job, JobError, job_from_settings
+from accel.pipelines.job import FITTED, Job, JobError, job_from_settings
 from accel.pipelines.ui.settings import Limits, Models, at_most, check_limits
 from accel.pipelines.video import SUFFIXES, read_comment
 
-_FILES = {  # fields of a job that name files
-    "image": "picture is", "last_image": "last picture is", "video": "video is",
-    "mask": "mask is", "references": "reference pictures are", "control": "control picture is",
-    "loras": "LoRAs are",
-}  # fmt: skip
+_FILES = (*FITTED, "references", "loras")  # fields of a job that name files
 
 
 def settings_of(path: Path, models: Models, limits: Limits) -> tuple[Job, list[str]]:
@@ -67,9 +63,9 @@ def _leave_out_files(data: dict[str, Any]) -> list[str]:
     if data.get("plan") is not None:
         data["plan"] = None
         notes.append("its plan is left out; its preset is kept")
-    for key, what in _FILES.items():
+    for key in _FILES:
         if data.pop(key, None):
-            notes.append(f"its {what} left out")
+            notes.append(f"what it names as {key} is left out")
     arguments = data.get("arguments")
     if isinstance(arguments, dict):
         plain = {key: value for key, value in arguments.items() if isinstance(value, (int, float))}

@@ -16,7 +16,8 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from accel.core.atomic_write import write_atomic
-from accel.pipelines.job import Job, JobError
+from accel.pipelines.inputs.media import formats, read_picture
+from accel.pipelines.job import FITTED, Job, JobError
 from accel.pipelines.ui.settings import Limits
 from accel.pipelines.ui.uploads import keep_driving
 from accel.pipelines.video_reading import look, read_video
@@ -25,8 +26,7 @@ PICTURES = {
     "image": "Picture", "last_image": "Last picture", "mask": "Mask, white where to paint",
 }  # fmt: skip
 VIDEO = "video"
-KEYS = (*PICTURES, VIDEO, "references", "control", "fit")  # of a job, kept beside the form
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+KEYS = (*FITTED, "references", "fit")  # of a job, kept beside the form
 
 
 def keep_picture(file: Path, folder: Path, limits: Limits) -> Path:
@@ -39,7 +39,7 @@ def keep_picture(file: Path, folder: Path, limits: Limits) -> Path:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(file, formats=formats()) as image:
                 _check_size(image, limits)
                 turned = ImageOps.exif_transpose(image)
                 alpha = "A" in turned.getbands() or "transparency" in turned.info
@@ -105,12 +105,11 @@ def preview(inputs: Mapping[str, Any], key: str) -> Image.Image | None:
     if not inputs.get(key):
         return None
     try:
-        with Image.open(inputs[key], formats=_FORMATS) as image:
-            small = ImageOps.exif_transpose(image).convert("RGB")
-        small.thumbnail((512, 512))
-        return small
-    except Exception:  # the list of inputs still names it
+        small = read_picture(key, inputs[key])
+    except ValueError:  # the list of inputs still names it
         return None
+    small.thumbnail((512, 512))
+    return small
 
 
 def listed(inputs: Mapping[str, Any]) -> str:

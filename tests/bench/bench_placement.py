@@ -38,7 +38,7 @@ def child(folder: str, memory: int, steps: int) -> dict[str, Any]:
     from accel.pipelines.generate import generate
     from accel.pipelines.job import Job
     from accel.pipelines.load import load
-    from accel.pipelines.room import peak_bytes
+    from accel.pipelines.process_memory import most_resident_bytes
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     job = Job("a red ball", width=64, height=64, frames=9, steps=steps, guidance=1.0, seed=1,
@@ -59,7 +59,7 @@ def child(folder: str, memory: int, steps: int) -> dict[str, Any]:
     frames = generate(pipe, job).frames
     return {
         "sha256": hashlib.sha256(frames.tobytes()).hexdigest(),
-        "peak": peak_bytes(),
+        "peak": most_resident_bytes(),
         "load seconds": loaded,
         "seconds": time.perf_counter() - start - loaded,
         "distinct values": len(set(frames.ravel().tolist())),

@@ -14,6 +14,7 @@ from accel.memory.meta_models import Video, find, in_dtype
 from accel.memory.placement import Room
 from accel.memory.simulate import simulate
 from accel.pipelines.batch import simulated
+from accel.pipelines.batch.helper_process import Helper
 from accel.pipelines.batch.identity import model_fingerprint, plan_digest
 from accel.pipelines.batch.placements import Placed
 from accel.pipelines.batch.predict import Predictor, Totals, memory_text
@@ -111,7 +112,7 @@ def test_unknown_is_said_with_its_reason(simulator, tmp_path):
 @pytest.mark.slow
 def test_the_helper_process_says_the_same():
     request = replace(embedded_requests()[0], width=32, height=32, frames=1)
-    helper = simulated.Helper(simulated.simulated)
+    helper = Helper(simulated.simulated)
     try:
         assert helper.ask(request) == simulated.simulated(request) > 2**20
         helper._process.kill()
