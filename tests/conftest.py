@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,11 @@ def address(page_out: Path) -> Iterator[str]:
 
     with served(page_out) as url:
         yield url
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Callable[..., str]:
+    """Writes a file of quick jobs, from entries and further defaults; returns its path."""
+    from helpers.job_files import write_jobs
+
+    return partial(write_jobs, tmp_path)

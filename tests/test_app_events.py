@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.page import browsing, fill, free_port, opened, tab, unfold, until
+from helpers.page import browsing, fill, shown, tab, unfold, until
 
 from accel.memory.fit import Needs
 from accel.pipelines.job import Job
@@ -45,14 +45,8 @@ def studio(tmp_path: Path) -> Iterator[Studio]:
 
 @pytest.fixture
 def page(browser: Any, studio: Studio) -> Iterator[Any]:
-    from accel.pipelines.ui.page import Page, launch
-
-    built = Page(studio)
-    try:
-        with opened(browser, launch(built, "127.0.0.1", free_port(), None)) as found:
-            yield found
-    finally:
-        built.blocks.close(verbose=False)
+    with shown(browser, studio) as found:
+        yield found
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.page import browsing, fill, free_port, opened, tab, unfold, until
+from helpers.page import browsing, fill, shown, tab, unfold, until
 from PIL import Image
 
 from accel.pipelines.batch.sidecar import read_sidecar
@@ -44,14 +44,8 @@ def studio(tmp_path: Path, from_pictures: Path) -> Iterator[Studio]:
 
 @pytest.fixture
 def page(browser: Any, studio: Studio) -> Iterator[Any]:
-    from accel.pipelines.ui.page import Page, launch
-
-    built = Page(studio)
-    try:
-        with opened(browser, launch(built, "127.0.0.1", free_port(), None)) as found:
-            yield found
-    finally:
-        built.blocks.close(verbose=False)
+    with shown(browser, studio) as found:
+        yield found
 
 
 def drop(page: Any, place: str, file: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.page import POOR_CONTRAST, browsing, fill, free_port, opened, tab, unfold, until
+from helpers.page import POOR_CONTRAST, browsing, fill, free_port, opened, shown, tab, unfold, until
 from helpers.studio import Manual, states, studios_in, submit
 
 from accel.pipelines.batch.tasks import Kind, Outcome
@@ -33,14 +33,8 @@ def both(tmp_path: Path) -> Iterator[tuple[Studio, Manual]]:
 
 @pytest.fixture
 def page(browser: Any, both: tuple[Studio, Manual]) -> Iterator[Any]:
-    from accel.pipelines.ui.page import Page, launch
-
-    built = Page(both[0])
-    try:
-        with opened(browser, launch(built, "127.0.0.1", free_port(), None)) as found:
-            yield found
-    finally:
-        built.blocks.close(verbose=False)
+    with shown(browser, both[0]) as found:
+        yield found
 
 
 def moving(frames: int = 9) -> np.ndarray:

@@ -18,9 +18,10 @@ from accel.pipelines.inputs.hashes import digest, file_hash, with_files
 from accel.pipelines.job import FITTED, NEWER, Job, JobError
 from accel.pipelines.load import local_folder
 from accel.pipelines.loading.source import single_file
+from accel.pipelines.paths import with_home
 from accel.pipelines.video import files_of
 
-__all__ = ["content_hash", "digest", "job_id", "model_fingerprint", "plan_digest"]
+__all__ = ["content_hash", "digest", "job_id", "load_content", "model_fingerprint", "plan_digest"]
 
 
 def job_id(job: Job) -> str:
@@ -38,7 +39,7 @@ def job_id(job: Job) -> str:
         del data["fit"]
     for key in set(data) & {*FITTED, "references", "loras", "arguments"}:
         data[key] = with_files(data[key])
-    if load := _load(job):
+    if load := load_content(job):
         data["load"] = load
     else:
         data.pop("load", None)
@@ -50,16 +51,17 @@ def job_id(job: Job) -> str:
     return digest(data)
 
 
-def _load(job: Job) -> dict[str, Any]:
+def load_content(job: Job) -> dict[str, Any]:
     """Return what of the job's ``load`` decides pixels, its files by their content."""
     data = job.load_options.deciding()
     if "weights" in data:
         data["weights"] = {
-            name: [word, with_files(file)] if file else word
+            name: [word, with_files(with_home(file.strip()))] if file else word
             for name, kind in data["weights"].items()
             for word, _, file in [kind.partition(" ")]
         }
-    return data | {k: with_files(data[k]) for k in ("components", "config") if k in data}
+    places = {k: with_home(data[k]) for k in ("components", "config") if k in data}
+    return data | with_files(places)
 
 
 def plan_digest(job: Job) -> str:

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from accel.core.diffusers_bridge import execution_device
-from accel.pipelines.batch.identity import digest, model_fingerprint
+from accel.pipelines.batch.identity import digest, load_content, model_fingerprint
+from accel.pipelines.inputs.hashes import file_hash
 from accel.pipelines.job import Job
 from accel.pipelines.loading.encoding_store import NotPlain, Store
-from accel.pipelines.loading.fingerprint import content, of_place
 from accel.pipelines.loading.lora_files import Lora, parse
 from accel.pipelines.prompt_tokens import tokenizers, watching
 
@@ -118,15 +118,8 @@ def job_key(job: Job, device: str) -> str:
 
 def model_key(job: Job) -> str:
     """Return what stands for the content of a job's model and the way it is loaded."""
-    options = job.load_options.deciding()
+    options = load_content(job)
     options.pop("scheduler", None)
-    for name in ("components", "weights"):
-        options[name] = {
-            key: of_place(value.removeprefix("gguf ").strip())
-            for key, value in options.get(name, {}).items()
-        }
-    if "config" in options:
-        options["config"] = of_place(options["config"])
     model = model_fingerprint(job.model)
     if model.endswith("@unknown"):  # it was downloaded since that was asked for
         model = model_fingerprint.__wrapped__(job.model)
@@ -141,7 +134,7 @@ def lora_key(job: Job) -> list[Any]:
 def _for_text(lora: Lora) -> bool:
     if lora.path is None:
         return True  # of the hub: what it holds is not known here
-    return _names_text(str(lora.path), content(lora.path))
+    return _names_text(str(lora.path), file_hash(lora.path))
 
 
 @lru_cache(maxsize=1024)

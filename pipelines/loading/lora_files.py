@@ -10,7 +10,7 @@ from typing import Any
 
 from accel.core.plain_values import shown
 from accel.core.validate import from_dict, number, one_of, text
-from accel.pipelines.loading.fingerprint import content
+from accel.pipelines.inputs.hashes import file_hash
 from accel.pipelines.paths import safe_name, user_path
 
 COMPONENTS = ("transformer", "transformer_2")
@@ -69,7 +69,7 @@ class Lora:
     @property
     def adapter(self) -> str:
         """Name of the adapter: of the content, so that one file is loaded once."""
-        own = f"{self.id}-{self.file}" if self.path is None else content(self.path)[:24]
+        own = f"{self.id}-{self.file}" if self.path is None else file_hash(self.path)[:24]
         return safe_name(f"accel-{own}{f'-{self.component}' if self.component else ''}").replace(
             ".", "-"
         )

@@ -155,6 +155,19 @@ def opened(browser: Any, address: str, width: int = 1100, **options: Any) -> Ite
     assert not wrong, wrong
 
 
+@contextmanager
+def shown(browser: Any, studio: Any) -> Iterator[Any]:
+    """A tab on a page over ``studio`` that this process serves."""
+    from accel.pipelines.ui.page import Page, launch
+
+    built = Page(studio)
+    try:
+        with opened(browser, launch(built, "127.0.0.1", free_port(), None)) as found:
+            yield found
+    finally:
+        built.blocks.close(verbose=False)
+
+
 def until(condition: Callable[[], Any], looks: int = 1200) -> Any:
     """What the condition gives once it is true; looks are counted, as a machine may stand still."""
     for _ in range(looks):

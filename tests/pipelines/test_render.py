@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from helpers.job_files import QUICK
 
 import accel
 import accel.pipelines.batch.output
@@ -22,7 +23,6 @@ from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import load, tiny_folder
 from accel.pipelines.video import read_video
 
-QUICK = {"steps": 2, "frames": 5, "width": 64, "height": 64}
 FOUR = [
     "a red circle on a striped blue background", "a white square on a mottled green background",
     "an orange triangle on a cloudy grey background",
@@ -33,16 +33,6 @@ FOUR = [
 @pytest.fixture(scope="module")
 def pipe():
     return load("tiny")
-
-
-@pytest.fixture
-def jobs(tmp_path):
-    def write(*entries, **defaults):
-        path = tmp_path / "jobs.json"
-        path.write_text(json.dumps({"defaults": {**QUICK, **defaults}, "jobs": list(entries)}))
-        return str(path)
-
-    return write
 
 
 def test_embedded_model_is_a_whole_pipeline_and_small():

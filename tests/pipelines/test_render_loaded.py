@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -15,18 +14,6 @@ from accel.pipelines.batch.worker import Worker
 from accel.pipelines.job import Job
 from accel.pipelines.load import tiny_folder
 from accel.pipelines.load_options import LoadOptions
-
-QUICK = {"steps": 2, "frames": 5, "width": 64, "height": 64}
-
-
-@pytest.fixture
-def jobs(tmp_path):
-    def write(*entries, **defaults):
-        path = tmp_path / "jobs.json"
-        path.write_text(json.dumps({"defaults": {**QUICK, **defaults}, "jobs": list(entries)}))
-        return str(path)
-
-    return write
 
 
 def test_jobs_that_load_alike_share_one_pipeline(tmp_path, monkeypatch):
