@@ -41,6 +41,15 @@ def told(fn: Callable) -> Callable:
     return handler
 
 
+def refused(error: JobError, changes: Changes) -> Changes:
+    """Let the visitor read why a file is refused, and make room for the next one.
+
+    In one answer: a second one could take away what was given since.
+    """
+    gr.Warning(escape(str(error)), title="Refused")
+    return changes
+
+
 def by_widget(widgets: Mapping[str, Any], values: Mapping[str, Any]) -> Changes:
     """Return values by widget instead of by name."""
     return {widgets[name]: value for name, value in values.items()}
@@ -223,19 +232,19 @@ class Handlers:
 
     # --------------------------------------------------------------------------------- gallery
 
-    @told
     def take_settings(self, *, path: str | None) -> Changes:
-        """Fill the form with the settings of an uploaded video."""
+        """Fill the form with the settings of an uploaded video; the next one finds room."""
         if not path:
             return NOTHING
-        job, notes = settings_of(Path(path), self.studio.models, self.studio.limits)
+        room: Changes = {self.parts.queue.dropped: None}
+        try:
+            job, notes = settings_of(Path(path), self.studio.models, self.studio.limits)
+            filled = self.into_form(job)
+        except JobError as error:
+            return refused(error, room)
         for note in notes:
             gr.Warning(escape(note))
-        return self.into_form(job)
-
-    def make_room(self) -> Changes:
-        """Empty the place to drop a video, for the next one."""
-        return {self.parts.queue.dropped: None}
+        return filled | room
 
     @told
     def act_gallery(self, event: gr.EventData, *, count: int) -> Changes:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from accel.pipelines.job import JobError
 from accel.pipelines.ui import inputs
-from accel.pipelines.ui.handlers import Changes, told
+from accel.pipelines.ui.handlers import Changes, refused
 from accel.pipelines.ui.parts import Parts
 from accel.pipelines.ui.studio import Studio
 
@@ -20,28 +21,27 @@ class InputHandlers:
     def __init__(self, studio: Studio, parts: Parts) -> None:
         self.studio, self.parts = studio, parts
 
-    @told
     def take_picture(self, *, key: str, file: str | None, given: dict[str, Any]) -> Changes:
         """Keep an uploaded picture as the input ``key``, or forget it."""
-        if not file:
-            return self._changed(given, key, None)
-        folder = self.studio.state / "inputs"
-        return self._changed(
-            given, key, inputs.keep_picture(Path(file), folder, self.studio.limits)
-        )
+        return self._taken(key, [file] if file else [], given)
 
-    @told
     def take_video(self, *, file: list[str] | None, given: dict[str, Any]) -> Changes:
         """Keep an uploaded video, or forget it."""
-        if not file:
-            return self._changed(given, inputs.VIDEO, None)
-        files, folder = [Path(name) for name in file], self.studio.state / "inputs"
-        kept = inputs.keep_video(files, folder, self.studio.limits)
-        return self._changed(given, inputs.VIDEO, kept)
+        return self._taken(inputs.VIDEO, file or [], given)
 
-    def drop(self, *, key: str, given: dict[str, Any]) -> Changes:
-        """Make room for another file where one was refused."""
-        return {**self._changed(given, key, None), self.parts.generate.inputs[key]: None}
+    def _taken(self, key: str, names: list[str], given: dict[str, Any]) -> Changes:
+        files, folder = [Path(name) for name in names], self.studio.state / "inputs"
+        if not files:
+            return self._changed(given, key, None)
+        try:
+            if key == inputs.VIDEO:
+                kept = inputs.keep_video(files, folder, self.studio.limits)
+            else:
+                kept = inputs.keep_picture(files[0], folder, self.studio.limits)
+        except JobError as error:
+            room = {self.parts.generate.inputs[key]: None}
+            return refused(error, self._changed(given, key, None) | room)
+        return self._changed(given, key, kept)
 
     def _changed(self, given: dict[str, Any], key: str, path: Path | None) -> Changes:
         rest = {name: value for name, value in given.items() if name != key}

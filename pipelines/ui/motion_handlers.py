@@ -7,7 +7,7 @@ from typing import Any
 
 from accel.pipelines.job import JobError
 from accel.pipelines.ui import drawing, forms, view
-from accel.pipelines.ui.handlers import NOTHING, Changes, driving_of, told
+from accel.pipelines.ui.handlers import NOTHING, Changes, driving_of, refused, told
 from accel.pipelines.ui.parts import Parts
 from accel.pipelines.ui.studio import Studio
 from accel.pipelines.ui.widgets import gr
@@ -23,17 +23,16 @@ class MotionHandlers:
         """Keep what the canvas sent."""
         return {self.parts.kept.sketch: event.drawing}
 
-    @told
     def take_driving(self, *, file: list[str] | None, start: Any, end: Any, cuts: bool) -> Changes:
         """Make the driving video of a job of an upload."""
+        tab = self.parts.motion
         if not file:
-            return {self.parts.motion.driving: None}
-        kept = self.studio.keep_driving([Path(name) for name in file])
-        return {self.parts.motion.driving: driving_of(kept, start, end, cuts)}
-
-    def drop_driving(self) -> Changes:
-        """Make room for another driving video where one was refused."""
-        return {self.parts.motion.driving: None, self.parts.motion.video["file"]: None}
+            return {tab.driving: None}
+        try:
+            kept = self.studio.keep_driving([Path(name) for name in file])
+        except JobError as error:
+            return refused(error, {tab.driving: None, tab.video["file"]: None})
+        return {tab.driving: driving_of(kept, start, end, cuts)}
 
     def cut_driving(
         self, *, driving: Any, start: Any, end: Any, cuts: bool, **motion: Any

@@ -25,7 +25,13 @@ from accel.pipelines.ui.widgets import gr
 TOLD: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 # One at a time: what is read last is what was drawn last, and a job takes it.
 IN_ORDER = {**TOLD, "concurrency_id": "motion", "concurrency_limit": 1}
-QUIET = {**TOLD, "queue": False}  # without the queue of events nothing can be told, but it is quick
+# Without the queue of events nothing can be told and answers may come in any order, but it is
+# quick. Gradio knows no trigger mode there.
+QUIET = {**TOLD, "queue": False}
+# At most one under way; what happens meanwhile is answered once more, by the newest values.
+# Gradio leaves out events of "once", its default, while one is under way.
+NEWEST: dict[str, Any] = {"trigger_mode": "always_last"}
+EACH: dict[str, Any] = {"trigger_mode": "multiple"}
 FONTS = ["system-ui", "sans-serif"]  # of the machine; nothing is fetched
 # Text on it, or it on the page, at 4.5 : 1 or more in both schemes (test_contrast).
 CONTRAST: dict[str, Any] = {
@@ -84,11 +90,7 @@ class Page:
             take = on.take_video if key == inputs.VIDEO else partial(on.take_picture, key=key)
             asked = {"file": place, "given": kept.given}
             for event in (place.upload, place.clear):
-                taken = event(take, inputs_kwargs=asked, outputs=shown, **IN_ORDER)
-                taken.failure(
-                    partial(on.drop, key=key), inputs_kwargs={"given": kept.given},
-                    outputs=[*shown, place], **QUIET,
-                )  # fmt: skip
+                event(take, inputs_kwargs=asked, outputs=[*shown, place], **IN_ORDER, **EACH)
 
         table: dict[str, Any] = {
             "inputs_kwargs": {"model": tab.form["model"], "arguments": tab.arguments},
@@ -103,17 +105,16 @@ class Page:
         for what, button in queue.exports.items():
             button.click(partial(on.export, what=what), inputs_kwargs=self.job,
                          outputs=queue.exported, **TOLD)  # fmt: skip
-        taken = queue.dropped.upload(
-            on.take_settings, inputs_kwargs={"path": queue.dropped}, outputs=on.filled(), **TOLD
-        )
-        for after in (taken.success, taken.failure):  # the next file finds room either way
-            after(on.make_room, outputs=queue.dropped, **QUIET)
+        queue.dropped.upload(
+            on.take_settings, inputs_kwargs={"path": queue.dropped},
+            outputs=[*on.filled(), queue.dropped], **IN_ORDER, **EACH,
+        )  # fmt: skip
         for part in (self.parts.generate.now, queue.list):
-            part.act(on.act, **TOLD)
+            part.act(on.act, **TOLD, **EACH)
         pair, shown = [compared.first, compared.second], [compared.players, compared.report]
         changed = [queue.count, queue.gallery, *pair, *shown, *on.filled()]
         queue.gallery.act(
-            on.act_gallery, inputs_kwargs={"count": queue.count}, outputs=changed, **TOLD
+            on.act_gallery, inputs_kwargs={"count": queue.count}, outputs=changed, **TOLD, **EACH
         )
         inputs: dict[str, Any] = {"first": compared.first, "second": compared.second}
         compared.show.click(on.show_pair, inputs_kwargs=inputs, outputs=shown, **TOLD)
@@ -125,21 +126,21 @@ class Page:
         """Read, check and show every change of the motion."""
         on, tab, kept = self.motion, self.parts.motion, self.parts.kept
         form = self.parts.generate.form
-        how: dict[str, Any] = {"fn": on.read_motion, **IN_ORDER}
+        how: dict[str, Any] = {"fn": on.read_motion, **IN_ORDER, **NEWEST}
         how["inputs_kwargs"] = {
             "sketch": kept.sketch, "driving": tab.driving, "strength": tab.strength,
             **tab.camera, **form,
         }  # fmt: skip
         how["outputs"] = [kept.drawn, self.parts.generate.moved, tab.flow]
-        tab.canvas.draw(on.keep_sketch, outputs=kept.sketch, **QUIET).then(**how)
+        each = {**TOLD, **EACH, "concurrency_id": "sketch", "concurrency_limit": 1}
+        tab.canvas.draw(on.keep_sketch, outputs=kept.sketch, **each).then(**how)
         for slider in (*tab.camera.values(), tab.strength):
-            slider.input(trigger_mode="always_last", **how)
+            slider.input(**how)
         file, start, end, cuts = (tab.video[key] for key in ("file", "start", "end", "cuts"))
         for event in (file.upload, file.clear, file.delete):
-            taken = event(on.take_driving, inputs_kwargs=tab.video, outputs=tab.driving, **TOLD)
+            taken = event(on.take_driving, inputs_kwargs=tab.video, outputs=[tab.driving, file],
+                          **IN_ORDER, **EACH)  # fmt: skip
             taken.then(**how)
-            refused = taken.failure(on.drop_driving, outputs=[tab.driving, file], **QUIET)
-            refused.then(**how)
         cut = {"start": start, "end": end, "cuts": cuts, **how["inputs_kwargs"]}
         new = {**how, "fn": on.cut_driving, "inputs_kwargs": cut}
         new["outputs"] = [tab.driving, *how["outputs"]]
@@ -147,20 +148,21 @@ class Page:
             event(**new)
         shown = [kept.shape, tab.canvas]
         inputs = {"behind": tab.behind, **form}
-        tab.behind.input(on.show_behind, inputs_kwargs=inputs, outputs=shown, **TOLD)
+        tab.behind.input(on.show_behind, inputs_kwargs=inputs, outputs=shown, **TOLD, **NEWEST)
         self.wire_sizes(shown)
 
     def wire_sizes(self, canvas: list[Any]) -> None:
         """Bring another model's sizes, which the canvas follows."""
         tab, form = self.parts.generate, self.parts.generate.form
         inputs = {"shape": self.parts.kept.shape, **form}
-        fit = {"fn": self.motion.fit, "inputs_kwargs": inputs, "outputs": canvas, **QUIET}
-        for key in ("width", "height", "frames"):
-            form[key].blur(**fit)
-            form[key].submit(**fit)
+        fit: dict[str, Any] = {
+            "fn": self.motion.fit, "inputs_kwargs": inputs, "outputs": canvas, **TOLD, **NEWEST,
+        }  # fmt: skip
+        fields = [form[key] for key in ("width", "height", "frames")]
+        gr.on([event for field in fields for event in (field.blur, field.submit)], **fit)
         resized = form["model"].input(
             self.on.suit, inputs_kwargs={"model": form["model"], "suited": tab.suited},
-            outputs=[tab.suited, *(form[key] for key in forms.SIZES)], **QUIET,
+            outputs=[tab.suited, *(form[key] for key in forms.SIZES)], **TOLD, **NEWEST,
         )  # fmt: skip
         resized.then(**fit)
 
@@ -179,16 +181,16 @@ class Page:
         limits = {"memory": plan.memory, "quality": plan.quality}
         table: dict[str, Any] = {"fn": on.table, "inputs_kwargs": limits, "outputs": plan.table}
         for event in (self.parts.generate.latest.change, self.blocks.load):
-            event(**table, **QUIET)
+            event(**table, **TOLD, **NEWEST)
         inputs = {"asked": plan.asked, **limits, **form}
         outputs = [plan.asked, plan.memory, plan.picked, plan.predicted]
         # A simulation may take a minute, so only few wait for one at a time. One event for all
         # causes: a page has at most one under way, and the newest limits have the last word.
         few = {"concurrency_id": "plan", "concurrency_limit": 2}
         asking = [self.parts.plan_tab.select, *(limit.input for limit in limits.values())]
-        last: dict[str, Any] = {"triggers": asking, "trigger_mode": "always_last"}
-        gr.on(fn=on.predict, inputs_kwargs=inputs, outputs=outputs, **last, **few, **TOLD)
-        gr.on(**table, **last, **QUIET)
+        last: dict[str, Any] = {"triggers": asking, **NEWEST, **TOLD}
+        gr.on(fn=on.predict, inputs_kwargs=inputs, outputs=outputs, **last, **few)
+        gr.on(**table, **last)
         asking = [
             part.change if isinstance(part, gr.Dropdown) else part.blur
             for key, part in form.items()
@@ -197,7 +199,7 @@ class Page:
         tab, planned = self.parts.generate, self.parts.kept.planned
         again: list[Any] = [*asking, tab.latest.change, self.blocks.load]
         gr.on(again, on.forecast, inputs_kwargs={"planned": planned, **form},
-              outputs=tab.forecast, trigger_mode="always_last", **QUIET)  # fmt: skip
+              outputs=tab.forecast, **NEWEST, **TOLD)  # fmt: skip
         into = [self.parts.tabs, self.parts.kept.planned, form["preset"]]
         plan.use.click(on.use_plan, inputs_kwargs={"picked": plan.picked}, outputs=into, **TOLD)
 

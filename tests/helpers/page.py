@@ -61,6 +61,7 @@ CUT_OFF = """() => [...document.querySelectorAll('svg.chart text, td, th')].filt
   const box = e.getBoundingClientRect(), part = e.closest('.ui-html')?.getBoundingClientRect();
   return part && box.width && (box.left < part.left - 1 || box.right > part.right + 1);
 }).map((e) => e.textContent)"""
+BROKEN_OFF = ("error AbortError", "AbortError", "Unexpected error Connection errored out")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -126,6 +127,11 @@ def chromium() -> Iterator[Any]:
             browser.close()
 
 
+def kept_errors(wrong: list[str]) -> list[str]:
+    """Errors that are not of requests that a reload breaks off."""
+    return [text for text in wrong if not text.startswith(BROKEN_OFF)]
+
+
 @contextmanager
 def opened(browser: Any, address: str, width: int = 1100, **options: Any) -> Iterator[Any]:
     """A tab on the page. Fails if the page asks anybody else for anything, or reports an error.
@@ -144,6 +150,8 @@ def opened(browser: Any, address: str, width: int = 1100, **options: Any) -> Ite
     page.on("request", asked)
     page.on("pageerror", lambda error: wrong.append(f"error {error}"))
     page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+    # What was under way when the page was left ends with an error that nobody sees.
+    page.on("framenavigated", lambda _: wrong.__setitem__(slice(None), kept_errors(wrong)))
     try:
         page.goto(address)
         page.locator("#go").wait_for()

@@ -60,6 +60,19 @@ def test_a_job_fills_the_widgets_that_are_said_to_be_filled(page: Any) -> None:
     assert filled[tab.moved] is True and filled[page.parts.motion.strength] == 0.3
 
 
+def test_nothing_that_is_given_is_left_out_or_overtaken(page: Any) -> None:
+    once = {"click", "focus", "tick", "load", "expand"}  # pressed again, or asked again by itself
+    seen = 0
+    for handler in page.blocks.fns.values():
+        events = {event for _, event in handler.targets} - once
+        prompt = (page.parts.generate.form["prompt"]._id, "submit")  # as a click on Generate
+        if not events or handler.targets == [prompt]:
+            continue
+        seen += 1
+        assert handler.queue and handler.trigger_mode != "once", (handler.fn, events)
+    assert seen > 25
+
+
 def test_another_model_brings_its_sizes_and_the_same_one_nothing(page: Any) -> None:
     tab = page.parts.generate
     changes = page.on.suit(model="other", suited="tiny (embedded)")
