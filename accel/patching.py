@@ -15,6 +15,7 @@ from torch import nn
 from accel.attention.notes import attention_notes
 from accel.attention.site import Site, apply_attention
 from accel.core.clean_copies import CleanCopies
+from accel.core.placed import kept
 from accel.core.run_log import RunLog, Totals
 from accel.core.run_state import RunState
 from accel.core.structure import attention_modules, denoisers
@@ -50,10 +51,7 @@ class Handle:
         self._active = True
         self._state = RunState(pipe)
         self._site = site
-        self._rehash = (
-            None if plan.rehash is None
-            else new_state(plan.rehash, plan.attention, self._state)
-        )  # fmt: skip
+        self._rehash = new_state(plan.rehash, plan.attention, self._state)
         self._log = RunLog(plan.name, self._totals, self._demoted)
         self._undo.callback(self._log.finish)
         self._said: list[str] = []
@@ -196,6 +194,7 @@ class Handle:
             [block_report(path, record) for path, record in self.blocks.items()],
             self._notes(),
             None if self._rehash is None else rehash_report(self._rehash),
+            str(kept(self._pipe()) or "").splitlines(),
         )
 
     def _totals(self) -> Totals:

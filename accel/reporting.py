@@ -92,6 +92,7 @@ class Report:
     """Everything a patch did so far.
 
     ``seconds`` is the time in the denoisers, and ``calls`` counts their forward calls.
+    ``placement``: lines on where weights were put and why, of a pipeline that accel loaded.
     """
 
     pipeline: str
@@ -104,6 +105,7 @@ class Report:
     blocks: list[BlockReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rehash: RehashReport | None = None
+    placement: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -130,6 +132,7 @@ class Report:
         if self.rehash is not None:
             first, *more = _rehash_lines(self.rehash)
             lines += [f"  step rehash: {first}", *("    " + line for line in more)]
+        lines += ["  " + line for line in self.placement]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,18 +12,19 @@ from typing import Any
 import torch
 
 from accel.config import RehashConfig
+from accel.core.placed import kept
 from accel.core.units import gib
 from accel.families.family import Model
+from accel.memory.decide import decide
 from accel.memory.fit import Kept
 from accel.memory.meta_models import Video, find, in_dtype
 from accel.memory.pieces import PLAIN, Demand, demand
-from accel.memory.placement import Decision, Placement, Room, decide
+from accel.memory.placement import Decision, Placement, Room
 from accel.memory.simulate import Peaks, simulate
 from accel.memory.ways import COSTS, Way
 from accel.pipelines.load_options import ALL, LoadOptions
 from accel.pipelines.safetensors_header import numbers, weight_files
 
-_arranged: weakref.WeakKeyDictionary[Any, Arrangement] = weakref.WeakKeyDictionary()
 ROUGH = 8192  # bytes of activations for each pixel of each frame, that no model known here needs
 
 
@@ -131,25 +131,21 @@ def arranged(
         return _whole(asked, weights, f"{gib(weights)} of weights are small beside what is free")
     try:
         needed = demand_of(str(folder), video, dtype, kind_of_weights(options), job.rehash)
+        allowed = {k: demand_of(str(folder), video, dtype, k, job.rehash) for k in options.allow}
     except (ValueError, OSError) as error:
         if skip:
             raise
         return _whole(asked, weights, f"whole, since its needs are unknown: {error}")
-    decision = decide(needed, room, offload=options.offload, slices=job.slices, skip=skip)
+    decision = decide(
+        needed, room, offload=options.offload, slices=job.slices, skip=skip, allowed=allowed
+    )
     return Arrangement(decision, True, source=asked)
-
-
-def keep(pipe: Any, found: Arrangement) -> None:
-    """Remember what was decided for a pipeline, as long as there is one."""
-    with suppress(TypeError):  # a stand-in for a pipeline that cannot be remembered
-        _arranged[pipe] = found
 
 
 def arrangement_of(pipe: Any) -> Arrangement | None:
     """Return what was decided for a pipeline; None for one that was loaded as usual."""
-    with suppress(TypeError):
-        return _arranged.get(pipe)
-    return None
+    found: Arrangement | None = kept(pipe)
+    return found
 
 
 def _whole(asked: Asked, weights: int, why: str) -> Arrangement:

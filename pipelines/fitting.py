@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.core.placed import keep
 from accel.core.run_log import logger
 from accel.core.units import gib, parse_bytes
 from accel.memory.meta_models import Video
@@ -20,12 +21,11 @@ from accel.pipelines.arranging import (
     arranged,
     arrangement_of,
     demand_of,
-    keep,
     kind_of_weights,
     usual_video,
 )
 from accel.pipelines.load import dtype_of, usual_device
-from accel.pipelines.load_options import LoadOptions
+from accel.pipelines.load_options import ALL, LoadOptions
 from accel.pipelines.loading.building import built
 from accel.pipelines.loading.checking import check
 from accel.pipelines.loading.offload import apply_offload
@@ -100,7 +100,8 @@ def placed(
             source.folder, video, device, dtype, options, techniques, memory, host, skip
         )
         placement = found.placement
-        (logger.info if placement.way is Way.RESIDENT else logger.warning)("%s", found)
+        as_usual = placement.way is Way.RESIDENT and not placement.weights
+        (logger.info if as_usual else logger.warning)("%s", found)
         try:
             pipe = _loaded(source, found, options, device, dtype)
         except (MemoryError, torch.OutOfMemoryError) as error:
@@ -111,7 +112,7 @@ def placed(
         else:
             keep(pipe, found)
             return pipe
-        logger.warning("%s: %s", placement.way, told)
+        logger.warning("%s: %s", placement.name, told)
         skip += 1
         gc.collect()
 
@@ -125,6 +126,8 @@ def _loaded(
     Raises NotStreamable where it must be read piece by piece and cannot be.
     """
     placement = found.placement
+    if placement.weights:
+        options = replace(options, weights={ALL: placement.weights}, allow=())
     if placement.way in READ:
         if why := _why_not_read(source, options):
             raise NotStreamable(why)
@@ -204,6 +207,8 @@ def still_fits(pipe: Any, before: Arrangement | None, job: Any) -> Arrangement |
     """Return what is decided for another job if the pipeline can stay as it is, else None."""
     found = again(pipe, job)
     if before is None or found is None or found.decision.chosen is None:
+        return None
+    if found.placement.weights != before.placement.weights:  # the result may not hang on the order
         return None
     order = [*Way]
     ways = [order.index(one.placement.way) for one in (found, before)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from accel.core.validate import from_dict, one_of, text
 
 DTYPES = ("bf16", "fp16", "fp32")
 WEIGHTS = ("bf16", "int8", "fp8", "nf4", "gguf")
+ALLOWED = ("int8", "fp8", "nf4")  # kinds that placement may choose
 OFFLOADS = ("auto", "none", "model", "group", "sequential", "disk")
 COMPILES = ("off", "blocks")
 ALL = ""  # component of ``weights`` that stands for every one that can be quantized
@@ -33,6 +34,8 @@ class LoadOptions:
         revision: Branch, tag or commit of a hub model.
         offload: One of ``OFFLOADS``: where weights lie; "auto" takes the cheapest that fits.
         compile: "blocks" compiles the denoiser's repeated blocks.
+        allow: Kinds of weights, of ``ALLOWED``, that may be taken, in this order, where weights as
+            they are would have to move at each denoiser call, or do not fit at all.
 
     Raises:
         ValueError: A value that is not allowed.
@@ -48,6 +51,7 @@ class LoadOptions:
     revision: str | None = None
     offload: str = "auto"
     compile: str = "off"
+    allow: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in ("pipeline", "config", "variant", "revision"):
@@ -70,6 +74,20 @@ class LoadOptions:
             )
         one_of("load offload", self.offload, OFFLOADS)
         one_of("load compile", self.compile, COMPILES)
+        self._check_allow()
+
+    def _check_allow(self) -> None:
+        kinds = [self.allow] if isinstance(self.allow, str) else self.allow
+        if not isinstance(kinds, (list, tuple)):
+            raise ValueError(f"load allow must be a kind or a list of kinds, got {shown(kinds)}")
+        for kind in kinds:
+            one_of("load allow", kind, ALLOWED)
+        if kinds and self.weights:
+            raise ValueError(
+                "load allow and load weights exclude each other: weights says what is taken, allow "
+                "what may be taken where nothing else fits well"
+            )
+        object.__setattr__(self, "allow", tuple(dict.fromkeys(kinds)))
 
     @classmethod
     def parse(cls, value: Any) -> LoadOptions:
@@ -87,7 +105,9 @@ class LoadOptions:
     def deciding(self) -> dict[str, Any]:
         """Return the options that decide the pixels, without those at their default."""
         unused = ("offload", "compile")
-        return {k: v for k, v in asdict(self).items() if k not in unused and v not in (None, {})}
+        return {
+            k: v for k, v in asdict(self).items() if k not in unused and v not in (None, {}, ())
+        }
 
 
 def _check_texts(name: str, value: Any) -> None:

@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=KINDS, default=KINDS[0],
         help="kind of weights of denoiser and text encoders (bf16)",
     )  # fmt: skip
+    parser.add_argument(
+        "--allow", action="append", choices=KINDS[1:], default=[],
+        help="kind of weights that may be taken where others would move at each denoiser call",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -52,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     model = find(str(tiny_folder()) if args.model == TINY else args.model)
     peaks = simulate(model, Video(width, height, args.frames))
     needed = demand(model, peaks, kind=args.weights)
-    found = cards.by_card(needed, sizes, host)
+    allowed = {kind: demand(model, peaks, kind=kind) for kind in args.allow}
+    found = cards.by_card(needed, sizes, host, allowed)
     if args.json:
         chosen: dict[str, Any] = {
             "weights": args.weights,

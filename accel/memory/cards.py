@@ -7,15 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from accel.core.units import gib
+from accel.memory.decide import decide, placement
 from accel.memory.pieces import Demand
-from accel.memory.placement import (
-    WHOLE,
-    Decision,
-    Room,
-    decide,
-    phases_text,
-    placement,
-)
+from accel.memory.placement import WHOLE, Decision, Room, phases_text
 from accel.memory.ways import Way
 
 CARDS = tuple(n * 10**9 for n in (8, 12, 16, 24, 48, 80))
@@ -29,12 +23,14 @@ USABLE = 0.95  # of a card: the rest is the driver's, and lost between allocatio
 _ENDLESS = Room(2**62, 2**62)
 
 
-def by_card(demand: Demand, cards: Iterable[int], host: int) -> dict[int, Decision]:
+def by_card(
+    demand: Demand, cards: Iterable[int], host: int, allowed: Mapping[str, Demand] | None = None
+) -> dict[int, Decision]:
     """Return what is decided for each size of a card, in bytes, beside ``host`` bytes.
 
-    5 % of a card are kept back.
+    5 % of a card are kept back. ``allowed``: needs by kind of weights that may be taken.
     """
-    return {card: decide(demand, Room(int(USABLE * card), host)) for card in cards}
+    return {card: decide(demand, Room(int(USABLE * card), host), allowed=allowed) for card in cards}
 
 
 def stock(demand: Demand) -> dict[str, dict[str, int]]:
@@ -77,7 +73,7 @@ def text(found: Mapping[int, Decision], demand: Demand, host: int) -> str:
     ]
     for card, decision in found.items():
         row = decision.chosen
-        what = decision.way_out if row is None else f"{row.way}: {phases_text(row)}; {row.cost}"
+        what = decision.way_out if row is None else f"{row.name}: {phases_text(row)}; {row.cost}"
         lines.append(f"  {card / 1e9:g} GB  {what}")
     lines.append("stock diffusers, decoding in tiles where the VAE has them (approximate):")
     for call, phases in stock(demand).items():

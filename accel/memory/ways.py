@@ -38,3 +38,5 @@ ASKED = {
     ),  # as slow as from disk, and takes the host's memory
 }
 IN_HOST = (Way.MODEL, Way.GROUP, Way.SEQUENTIAL)  # keep in host memory what waits
+EACH_CALL = (Way.GROUP, Way.SEQUENTIAL, Way.DISK)  # move weights at each denoiser call
+QUANTIZED = (Way.RESIDENT, Way.MODEL, Way.GROUP)  # take weights that were quantized while read

@@ -44,9 +44,11 @@ def order_of(config: RehashConfig, attention: AttentionConfig | None) -> tuple[i
 
 
 def new_state(
-    config: RehashConfig, attention: AttentionConfig | None, run: RunState
-) -> RehashState:
-    """Return the run state of one pipeline's rehash."""
+    config: RehashConfig | None, attention: AttentionConfig | None, run: RunState
+) -> RehashState | None:
+    """Return the run state of one pipeline's rehash, None without one."""
+    if config is None:
+        return None
     order, why = order_of(config, attention)
     state = RehashState(config, order, run)
     if why:

@@ -23,6 +23,7 @@ class Question:
     rehash: RehashConfig | None
     offload: str
     room: Room
+    allow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def answered(question: Question) -> Placed | str:
             Video(question.width, question.height, question.frames),
             question.room,
             getattr(torch, question.dtype),
-            options=LoadOptions(offload=question.offload),
+            options=LoadOptions(offload=question.offload, allow=question.allow),
             job=Techniques(question.slices, question.rehash),
             always=True,
         )
@@ -55,4 +56,4 @@ def answered(question: Question) -> Placed | str:
     except Exception as error:  # a prediction must never cost the dry run
         return str(error)
     slices = f" in {row.slices} slices" if row.slices > question.slices else ""
-    return Placed(f"{row.way}{slices}", row.peak, str(found))
+    return Placed(f"{row.name}{slices}", row.peak, str(found))

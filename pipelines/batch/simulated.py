@@ -25,6 +25,7 @@ from accel.pipelines.batch.identity import digest
 from accel.pipelines.batch.placements import Placed, Question, answered
 from accel.pipelines.job import Job
 from accel.pipelines.load import TINY, defaults, local_folder, tiny_folder, usual_device
+from accel.pipelines.load_options import LoadOptions
 from accel.pipelines.loading.source import single_file
 from accel.pipelines.room import free_room
 from accel.pipelines.safetensors_header import numbers, weight_files
@@ -89,18 +90,19 @@ class Simulator:
         request = Request(str(folder), *size, usual_dtype(), plan.slicing, plan.rehash)
         if request not in self._answers:
             self._answers[request] = self._find(request)
-        return self._placed(request, self._answers[request], job.load_options.offload)
+        return self._placed(request, self._answers[request], job.load_options)
 
-    def _placed(self, request: Request, whole: Answer, offload: str) -> Answer:
+    def _placed(self, request: Request, whole: Answer, options: LoadOptions) -> Answer:
         """Return the answer for the way in which the weights would be placed here."""
         room = self._room = self._room or free_room(torch.device(usual_device()))
         fits = whole.why_not or whole.peak <= room.device
+        offload, allow = options.offload, tuple(options.allow)
         if offload == "none" or (offload == "auto" and fits):
             return whole
         slices = 1 if request.slicing is None else request.slicing.slices
         size = (request.width, request.height, request.frames)
         question = Question(
-            request.folder, *size, request.dtype, slices, request.rehash, offload, room
+            request.folder, *size, request.dtype, slices, request.rehash, offload, room, allow
         )
         if question not in self._placements:
             self._placements[question] = self._asked(answered, question)

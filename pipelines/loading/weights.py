@@ -59,7 +59,7 @@ def gguf_files(options: LoadOptions) -> dict[str, str]:
 
 def packages_needed(options: LoadOptions) -> set[str]:
     """Return the optional packages that the options ask for."""
-    kinds = {kind.partition(" ")[0] for kind in options.weights.values()}
+    kinds = {kind.partition(" ")[0] for kind in options.weights.values()} | {*options.allow}
     files = [*options.components.values()]
     return {PACKAGES[kind] for kind in kinds if kind in PACKAGES} | (
         {"gguf"} if any(file.endswith(".gguf") for file in files) else set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from accel.memory import cards
+from accel.memory.decide import decide
 from accel.memory.pieces import Demand, Piece, piece_of
-from accel.memory.placement import NoWay, Room, decide
+from accel.memory.placement import NoWay, Room
 from accel.memory.simulate import STREAMED, STRIPS
 from accel.memory.ways import Way
 
@@ -114,6 +116,37 @@ def test_what_is_asked_for_is_the_only_way():
     assert decide(DEMAND, room(100, 10), offload="model").chosen is None
     same = decide(DEMAND, room(100, 100, True), offload="model").required()
     assert same.way is Way.RESIDENT  # without an accelerator it means auto
+
+
+@pytest.mark.parametrize(
+    ("memory", "shared", "name"),
+    [
+        (57, False, "all resident"),
+        (31, False, "model offload"),
+        (25, False, "all resident, int8 weights"),  # 20 + 2: no weight moves at a denoiser call
+        (18, False, "model offload, int8 weights"),
+        (7, False, "group offload"),
+        (4, False, "blocks from disk"),
+        (25, True, "all resident, int8 weights"),
+        (18, True, "blocks from disk"),
+    ],
+)
+def test_allowed_weights_come_before_what_moves_at_each_call(memory, shared, name):
+    eight = replace(
+        DEMAND,
+        encoders=(Piece("text_encoder", 5 * GB, GB // 2, 0, GB),),
+        denoisers=(Piece("denoiser", 14 * GB, GB // 2, 0, GB // 2),),
+        decode={"whole": 3 * GB},
+    )
+    plain = replace(DEMAND, decode={"whole": 3 * GB})
+    found = decide(plain, room(memory, shared=shared), allowed={"int8": eight})
+    row = found.required()
+    assert row.name == name and row.peak <= memory * GB
+    assert ("change the result" in row.cost) == (row.weights == "int8") == ("int8" in name)
+    assert row.to_dict()["weights"] == (row.weights or None)
+    assert not decide(plain, room(memory, shared=shared)).required().weights
+    first = next(r for r in found.table if not r.why_not)
+    assert first is row
 
 
 def test_ways_that_ran_out_are_passed_over():

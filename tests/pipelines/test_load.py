@@ -98,6 +98,7 @@ def test_an_offload_without_a_card_says_so(caplog: pytest.LogCaptureFixture) -> 
         ({"weights": {"transfomer": "int8"}}, "(did you mean 'transformer'?)"),
         ({"weights": {"vae": "int8"}}, "a VAE is not quantized"),
         ({"weights": "nf4"}, "need a GPU"),
+        ({"allow": "nf4"}, "need a GPU"),
         ({"weights": {"transformer": "gguf nothing.gguf"}}, "there is no file nothing.gguf"),
         ({"variant": "fp16"}, "it has none, so leave load variant out"),
         ({"revision": "main"}, "load revision is for hub models"),
@@ -112,6 +113,21 @@ def test_wrong_options_are_one_line_before_a_weight_is_read(
     with pytest.raises(ValueError) as error:
         load("tiny", options=LoadOptions(**options), device="cpu")
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_may_be_quantized_is_said_in_one_way() -> None:
+    assert LoadOptions.parse({"allow": "int8"}).allow == ("int8",)
+    options = LoadOptions.parse({"allow": ["fp8", "int8", "fp8"]})
+    assert options.allow == ("fp8", "int8")
+    assert options.deciding() == {"allow": ("fp8", "int8")} and options.key("m") != "m"
+    assert LoadOptions().deciding() == {}
+    for wrong, said in (
+        ({"allow": "int4"}, "load allow must be one of"),
+        ({"allow": {"int8": True}}, "must be a kind or a list of kinds"),
+        ({"allow": "int8", "weights": "fp8"}, "load allow and load weights exclude each other"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            LoadOptions.parse(wrong)
 
 
 @pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ import pytest
 import torch
 
 import accel
-from accel.memory.placement import NoWay, Placement, Room
+from accel.memory.placement import Decision, NoWay, Placement, Room
 from accel.memory.ways import Way
 from accel.pipelines import fitting
-from accel.pipelines.arranging import arrangement_of
+from accel.pipelines.arranging import Arrangement, arrangement_of
 from accel.pipelines.batch.tasks import Kind, Task
 from accel.pipelines.batch.worker import Worker
-from accel.pipelines.fitting import check_room
+from accel.pipelines.fitting import check_room, still_fits
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load, tiny_folder
@@ -27,6 +28,7 @@ from accel.pipelines.streamed import NotStreamable, Slot, skeleton, stored
 CPU = torch.device("cpu")
 JOB = Job("a red ball", width=64, height=64, frames=5, steps=2, seed=1)
 SLICED = accel.Plan("sliced", None, accel.SlicingConfig(4, 1)).to_dict()
+ROOM = Room(2**30, 2**30, True)
 PARTS = ("text_encoder", "transformer", "vae")
 
 
@@ -194,6 +196,22 @@ def test_out_of_memory_while_loading_takes_the_next_way(monkeypatch):
     with pytest.raises(MemoryError, match=r"before the first step: .* will need"):
         monkeypatch.setattr(fitting, "free_room", lambda device: Room(10, 10, True))
         check_room(found, pipe, CPU)
+
+
+def test_weights_that_are_allowed_are_taken_and_told(monkeypatch, caplog):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    eight = replace(row(Way.RESIDENT), weights="int8", device={"load": 1}, cost="nothing")
+    found = Arrangement(Decision(eight, (eight,), ROOM), True)
+    monkeypatch.setattr(fitting, "_decided", lambda *a: found)
+    pipe = accel.load("tiny", job=JOB, allow=["int8"])
+    assert type(pipe.transformer.blocks[0].attn1.to_q.weight.data) is not torch.Tensor
+    assert "all resident, int8 weights" in caplog.text
+    with accel.patched(pipe, preset="lossless"):
+        assert "all resident, int8 weights" in str(accel.report(pipe))
+        assert accel.report(pipe).to_dict()["placement"] == str(found).splitlines()
+    plain = replace(found, decision=Decision(row(Way.RESIDENT), (row(Way.RESIDENT),), ROOM))
+    monkeypatch.setattr(fitting, "again", lambda *a: plain)
+    assert still_fits(pipe, found, JOB) is None  # what a job gives does not hang on those before it
 
 
 def test_a_memory_that_nothing_fits_in_is_refused_before_a_weight_is_read(monkeypatch):

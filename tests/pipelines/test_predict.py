@@ -162,6 +162,8 @@ def test_what_does_not_fit_whole_is_predicted_as_it_would_be_placed(monkeypatch,
     for _ in range(2):
         assert told in str(Predictor([], fresh).predict(job))
     assert len(asked) == 1 and asked[0].offload == "auto"
+    str(Predictor([], fresh).predict(replace(job, load={"allow": "int8"})))
+    assert len(asked) == 2 and asked[1].allow == ("int8",)
     whole = fresh(replace(job, load={"offload": "none"}))
     assert not whole.way and not whole.no_way
     assert "weights placed" not in str(Predictor([], lambda job: whole).predict(job))
