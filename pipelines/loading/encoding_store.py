@@ -70,22 +70,6 @@ class Store:
         write_atomic(self._path(key), content)
         self._shrink()
 
-    def has(self, key: str) -> bool:
-        """Tell whether a key is here."""
-        return self._path(key).is_file()
-
-    def note(self, name: str, keys: list[str]) -> None:
-        """Write down which keys belong together under a name."""
-        write_atomic(self.folder / f"{name}.json", json.dumps(keys))
-
-    def noted(self, name: str) -> list[str] | None:
-        """Return the keys of ``note``, None if there is none."""
-        try:
-            found = json.loads((self.folder / f"{name}.json").read_text())
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, list) else None
-
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
 

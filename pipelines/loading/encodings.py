@@ -12,9 +12,9 @@ from __future__ import annotations
 import functools
 import inspect
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,6 @@ from accel.pipelines.loading.lora_files import Lora, parse
 from accel.pipelines.prompt_tokens import tokenizers, watching
 
 VERSION = 1
-_NO_MATTER = ("seed", "name", "format", "fps", "motion", "strength", "plan", "preset", "loras",
-              "load", "model")  # of a job, to its prompts  # fmt: skip
 _TEXT_LORA = ("text_encoder", "lora_te")  # in the names of tensors that are for a text encoder
 
 
@@ -46,7 +44,6 @@ class Encodings:
     found: int = 0
     computed: int = 0
     why_not: str = ""
-    keys: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         if not self.found and not self.computed:
@@ -91,29 +88,6 @@ def cached(pipe: Any, store: Store, job: Job) -> Iterator[Encodings]:
             del pipe.encode_prompt
         else:
             pipe.encode_prompt = before
-    if seen.keys and not seen.why_not:
-        store.note(job_key(job, device), seen.keys)
-
-
-def needed(jobs: Iterable[Job], store: Store, device: str) -> list[Job]:
-    """Return the jobs whose run would call a text encoder, as far as earlier runs show.
-
-    For the others every encoding is in the store. A job that no run with its prompts, size and
-    arguments came before is needed.
-    """
-
-    def lacks(job: Job) -> bool:
-        keys = store.noted(job_key(job, device))
-        return not keys or not all(store.has(key) for key in keys)
-
-    return [job for job in jobs if lacks(job)]
-
-
-def job_key(job: Job, device: str) -> str:
-    """Return what stands for everything in a job that may decide how its prompts are encoded."""
-    whole = job.resolved().to_dict()
-    data = {key: value for key, value in whole.items() if key not in _NO_MATTER}
-    return digest([VERSION, _versions(), _machine(device), model_key(job), lora_key(job), data])
 
 
 def model_key(job: Job) -> str:
@@ -195,7 +169,6 @@ def _encoded(
             if name in known:
                 known[name](text, **how)
         seen.found += 1
-        seen.keys.append(key)
         return value
     seen.computed += 1
     random = _random()
@@ -205,7 +178,6 @@ def _encoded(
         if not all(torch.equal(a, b) for a, b in zip(random, _random(), strict=True)):
             raise NotPlain("the encoder draws random numbers")
         store.put(key, value, calls)
-        seen.keys.append(key)
     except (NotPlain, OSError) as error:
         seen.why_not = str(error)
     return value

@@ -11,12 +11,16 @@ from helpers import checkpoints
 from helpers.loras import write_lora
 
 from accel.cli import main
+from accel.memory.placement import Placement
+from accel.memory.ways import Way
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
-from accel.pipelines.load import load
+from accel.pipelines.load import load, tiny_folder
 from accel.pipelines.loading import encodings
 from accel.pipelines.loading.encoding_store import NotPlain, Store
-from accel.pipelines.loading.encodings import cached, needed
+from accel.pipelines.loading.encodings import cached
+from accel.pipelines.placing import place
+from accel.pipelines.streamed import Slot
 
 QUICK = {"steps": 1, "frames": 1, "width": 64, "height": 64, "preset": None}
 
@@ -81,15 +85,20 @@ def test_frames_are_equal_and_both_are_told(pipe, store, forwards):
     assert plain.cuts == first.cuts == again.cuts
 
 
-def test_needed_knows_what_was_encoded(pipe, store):
-    jobs = [Job(f"a red circle {n}", seed=n, **QUICK) for n in range(3)]
-    assert needed(jobs, store, "cpu") == jobs
-    run(pipe, store, jobs[0])
-    assert needed([*jobs, Job(jobs[0].prompt, seed=9, **QUICK)], store, "cpu") == jobs[1:]
-    other = Job(jobs[0].prompt, **QUICK | {"guidance": 1.0})
-    assert needed([other], store, "cpu") == [other]
-    next(store.folder.glob("*.safetensors")).unlink()
-    assert needed(jobs[:1], store, "cpu") == jobs[:1]
+def test_an_encoder_leaves_memory_and_is_not_read_for_known_prompts(store, monkeypatch):
+    way = Placement(Way.ENCODER_FIRST, 1, "whole", {}, {}, "")
+    pipe = place(tiny_folder(), way, device=torch.device("cpu"), dtype=torch.float32)
+    read, fill = [], Slot.fill
+    monkeypatch.setattr(Slot, "fill", lambda slot, on: read.append(id(slot)) or fill(slot, on))
+    total = []
+    for prompt in ("a red circle", "a blue square", "a red circle", "a blue square"):
+        run(pipe, store, Job(prompt, **QUICK))
+        total.append(len(read))
+        assert all(p.is_meta for p in pipe.text_encoder.parameters())
+    encoder = len([*pipe.text_encoder.parameters()])
+    assert total[0] > encoder  # the encoder, then all else
+    assert total[1] > total[0]  # a new prompt
+    assert total[3] == total[2] < total[1] + encoder  # what is known reads no encoder
 
 
 def test_everything_that_decides_bits_is_in_the_key(pipe, store, forwards, tmp_path, monkeypatch):
@@ -171,7 +180,7 @@ def test_what_cannot_be_kept_is_computed_and_told(returned, image, said, store):
             pipe.encode_prompt("x", image=image)
         assert pipe._calls == calls and said in str(seen)
         assert "1 computed and not kept, since" in str(seen)
-    assert needed([job], store, "cpu") == [job] and "encode_prompt" not in vars(pipe)
+    assert "encode_prompt" not in vars(pipe)
 
 
 def test_the_device_that_computes_counts_not_where_weights_lie(store):
