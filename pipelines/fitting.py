@@ -33,7 +33,7 @@ from accel.pipelines.loading.scheduler import with_scheduler
 from accel.pipelines.loading.source import Source, resolve
 from accel.pipelines.placing import READ, offload, place
 from accel.pipelines.room import free_room
-from accel.pipelines.streamed import NotStreamable
+from accel.pipelines.stored_tensors import NotStreamable
 
 
 def load(

@@ -16,7 +16,8 @@ from accel.core.run_log import logger
 from accel.core.structure import DENOISERS
 from accel.memory.placement import Placement
 from accel.memory.ways import Way
-from accel.pipelines.streamed import NotStreamable, Turns, skeleton, stored
+from accel.pipelines.stored_tensors import NotStreamable, stored
+from accel.pipelines.streamed import Turns, skeleton
 
 _LIBRARIES = ("diffusers", "transformers")
 _ENCODERS = ("text_encoder", "image_encoder")  # how names of components begin

@@ -1,22 +1,21 @@
 """Weights that are read from their safetensors files when a component, or a block of it, runs.
 
-A tensor is a private mapping of its part of the file, so nothing is copied on a CPU in the file's
-own dtype, and dropping the tensor gives its memory back. accelerate's own offload to disk opens the
-file once for each tensor of each call, and writes a second copy of a model first; diffusers' group
-offload to disk needs the whole model in memory before it starts, and writes a copy too.
+accelerate's own offload to disk opens the file once for each tensor of each call, and writes a
+second copy of a model first; diffusers' group offload to disk needs the whole model in memory
+before it starts, and writes a copy too.
 
 A component takes its turn: what is read for it stays until a component of another group runs.
-With ``blocks``, a repeated block is read before it runs and dropped after it.
+With ``blocks``, a repeated block is read before it runs and dropped after it; meanwhile the system
+is asked to bring the next one into its cache of files, which is given up where memory is short.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,80 +25,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 
 from accel.core.diffusers_bridge import stays_in_fp32
-from accel.core.plain_values import shown
 from accel.memory.pieces import blocks_of
-from accel.pipelines.safetensors_header import header
-
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-
-
-class NotStreamable(ValueError):
-    """A component whose weights cannot be read piece by piece; the message says why."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One tensor in a file: its bytes from ``start`` to ``stop``."""
-
-    file: Path
-    start: int
-    stop: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    def read(self) -> Tensor:
-        """Return the tensor on the CPU, as a private mapping of the file."""
-        if self.stop == self.start:
-            return torch.empty(self.shape, dtype=self.dtype, device="cpu")
-        page = self.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-        with self.file.open("rb") as source:
-            view = mmap.mmap(
-                source.fileno(), self.stop - page, access=mmap.ACCESS_COPY, offset=page
-            )
-        count = math.prod(self.shape)
-        flat = torch.frombuffer(view, dtype=self.dtype, count=count, offset=self.start - page)
-        return flat.view(self.shape)
-
-
-def stored(folder: Path, variant: str | None = None) -> dict[str, Stored]:
-    """Return the tensors in a component's safetensors files, by name.
-
-    Raises NotStreamable for a folder without such files, or one whose files are damaged.
-    """
-    middle = f".{variant}" if variant else ""
-    indices = list(folder.glob(f"*.safetensors.index{middle}.json"))
-    if indices:
-        names = set(json.loads(indices[0].read_text())["weight_map"].values())
-        files = [folder / name for name in sorted(names)]
-    else:
-        files = [
-            f for f in sorted(folder.glob(f"*{middle}.safetensors")) if variant or "." not in f.stem
-        ]
-    if not files:
-        raise NotStreamable(f"{folder.name} has no safetensors files")
-    found: dict[str, Stored] = {}
-    for file in files:
-        found.update(_header(file))
-    return found
-
-
-def _header(file: Path) -> Iterator[tuple[str, Stored]]:
-    size = file.stat().st_size
-    try:
-        entries, begin = header(file)
-    except ValueError as error:
-        raise NotStreamable(f"{file.name} is damaged: {error}") from None
-    for name, entry in entries.items():
-        start, stop = (begin + offset for offset in entry["data_offsets"])
-        dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
-        if dtype is None or stop > size or math.prod(shape) * dtype.itemsize != stop - start:
-            raise NotStreamable(f"{file.name}: {shown(name)} has a dtype or size that cannot be")
-        yield name, Stored(file, start, stop, dtype, shape)
+from accel.pipelines.stored_tensors import NotStreamable, Stored, ranges
 
 
 @dataclass(frozen=True)
@@ -185,16 +112,28 @@ def slots(module: nn.Module, entries: Mapping[str, Stored]) -> list[Slot]:
 
 
 class BlockHook(ModelHook):
-    """Reads a block before it runs, and drops it after."""
+    """Reads a block before it runs, and drops it after; ``next`` is the hook of the next block."""
 
     def __init__(self, held: Sequence[Slot], device: torch.device) -> None:
         self._held, self.execution_device = held, device
+        self._ranges = list(ranges(slot.entry for slot in held))
+        self.next: BlockHook | None = None
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Read the block."""
+        """Read the block, and begin with the next one."""
         for slot in self._held:
             slot.fill(self.execution_device)
+        if self.next is not None:
+            self.next.ahead()
         return args, kwargs
+
+    def ahead(self) -> None:
+        """Ask the system to bring the block into its cache; nothing where it has no such call."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for file, start, stop in self._ranges:
+            with file.open("rb") as source:
+                os.posix_fadvise(source.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         """Drop the block."""
@@ -249,14 +188,17 @@ class Turns:
             for key, buffer in list(buffers.named_buffers(recurse=False)):
                 if not buffer.is_meta and buffer.device != self._device:
                     setattr(buffers, key, buffer.to(self._device))
-        if blocks:
-            for _, block in list(blocks_of(module))[staying:]:
-                within = {id(part) for part in block.modules()}
-                own = [s for s in outside if all(id(part) in within for part, _ in s.places)]
-                if own:
-                    add_hook_to_module(block, BlockHook(own, self._device))
-                    taken = set(map(id, own))
-                    outside = [s for s in outside if id(s) not in taken]
+        hooks: list[BlockHook] = []
+        for _, block in list(blocks_of(module))[staying:] if blocks else []:
+            within = {id(part) for part in block.modules()}
+            own = [s for s in outside if all(id(part) in within for part, _ in s.places)]
+            if own:
+                hooks.append(BlockHook(own, self._device))
+                add_hook_to_module(block, hooks[-1])
+                taken = set(map(id, own))
+                outside = [s for s in outside if id(s) not in taken]
+        for hook, after in pairwise([*hooks, *hooks[:1]]):  # the first one for the next call
+            hook.next = after
         self._groups[name], self._held[name] = group, outside
         add_hook_to_module(module, TurnHook(self, name, self._device))
 

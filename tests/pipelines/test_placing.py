@@ -23,7 +23,8 @@ from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load, tiny_folder
 from accel.pipelines.placing import place
-from accel.pipelines.streamed import NotStreamable, Slot, skeleton, stored
+from accel.pipelines.stored_tensors import NotStreamable, Stored, ranges, stored
+from accel.pipelines.streamed import BlockHook, Slot, skeleton
 
 CPU = torch.device("cpu")
 JOB = Job("a red ball", width=64, height=64, frames=5, steps=2, seed=1)
@@ -113,6 +114,24 @@ def test_tensors_are_read_as_they_are_stored():
     found = stored(folder)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[k].read(), expected[k]) for k in expected)
+
+
+def test_parts_of_files_are_asked_for_block_after_block(monkeypatch):
+    asked = []
+    monkeypatch.setattr(BlockHook, "ahead", lambda hook: asked.append(hook))
+    pipe = placed(Way.DISK)
+    blocks = pipe.transformer.blocks
+    hooks = [block._hf_hook for block in blocks]
+    assert [hook.next for hook in hooks] == [*hooks[1:], hooks[0]]  # the first for the next call
+    generate(pipe, JOB)
+    calls = [hook for hook in asked if hook in hooks]
+    assert calls[: len(hooks)] == [*hooks[1:], hooks[0]]
+    a, b = Path("a"), Path("b")
+    parts = [Stored(f, i, i + 4, torch.float32, (1,)) for f, i in ((b, 0), (a, 8), (a, 4), (a, 16))]
+    assert list(ranges(parts)) == [(a, 4, 12), (a, 16, 20), (b, 0, 4)] and not list(ranges([]))
+    monkeypatch.undo()
+    hooks[0].ahead()  # the system takes it
+    assert hooks[0]._ranges and all(stop <= f.stat().st_size for f, _, stop in hooks[0]._ranges)
 
 
 def test_a_tensor_that_is_dropped_gives_its_memory_back():
