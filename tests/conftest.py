@@ -17,7 +17,6 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "samples")]
 
 from helpers import card  # noqa: E402, F401  before anything else brings Triton in
 
-
 # Files of long tests: first, so that no process is left alone with one of them at the end.
 LONGEST = (
     "test_app", "test_survival", "test_app_refused", "test_app_events", "test_render",
