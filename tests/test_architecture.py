@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from helpers.house import ROOT, sources
+from helpers.house import ROOT, nodes, sources, tree
 
 # Who may import whom: only rooms of lower floors, and of the same one what is listed beside it.
 FLOORS = (
@@ -61,12 +61,12 @@ def modules() -> dict[str, Path]:
     return {module_name(path): path for path in sources()}
 
 
-def imported(source: str, name: str) -> Iterator[str]:
+def imported(source: ast.Module, name: str) -> Iterator[str]:
     """Dotted names imported anywhere in ``source``, function bodies included. ``from a import b``
     gives ``a.b`` where that is a module, else ``a``.
     """
     package = name.split(".")[:-1]
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -99,7 +99,7 @@ def forbidden(importer: str, name: str) -> bool:
     return FLOOR[there] >= FLOOR[here]
 
 
-def violations(importer: str, source: str) -> list[str]:
+def violations(importer: str, source: ast.Module) -> list[str]:
     names = [n for n in imported(source, importer) if forbidden(importer, n)]
     return [f"{importer} imports {name}" for name in names]
 
@@ -125,15 +125,15 @@ def violations(importer: str, source: str) -> list[str]:
     ],
 )
 def test_checker_finds(importer: str, source: str, bad: int) -> None:
-    assert len(violations(importer, source)) == bad
+    assert len(violations(importer, ast.parse(source))) == bad
 
 
 def test_imports_go_one_way() -> None:
     assert {room(name) for name in modules() if room(name)} == set(FLOOR)
     others = [ROOT / "app.py", *(ROOT / "tests").rglob("*.py"), *(ROOT / "samples").glob("*.py")]
-    found = [v for name, path in modules().items() for v in violations(name, path.read_text())]
+    found = [v for name, path in modules().items() for v in violations(name, tree(path))]
     for path in others:
-        ours = imported(path.read_text(), "app")
+        ours = imported(tree(path), "app")
         found += [
             f"{path} imports {n}" for n in ours if n.split(".")[0] in ("kernels", "pipelines")
         ]
@@ -143,7 +143,7 @@ def test_imports_go_one_way() -> None:
 def test_the_reference_stands_alone() -> None:
     """Fast code never imports the specification, and it imports no fast code."""
     for name, path in modules().items():
-        names = set(imported(path.read_text(), name))
+        names = set(imported(tree(path), name))
         fast = {n for n in names if n.startswith(("accel.kernels.cpu", "accel.kernels.gpu"))}
         if name.startswith("accel.kernels.reference"):
             assert not fast, name
@@ -155,7 +155,7 @@ def test_the_reference_stands_alone() -> None:
 def test_no_circle_of_imports() -> None:
     """Imports in functions and for type checks count too."""
     edges = {
-        name: {n for n in imported(path.read_text(), name) if n in modules() and n != "accel"}
+        name: {n for n in imported(tree(path), name) if n in modules() and n != "accel"}
         for name, path in modules().items()
     }
     done: set[str] = set()
@@ -200,11 +200,12 @@ def test_allocations_name_dtype_and_device() -> None:
     """A program may set a default dtype or device of its own, and nothing of ours may follow it."""
     loose = []
     for path in sources():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and ast.unparse(node.func) in [f"torch.{name}" for name in NEW]
+                and node.func.attr in NEW
+                and ast.unparse(node.func) == f"torch.{node.func.attr}"
                 and not {"dtype", "device"} <= {keyword.arg for keyword in node.keywords}
             ):
                 loose.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")

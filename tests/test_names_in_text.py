@@ -6,11 +6,10 @@ import ast
 import re
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 
 import pytest
+from helpers.house import ROOT, nodes
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 NAME = re.compile(r"(?<![\w./-])accel(?:\.[A-Za-z_]\w*)+")
 FILE = re.compile(r"(?<![\w./-])((?:accel|kernels|pipelines|samples|tests|docs)/[\w./-]*\w)")
@@ -22,7 +21,7 @@ def texts() -> Iterator[tuple[str, str]]:
         yield page, (ROOT / page).read_text()
     for folder in ("accel", "kernels", "pipelines", "samples", "tests/bench"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in nodes(path):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield f"{path}:{node.lineno}", node.value
 

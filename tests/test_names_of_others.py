@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import transformers
-from helpers.house import ROOT, sources
+from helpers.house import ROOT, nodes, sources
 
 
 @cache
@@ -20,17 +21,12 @@ def model_classes() -> frozenset[str]:
     for package, folders in ((diffusers, ("models", "pipelines")), (transformers, ("models",))):
         for folder in folders:
             for path in (Path(package.__file__).parent / folder).rglob("*.py"):
-                lines = path.read_text().splitlines()
-                found |= {
-                    line[6:].split("(")[0].split(":")[0].strip()
-                    for line in lines
-                    if line.startswith("class ")
-                }
+                found |= set(re.findall(r"^class\s+(\w+)", path.read_text(), re.MULTILINE))
     return frozenset(found)
 
 
 def constants(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
 
@@ -47,12 +43,15 @@ def test_model_classes_are_named_in_families_only() -> None:
             assert not named, f"{path} names {named}"
 
 
+DEFINING = re.compile(r"(?:\b(?:def|class)\s+|\.\s*)(_\w+)")  # or reading one
+
+
 def private_names(path: Path) -> set[str]:
     """Private attributes that are read of something else than ``self`` or ``cls``, private names
     imported from other packages, and private names in text that may be an attribute's.
     """
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute):
             found.add(node.attr)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -64,38 +63,38 @@ def private_names(path: Path) -> set[str]:
     return {name for name in found if name.startswith("_") and not name.startswith("__")}
 
 
-@cache
-def names_of_others() -> frozenset[str]:
-    """Private names that diffusers and accelerate define or set."""
+def of_others(names: set[str]) -> set[str]:
+    """Those of ``names`` that diffusers or accelerate define or set. A file is parsed only if its
+    text may define one that no file before it does.
+    """
     import accelerate
 
-    found = set()
+    found: set[str] = set()
     for package in (diffusers, accelerate):
         for path in Path(package.__file__).parent.rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
+            text = path.read_text()
+            if not (names - found).intersection(DEFINING.findall(text)):
+                continue
+            for node in ast.walk(ast.parse(text)):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                     found.add(node.attr)
                 elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                     found.add(node.name)
-    return frozenset(n for n in found if n.startswith("_") and not n.startswith("__"))
+    return found & names
 
 
 @pytest.mark.slow
 def test_private_names_of_others_stand_in_the_bridge_only() -> None:
-    assert {"_diffusers_hook", "_hf_hook", "_execution_device"} <= names_of_others()
-    ours = {
-        name
-        for path in sources()
-        for node in ast.walk(ast.parse(path.read_text()))
-        for name in _defined(node)
-    }
+    ours = {name for path in sources() for node in nodes(path) for name in _defined(node)}
     torchs = {
         "_parameters", "_modules", "_forward_hooks", "_orig_mod", "_compiled_call_impl", "_schema",
     }  # fmt: skip
-    for path in sources():
-        if path not in BRIDGE:
-            theirs = (private_names(path) & names_of_others()) - ours - torchs
-            assert not theirs, f"{path} uses {theirs}"
+    known = {"_diffusers_hook", "_hf_hook", "_execution_device"}
+    used = {path: private_names(path) - ours - torchs for path in sources() if path not in BRIDGE}
+    theirs = of_others(known.union(*used.values()))
+    assert known <= theirs
+    for path, names in used.items():
+        assert not names & theirs, f"{path} uses {names & theirs}"
 
 
 def _defined(node: ast.AST) -> Iterator[str]:

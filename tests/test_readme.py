@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
 
 import pytest
+from diffusers import WanPipeline
 
-from accel import Plan
+from accel import Plan, calibrate
 from accel.cli import main
 from accel.pipelines.batch.jobfile import read_jobs
 
@@ -20,8 +22,21 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
+@pytest.fixture
+def short_runs(monkeypatch):
+    """What an example leaves to the defaults takes 4 steps and 4 probing runs."""
+    real = WanPipeline.__call__
+
+    @functools.wraps(real)
+    def call(pipe, *arguments, **options):
+        return real(pipe, *arguments, **{"num_inference_steps": 4, **options})
+
+    monkeypatch.setattr(WanPipeline, "__call__", call)
+    monkeypatch.setitem(calibrate.__kwdefaults__, "probe_runs", 4)
+
+
 @pytest.mark.slow
-def test_python_examples_run(capsys):
+def test_python_examples_run(capsys, short_runs):
     assert blocks("python")
     for code in blocks("python"):
         exec(compile(code, "README.md", "exec"), {})

@@ -143,7 +143,9 @@ def by_cost(table: ErrorTable, limit: float, *, phases: int | None = 3) -> Choic
 def predicted(table: ErrorTable, choice: Choice) -> float:
     """Return the predicted PSNR in dB of a choice [S, N] against the pipeline's own output.
 
-    It is inf for a choice without damage. Raises ValueError if no sensitivity was measured.
+    It is inf for a choice without damage. It is that of the choice as it stands: where the check at
+    run time sends a site back to full precision, the run is another one. Raises ValueError if no
+    sensitivity was measured.
     """
     total = sum(float(table.damage(p)[choice == p].sum()) for p in set(choice.ravel().tolist()))
     return math.inf if total <= 0 else -10 * math.log10(total)

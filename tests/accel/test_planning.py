@@ -26,6 +26,11 @@ def pipe():
 
 
 @pytest.fixture(scope="module")
+def peaks(pipe):
+    return simulate(of_pipeline(pipe), Video(64, 64, 17))
+
+
+@pytest.fixture(scope="module")
 def needs(pipe):
     return fit.of_loaded(pipe, Video(64, 64, 17))
 
@@ -35,10 +40,9 @@ def given(monkeypatch, needs):
 
 
 @pytest.mark.slow
-def test_all_weights_that_are_loaded_count_in_every_phase(pipe, needs):
+def test_all_weights_that_are_loaded_count_in_every_phase(pipe, peaks, needs):
     modules = [c for c in pipe.components.values() if isinstance(c, torch.nn.Module)]
     weights = sum(t.nbytes for m in modules for t in (*m.parameters(), *m.buffers()))
-    peaks = simulate(of_pipeline(pipe), Video(64, 64, 17))
     assert needs.denoise == {n: size + weights for n, size in peaks.denoise.items()}
     assert needs.decode["whole"] == peaks.decode["whole"] + weights
     assert needs.encode == max(peaks.encode.values()) + weights
@@ -68,8 +72,8 @@ def test_text_encoding_that_does_not_fit_is_said(pipe, needs, monkeypatch):
 
 
 @pytest.mark.slow
-def test_on_an_accelerator_finished_frames_are_not_counted(pipe):
-    peaks = simulate(of_pipeline(pipe), Video(64, 64, 17))
+def test_on_an_accelerator_finished_frames_are_not_counted(pipe, peaks, monkeypatch):
+    monkeypatch.setattr(fit, "simulate", lambda model, video: peaks)
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     weights = sum(map(size_of, parts))
     for kind, way in (("cpu", "16 strips"), ("cuda", "16 strips, frames to the CPU")):
@@ -87,7 +91,8 @@ def test_the_plan_can_be_patched_with(pipe):
 
 
 @pytest.mark.slow
-def test_decoding_that_does_not_fit_says_what_would_help(pipe, needs):
+def test_decoding_that_does_not_fit_says_what_would_help(pipe, needs, monkeypatch):
+    given(monkeypatch, needs)
     plan = accel.plan(pipe, JOB, memory=needs.decode["whole"] - 1)
     assert plan.slicing == accel.SlicingConfig(16, 1)  # in strips it does
     with pytest.raises(ValueError, match=r"decoding needs .* GiB.*enable_tiling\(\) decodes"):
@@ -107,7 +112,8 @@ def test_bad_arguments_are_one_clear_error(pipe, job, memory, message):
 
 
 @pytest.mark.slow
-def test_decibels_take_a_measurement_and_memory_counts_what_it_keeps(pipe, needs):
+def test_decibels_take_a_measurement_and_memory_counts_what_it_keeps(pipe, needs, monkeypatch):
+    given(monkeypatch, needs)
     times = tuple(float(t) for t in range(25, 0, -1))
     points = (Point((*range(20), 24), (41.0, 41.2), "a"), Point((*range(9), 24), (31.0, 31.2), "b"))
     m = Measurement(25, times, ((1.0,) * 25,) * 25, RehashConfig(), 1, points)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from accel.calibration import precision
 from accel.calibration.choose import uniform
 from accel.calibration.table import ErrorTable
 from accel.cli import calibrate, main
@@ -29,15 +30,20 @@ def table(sites=4, steps=6):
     return ErrorTable(names, np.linspace(1, 0, steps), np.ones(sites), np.ones(shape), errors)
 
 
+def test_twenty_four_mixed_plans_are_run_unless_told_otherwise():
+    assert precision.calibrate.__kwdefaults__["probe_runs"] == 24
+
+
 @pytest.mark.slow
 def test_job_files_become_a_table_a_plan_and_pictures(jobs, tmp_path, capsys, monkeypatch):
     out, real, made = tmp_path / "out", calibrate.generate, []
+    monkeypatch.setitem(precision.calibrate.__kwdefaults__, "probe_runs", 5)
     monkeypatch.setattr(
         calibrate, "generate", lambda pipe, job: made.append(job) or real(pipe, job)
     )
     assert main(["calibrate", str(jobs), "--out", str(out), "--share", "0.5", "--impl",
                  "reference"]) == 0  # fmt: skip
-    assert len(made) == 1 + 24 + 1  # with errors measured, mixed plans, the plan
+    assert len(made) == 1 + 5 + 1  # with errors measured, mixed plans, the plan
     said = capsys.readouterr().out
     assert "PREDICTED" in said and "one job typically" in said and "on the first job" in said
     found = ErrorTable.load(out / "table.json")

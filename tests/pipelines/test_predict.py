@@ -30,6 +30,12 @@ def simulator():
     found.close()
 
 
+@pytest.fixture(scope="module")
+def embedded():
+    """Peaks of the embedded model, simulated once."""
+    return {request: simulated.simulated(request) for request in embedded_requests()}
+
+
 def configs(folder, *names):
     """The embedded model's configurations without its weights, plus files named ``names``."""
     for file in tiny_folder().rglob("*"):
@@ -54,25 +60,25 @@ def test_time_scales_with_steps_and_size(simulator):
 
 
 @pytest.mark.slow
-def test_peaks_kept_for_the_embedded_model_are_those_of_its_simulation():
+def test_peaks_kept_for_the_embedded_model_are_those_of_its_simulation(embedded):
     """If this fails, run python -m accel.pipelines.batch.simulated."""
     kept = json.loads(simulated.KNOWN.read_text())
-    assert kept == {simulated.key_of(r): simulated.simulated(r) for r in embedded_requests()}
+    assert kept == {simulated.key_of(r): peak for r, peak in embedded.items()}
 
 
 @pytest.mark.slow
-def test_the_peak_is_that_of_accel_memory_and_of_the_weights():
-    requests = [r for r in embedded_requests() if r.dtype == "float32" and r.slicing is None]
+def test_the_peak_is_that_of_accel_memory_and_of_the_weights(embedded):
+    requests = [r for r in embedded if r.dtype == "float32" and r.slicing is None]
     (whole,) = (r for r in requests if r.rehash is None)
     family = find(str(tiny_folder()))
     family = in_dtype(family, torch.float32)
     peaks = simulate(family, Video(64, 64, 17), (1,))
     weights = peaks.denoiser_weights + peaks.vae_weights
     others = (peaks.decode["whole"], *peaks.encode.values())
-    assert simulated.simulated(whole) == weights + max(peaks.denoise[1], *others)
+    assert embedded[whole] == weights + max(peaks.denoise[1], *others)
     (reusing,) = (r for r in requests if r.rehash is not None)  # both branches of guidance
     beside = weights + max(peaks.denoise[1] + 2 * peaks.rehash["output"], *others)
-    assert simulated.simulated(reusing) == beside
+    assert embedded[reusing] == beside
     pipe = load("tiny")
     parts = (pipe.transformer, pipe.vae, pipe.text_encoder)
     real = sum(t.nbytes for part in parts for t in part.parameters())
