@@ -10,9 +10,11 @@
 #endif
 
 // Number of this interface; native.py refuses a library with another one.
-#define ACCEL_ABI 6
+#define ACCEL_ABI 7
 
 namespace accel {
+
+enum Dtype : int32_t { F32 = 0, BF16 = 1, F16 = 2 };
 
 // Rows of x [rows, cols] to signed integers in [-qmax, qmax]: scale[r] = max(|x[r]|, floor) / qmax and
 // codes = round-half-to-even(x / scale). One definition per instruction set.
