@@ -69,7 +69,7 @@ def linear(
     return torch.ops.accel.linear(
         x, packed.codes, packed.scale, packed.correction, packed.factor, packed.outliers,
         packed.outlier_weight, bias, packed.shape[0], packed.precision, packed.impl,
-        packed.levels, packed.hadamard, name,
+        packed.hadamard, name,
     )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def pack(
     factor, outliers = _check_weight(weight, precision, smooth, outliers)
     shape = (weight.shape[0], weight.shape[1])
     if precision == "full":
-        return Packed(shape, "full", "torch", 0, weight.detach())
+        return Packed(shape, "full", "torch", weight.detach())
     if precision == "fp8" and impl == "cpu":
         raise RuntimeError("impl 'cpu' cannot run here: E4M3 products are for GPUs; use 'int8'")
     name = resolve(LINEAR, impl, weight.device)
@@ -111,12 +111,12 @@ def pack(
         raise RuntimeError(f"impl {name!r} cannot pack this weight: {why}")
     if name == "cpu":
         return cpu.pack(weight, factor, outliers, hadamard)
-    spec = _spec(precision, 127, hadamard)
+    spec = _spec(precision, hadamard)
     codes = reference.quantize_weight(weight, spec, smooth, outliers)
     kept = None if outliers is None else codes.kept.T.contiguous()
     stored = codes.values.to(torch.int8 if precision == "int8" else torch.float8_e4m3fn)
     return Packed(
-        shape, precision, "reference", spec.levels, stored, codes.scale[:, 0].contiguous(), None,
+        shape, precision, "reference", stored, codes.scale[:, 0].contiguous(), None,
         factor, outliers, kept, hadamard,
     )  # fmt: skip
 
@@ -161,8 +161,8 @@ def _run(x: Tensor, packed: Packed, bias: Tensor | None, activation: str) -> Ten
 
 def _reference(x: Tensor, packed: Packed, bias: Tensor | None, activation: str) -> Tensor:
     """Run the specification; result [M, N] in x's dtype."""
-    spec = _spec(packed.precision, packed.levels, packed.hadamard)
-    codes = reference.quantize_rows(x, spec.levels, spec, packed.factor, packed.outliers)
+    spec = _spec(packed.precision, packed.hadamard)
+    codes = reference.quantize_rows(x, spec, packed.factor, packed.outliers)
     kept = packed.outlier_weight
     assert packed.scale is not None
     weight = reference.Codes(
@@ -172,9 +172,9 @@ def _reference(x: Tensor, packed: Packed, bias: Tensor | None, activation: str) 
     return reference.multiply(codes, weight, bias, activation).to(x.dtype)
 
 
-def _spec(precision: str, levels: int, hadamard: bool) -> reference.LinearSpec:
+def _spec(precision: str, hadamard: bool) -> reference.LinearSpec:
     values: Literal["int", "e4m3"] = "e4m3" if precision == "fp8" else "int"
-    return reference.LinearSpec(levels, levels, values, hadamard)
+    return reference.LinearSpec(values, hadamard=hadamard)
 
 
 def _unreadable(x: Tensor, bias: Tensor | None) -> str:
@@ -246,13 +246,12 @@ def _linear_op(
     channels: int,
     precision: str,
     impl: str,
-    levels: int,
     hadamard: bool,
     activation: str,
 ) -> Tensor:
     """Run a call inside a graph."""
     packed = Packed(
-        (channels, x.shape[-1]), precision, impl, levels, codes, scale, correction, factor,
+        (channels, x.shape[-1]), precision, impl, codes, scale, correction, factor,
         outliers, outlier_weight, hadamard,
     )  # fmt: skip
     return _run(x, packed, bias, activation)
@@ -271,7 +270,6 @@ def _(
     channels: int,
     precision: str,
     impl: str,
-    levels: int,
     hadamard: bool,
     activation: str,
 ) -> Tensor:

@@ -22,7 +22,6 @@ class Packed:
         shape: (N, K).
         precision: "int8", "fp8", or "full", where ``codes`` is the weight itself.
         impl: What it was packed for: "cpu-avx2" and the like, "gpu", "reference" or "torch".
-        levels: Largest code of x.
         codes: In the layout of ``impl``; "reference": [N, K].
         scale: fp32, one per channel, and for the CPU padded to 16 channels.
         correction: int32, what the offset of x's codes adds to each channel's sum (CPU).
@@ -35,7 +34,6 @@ class Packed:
     shape: tuple[int, int]
     precision: str
     impl: str
-    levels: int
     codes: Tensor
     scale: Tensor | None = None
     correction: Tensor | None = None

@@ -7,9 +7,11 @@ y = activation(x W^T + bias) for x [M, K] and W [N, K], held as follows (SmoothQ
 2. smooth (option): x_k <- x_k f_k and w_k <- w_k / f_k, f = 1 / smooth; the product stays.
 3. Hadamard (option): rows of x and W are rotated by one orthogonal matrix, block by block of the
    largest 2^k that divides K; the product stays, and loud columns spread over their block.
-4. each row of x, and each row of W (an output channel), has a scale: its largest magnitude, at
-   least 1e-30, over ``levels`` or ``weight_levels``, or over 448 for E4M3. Codes are the nearest
-   integers (half to even) or E4M3 values of the row times 1 / scale, all in fp32.
+4. each row of x, and each row of W (an output channel), has a scale: its peak, at least 1e-30, over
+   127, or over 448 for E4M3. Codes are the nearest integers (half to even) or E4M3 values of the
+   row times 1 / scale, all in fp32. The peak is the largest magnitude; with ``grouped``, a channel's
+   is the largest sum of the positive, or of the negative, values in {0, 1, 4, 5} or {2, 3, 6, 7} of
+   any eight consecutive columns, which sums in 16 bits need (``kernels/csrc/linear.h``).
 5. y = (codes of x times codes of W) * scale * scale + bias + outliers, exactly; the activation of
    that is the result.
 
@@ -30,14 +32,15 @@ from torch import Tensor
 
 from accel.kernels.reference_formats import E4M3_MAX, SCALE_FLOOR, round_e4m3
 
+LEVELS = 127.0
+
 
 @dataclass(frozen=True)
 class LinearSpec:
-    """How a linear layer is quantized: codes are within +-levels, or E4M3."""
+    """How a linear layer is quantized: integers within +-127, or E4M3."""
 
-    levels: int = 127
-    weight_levels: int = 127
     values: Literal["int", "e4m3"] = "int"
+    grouped: bool = False
     hadamard: bool = False
 
 
@@ -67,8 +70,23 @@ def rotate(x: Tensor) -> Tensor:
     return x * norm if columns else x
 
 
+def group_peak(x: Tensor) -> Tensor:
+    """Return the peak [R, 1] of rows x [R, K] as ``grouped`` defines it (step 4)."""
+    eight = torch.nn.functional.pad(x, (0, -x.shape[1] % 8)).unflatten(1, (-1, 2, 2, 2))
+    sums = []
+    for part in (eight.clamp_min(0), (-eight).clamp_min(0)):  # [R, K / 8, step, group, 2]
+        pairs = part[..., 0] + part[..., 1]
+        sums.append((pairs[:, :, 0] + pairs[:, :, 1]).flatten(1).amax(1, keepdim=True))
+    return torch.maximum(*sums)
+
+
 def quantize_rows(
-    x: Tensor, levels: int, spec: LinearSpec, factor: Tensor | None, outliers: Tensor | None
+    x: Tensor,
+    spec: LinearSpec,
+    factor: Tensor | None,
+    outliers: Tensor | None,
+    *,
+    grouped: bool = False,
 ) -> Codes:
     """Return the codes of rows x [R, K] (steps 1 to 4); ``factor`` fp32 [K] multiplies x."""
     x = x.float().clone()
@@ -81,7 +99,9 @@ def quantize_rows(
     if spec.hadamard:
         x = rotate(x)
     peak = x.abs().amax(1, keepdim=True) if x.shape[1] else x.new_zeros(x.shape[0], 1)
-    most = E4M3_MAX if spec.values == "e4m3" else float(levels)
+    if grouped and x.shape[1]:
+        peak = torch.where(peak.isfinite(), group_peak(x), peak)
+    most = E4M3_MAX if spec.values == "e4m3" else LEVELS
     scale = peak.clamp_min(SCALE_FLOOR) / most
     x = x * scale.reciprocal()
     codes = round_e4m3(x) if spec.values == "e4m3" else x.round().clamp(-most, most)
@@ -99,7 +119,7 @@ def quantize_weight(
         weight = weight / smooth.float().reciprocal()
         if kept is not None:
             weight[:, outliers] = kept
-    return quantize_rows(weight, spec.weight_levels, spec, factor, outliers)
+    return quantize_rows(weight, spec, factor, outliers, grouped=spec.grouped)
 
 
 def activate(y: Tensor, activation: str | None) -> Tensor:
@@ -134,21 +154,19 @@ def quantized_linear(
 ) -> Tensor:
     """Return the quantized linear layer of x [M, K] in fp64 [M, N], as the module says."""
     factor = None if smooth is None else smooth.float().reciprocal()
-    codes = quantize_rows(x, spec.levels, spec, factor, outliers)
+    codes = quantize_rows(x, spec, factor, outliers)
     return multiply(codes, quantize_weight(weight, spec, smooth, outliers), bias, activation)
 
 
-def error_bound(x: Tensor, weight: Tensor, spec: LinearSpec) -> Tensor:
-    """Return the most that rounding can move each result [M, N] of finite integers, in fp64.
+def error_bound(x: Codes, weight: Codes) -> Tensor:
+    """Return the most that rounding to integers can move each result, fp64 [M, N].
 
-    Half a step of each code, at the largest magnitudes of the other side; without options.
+    Half a step of each code at the magnitudes that the other side has, and both halves together.
     """
-    k = x.shape[1]
-    x_peak = x.double().abs().amax(1, keepdim=True)
-    w_peak = weight.double().abs().amax(1, keepdim=True).T
-    a, b = 0.5 / spec.levels, 0.5 / spec.weight_levels
-    per_term = a + b + a * b
-    return k * per_term * x_peak * w_peak * (1 + 1e-6)
+    x_size = x.values.double().abs().sum(1, keepdim=True)
+    w_size = weight.values.double().abs().sum(1, keepdim=True).T
+    steps = 0.5 * x_size + 0.5 * w_size + 0.25 * x.values.shape[1]
+    return steps * x.scale.double() * weight.scale.double().T
 
 
 def smoothing(peaks: Tensor, weight: Tensor, strength: float = 0.5) -> Tensor:

@@ -53,11 +53,9 @@ def pack(weight: Tensor, factor: Tensor | None, outliers: Tensor | None, hadamar
     scale = torch.empty(panels * PANEL, dtype=torch.float32, device=cpu)
     correction = torch.empty(panels * PANEL, dtype=torch.int32, device=cpu)
     outlier_weight = torch.empty(count, panels * PANEL, dtype=torch.float32, device=cpu)
-    levels = ctypes.c_int32(), ctypes.c_int32()
-    lib.accel_linear_levels(*(ctypes.byref(x) for x in levels))
     isa = lib.accel_isa().decode()
     packed = Packed(
-        (channels, inputs), "int8", f"cpu-{isa}", levels[0].value, codes, scale, correction,
+        (channels, inputs), "int8", f"cpu-{isa}", codes, scale, correction,
         factor, outliers, outlier_weight if count else None, hadamard,
     )  # fmt: skip
     call = _describe(packed)

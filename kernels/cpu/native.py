@@ -59,8 +59,6 @@ def _declare(lib: ctypes.CDLL) -> None:
     lib.accel_attention_free.restype, lib.accel_attention_free.argtypes = None, [pointer]
     lib.accel_attention_alive.restype = size
     lib.accel_linear_call_size.restype = size
-    lib.accel_linear_levels.restype = None
-    lib.accel_linear_levels.argtypes = [pointer, pointer]
     lib.accel_linear_pack.restype, lib.accel_linear_pack.argtypes = ctypes.c_int32, [pointer]
     lib.accel_linear.restype, lib.accel_linear.argtypes = ctypes.c_int32, [pointer]
     lib.accel_warp_call_size.restype = size

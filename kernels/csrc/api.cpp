@@ -188,12 +188,6 @@ ACCEL_EXPORT int64_t accel_attention_scratch(const accel::AttentionCall* call, i
 
 ACCEL_EXPORT int64_t accel_linear_call_size() { return sizeof(accel::LinearCall); }
 
-// Largest code of x, and of weights, as the instruction set in use multiplies them.
-ACCEL_EXPORT void accel_linear_levels(int32_t* x, int32_t* weight) {
-  *x = current().linear.levels;
-  *weight = current().linear.weight_levels;
-}
-
 // Writes codes, scale, correction and outlier_weight from weight; 0 done, 1 out of memory.
 ACCEL_EXPORT int32_t accel_linear_pack(const accel::LinearCall* call) {
   try {

@@ -7,7 +7,7 @@
 namespace accel {
 namespace {
 
-constexpr int32_t LEVELS = 127, WEIGHT_LEVELS = 127;
+constexpr bool GROUPED = false;
 constexpr int64_t ROWS = 6, TILES = 1;
 
 void dot_tile(int64_t, const uint8_t* rows, int64_t row_stride, const int8_t* columns, int64_t, int64_t steps,
