@@ -9,9 +9,9 @@ y = activation(x W^T + bias) for x [M, K] and W [N, K], held as follows (SmoothQ
    largest 2^k that divides K; the product stays, and loud columns spread over their block.
 4. each row of x, and each row of W (an output channel), has a scale: its peak, at least 1e-30, over
    127, or over 448 for E4M3. Codes are the nearest integers (half to even) or E4M3 values of the
-   row times 1 / scale, all in fp32. The peak is the largest magnitude; with ``grouped``, a channel's
-   is the largest sum of the positive, or of the negative, values in {0, 1, 4, 5} or {2, 3, 6, 7} of
-   any eight consecutive columns, which sums in 16 bits need (``kernels/csrc/linear.h``).
+   row times 1 / scale, all in fp32. The peak is the largest magnitude; with ``grouped``, that of a
+   channel is the largest sum of the positive, or of the negative, values in {0, 1, 4, 5} or
+   {2, 3, 6, 7} of any eight consecutive columns, which sums in 16 bits need (``csrc/linear.h``).
 5. y = (codes of x times codes of W) * scale * scale + bias + outliers, exactly; the activation of
    that is the result.
 
