@@ -29,7 +29,7 @@ namespace accel {
 constexpr int32_t LEVELS = 127;        // largest code
 constexpr int64_t PANEL = 16;       // channels of a packed panel
 constexpr int64_t LINEAR_ROWS = 96;   // rows of x per task; a multiple of every ISA's register tile
-constexpr int64_t LINEAR_STEPS = 512;  // steps of four k whose part of a panel is used for all rows in turn
+constexpr int64_t LINEAR_STEPS = 256;  // steps of four k whose part of a panel is used for all rows in turn
 
 enum Activation : int32_t { IDENTITY = 0, GELU = 1, GELU_TANH = 2, SILU = 3 };
 
