@@ -58,6 +58,7 @@ ATTENTION = (
 )
 LINEAR = (
     Impl("cpu", "native INT8 linear layers", _vectorized),
+    Impl("gpu", "Triton row quantizer and torch's 8-bit products", support.why_not_gpu),
     Impl("reference", "eager torch, the specification; slower than torch's layers", _always),
 )
 WARP = (

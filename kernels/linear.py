@@ -16,6 +16,7 @@ from accel.kernels import reference_linear as reference
 from accel.kernels.attention_call import DTYPES, why_not_plain
 from accel.kernels.cpu import linear as cpu
 from accel.kernels.dispatch import LINEAR, resolve
+from accel.kernels.gpu import support
 from accel.kernels.packed_weight import ACTIVATIONS, MOST_INPUTS, Packed
 
 Precision = Literal["int8", "fp8", "full"]
@@ -61,7 +62,11 @@ def linear(
         return reference.activate(torch.nn.functional.linear(x, packed.codes, bias), activation)
     name = activation or "none"
     if not torch.compiler.is_compiling():
-        if x.numel() and (why := _unreadable(x, bias)) and packed.impl != "reference":
+        kind = packed.impl.split("-")[0]
+        why = _why_not_packed(kind, packed.precision, x.device, packed.hadamard, x.dtype)
+        if not why and x.numel() and kind != "reference":
+            why = _unreadable(x, bias)
+        if why:
             raise RuntimeError(f"{packed.impl} cannot run this call: {why}")
         if not _needs_gradient(x, bias):
             return _run(x, packed, bias, name)
@@ -101,10 +106,10 @@ def pack(
     shape = (weight.shape[0], weight.shape[1])
     if precision == "full":
         return Packed(shape, "full", "torch", weight.detach())
-    if precision == "fp8" and impl == "cpu":
-        raise RuntimeError("impl 'cpu' cannot run here: E4M3 products are for GPUs; use 'int8'")
     name = resolve(LINEAR, impl, weight.device)
-    if name == "cpu" and precision == "fp8":  # "auto"
+    if why := _why_not_packed(name, precision, weight.device, hadamard):
+        if impl != "auto":
+            raise RuntimeError(f"impl {name!r} cannot run here: {why}")
         name = "reference"
     weight = weight.detach()
     if name != "reference" and weight.numel() and (why := why_not_plain(weight, weight, weight)):
@@ -115,6 +120,10 @@ def pack(
     codes = reference.quantize_weight(weight, spec, smooth, outliers)
     kept = None if outliers is None else codes.kept.T.contiguous()
     stored = codes.values.to(torch.int8 if precision == "int8" else torch.float8_e4m3fn)
+    if name == "gpu":
+        from accel.kernels.gpu import linear as gpu  # brings in Triton
+
+        return gpu.pack(shape, precision, stored, codes.scale[:, 0], factor, outliers, kept)
     return Packed(
         shape, precision, "reference", stored, codes.scale[:, 0].contiguous(), None,
         factor, outliers, kept, hadamard,
@@ -134,8 +143,13 @@ def why_not(
     if all(reasons):
         kind = 1 if impl == "auto" and device.type == "cuda" else 0
         return reasons[kind] if reasons else f"no implementation {impl!r}"
-    if device.type == "cpu" and precision == "fp8":
-        return "E4M3 products are for GPUs; the CPU has int8"
+    runs = next(e.name for e, reason in zip(entries, reasons, strict=True) if not reason)
+    if isinstance(weight, Packed):
+        precision, hadamard = weight.precision, weight.hadamard  # type: ignore[assignment]
+    else:
+        hadamard = False
+    if why := _why_not_packed(runs, precision, device, hadamard, x.dtype):
+        return why
     if isinstance(weight, Packed):
         if weight.impl.split("-")[0] not in names:
             return f"the weight is packed for {weight.impl}"
@@ -152,11 +166,39 @@ def why_not(
     return ""
 
 
+def _why_not_packed(
+    name: str,
+    precision: str,
+    device: torch.device,
+    hadamard: bool,
+    dtype: torch.dtype = torch.bfloat16,
+) -> str:
+    """Return why an implementation has no kernel for a precision and its options, or ""."""
+    if name == "cpu" and precision == "fp8":
+        return "E4M3 products are for GPUs; the CPU has int8"
+    if name != "gpu":
+        return ""
+    if hadamard:
+        return "rows are rotated on the CPU and in the reference only"
+    if precision == "fp8" and support.capability(device) < (8, 9):
+        return "E4M3 products need compute capability 8.9"
+    if precision == "fp8" and dtype != torch.bfloat16:
+        return f"E4M3 products give bf16, x is {str(dtype).removeprefix('torch.')}"
+    return ""
+
+
 def _run(x: Tensor, packed: Packed, bias: Tensor | None, activation: str) -> Tensor:
     """Compute a call as its weight is packed."""
     rows = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.new_empty(x.shape[:-1].numel(), 0)
-    run = cpu.linear if packed.impl.startswith("cpu-") else _reference
-    return run(rows, packed, bias, activation).view(*x.shape[:-1], packed.shape[0])
+    if packed.impl == "gpu":
+        from accel.kernels.gpu import linear as gpu  # brings in Triton
+
+        out = gpu.linear(rows, packed, bias, activation)
+    elif packed.impl == "reference":
+        out = _reference(rows, packed, bias, activation)
+    else:
+        out = cpu.linear(rows, packed, bias, activation)
+    return out.view(*x.shape[:-1], packed.shape[0])
 
 
 def _reference(x: Tensor, packed: Packed, bias: Tensor | None, activation: str) -> Tensor:

@@ -112,6 +112,20 @@ def test_no_sum_saturates(isa, extreme):
     assert float((out.double() - exact).abs().max()) <= 520 * (0.01 if isa == "avx2" else 1e-5)
 
 
+@pytest.mark.parametrize("isa", ["avx2"], indirect=True)
+@pytest.mark.parametrize("tail", [0, 1, 4])
+def test_codes_leave_room_for_every_activation(isa, tail):
+    """Of four codes that share 16 bits, positive and negative ones each sum to at most 129."""
+    g = torch.Generator().manual_seed(tail)
+    w = torch.randn(64, 2056, generator=g) ** (2 * tail + 1)
+    codes = pack(w, impl="cpu").codes.int()  # [panels, steps, 16, 4]
+    pairs = codes.unflatten(1, (-1, 2)).unflatten(-1, (2, 2)).permute(0, 1, 3, 4, 2, 5).flatten(-2)
+    for signed in (pairs.clamp_min(0), -pairs.clamp_max(0)):
+        most = signed.sum(-1).amax((1, 3))  # of each channel
+        assert int(most.max()) <= 32767 // (2 * 127)
+    assert bool((pairs.abs().amax((1, 3, 4)) >= 32).all())  # 127 over 4 at worst
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_no_sum_saturates_at_random(isa, seed):
     g = torch.Generator().manual_seed(seed)
