@@ -23,7 +23,8 @@ using QuantizeRows = void (*)(const float* x, int64_t rows, int64_t cols, float 
 void quantize_rows_scalar(const float*, int64_t, int64_t, float, float, int8_t*, float*);
 void quantize_rows_avx2(const float*, int64_t, int64_t, float, float, int8_t*, float*);
 
-// Calls body(i) for i in [0, count) from `threads` threads, in any order; returns when all are done.
+// Calls body(i) for i in [0, count) from `threads` threads, in any order; returns when all are done. Throws
+// std::bad_alloc, and leaves out what has not begun, if a body does.
 void parallel_for(int64_t count, int threads, void (*body)(void*, int64_t), void* context);
 
 }  // namespace accel

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -322,6 +325,30 @@ def test_auto_falls_back_to_torch_with_a_reason(monkeypatch):
     trained = w.clone().requires_grad_()
     linear(x, trained, b).sum().backward()  # torch's layer
     assert trained.grad is not None
+
+
+STARVED = """
+import resource, torch
+from accel.kernels.linear import linear, pack
+torch.set_num_threads(2)
+packed, x = pack(torch.zeros(1, 131072), impl="cpu"), torch.zeros(1, 131072)
+linear(x.expand(200, -1), packed)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**20,) * 2)
+try:
+    linear(x.expand(3200, -1), packed)
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_threads_without_memory_raise_an_error():
+    """Each thread's block of codes is 12 MB here, and the process may take one more."""
+    done = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no memory for an 8-bit linear layer of (3200, 1, 131072)" in done.stdout
 
 
 def test_other_instruction_sets_refuse_the_weight():
