@@ -43,7 +43,7 @@ def _native(device: torch.device) -> str:
 def _vectorized(device: torch.device) -> str:
     reason = _native(device)
     if not reason and library().isa == "scalar":
-        return "this processor has no AVX2; the portable path is slower than SDPA"
+        return "this processor has no AVX2; the portable path is slower than torch"
     return reason
 
 
@@ -55,6 +55,11 @@ ATTENTION = (
     Impl("cpu", "native INT8, INT6 and INT4 attention", _vectorized),
     Impl("gpu", "Triton INT8 attention for tensor cores", support.why_not_gpu),
     Impl("reference", "eager torch, the specification; slower than SDPA", _always),
+)
+LINEAR = (
+    Impl("cpu", "native INT8 linear layers", _vectorized),
+    Impl("gpu", "Triton row quantizer and torch's 8-bit products", support.why_not_gpu),
+    Impl("reference", "eager torch, the specification; slower than torch's layers", _always),
 )
 WARP = (
     Impl("cpu", "native noise warp", _native),

@@ -37,6 +37,7 @@ SAME_IDEA = {
     "__init__": "packages",
     "apply": "puts a technique on a model",
     "attention": "attention: the op, and its launchers",
+    "linear": "8-bit linear layers: the op, and its launchers",
     "warp": "the noise warp: the op, and its launchers",
     "quantize": "row quantization: the op, and its launcher",
     "mochi": "the family",

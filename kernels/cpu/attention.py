@@ -20,7 +20,7 @@ from accel.kernels import shared_keys
 from accel.kernels.attention_call import DTYPES, AttentionCall, new_result
 from accel.kernels.cpu.native import require
 
-NUMBERS = {dtype: n for n, dtype in enumerate(DTYPES)}  # as enum Dtype in csrc/attention.h
+NUMBERS = {dtype: n for n, dtype in enumerate(DTYPES)}  # as enum Dtype in csrc/api.h
 _Strides = ctypes.c_int64 * 4
 _OutStrides = ctypes.c_int64 * 3
 

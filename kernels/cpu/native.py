@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 
-ABI = 6
+ABI = 7
 DISTRIBUTION = "accel-diffusion"
 
 
@@ -58,6 +58,9 @@ def _declare(lib: ctypes.CDLL) -> None:
     lib.accel_attention_packed.argtypes = [pointer, pointer]
     lib.accel_attention_free.restype, lib.accel_attention_free.argtypes = None, [pointer]
     lib.accel_attention_alive.restype = size
+    lib.accel_linear_call_size.restype = size
+    lib.accel_linear_pack.restype, lib.accel_linear_pack.argtypes = ctypes.c_int32, [pointer]
+    lib.accel_linear.restype, lib.accel_linear.argtypes = ctypes.c_int32, [pointer]
     lib.accel_warp_call_size.restype = size
     lib.accel_warp_step.restype, lib.accel_warp_step.argtypes = ctypes.c_int32, [pointer]
     lib.accel_warp_fresh.restype = ctypes.c_int32

@@ -6,6 +6,7 @@
 #include <new>
 
 #include "attention.h"
+#include "linear.h"
 #include "warp.h"
 
 #if defined(ACCEL_X86)
@@ -72,6 +73,7 @@ struct Isa {
   bool (*present)();
   bool by_default;
   const accel::AttentionKernels& attention;
+  const accel::LinearKernels& linear;
   accel::QuantizeRows quantize_rows;
   const accel::WarpKernels& warp;
 };
@@ -79,15 +81,15 @@ struct Isa {
 const Isa ISAS[] = {
 #if defined(ACCEL_X86)
 #if defined(ACCEL_AVX512VNNI)
-    {"avx512vnni", has_avx512vnni, true, accel::attention_avx512vnni, accel::quantize_rows_avx2, accel::warp_avx2},
+    {"avx512vnni", has_avx512vnni, true, accel::attention_avx512vnni, accel::linear_avx512vnni, accel::quantize_rows_avx2, accel::warp_avx2},
 #endif
 #if defined(ACCEL_AVXVNNI)
-    {"avxvnni", has_avxvnni, true, accel::attention_avxvnni, accel::quantize_rows_avx2, accel::warp_avx2},
+    {"avxvnni", has_avxvnni, true, accel::attention_avxvnni, accel::linear_avxvnni, accel::quantize_rows_avx2, accel::warp_avx2},
 #endif
-    {"avx2", has_avx2, true, accel::attention_avx2, accel::quantize_rows_avx2, accel::warp_avx2},
-    {"emulated", has_avx2, false, accel::attention_emulated, accel::quantize_rows_avx2, accel::warp_avx2},
+    {"avx2", has_avx2, true, accel::attention_avx2, accel::linear_avx2, accel::quantize_rows_avx2, accel::warp_avx2},
+    {"emulated", has_avx2, false, accel::attention_emulated, accel::linear_emulated, accel::quantize_rows_avx2, accel::warp_avx2},
 #endif
-    {"scalar", always, true, accel::attention_scalar, accel::quantize_rows_scalar, accel::warp_scalar},
+    {"scalar", always, true, accel::attention_scalar, accel::linear_scalar, accel::quantize_rows_scalar, accel::warp_scalar},
 };
 
 const Isa& best() {
@@ -182,6 +184,28 @@ ACCEL_EXPORT int64_t accel_attention_alive() { return alive; }
 // all heads are packed for several calls.
 ACCEL_EXPORT int64_t accel_attention_scratch(const accel::AttentionCall* call, int32_t all) {
   return accel::attention_scratch(*call, all != 0);
+}
+
+ACCEL_EXPORT int64_t accel_linear_call_size() { return sizeof(accel::LinearCall); }
+
+// Writes codes, scale, correction and outlier_weight from weight; 0 done, 1 out of memory.
+ACCEL_EXPORT int32_t accel_linear_pack(const accel::LinearCall* call) {
+  try {
+    current().linear.pack(*call);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// Writes out from x and a weight that the same instruction set packed; 0 done, 1 out of memory.
+ACCEL_EXPORT int32_t accel_linear(const accel::LinearCall* call) {
+  try {
+    current().linear.forward(*call);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
 }
 
 ACCEL_EXPORT int64_t accel_warp_call_size() { return sizeof(accel::WarpCall); }

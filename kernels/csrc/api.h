@@ -10,9 +10,11 @@
 #endif
 
 // Number of this interface; native.py refuses a library with another one.
-#define ACCEL_ABI 6
+#define ACCEL_ABI 7
 
 namespace accel {
+
+enum Dtype : int32_t { F32 = 0, BF16 = 1, F16 = 2 };
 
 // Rows of x [rows, cols] to signed integers in [-qmax, qmax]: scale[r] = max(|x[r]|, floor) / qmax and
 // codes = round-half-to-even(x / scale). One definition per instruction set.
@@ -21,7 +23,8 @@ using QuantizeRows = void (*)(const float* x, int64_t rows, int64_t cols, float 
 void quantize_rows_scalar(const float*, int64_t, int64_t, float, float, int8_t*, float*);
 void quantize_rows_avx2(const float*, int64_t, int64_t, float, float, int8_t*, float*);
 
-// Calls body(i) for i in [0, count) from `threads` threads, in any order; returns when all are done.
+// Calls body(i) for i in [0, count) from `threads` threads, in any order; returns when all are done. Throws
+// std::bad_alloc, and leaves out what has not begun, if a body does.
 void parallel_for(int64_t count, int threads, void (*body)(void*, int64_t), void* context);
 
 }  // namespace accel

@@ -33,7 +33,6 @@ constexpr int64_t TILE = 16;         // columns per packed tile
 constexpr int64_t CHUNK = 24;        // rows that share a packed tile while it is in the L1 cache; a
                                      // multiple of every ROWS (rows of an ISA's register tile)
 
-enum Dtype : int32_t { F32 = 0, BF16 = 1, F16 = 2 };
 enum MaskKind : int32_t { NO_MASK = 0, BOOL_MASK = 1, ADDITIVE_MASK = 2 };
 
 // Layout is part of the C ABI: kernels/cpu/attention.py declares the same fields in the same order.

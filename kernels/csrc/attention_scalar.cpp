@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "attention.h"
+#include "rows_scalar.inc"
 
 namespace accel {
 namespace {
@@ -50,26 +51,6 @@ float exp_row(const float* x, float shift, int64_t n, uint8_t* p) {
     const float y = std::exp2(x[j] + shift);
     sum += y;
     p[j] = static_cast<uint8_t>(std::nearbyint(y == y ? y : 0.0f));
-  }
-  return sum;
-}
-
-float row_peak(const float* x, int64_t n) {
-  float top = 0, bad = 0;
-  for (int64_t j = 0; j < n; ++j) {
-    top = std::fabs(x[j]) > top ? std::fabs(x[j]) : top;
-    bad += x[j] * 0.0f;
-  }
-  return top + bad;
-}
-
-template <bool one>
-int32_t quantize_row(const float* x, const float* inverse, float limit, int64_t n, int8_t* codes) {
-  int32_t sum = 0;
-  for (int64_t j = 0; j < n; ++j) {
-    const float y = x[j] * inverse[one ? 0 : j];
-    codes[j] = static_cast<int8_t>(std::nearbyint(y > limit ? limit : y > -limit ? y : -limit));
-    sum += codes[j];
   }
   return sum;
 }

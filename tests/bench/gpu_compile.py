@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from accel.kernels.gpu import attention, pack, warp
+from accel.kernels.gpu import attention, linear, pack, warp
 from accel.kernels.gpu.layout import Tile, candidates, with_mask
 from accel.kernels.gpu.support import value_format, why_not_precision
 
@@ -103,6 +103,31 @@ def compile_prepare(cc: int, dim: int, precision: str = "int8") -> list[Compiled
         _compile(pack._pack, cc, dim, "all", None, {**packed, **unit}, {}, precision),
         _compile(pack._pack_queries, cc, dim, "all", None, {**queries, "q_sd": 1}, {}, precision),
     ]
+
+
+def compile_linear(cc: int) -> list[Compiled]:
+    """The kernels of linear layers, bf16 in and out: rows to INT8 and E4M3, and two epilogues."""
+    block = {"BLOCK": linear.BLOCK}
+    rows = {**block, "HAS_FACTOR": True, "x_sc": 1}
+    end = {**block, "HAS_BIAS": True, "bias_s": 1}
+    out = {"out_ptr": "*bf16", "bias_ptr": "*bf16", "sums_ptr": "*i32"}
+    stored = {"x_ptr": "*bf16", "codes_ptr": "*i8"}
+    found = [
+        _compile(linear._quantize, cc, 0, "int8", None, {**rows, "E4M3": False}, stored, "int8", 4)
+    ]
+    if cc >= 89:
+        e4m3 = {**stored, "codes_ptr": "*fp8e4nv"}
+        found.append(
+            _compile(linear._quantize, cc, 0, "e4m3", None, {**rows, "E4M3": True}, e4m3, "int8", 4)
+        )
+    for name, constants in (
+        ("gelu", {"HAS_OUTLIERS": False, "ACTIVATION": "gelu"}),
+        ("outliers, silu", {"HAS_OUTLIERS": True, "ACTIVATION": "silu"}),
+    ):
+        found.append(
+            _compile(linear._finish, cc, 0, name, None, {**end, **constants}, out, "int8", 4)
+        )
+    return found
 
 
 def variants() -> list[tuple[int, int, Tile, str, str]]:

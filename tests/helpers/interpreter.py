@@ -59,6 +59,6 @@ if SCALED:
 interpreter._convert_float = convert
 interpreter.InterpreterBuilder.create_dot = create_dot
 
-from accel.kernels.gpu import attention, warp  # noqa: E402, F401
+from accel.kernels.gpu import attention, linear, warp  # noqa: E402, F401
 
 del os.environ["TRITON_INTERPRET"]

@@ -1,0 +1,3 @@
+#define ACCEL_LINEAR linear_avx512vnni
+#define ACCEL_512 1
+#include "linear_x86.inc"

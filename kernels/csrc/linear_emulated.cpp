@@ -1,0 +1,6 @@
+// The VNNI path without VNNI: for tests, and never chosen automatically.
+#include "dot4_emulated.inc"
+
+#define ACCEL_LINEAR linear_emulated
+#define ACCEL_DOT4(a, q, c) dot4(a, q, c)
+#include "linear_x86.inc"
