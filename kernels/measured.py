@@ -1,4 +1,4 @@
-"""What was measured on this machine, kept as JSON in the user's cache for later processes.
+"""Time contenders in turn, and keep what was measured as JSON in the user's cache.
 
 A file's name says what its figures hold for: the device, the versions, and a hash of the code that
 was timed, so that changed code is measured again.
@@ -9,10 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
-from collections.abc import Iterable
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 def cache_file(kind: str, holds_for: str, code: Iterable[Path]) -> Path:
@@ -41,3 +47,49 @@ def write(path: Path, data: dict[str, Any]) -> None:
         part.replace(path)
     except OSError:
         part.unlink(missing_ok=True)
+
+
+def alternate(
+    jobs: list[Callable[[], object]], device: torch.device, repeats: int, burst: int = 1
+) -> list[float]:
+    """Return the median milliseconds of each job over ``repeats`` rounds of one turn per job.
+
+    A turn is ``burst`` calls in a row. Each job is called once before, not timed.
+    """
+    times: list[list[float]] = [[] for _ in jobs]
+    clock = _on_card if device.type == "cuda" else _on_cpu
+    for job in jobs:
+        job()
+    for _ in range(repeats):
+        for job, out in zip(jobs, times, strict=True):
+            out.append(clock(job, device, burst) / burst)
+    return [statistics.median(t) for t in times]
+
+
+def _on_cpu(job: Callable[[], object], device: torch.device, burst: int) -> float:
+    start = time.perf_counter()
+    for _ in range(burst):
+        job()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _on_card(job: Callable[[], object], device: torch.device, burst: int) -> float:
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(burst):
+            job()
+        end.record()
+        end.synchronize()
+    return start.elapsed_time(end)
+
+
+@cache
+def processor() -> str:
+    """Return the model of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

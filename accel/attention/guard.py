@@ -6,7 +6,8 @@ of a site's first call in each precision and quarter of a run are compared with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,22 +87,34 @@ def failed(what: str, error: Exception) -> str:
     return f"{what} failed: {type(error).__name__}: {first}"
 
 
-def demoted(sites: Mapping[str, GuardedSite], run: int) -> list[str]:
-    """Return the names of the sites that were demoted in that run."""
-    return [name for name, site in sites.items() if site.demoted_run == run]
+def ran(sites: Iterable[GuardedSite]) -> int:
+    """Return how many calls were quantized."""
+    return sum(sum(site.record.ran.values()) for site in sites)
 
 
-def recorded_steps(sites: Mapping[str, GuardedSite], run: int) -> dict[str, list[str]]:
-    """Return what ran at the steps of that run, by site."""
+def kept(sites: Iterable[GuardedSite]) -> Counter[str]:
+    """Return the calls left at full precision by reason, but those outside all sites."""
+    found: Counter[str] = Counter()
+    for site in sites:
+        if site.config is not None:
+            found.update(site.record.kept)
+    return found
+
+
+def saved(sites: Mapping[str, GuardedSite], run: int) -> dict[str, Any]:
+    """Return which sites were demoted in that run, and what ran at its steps, as plain values."""
     return {
-        name: list(site.record.steps)
-        for name, site in sites.items()
-        if site.record.steps_run == run
+        "demoted": [name for name, site in sites.items() if site.demoted_run == run],
+        "steps": {
+            name: list(site.record.steps)
+            for name, site in sites.items()
+            if site.record.steps_run == run
+        },
     }
 
 
 def restore(sites: Mapping[str, GuardedSite], run: int, state: Mapping[str, Any]) -> None:
-    """Bring back the "steps" and "demoted" of a saved run, in the run of that number."""
+    """Bring back what ``saved`` gave, in the run of that number."""
     for name, steps in state.get("steps", {}).items():
         sites[name].record.steps_run, sites[name].record.steps = run, list(steps)
     for name in state.get("demoted", ()):

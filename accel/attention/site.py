@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -179,6 +179,15 @@ class Site(GuardedSite):
         self.record.at(now, "full")
         counter[f"{why}; computed {how}" if how else why] += 1
         return out
+
+
+def unsmoothed(sites: Mapping[str, Site], run: int) -> dict[str, list[str]]:
+    """Return the precisions that ran without ``smooth_v`` in that run, by site."""
+    return {
+        name: sorted(site.unsmoothed)
+        for name, site in sites.items()
+        if site.unsmoothed and site.checked_run == run
+    }
 
 
 def _unsmoothed(ours: AttentionCall) -> AttentionCall:

@@ -10,7 +10,6 @@ first call is captured in a CUDA graph, the first candidate runs and no gain is 
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -121,20 +120,7 @@ def measure(
 
 def alternate(jobs: list[Callable[[], object]], device: torch.device) -> list[float]:
     """Return the median milliseconds of each job over ``REPEATS`` rounds of one turn per job."""
-    times: list[list[float]] = [[] for _ in jobs]
-    with torch.cuda.device(device):
-        for job in jobs:
-            job()
-        for _ in range(REPEATS):
-            for job, out in zip(jobs, times, strict=True):
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                for _ in range(BURST):
-                    job()
-                end.record()
-                end.synchronize()
-                out.append(start.elapsed_time(end) / BURST)
-    return [statistics.median(t) for t in times]
+    return measured.alternate(jobs, device, REPEATS, BURST)
 
 
 @cache
