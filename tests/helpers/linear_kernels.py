@@ -5,11 +5,18 @@ Per token and per channel symmetric INT8, and E4M3; the products are exact in fp
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from accel import LinearConfig, Plan
+from accel.linear.linear_site import LinearSite
 
 FLOOR = 1e-12
 
@@ -92,3 +99,34 @@ def linear(
 def why_not(x: Tensor, weight: Any, precision: str, impl: str = "auto") -> str:
     """Return "", since plain torch runs everywhere."""
     return ""
+
+
+def put_in(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Let sites find this module as the kernels, and measure anew, into an empty cache."""
+    from accel.linear import pays
+
+    monkeypatch.setitem(sys.modules, "accel.kernels.linear", sys.modules[__name__])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(pays, "_known", {})
+    pays._file.cache_clear()
+
+
+def ours(**options: Any) -> Plan:
+    """Return a plan with 8-bit layers alone, for every call of at least 8 rows."""
+    return Plan("t", None, linear=LinearConfig(**{"impl": "reference", "min_rows": 8, **options}))
+
+
+def at_step(step: int | None = 3, run: int = 1) -> Any:
+    """Return the state of a run of ten steps."""
+    return SimpleNamespace(run=run, step=step, steps=10, refresh=lambda: run)
+
+
+def site(state: Any = None, **options: Any) -> LinearSite:
+    """Return a site without a model."""
+    config = LinearConfig(**{"impl": "reference", "min_rows": 8, **options})
+    return LinearSite("blocks.0.to_q", config, at_step() if state is None else state)
+
+
+def called(at: LinearSite, layer: torch.nn.Linear, x: Tensor) -> Tensor:
+    """Return the result of one call of a site."""
+    return at.call(layer, layer.forward, x)
