@@ -11,7 +11,7 @@ from typing import Any
 
 from accel.attention.guard import GuardedSite
 from accel.attention.site import Site
-from accel.linear.summary import LinearTotals
+from accel.linear.summary import LinearTotals, some
 from accel.rehash.state import RehashState
 from accel.slicing.block_record import BlockRecord
 
@@ -134,8 +134,7 @@ class Report:
         if self.linear is not None:
             lines += ["  linear layers", *("    " + line for line in self.linear.lines())]
         for group in _grouped(self.layers, lambda name: ""):
-            more = f" and {_count(len(group) - 1, 'layer')} more" if len(group) > 1 else ""
-            lines.append("    " + _describe(group, group[0].name + more))
+            lines.append("    " + _describe(group, some([site.name for site in group])))
         if self.blocks:
             lines.append("  slicing")
         lines += ["    " + line for line in _block_lines(self.blocks)]

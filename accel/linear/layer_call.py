@@ -26,8 +26,16 @@ class Layer(StandIn):
         self.restore: Callable[[], None] | None = None
         self._module, self._site, self._features = module, site, module.out_features
 
+    def placed(self, holder: Any, name: str) -> Any:
+        """Return a method where that is the layer's own forward, so that graphs are shared."""
+        return self.run if holder is self._module and name == "forward" else self
+
     def __call__(self, input: Tensor) -> Tensor:
         """Return the layer's result [..., N] for ``input`` [..., K]."""
+        return self.run(input)
+
+    def run(self, input: Tensor) -> Tensor:
+        """Return the same."""
         if torch.compiler.is_compiling():
             if not self.alive or autocasts(input) or self._trains(input):
                 return self.forward(input)

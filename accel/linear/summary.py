@@ -28,7 +28,7 @@ class LinearTotals:
     def lines(self) -> list[str]:
         """Return them as text."""
         lines = [f"{self.packed_bytes / 2**20:.2f} MiB of packed weights"]
-        lines += [f"{_some(names)} left alone: {why}" for why, names in self.left.items()]
+        lines += [f"{some(names)} left alone: {why}" for why, names in self.left.items()]
         lines += [
             f"measured {gain:.2f}x of torch, {'used' if gain >= MIN_GAIN else 'not used'}: {kind}"
             for kind, gain in self.gains.items()
@@ -66,6 +66,7 @@ def linear_notes(
     return notes
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """Return the first of these layers, and how many more there are."""
     more = len(names) - 1
     return names[0] + (f" and {more} layer{'s' * (more > 1)} more" if more else "")

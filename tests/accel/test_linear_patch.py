@@ -19,7 +19,7 @@ from helpers.runs import forward
 
 import accel
 from accel import LinearConfig, Plan, RehashConfig, Rule
-from accel.core.stand_in import StandIn
+from accel.core.stand_in import standing
 from accel.linear.layers import linear_layers
 from accel.pipelines.batch.identity import plan_digest
 from accel.pipelines.job import make_job
@@ -55,9 +55,7 @@ def saved(module):
 
 
 def stand_ins(module):
-    return [
-        p for p, part in module.named_modules() if isinstance(vars(part).get("forward"), StandIn)
-    ]
+    return [p for p, part in module.named_modules() if standing(vars(part).get("forward"))]
 
 
 @pytest.mark.parametrize("family", MODELS)
