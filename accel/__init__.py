@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from accel.calibration.steps import measure_steps as measure_steps
     from accel.calibration.table import ErrorTable as ErrorTable
     from accel.config import AttentionConfig as AttentionConfig
+    from accel.config import LinearConfig as LinearConfig
     from accel.config import Multistep as Multistep
     from accel.config import RehashConfig as RehashConfig
     from accel.config import Rule as Rule
@@ -42,6 +43,7 @@ _PUBLIC = {
     "AttentionConfig": "accel.config",
     "ErrorTable": "accel.calibration.table",
     "Handle": "accel.patching",
+    "LinearConfig": "accel.config",
     "Measurement": "accel.calibration.step_measurement",
     "Multistep": "accel.config",
     "Plan": "accel.plans",
@@ -61,8 +63,8 @@ _PUBLIC = {
     "unpatch": "accel.patching",
 }
 _WINGS = (
-    "attention", "calibration", "cli", "config", "core", "families", "kernels", "memory",
-    "patching", "pipelines", "planning", "plans", "rehash", "reporting", "slicing",
+    "attention", "calibration", "cli", "config", "core", "families", "kernels", "linear",
+    "memory", "patching", "pipelines", "planning", "plans", "rehash", "reporting", "slicing",
 )  # fmt: skip
 
 __all__ = [*_PUBLIC]

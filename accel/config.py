@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from accel.core.validate import flag, from_dict, number, one_of, text, whole
+from accel.core.key_steps import MeasuredSchedule, Schedule, Wish
+from accel.core.key_steps import Multistep as Multistep
+from accel.core.validate import flag, from_dict, number, one_of, whole
 
 Precision = Literal["int8", "int6", "int4", "full"]
+LinearPrecision = Literal["int8", "fp8", "full"]
+RulePrecision = Literal["int8", "int6", "int4", "fp8", "full"]
 Impl = Literal["auto", "reference", "cpu", "gpu"]
 Level = Literal["output", "features"]
 Storage = Literal["native", "int8", "cpu"]
+Keep = Literal["device", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,8 @@ class Rule:
     """Precision of some sites during some steps.
 
     Args:
-        precision: "int8", "int6", "int4", or "full" for no quantization.
+        precision: One that the rule's configuration has, such as "int8", or "full" for no
+            quantization.
         sites: A shell pattern over site names (``blocks.0.*``), or several names and patterns.
         start: First step the rule holds for, as a fraction of the run.
         end: Where the rule stops: it holds while ``start <= step / steps < end``.
@@ -28,13 +33,13 @@ class Rule:
         ValueError: A value that is not allowed.
     """
 
-    precision: Precision
+    precision: RulePrecision
     sites: str | tuple[str, ...] = "*"
     start: float = 0.0
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        one_of("rule precision", self.precision, get_args(Precision))
+        one_of("rule precision", self.precision, get_args(RulePrecision))
         if not isinstance(self.sites, str):
             sites = tuple(self.sites) if isinstance(self.sites, (list, tuple)) else ()
             if not sites or not all(isinstance(site, str) for site in sites):
@@ -87,17 +92,81 @@ class AttentionConfig:
     max_error: float | None = None
 
     def __post_init__(self) -> None:
-        one_of("attention precision", self.precision, get_args(Precision))
-        one_of("attention impl", self.impl, get_args(Impl))
-        if not isinstance(self.rules, (list, tuple)):
-            raise ValueError(f"attention rules must be a list of rules, got {self.rules!r}")
-        rules = tuple(from_dict(Rule, rule, "attention rule") for rule in self.rules)
-        object.__setattr__(self, "rules", rules)
+        _check_quantized("attention", self, get_args(Precision))
         for name in ("smooth_q", "smooth_v", "hadamard"):
             flag(f"attention {name}", getattr(self, name))
-        whole("attention check_rows", self.check_rows, 0)
-        if self.max_error is not None and not number("attention max_error", self.max_error) > 0:
-            raise ValueError(f"attention max_error must be positive, got {self.max_error}")
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """8-bit linear layers of a denoiser's blocks, with a precision by site and step.
+
+    A site is a layer, named by its path. Weights that are quantized already are left alone.
+
+    Args:
+        precision: Precision of calls that no rule matches: "int8", "fp8" (cards that have it) or
+            "full".
+        rules: Checked in order; the first one that matches a call's site and step wins.
+        impl: "auto" measures each kind of call once on this machine, and leaves to torch what it
+            does not make faster. A named one ("reference", "cpu", "gpu") is used for every call.
+        smooth: Divide each channel of the input by a factor that its weights are multiplied by, so
+            that both are about as hard to quantize (SmoothQuant); of a site's first call.
+        outliers: Channels of the input that are not quantized: the largest of a site's first call.
+        hadamard: Rotate inputs and weights by a Hadamard matrix before quantization.
+        min_rows: Fewest rows (tokens of all samples) of a call that is quantized; layers that
+            modulate a whole picture have only a few.
+        keep: Where the original weights stay while patched: "device" where they are, or "cpu" in
+            CPU memory, from where calls at full precision and ``unpatch`` take them back.
+        check_rows: Rows that are compared with torch at each site's first call in each precision of
+            a run, a quarter of them in each later quarter of the run; 0 turns the check off.
+        max_error: Relative L1 error in that check, above which the site stays at full precision for
+            the rest of the run. None takes the limit of the call's precision: 0.1 for "int8", 0.15
+            for "fp8".
+
+    Raises:
+        ValueError: A value that is not allowed.
+
+    Example::
+
+        accel.patch(pipe, plan=accel.Plan(linear=accel.LinearConfig()))
+    """
+
+    precision: LinearPrecision = "int8"
+    rules: tuple[Rule, ...] = ()
+    impl: Impl = "auto"
+    smooth: bool = False
+    outliers: int = 0
+    hadamard: bool = False
+    min_rows: int = 128
+    keep: Keep = "device"
+    check_rows: int = 64
+    max_error: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_quantized("linear", self, get_args(LinearPrecision))
+        for name in ("smooth", "hadamard"):
+            flag(f"linear {name}", getattr(self, name))
+        whole("linear outliers", self.outliers, 0)
+        whole("linear min_rows", self.min_rows, 1)
+        one_of("linear keep", self.keep, get_args(Keep))
+
+
+Quantized = AttentionConfig | LinearConfig
+
+
+def _check_quantized(what: str, config: Quantized, precisions: tuple[str, ...]) -> None:
+    """Check the fields that all quantizing techniques have, and parse the rules."""
+    one_of(f"{what} precision", config.precision, precisions)
+    one_of(f"{what} impl", config.impl, get_args(Impl))
+    if not isinstance(config.rules, (list, tuple)):
+        raise ValueError(f"{what} rules must be a list of rules, got {config.rules!r}")
+    rules = tuple(from_dict(Rule, rule, f"{what} rule") for rule in config.rules)
+    for rule in rules:
+        one_of(f"precision of {what} rules", rule.precision, precisions)
+    object.__setattr__(config, "rules", rules)
+    whole(f"{what} check_rows", config.check_rows, 0)
+    if config.max_error is not None and not number(f"{what} max_error", config.max_error) > 0:
+        raise ValueError(f"{what} max_error must be positive, got {config.max_error}")
 
 
 @dataclass(frozen=True)
@@ -127,72 +196,6 @@ class SlicingConfig:
         for name in ("slices", "min_tokens"):
             whole(f"slicing {name}", getattr(self, name), 1)
         flag("slicing stream_frames", self.stream_frames)
-
-
-@dataclass(frozen=True)
-class Multistep:
-    """Weights fitted to a schedule, as ``accel.calibration.step_weights`` finds them.
-
-    Args:
-        weights: One row per step: the weight of the step's own output if it is computed, then those
-            of the kept outputs, newest first.
-        times: Timesteps of the run that the weights hold for.
-        sampler: Class name of the scheduler that the weights hold for.
-
-    Raises:
-        ValueError: Rows that are no finite numbers, or not one for each timestep.
-    """
-
-    weights: tuple[tuple[float, ...], ...]
-    times: tuple[float, ...]
-    sampler: str
-
-    def __post_init__(self) -> None:
-        text("multistep sampler", self.sampler)
-        try:
-            rows = tuple(tuple(map(float, row)) for row in self.weights)
-            times = tuple(map(float, self.times))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"multistep weights and times must be numbers: {error}") from error
-        object.__setattr__(self, "weights", rows)
-        object.__setattr__(self, "times", times)
-        if len(rows) != len(times) or not all(rows):
-            raise ValueError(
-                f"multistep weights need one row for each timestep, got {len(rows)} rows "
-                f"for {len(times)} timesteps"
-            )
-        if not all(math.isfinite(w) for row in rows for w in row):
-            raise ValueError("multistep weights must be finite")
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A speed-up: a rule picks one computed step in ``speedup`` steps during the run."""
-
-    speedup: float
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Computed steps chosen beforehand.
-
-    ``keys`` are the 0-based computed steps of a run of ``steps`` steps.
-    """
-
-    keys: tuple[int, ...]
-    steps: int
-
-
-@dataclass(frozen=True)
-class MeasuredSchedule(Schedule):
-    """A schedule measured on real runs.
-
-    ``multistep`` holds its fitted weights, and ``quality`` the dB PSNR that 9 of 10 jobs should
-    keep; each is None where it is not known.
-    """
-
-    multistep: Multistep | None
-    quality: float | None
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.attention import guard
 from accel.attention.notes import attention_notes
-from accel.attention.site import Site, apply_attention
+from accel.attention.site import Site, apply_attention, unsmoothed
 from accel.core.clean_copies import CleanCopies
 from accel.core.placed import kept
 from accel.core.run_log import RunLog, Totals
@@ -21,14 +22,15 @@ from accel.core.run_state import RunState
 from accel.core.structure import attention_modules, denoisers
 from accel.families import only_returns_frames
 from accel.kernels.dispatch import environment
+from accel.linear.apply import apply_linear
+from accel.linear.linear_site import LinearSite
+from accel.linear.summary import linear_notes, linear_totals
 from accel.plans import Plan
 from accel.rehash.apply import apply_rehash, new_state
 from accel.reporting import Report, block_report, rehash_report, site_report
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.blocks import apply_slicing
 from accel.slicing.vae.apply import apply_strips
-
-BY_PLAN = "full precision by plan"  # the reason that a site counts for what its plan leaves alone
 
 _handles: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
 
@@ -43,6 +45,7 @@ class Handle:
         self.plan = plan
         self.sites: dict[str, Site] = {}
         self.blocks: dict[str, BlockRecord] = {}
+        self.layers: dict[str, LinearSite] = {}
         self.calls = 0
         self.seconds = 0.0
         self._pipeline = type(pipe).__name__
@@ -83,6 +86,10 @@ class Handle:
                 self.blocks.update({prefix + path: r for path, r in records.items()})
             if self._rehash is not None:
                 apply_rehash(module, name, self._rehash, self._undo)
+            if self.plan.linear is not None:
+                self.layers |= apply_linear(
+                    name, module, self.plan.linear, self._state, self._undo, several=several
+                )
             if self.plan.attention is None:
                 continue
             parts = attention_modules(name, module, several=several)
@@ -147,42 +154,28 @@ class Handle:
         """
         run = self._state.refresh()
         state: dict[str, Any] = {
-            "demoted": [name for name, s in self.sites.items() if s.demoted_run == run],
-            "unsmoothed": {
-                name: sorted(s.unsmoothed)
-                for name, s in self.sites.items()
-                if s.unsmoothed and s.checked_run == run
-            },
-            "steps": {
-                name: list(s.record.steps)
-                for name, s in self.sites.items()
-                if s.record.steps_run == run
-            },
+            **guard.saved(self.sites, run),
+            "unsmoothed": unsmoothed(self.sites, run),
         }
+        if self.layers:
+            state["linear"] = guard.saved(self.layers, run)
         return state if self._rehash is None else {**state, "rehash": self._rehash.to_dict()}
 
     def restore_run(self, state: dict[str, Any]) -> None:
         """Inverse of ``run_state``, for a run that goes on from a saved step."""
-        for name, steps in state.get("steps", {}).items():
-            record = self.sites[name].record
-            record.steps_run, record.steps = self._state.refresh(), list(steps)
-        for name in state.get("demoted", ()):
-            site = self.sites[name]
-            site.demoted_run, site.demoted_why = self._state.refresh(), "before the saved step"
+        run = self._state.refresh()
+        guard.restore(self.sites, run, state)
+        guard.restore(self.layers, run, state.get("linear", {}))
         for name, precisions in state.get("unsmoothed", {}).items():
-            site = self.sites[name]
-            site.checked_run, site.checked = self._state.refresh(), set()
-            site.unsmoothed = set(precisions)
+            self.sites[name].enter_run(run)
+            self.sites[name].unsmoothed = set(precisions)
         if self._rehash is not None and "rehash" in state:
             self._rehash.restore(state["rehash"])
 
     def report(self) -> Report:
         """Return what ran so far."""
-        reports = [
-            site_report(site)
-            for site in self.sites.values()
-            if site.config is not None or site.record.kept
-        ]
+        layers = self.layers.values()
+        sites = [s for s in self.sites.values() if s.config is not None or s.record.kept]
         return Report(
             self._pipeline,
             self.plan.name,
@@ -190,11 +183,13 @@ class Handle:
             self._state.run,
             self.calls,
             self.seconds,
-            reports,
+            [site_report(site) for site in sites],
             [block_report(path, record) for path, record in self.blocks.items()],
             self._notes(),
             None if self._rehash is None else rehash_report(self._rehash),
             str(kept(self._pipe()) or "").splitlines(),
+            None if self.plan.linear is None else linear_totals(layers),
+            [site_report(site) for site in layers if not site.left],
         )
 
     def _totals(self) -> Totals:
@@ -202,11 +197,9 @@ class Handle:
 
         Reasons are those of calls and steps that the plan wanted faster.
         """
-        kept: Counter[str] = Counter()
-        for site in self.sites.values():
-            if site.config is not None:
-                kept.update(site.record.kept)
-        reasons = Counter({why: n for why, n in kept.items() if why != BY_PLAN})
+        sites, layers = self.sites.values(), self.layers.values()
+        kept, full = guard.kept(sites), guard.kept(layers)
+        reasons = Counter({why: n for why, n in (kept + full).items() if why != guard.BY_PLAN})
         for block in self.blocks.values():
             reasons.update(block.whole)
         if self._rehash is not None:
@@ -215,19 +208,23 @@ class Handle:
             calls=self.calls,
             seconds=self.seconds,
             reused=0 if self._rehash is None else sum(self._rehash.record.reused.values()),
-            quantized=sum(sum(site.record.ran.values()) for site in self.sites.values()),
+            quantized=guard.ran(sites),
             kept=sum(kept.values()),
+            layers=guard.ran(layers),
+            full_layers=sum(full.values()),
             sliced=sum(sum(block.sliced.values()) for block in self.blocks.values()),
             reasons=reasons,
         )
 
     def _demoted(self, run: int) -> list[tuple[str, str]]:
         """Name and reason of each site that was demoted in that run."""
-        return [(s.name, s.demoted_why) for s in self.sites.values() if s.demoted_run == run]
+        both = (*self.sites.values(), *self.layers.values())
+        return [(s.name, s.demoted_why) for s in both if s.demoted_run == run]
 
     def _notes(self) -> list[str]:
         plan, lost = self.plan.attention, self._state.lost
         notes = [*self._said, *attention_notes(plan, self.sites.values(), self.calls, lost)]
+        notes += linear_notes(self.plan.linear, self.layers.values(), self.calls)
         return notes if self.active else [*notes, "this patch has been taken back"]
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from accel.config import AttentionConfig, RehashConfig, SlicingConfig
+from accel.config import AttentionConfig, LinearConfig, RehashConfig, SlicingConfig
 from accel.core.atomic_write import write_atomic
 from accel.core.strict_json import dumps, loads
 from accel.core.validate import from_dict, instance, known_keys, one_of, text
@@ -18,6 +18,7 @@ _CONFIGS: dict[str, type] = {
     "attention": AttentionConfig,
     "slicing": SlicingConfig,
     "rehash": RehashConfig,
+    "linear": LinearConfig,
 }
 
 
@@ -30,6 +31,7 @@ class Plan:
         attention: Quantized attention; None leaves attention unchanged.
         slicing: Feature slicing; None runs blocks on all tokens at once.
         rehash: Step rehash; None computes every step.
+        linear: 8-bit linear layers; None leaves them unchanged.
 
     Raises:
         ValueError: A value of another type.
@@ -45,12 +47,14 @@ class Plan:
     attention: AttentionConfig | None = field(default_factory=AttentionConfig)
     slicing: SlicingConfig | None = None
     rehash: RehashConfig | None = None
+    linear: LinearConfig | None = None
 
     def __post_init__(self) -> None:
         text("plan name", self.name)
         instance("plan attention", self.attention, AttentionConfig, "AttentionConfig('int8')")
         instance("plan slicing", self.slicing, SlicingConfig, "SlicingConfig(8)")
         instance("plan rehash", self.rehash, RehashConfig, "RehashConfig(speedup=1.9)")
+        instance("plan linear", self.linear, LinearConfig, "LinearConfig('int8')")
 
     @classmethod
     def preset(cls, name: str) -> Plan:
@@ -70,8 +74,13 @@ class Plan:
         return cls(name, AttentionConfig("int8"), rehash=RehashConfig(speedup=1.9))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as plain JSON values."""
-        return {"version": VERSION, **asdict(self)}
+        """Return the plan as plain JSON values.
+
+        ``linear`` is left out where it is None, as in plans from before there was one, so that ids
+        made of plans stay what they were.
+        """
+        data = {"version": VERSION, **asdict(self)}
+        return data if self.linear is not None else {k: v for k, v in data.items() if k != "linear"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:

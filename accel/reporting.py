@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from accel.attention.guard import GuardedSite
 from accel.attention.site import Site
+from accel.linear.summary import LinearTotals, some
 from accel.rehash.state import RehashState
 from accel.slicing.block_record import BlockRecord
 
@@ -24,7 +27,7 @@ _KEPT = {"native": "", "int8": " as 8-bit integers", "cpu": " in the CPU's memor
 
 @dataclass(frozen=True)
 class SiteReport:
-    """What one attention module did.
+    """What one attention module or linear layer did.
 
     ``ran`` maps text such as "int8 by reference" to calls, ``kept`` a reason for full precision to
     calls, and ``recomputed`` a reason to results that were discarded and computed again at full
@@ -106,13 +109,17 @@ class Report:
     notes: list[str] = field(default_factory=list)
     rehash: RehashReport | None = None
     placement: list[str] = field(default_factory=list)
+    linear: LinearTotals | None = None
+    layers: list[SiteReport] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
         data = dict(vars(self))
-        data["sites"] = [vars(site) for site in self.sites]
+        for name in ("sites", "layers"):
+            data[name] = [vars(site) for site in data[name]]
         data["blocks"] = [vars(block) for block in self.blocks]
-        data["rehash"] = None if self.rehash is None else vars(self.rehash)
+        for name in ("rehash", "linear"):
+            data[name] = None if data[name] is None else vars(data[name])
         return data
 
     def __str__(self) -> str:
@@ -126,6 +133,10 @@ class Report:
             lines.append("  attention")
         for group in _grouped(self.sites):
             lines.append("    " + _describe(group))
+        if self.linear is not None:
+            lines += ["  linear layers", *("    " + line for line in self.linear.lines())]
+        for group in _grouped(self.layers, lambda name: ""):
+            lines.append("    " + _describe(group, some([site.name for site in group])))
         if self.blocks:
             lines.append("  slicing")
         lines += ["    " + line for line in _block_lines(self.blocks)]
@@ -137,11 +148,12 @@ class Report:
         return "\n".join(lines)
 
 
-def site_report(site: Site) -> SiteReport:
+def site_report(site: GuardedSite) -> SiteReport:
     """Return a snapshot of a live site."""
     record, note = site.record, site.note
     ran = {f"{p} by {impl}": n for (p, impl), n in sorted(record.ran.items())}
-    if site.config is not None and site.finished and not record.ran and not record.kept:
+    finished = isinstance(site, Site) and site.config is not None and site.finished
+    if finished and not record.ran and not record.kept:
         note = "; ".join(filter(None, [note, "its processor never calls torch's attention"]))
     note = "; ".join(
         filter(None, [note, *(f"{why}: {n} calls" for why, n in record.instead.items())])
@@ -232,18 +244,22 @@ def _pattern(name: str) -> str:
     return re.sub(r"\d+", "*", name, count=1)
 
 
-def _grouped(sites: list[SiteReport]) -> list[list[SiteReport]]:
+def _grouped(
+    sites: list[SiteReport], pattern: Callable[[str], str] = _pattern
+) -> list[list[SiteReport]]:
     """Group sites of one pattern, such as ``blocks.*.attn1``, that did the same."""
     groups: dict[tuple[Any, ...], list[SiteReport]] = {}
     for s in sites:
-        key = (_pattern(s.name), *map(str, (s.ran, s.kept, s.recomputed, s.note)))
+        key = (pattern(s.name), *map(str, (s.ran, s.kept, s.recomputed, s.note)))
         groups.setdefault(key, []).append(s)
     return list(groups.values())
 
 
-def _describe(group: list[SiteReport]) -> str:
+def _describe(group: list[SiteReport], name: str = "") -> str:
     first = group[0]
-    name = first.name if len(group) == 1 else f"{_pattern(first.name)} (all {len(group)} sites)"
+    if not name:
+        several = f"{_pattern(first.name)} (all {len(group)} sites)"
+        name = first.name if len(group) == 1 else several
     total: Counter[str] = Counter()
     for site in group:
         total.update(site.ran)

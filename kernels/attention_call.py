@@ -73,18 +73,23 @@ class AttentionCall:
 
 
 def why_not_plain(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> str:
-    """Return why no kernel may read these tensors' memory, or "".
+    """Return why no kernel may read the memory of an attention call's tensors, or ""."""
+    return why_not_read((q, k, v), () if attn_mask is None else (attn_mask,))
+
+
+def why_not_read(tensors: tuple[Tensor, ...], others: tuple[Tensor, ...] = ()) -> str:
+    """Return why no kernel may read these tensors' memory, or ""; ``others`` of any dtype, device.
 
     A native or Triton kernel gets pointers, so it sees nothing of what torch's dispatcher adds:
     subclasses, transforms of torch.func, tracing, tangents, views that are negated when they are
     read. It knows dense tensors of one known dtype and device, with at least one element.
     """
-    if not q.dtype is k.dtype is v.dtype:
-        return f"dtypes {_names(q, k, v)}"
-    if q.dtype not in DTYPES:
-        return f"dtype {str(q.dtype).removeprefix('torch.')}"
-    tensors = (q, k, v) if attn_mask is None else (q, k, v, attn_mask)
-    for x in tensors:
+    first = tensors[0]
+    if any(x.dtype is not first.dtype for x in tensors):
+        return f"dtypes {_names(*tensors)}"
+    if first.dtype not in DTYPES:
+        return f"dtype {_names(first)}"
+    for x in (*tensors, *others):
         if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
             return f"a tensor of class {type(x).__name__}"
         if x.layout is not torch.strided or x.is_nested:
@@ -93,9 +98,9 @@ def why_not_plain(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = No
             return "a tensor whose memory does not hold its values"
         if not x.numel():
             return "a tensor without elements"
-    if not q.device == k.device == v.device:
-        return f"devices {q.device}, {k.device}, {v.device}"
-    return why_not_eager(q)
+    if any(x.device != first.device for x in tensors):
+        return f"devices {', '.join(str(x.device) for x in tensors)}"
+    return why_not_eager(first)
 
 
 def why_not_eager(x: Tensor) -> str:

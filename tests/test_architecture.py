@@ -20,7 +20,7 @@ FLOORS = (
     ("core",),
     ("config",),
     ("plans",),
-    ("attention", "slicing", "rehash"),
+    ("attention", "linear", "slicing", "rehash"),
     ("reporting",),
     ("patching",),
     ("memory", "calibration"),
@@ -29,7 +29,10 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
-BESIDE = {("slicing", "attention")}  # the seam names the module that a sliced call comes from
+BESIDE = {
+    ("slicing", "attention"),  # the seam names the module that a sliced call comes from
+    ("linear", "attention"),  # sites of one kind: rules by step, guard, record
+}
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 
 # Modules of one name, which are the same idea for another thing.

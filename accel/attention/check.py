@@ -46,11 +46,14 @@ class Sample:
 
 def sample(call: Call, rows: int) -> Sample:
     """Return ``rows`` evenly spread query rows, the first and the last among them."""
-    tokens = call.query.shape[-2]
-    index = torch.linspace(
-        0, tokens - 1, min(rows, tokens), dtype=torch.float32, device=call.query.device
-    ).long()
+    index = spread(call.query.shape[-2], rows, call.query.device)
     return Sample(index, call.at(index))
+
+
+def spread(tokens: int, rows: int, device: torch.device) -> Tensor:
+    """Return the numbers of at most ``rows`` evenly spread tokens, int64 [rows]."""
+    ends = 0, tokens - 1
+    return torch.linspace(*ends, min(rows, tokens), dtype=torch.float32, device=device).long()
 
 
 def limit(config: AttentionConfig, precision: str) -> float:

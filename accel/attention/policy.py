@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from accel.config import AttentionConfig, Precision, Rule
+from accel.config import Quantized, Rule, RulePrecision
 
-_ACCURACY: tuple[Precision, ...] = ("int4", "int6", "int8", "full")
+_ACCURACY: tuple[RulePrecision, ...] = ("int4", "int6", "fp8", "int8", "full")
 
 
 def covers(rule: Rule, site: str) -> bool:
@@ -33,8 +33,8 @@ def matches(rule: Rule, site: str, step: int | None, steps: int | None) -> bool:
 
 
 def precision_at(
-    config: AttentionConfig, site: str, step: int | None, steps: int | None
-) -> Precision:
+    config: Quantized, site: str, step: int | None, steps: int | None
+) -> RulePrecision:
     """Precision of ``site`` at 0-based ``step`` of ``steps``.
 
     With the step unknown (None) the most accurate precision the site can have at any step is used.

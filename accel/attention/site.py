@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from accel.attention import check, sdpa
 from accel.attention import policy as policy
 from accel.attention.call import Call, finite
-from accel.attention.site_record import Now, SiteRecord
+from accel.attention.guard import BY_PLAN, GuardedSite, failed
+from accel.attention.site_record import Now
 from accel.config import AttentionConfig
 from accel.core.diffusers_bridge import use_native_backend
 from accel.core.run_state import RunState
@@ -38,33 +39,20 @@ from accel.kernels.dispatch import Decision, decide
 # ------------------------------------------------------------------------------------------- State
 
 
-# Parts of a run. In each the first call of a precision is compared with full precision, in the
-# first part on ``check_rows`` rows and later on a quarter of them.
-QUARTERS = 4
 UNSMOOTHED = "ran without smooth_v, which is further off here"
 
 
 @dataclass
-class Site:
-    """One attention module (or a denoiser itself, ``config`` None) and its record.
+class Site(GuardedSite):
+    """One attention module, or a denoiser itself (``config`` None).
 
-    ``checked``: precisions and quarters of run ``checked_run`` whose first call was compared with
-    full precision, and ``unsmoothed`` the precisions that are nearer to it without ``smooth_v``;
-    ``demoted_run``: in that run a result was not usable (``demoted_why``), so the rest stays at
-    full precision.
+    ``unsmoothed``: the precisions that in run ``checked_run`` are nearer to full precision without
+    ``smooth_v``.
     """
 
-    name: str
     config: AttentionConfig | None
-    state: RunState
-    note: str = ""
-    record: SiteRecord = field(default_factory=SiteRecord)
     finished: int = 0
-    checked_run: int = -1
-    checked: set[tuple[str, int]] = field(default_factory=set)
     unsmoothed: set[str] = field(default_factory=set)
-    demoted_run: int = -1
-    demoted_why: str = ""
     options: Options = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,23 +67,21 @@ class Site:
         """Note that a call of the module came to its end."""
         self.finished += 1
 
-    def keep(self, reason: str) -> None:
-        """Count a call left at full precision."""
-        self._keep(reason, (self.state.refresh(), self.state.step))
-
-    def _keep(self, reason: str, now: Now) -> None:
-        self.record.kept[reason] += 1
-        self.record.at(now, "full")
+    def enter_run(self, run: int) -> None:
+        """Forget what was found in an earlier run."""
+        if self.checked_run != run:
+            self.unsmoothed = set()
+        super().enter_run(run)
 
     def attend(self, *arguments: Any) -> Tensor:
         """Compute attention of one call (see ``Call``) as the plan wants it at this step."""
         call, config = Call(*sdpa.autocast(*arguments)), self.config
         now = run, step = self.state.refresh(), self.state.step
         if config is None:
-            self._keep("not inside an attention module accel knows", now)
+            self.keep_at("not inside an attention module accel knows", now)
             return call.full()
         precision = policy.precision_at(config, self.name, step, self.state.steps)
-        reason = "full precision by plan" if precision == "full" else call.why_not_ours()
+        reason = BY_PLAN if precision == "full" else call.why_not_ours()
         if not reason:
             ours = call.for_kernels(self.options)
             decision = self._decide(ours, precision)
@@ -105,7 +91,7 @@ class Site:
                     return self._rescue(call, why, self.record.kept, now)
                 return self._quantized(call, ours, decision, now)
             reason = decision.why
-        self._keep(reason, now)
+        self.keep_at(reason, now)
         return call.full()
 
     def _decide(self, ours: AttentionCall, precision: str) -> Decision:
@@ -116,19 +102,18 @@ class Site:
         except Exception as error:
             if self.config.impl != "auto":
                 raise
-            return Decision(precision, "full", "torch", _failed("choosing a kernel", error))
+            return Decision(precision, "full", "torch", failed("choosing a kernel", error))
 
     def _quantized(self, call: Call, ours: AttentionCall, decision: Decision, now: Now) -> Tensor:
         """Run a call as it was decided; at full precision if there is no usable result."""
         record, precision = self.record, decision.precision
         if decision.why:
             record.instead[f"{decision.asked} ran as {precision}: {decision.why}"] += 1
-        if self.checked_run != now[0]:
-            self.checked_run, self.checked, self.unsmoothed = now[0], set(), set()
+        self.enter_run(now[0])
         try:
             out, why = self._attempt(call, ours, decision, now)
         except Exception as error:  # whatever fails in a kernel of ours, torch computes the call
-            out, why = call.query, _failed(f"{precision} by {decision.impl}", error)
+            out, why = call.query, failed(f"{precision} by {decision.impl}", error)
         if why:
             return self._demote(call, why, now)
         record.ran[(precision, decision.impl)] += 1
@@ -146,14 +131,8 @@ class Site:
         out = self._run(ours, decision)
         if not finite(out):
             return out, "result not finite"
-        part = QUARTERS * (now[1] or 0) // (self.state.steps or 1)
-        if (precision, part) in self.checked:
-            return out, ""
-        first = all(known != precision for known, _ in self.checked)
-        self.checked.add((precision, part))
-        assert self.config is not None
-        rows = self.config.check_rows if first else -(-self.config.check_rows // QUARTERS)
-        return self._first(call, ours, decision, out, rows)
+        rows = self.rows_due(precision, now[1])
+        return (out, "") if rows is None else self._first(call, ours, decision, out, rows)
 
     def _run(self, ours: AttentionCall, decision: Decision) -> Tensor:
         start = time.perf_counter()
@@ -188,15 +167,11 @@ class Site:
                 out, error, cosine = other, error2, cosine2
                 self.unsmoothed.add(precision)
                 record.instead[f"{precision} {UNSMOOTHED}"] += 1
-        record.error = error if record.error is None else max(record.error, error)
-        record.cosine = cosine if record.cosine is None else min(record.cosine, cosine)
-        if error <= limit:
-            return out, ""
-        return out, f"{precision} has error {error:.3g} on sampled rows, over the limit of {limit}"
+        return out, self.judge(precision, error, cosine, limit)
 
     def _demote(self, call: Call, why: str, now: Now) -> Tensor:
         """Compute again at full precision, and keep the site there for the rest of the run."""
-        self.demoted_run, self.demoted_why = now[0], why
+        self.demote(why, now[0])
         return self._rescue(call, why, self.record.recomputed, now)
 
     def _rescue(self, call: Call, why: str, counter: Counter[str], now: Now) -> Tensor:
@@ -206,13 +181,17 @@ class Site:
         return out
 
 
+def unsmoothed(sites: Mapping[str, Site], run: int) -> dict[str, list[str]]:
+    """Return the precisions that ran without ``smooth_v`` in that run, by site."""
+    return {
+        name: sorted(site.unsmoothed)
+        for name, site in sites.items()
+        if site.unsmoothed and site.checked_run == run
+    }
+
+
 def _unsmoothed(ours: AttentionCall) -> AttentionCall:
     return replace(ours, options=replace(ours.options, smooth_v=False))
-
-
-def _failed(what: str, error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0]
-    return f"{what} failed: {type(error).__name__}: {first}"
 
 
 # -------------------------------------------------------------------------------------------- Hook

@@ -15,7 +15,7 @@ from torch import nn
 
 from accel.core.copied_state import KEY, State
 from accel.core.diffusers_bridge import SLOTS, has_our_hooks, is_ours, without_our_hooks
-from accel.core.stand_in import StandIn, behind
+from accel.core.stand_in import behind, standing
 
 LABEL = "_accel_site"  # attribute of a module with an attention site (accel/attention/sdpa.py)
 # Tables of hooks, and those that hold more about the same hooks.
@@ -51,7 +51,7 @@ class CleanCopies:
 def _patched(state: dict[str, Any]) -> bool:
     """Return whether something of accel is among a module's attributes."""
     hooks = (hook for table in TABLES for hook in state.get(table, {}).values())
-    stand_in = any(isinstance(state.get(slot), StandIn) for slot in SLOTS)
+    stand_in = any(standing(state.get(slot)) is not None for slot in SLOTS)
     return LABEL in state or stand_in or any(map(is_ours, hooks)) or has_our_hooks(state)
 
 
@@ -64,7 +64,7 @@ def _clean(module: nn.Module, state: dict[str, Any]) -> None:
             state[name] = type(state[name])((k, v) for k, v in state[name].items() if k not in mine)
     without_our_hooks(state)
     for slot in SLOTS:
-        if isinstance(state.get(slot), StandIn):
+        if standing(state.get(slot)) is not None:
             state[slot] = behind(state[slot])
     own: Any = state.get("forward")
     if getattr(own, "__self__", None) is module and own.__func__ is type(module).forward:

@@ -165,6 +165,15 @@ def hooks_on(module: nn.Module) -> dict[str, Any]:
     return {} if registry is None else dict(registry.hooks)
 
 
+def moves_weights(module: nn.Module) -> bool:
+    """Return whether a hook moves the weights of a module, or of a part of it, for each call."""
+    hook = vars(module).get("_hf_hook")
+    parts = getattr(hook, "hooks", (hook,))
+    return "group_offloading" in hooks_on(module) or any(
+        getattr(h, "offload", False) for h in parts
+    )
+
+
 def computes_in(module: nn.Module) -> torch.dtype | None:
     """Return the dtype that layerwise casting gives a module's weights for a call, or None."""
     return getattr(hooks_on(module).get("layerwise_casting"), "compute_dtype", None)
@@ -278,3 +287,9 @@ def hidden_linear(module: nn.Module) -> bool:
     return place.startswith("peft.tuners.oft") or (
         place.startswith("peft.tuners.lora") and any(getattr(module, "use_dora", {}).values())
     )
+
+
+def adapted(module: nn.Module) -> nn.Module | None:
+    """Return the model's own layer below an adapter of PEFT, None for other modules."""
+    base = getattr(module, "base_layer", None)
+    return base if isinstance(base, nn.Module) else None

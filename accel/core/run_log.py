@@ -26,8 +26,9 @@ class Totals:
     """Counts since patching.
 
     ``calls`` and ``seconds`` of the denoisers, ``reused`` steps, ``quantized`` attention calls,
-    ``sliced`` block calls; ``reasons``: calls or steps that went unaccelerated although the plan
-    asked for it, by reason; ``kept``: attention calls at full precision for whatever reason.
+    ``sliced`` block calls, ``layers``: calls of 8-bit linear layers; ``reasons``: calls or steps
+    that went unaccelerated although the plan asked for it, by reason; ``kept``: attention calls at
+    full precision for whatever reason, and ``full_layers``: calls of linear layers.
     """
 
     calls: int = 0
@@ -36,6 +37,8 @@ class Totals:
     quantized: int = 0
     kept: int = 0
     sliced: int = 0
+    layers: int = 0
+    full_layers: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
 
@@ -90,13 +93,16 @@ class RunLog:
             what = f"{self._steps - reused} steps computed, {reused} reused"
         else:
             what = f"{now.calls - then.calls} denoiser calls"
+        layers, full = now.layers - then.layers, now.full_layers - then.full_layers
+        if layers or full:
+            what = f"{what}; {layers} of {layers + full} linear calls in 8 bits"
         logger.info(
             "run %d with plan %r: %s; %d of %d attention calls quantized; %.2f s in the denoiser",
             run, self._plan, what, quantized, quantized + now.kept - then.kept,
             now.seconds - then.seconds,
         )  # fmt: skip
         reasons = now.reasons - then.reasons
-        if reasons and not (reused or quantized or now.sliced - then.sliced):
+        if reasons and not (reused or quantized or layers or now.sliced - then.sliced):
             why = [f"{n} × {reason}" for reason, n in reasons.most_common()]
             logger.warning(
                 "run %d with plan %r: nothing in the denoiser was accelerated: %s",

@@ -20,6 +20,14 @@ class StandIn:
         self.alive = True
         self.own = False
 
+    def placed(self, holder: Any, name: str) -> Any:
+        """Return what is set as attribute ``name`` of ``holder``: this, or a method of it.
+
+        Code compiled for a method of one layer serves equal layers, since torch.compile looks at
+        the function behind a layer's own ``forward``; for another callable it looks at the object.
+        """
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return a copy of what it replaces: copies of a patched model are not patched."""
         return copy.deepcopy(behind(self), memo)
@@ -40,7 +48,7 @@ def put_in_place(holder: Any, name: str, hook: StandIn) -> Callable[[], None]:
     of several patches may be undone in any order.
     """
     hook.own = name in vars(holder)
-    setattr(holder, name, hook)
+    setattr(holder, name, hook.placed(holder, name))
     holding, hooked = weakref.ref(holder), weakref.ref(hook)
 
     def restore() -> None:
@@ -52,24 +60,31 @@ def put_in_place(holder: Any, name: str, hook: StandIn) -> Callable[[], None]:
     return restore
 
 
-def _take_out(place: Any, name: str, mine: Any) -> None:
+def _take_out(place: Any, name: str, mine: StandIn) -> None:
     """Remove ``mine`` from the chain of stand-ins at ``place``.
 
     Where other code wrapped it, it stays and passes calls through.
     """
-    top: Any = vars(place).get(name)
-    if top is mine and mine.own:
-        setattr(place, name, mine.forward)
-    elif top is mine:
-        delattr(place, name)
-    while isinstance(top, StandIn) and top.forward is not mine:
-        top = top.forward
-    if isinstance(top, StandIn):
+    top: StandIn | None = standing(vars(place).get(name))
+    if top is not None and top is mine:
+        if top.own:
+            setattr(place, name, top.forward)
+        else:
+            delattr(place, name)
+    while top is not None and standing(top.forward) is not mine:
+        top = standing(top.forward)
+    if top is not None:
         top.forward, top.own = mine.forward, mine.own
+
+
+def standing(function: Any) -> StandIn | None:
+    """Return the stand-in that is ``function`` or whose method it is, None for other functions."""
+    found = function if isinstance(function, StandIn) else getattr(function, "__self__", None)
+    return found if isinstance(found, StandIn) else None
 
 
 def behind(function: Any) -> Any:
     """Return the function that a chain of stand-ins replaces."""
-    while isinstance(function, StandIn):
-        function = function.forward
+    while (hook := standing(function)) is not None:
+        function = hook.forward
     return function

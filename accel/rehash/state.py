@@ -8,13 +8,8 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from accel.config import (
-    MeasuredSchedule,
-    Multistep,
-    RehashConfig,
-    Schedule,
-    Wish,
-)
+from accel.config import RehashConfig
+from accel.core.key_steps import MeasuredSchedule, Multistep, Schedule, Wish
 from accel.core.run_log import logger
 from accel.core.run_state import RunState
 from accel.rehash.rehash_record import RehashRecord

@@ -22,6 +22,7 @@ from accel.core.diffusers_bridge import (
     keeping_hook,
     offloaded,
 )
+from accel.core.graph_labels import label
 from accel.core.stand_in import StandIn, behind, put_in_place
 from accel.core.structure import blocks
 from accel.core.tree import leaves
@@ -56,7 +57,7 @@ class _Sliced(StandIn):
     ) -> None:
         super().__init__(forward)
         self.record = BlockRecord()
-        self.label = torch_compile.label(self)
+        self.label = label(self)
         self._block, self._config, self._programs = block, config, programs
         self._reusable = reusable
         self._names = inspect.signature(type(block).forward)

@@ -12,30 +12,20 @@ An op may not change its arguments, so in a graph no result takes the memory of 
 from __future__ import annotations
 
 import ast
-import itertools
 import operator
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from accel.core.graph_labels import labeled
 from accel.slicing.program.ir import Program
 from accel.slicing.trace.record import Affine, Ref, refs
 
-_numbers = itertools.count()
-_hooks: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 # A result: "tensor" or "tuple", for each part whether it is a tensor (not None), and (sizes, dtype)
 # of each tensor.
 Layout = tuple[str, tuple[bool, ...], tuple[tuple[tuple[int, ...], str], ...]]
-
-
-def label(hook: Any) -> Tensor:
-    """Return the name of a hook in graphs, an int64 tensor []; the hook is held weakly."""
-    number = next(_numbers)
-    _hooks[number] = hook
-    return torch.tensor(number, dtype=torch.int64, device="cpu")
 
 
 def layout(program: Program) -> Layout | None:
@@ -127,7 +117,7 @@ def _layout(
     number: Tensor, text: str, shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...]
 ) -> Layout | None:
     """Return what the sliced block returns; None if it runs whole, and then its record says why."""
-    hook = _hooks.get(int(number))
+    hook = labeled(number)
     return None if hook is None else hook.layout(*blank(text, shapes))
 
 
@@ -141,7 +131,7 @@ def _op(tensors: list[Tensor], text: str, made: str, label: Tensor) -> list[Tens
 
     Raises RuntimeError after unpatch, because then the graph has to be compiled again.
     """
-    hook = _hooks.get(int(label))
+    hook = labeled(label)
     if hook is None:
         raise RuntimeError(
             "this graph was compiled while the model was patched with slices, and the patch is "

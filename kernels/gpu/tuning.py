@@ -10,11 +10,6 @@ first call is captured in a CUDA graph, the first candidate runs and no gain is 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -23,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from accel.kernels import measured
 from accel.kernels.gpu.layout import Tile, candidates, padded_dim
 
 # Tokens of the synthetic calls; a real call counts as the next smaller one.
@@ -124,20 +120,7 @@ def measure(
 
 def alternate(jobs: list[Callable[[], object]], device: torch.device) -> list[float]:
     """Return the median milliseconds of each job over ``REPEATS`` rounds of one turn per job."""
-    times: list[list[float]] = [[] for _ in jobs]
-    with torch.cuda.device(device):
-        for job in jobs:
-            job()
-        for _ in range(REPEATS):
-            for job, out in zip(jobs, times, strict=True):
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                for _ in range(BURST):
-                    job()
-                end.record()
-                end.synchronize()
-                out.append(start.elapsed_time(end) / BURST)
-    return [statistics.median(t) for t in times]
+    return measured.alternate(jobs, device, REPEATS, BURST)
 
 
 @cache
@@ -148,28 +131,18 @@ def cache_file(device: torch.device) -> Path:
     """
     import triton
 
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    own = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
     name = f"{torch.cuda.get_device_name(device)} triton {triton.__version__} {torch.__version__}"
-    name = f"{name} {hashlib.sha256(own).hexdigest()[:8]}"
-    return Path(base) / "accel-diffusion" / f"gpu-{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
+    return measured.cache_file("gpu", name, Path(__file__).parent.glob("*.py"))
 
 
 def _read(path: Path) -> dict[str, Choice]:
-    """Return stored choices; a file that cannot be read counts as empty."""
+    """Return stored choices; a file that holds no choices counts as empty."""
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = measured.read(path)
         return {k: Choice(Tile(**c["tile"]), c["gain"], c["note"]) for k, c in data.items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return {}
 
 
 def _write(path: Path, known: dict[str, Choice]) -> None:
-    """Store choices; a folder that cannot be written to costs a measurement per process."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({k: asdict(c) for k, c in known.items()}, indent=2) + "\n")
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
+    measured.write(path, {k: asdict(c) for k, c in known.items()})

@@ -1,0 +1,209 @@
+"""The calls of one linear layer, decided at run time.
+
+State of the technique: a site has the rules, guard and record of attention's sites. A call takes
+the precision of the current step. It stays at full precision, with a reason, where it has few rows,
+where its tensors are more than plain memory, and where that was measured to be slower.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from accel.attention import policy
+from accel.attention.call import finite
+from accel.attention.check import Sample, spread
+from accel.attention.guard import BY_PLAN, GuardedSite, failed
+from accel.attention.site_record import Now
+from accel.config import LinearConfig
+from accel.core.autocast import autocasts
+from accel.kernels.attention_call import why_not_read
+from accel.linear import pays, product
+from accel.linear.packed import PackedWeight
+
+Forward = Callable[[Tensor], Tensor]
+# Relative L1 error on sampled rows. Per token and channel, N(0, 1) inputs and weights of 1,536
+# channels have 0.011 in INT8 and 0.037 in FP8; heavy tails cost several times as much.
+LIMITS = {"int8": 0.1, "fp8": 0.15}
+
+
+@dataclass(frozen=True)
+class Product:
+    """The product with a packed weight; called with [..., K] it returns [..., N]."""
+
+    kernels: Any
+    packed: Any
+    bias: Tensor | None
+    precision: str
+    impl: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run it."""
+        return self.kernels.linear(
+            x, self.packed, self.bias, precision=self.precision, impl=self.impl
+        )
+
+    @property
+    def by(self) -> str:
+        """The implementation: "cpu", "gpu" or "reference"."""
+        return str(self.packed.impl).partition("-")[0]
+
+
+@dataclass
+class LinearSite(GuardedSite):
+    """One linear layer.
+
+    ``left`` says why the layer is left alone, "" if it is not. ``home``: where the weight was that
+    we keep on the CPU. ``gains``: what was measured, by kind of call.
+    """
+
+    config: LinearConfig
+    left: str = ""
+    home: torch.device | None = None
+    gains: dict[str, float] = field(default_factory=dict)
+    weight: PackedWeight = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weight = PackedWeight(self.config)
+
+    def call(self, layer: nn.Linear, forward: Forward, x: Tensor) -> Tensor:
+        """Return the layer's result for ``x`` [..., K] as the plan wants it at this step.
+
+        ``forward`` is what the layer itself would run.
+        """
+        now = run, step = self.state.refresh(), self.state.step
+        precision = policy.precision_at(self.config, self.name, step, self.state.steps)
+        reason = BY_PLAN if precision == "full" else self._why_full(layer, x)
+        if not reason and self.demoted_run == run:
+            reason = f"demoted: {self.demoted_why}"
+        ours: Product | None = None
+        if not reason:
+            try:
+                ours, reason = self._prepare(layer, x, precision, now)
+            except Exception as error:
+                if self.config.impl != "auto":
+                    raise
+                reason = failed("packing", error)
+                self.demote(reason, run)
+        if ours is None:
+            self.keep_at(reason, now)
+            return self._full(layer, forward, x)
+        return self._quantized(layer, forward, x, ours, precision, now)
+
+    def _why_full(self, layer: nn.Linear, x: Tensor) -> str:
+        """Return the reason why no kernel of ours takes this call, or ""."""
+        weight, bias, config = layer.weight, layer.bias, self.config
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            return "needs gradients"
+        if autocasts(x):
+            return "under autocast"
+        away = config.keep == "cpu" and weight.device != x.device and weight.dtype is x.dtype
+        tensors = (x,) if away else (x, weight)
+        if why := why_not_read(
+            tensors if bias is None else (*tensors, bias), (weight,) if away else ()
+        ):
+            return why
+        if not x.dim() or x.shape[-1] != weight.shape[1]:
+            return "sizes that do not fit"
+        if x.numel() // x.shape[-1] < config.min_rows:
+            return f"fewer than {config.min_rows} rows"
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            return "inside the capture of a CUDA graph"
+        return ""
+
+    def never_pays(self) -> bool:
+        """Return whether the layer was measured and lost, and note that it is left alone."""
+        if not self.gains or self.record.ran or max(self.gains.values()) >= pays.MIN_GAIN:
+            return False
+        self.left = pays.why_not(max(self.gains.values()))
+        return True
+
+    def _prepare(
+        self, layer: nn.Linear, x: Tensor, precision: str, now: Now
+    ) -> tuple[Product | None, str]:
+        """Return the product with the packed weight, or None and why torch's is taken."""
+        kernels, auto = product.kernels(), self.config.impl == "auto"
+        why = product.MISSING if kernels is None else ""
+        rows = x.reshape(-1, x.shape[-1])
+        if auto and not why:
+            why = kernels.why_not(rows, layer.weight, precision, self.config.impl)
+        if auto and not why:
+            name = pays.kind(rows, layer.weight.shape[0], precision, self.config)
+            if (gained := pays.known(x.device, name)) is not None:
+                why = self._why_slower(name, gained)
+        if why:
+            return None, why
+        packed = self.weight.find(kernels, layer.weight, rows, precision, now)
+        ours = Product(kernels, packed, layer.bias, precision, self.config.impl)
+        if auto and gained is None:
+            weight = layer.weight.to(x.device)
+            gained = pays.gain(rows, name, ours, lambda part: F.linear(part, weight, layer.bias))
+            if why := self._why_slower(name, gained):
+                if not self.record.ran:
+                    self.weight.clear()
+                return None, why
+        if self.config.keep == "cpu" and not layer.weight.is_cpu:
+            self.home = layer.weight.device
+            layer.weight.data = layer.weight.data.cpu()
+            self.weight.moved(layer.weight)
+        return ours, ""
+
+    def _why_slower(self, name: str, gained: float) -> str:
+        self.gains[name] = gained
+        return pays.why_not(gained)
+
+    def _quantized(
+        self, layer: nn.Linear, forward: Forward, x: Tensor, ours: Product, precision: str, now: Now
+    ) -> Tensor:
+        """Run a call with the packed weight; at full precision if there is no usable result."""
+        self.enter_run(now[0])
+        try:
+            start = time.perf_counter()
+            out = ours(x)
+            self.record.seconds += time.perf_counter() - start
+            why = "" if finite(out) else "result not finite"
+            count = None if why else self.rows_due(precision, now[1])
+            if count:
+                why = self._compare(layer, x, out, precision, count)
+        except Exception as error:  # whatever fails in a kernel of ours, torch computes the call
+            why = failed(f"{precision} by {ours.by}", error)
+        if not why:
+            self.record.ran[(precision, ours.by)] += 1
+            self.record.at(now, precision)
+            return out
+        exact = self._full(layer, forward, x)
+        if finite(exact):
+            self.demote(why, now[0])
+        else:
+            why = f"{why}, nor is torch's"
+        self.record.recomputed[why] += 1
+        self.record.at(now, "full")
+        return exact
+
+    def _compare(self, layer: nn.Linear, x: Tensor, out: Tensor, precision: str, count: int) -> str:
+        """Compare ``count`` rows with full precision; return why they are too far off, or ""."""
+        rows, mine = x.reshape(-1, x.shape[-1]), out.reshape(1, -1, out.shape[-1])
+        index = spread(len(rows), count, x.device)
+        exact = F.linear(rows[index], layer.weight.to(x.device), layer.bias)
+        error, cosine = Sample(index, exact[None]).error(mine)
+        most = LIMITS[precision] if self.config.max_error is None else self.config.max_error
+        return self.judge(precision, error, cosine, most)
+
+    def _full(self, layer: nn.Linear, forward: Forward, x: Tensor) -> Tensor:
+        """Return what the layer gives by itself, also where we keep its weight on the CPU."""
+        if self.home is None or layer.weight.device == x.device:
+            return forward(x)
+        return F.linear(x, layer.weight.to(x.device), layer.bias)
+
+    def bring_home(self, layer: nn.Linear) -> None:
+        """Bring the weight back from the CPU, and drop the packed one."""
+        self.weight.clear()
+        if self.home is not None:
+            layer.weight.data = layer.weight.data.to(self.home)
+            self.home = None

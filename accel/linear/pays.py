@@ -1,0 +1,82 @@
+"""Whether an 8-bit layer pays: timed once per kind of call on this machine, kept for later runs.
+
+A kind is precision and options, dtype, sizes of the weight, and rows to a power of two, since few
+rows share the cost of a call between them. The layer's own weight and the rows of a real call are
+used, ours and torch's product taking turns. More than ``MOST_ROWS`` rows cost what that many cost,
+each. A file of the user's cache holds the results for one device, number of threads, instruction
+set, version of torch and code of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from accel.config import LinearConfig
+from accel.kernels import measured
+from accel.kernels.cpu.native import library
+from accel.linear import product
+
+MOST_ROWS = 2048
+REPEATS = 5
+MIN_GAIN = 1.05  # time of torch's product over this one, quantization of the rows included
+
+_known: dict[tuple[Path, str], float] = {}
+
+
+def rows_of(rows: int) -> int:
+    """Return the rows that a call of ``rows`` rows is timed with: a power of two."""
+    return int(min(1 << (max(rows, 1).bit_length() - 1), MOST_ROWS))
+
+
+def kind(x: Tensor, features: int, precision: str, config: LinearConfig) -> str:
+    """Return what decides how fast a call is; ``x`` [rows, K] is its input."""
+    options = [config.hadamard * "hadamard", config.smooth * "smooth"]
+    options += [f"{config.outliers} outliers"] if config.outliers else []
+    size = f"{rows_of(x.shape[0])} x {x.shape[1]} -> {features}"
+    return " ".join(filter(None, [precision, *options, str(x.dtype).split(".")[-1], size]))
+
+
+def known(device: torch.device, name: str) -> float | None:
+    """Return the gain of calls of the kind ``name``, None where it was never measured here."""
+    file = _file(device, torch.get_num_threads())
+    if (file, name) not in _known:
+        stored = measured.read(file).get(name)
+        if not isinstance(stored, (int, float)):
+            return None
+        _known[file, name] = float(stored)
+    return _known[file, name]
+
+
+def gain(
+    x: Tensor, name: str, ours: Callable[[Tensor], object], torchs: Callable[[Tensor], object]
+) -> float:
+    """Measure how many times as fast as torch's our product is, with rows of ``x`` [rows, K]."""
+    file = _file(x.device, torch.get_num_threads())
+    rows = x[: rows_of(x.shape[0])]
+    jobs: list[Callable[[], object]] = [lambda: ours(rows), lambda: torchs(rows)]
+    mine, theirs = measured.alternate(jobs, x.device, REPEATS)
+    found = theirs / max(mine, 1e-9)
+    measured.write(file, {**measured.read(file), name: found})
+    _known[file, name] = found
+    return found
+
+
+def why_not(gained: float) -> str:
+    """Return the reason why "auto" leaves calls of that gain to torch, or ""."""
+    if gained >= MIN_GAIN:
+        return ""
+    return f"torch's own linear layer is faster on this machine: measured {gained:.2f}x"
+
+
+@cache
+def _file(device: torch.device, threads: int) -> Path:
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f"{measured.processor()} {library().isa} {threads} threads"
+    return measured.cache_file("linear", f"{where} torch {torch.__version__}", product.code())

@@ -1,0 +1,97 @@
+"""Time contenders in turn, and keep what was measured as JSON in the user's cache.
+
+A file's name says what its figures hold for: the device, the versions, and a hash of the code that
+was timed, so that changed code is measured again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def cache_file(kind: str, holds_for: str, code: Iterable[Path]) -> Path:
+    """Return ``$XDG_CACHE_HOME/accel-diffusion/<kind>-<what it holds for>-<hash of code>.json``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    own = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(code))).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{holds_for} {own}")
+    return Path(base) / "accel-diffusion" / f"{kind}-{name}.json"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what a file holds; one that cannot be read counts as empty."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def write(path: Path, data: dict[str, Any]) -> None:
+    """Store ``data``; a folder that cannot be written to costs a measurement per process."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(data, indent=2) + "\n")
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+
+
+def alternate(
+    jobs: list[Callable[[], object]], device: torch.device, repeats: int, burst: int = 1
+) -> list[float]:
+    """Return the median milliseconds of each job over ``repeats`` rounds of one turn per job.
+
+    A turn is ``burst`` calls in a row. Each job is called once before, not timed.
+    """
+    times: list[list[float]] = [[] for _ in jobs]
+    clock = _on_card if device.type == "cuda" else _on_cpu
+    for job in jobs:
+        job()
+    for _ in range(repeats):
+        for job, out in zip(jobs, times, strict=True):
+            out.append(clock(job, device, burst) / burst)
+    return [statistics.median(t) for t in times]
+
+
+def _on_cpu(job: Callable[[], object], device: torch.device, burst: int) -> float:
+    start = time.perf_counter()
+    for _ in range(burst):
+        job()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _on_card(job: Callable[[], object], device: torch.device, burst: int) -> float:
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(burst):
+            job()
+        end.record()
+        end.synchronize()
+    return start.elapsed_time(end)
+
+
+@cache
+def processor() -> str:
+    """Return the model of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
