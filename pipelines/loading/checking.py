@@ -10,6 +10,7 @@ from accel.core.diffusers_loading import repeated_blocks
 from accel.core.validate import did_you_mean
 from accel.pipelines.load_options import LoadOptions
 from accel.pipelines.loading.checkpoint_files import shapes, why_not
+from accel.pipelines.loading.class_names import LIBRARIES, class_in
 from accel.pipelines.loading.offload import usual_device
 from accel.pipelines.loading.overrides import (
     Override,
@@ -87,21 +88,15 @@ def _check_components(source: Source, given: list[str]) -> None:
 
 
 def _check_classes(source: Source) -> None:
-    """Raise ValueError for a component of a class that is not diffusers' or transformers' own."""
-    import diffusers
-    import transformers
+    """Raise ValueError for a component of a class that is not diffusers' or transformers' own.
+
+    Also for a class that needs a package which is missing.
+    """
     from diffusers import pipelines
 
-    packages = {"diffusers": diffusers, "transformers": transformers}
     for name, (library, class_name) in source.components.items():
-        if library in packages:
-            known = dir(packages[library])
-            if class_name not in known:
-                version = packages[library].__version__
-                raise ValueError(
-                    f"{name} of {source.model} is a {class_name}, which {library} {version} does "
-                    f"not have{did_you_mean(class_name, known)}"
-                )
+        if library in LIBRARIES:
+            class_in(library, class_name, f"{name} of {source.model}")
         elif not hasattr(pipelines, library):
             raise ValueError(
                 f"{name} of {source.model} is code that comes with the model ({library}."
