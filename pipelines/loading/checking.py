@@ -18,11 +18,10 @@ from accel.pipelines.loading.overrides import (
     component_types,
     main_denoiser,
     overrides,
-    read_config,
     whole_pipeline,
 )
 from accel.pipelines.loading.scheduler import check_scheduler
-from accel.pipelines.loading.source import OTHER_WEIGHTS, Source, is_local, resolve
+from accel.pipelines.loading.source import OTHER_WEIGHTS, Source, is_local, read_mapping, resolve
 from accel.pipelines.loading.weights import check_packages, kinds, packages_needed
 
 
@@ -116,7 +115,7 @@ def _check_override(source: Source, one: Override) -> None:
             f"load {one.name}: diffusers does not read a {cls.__name__} from a single file; give "
             "a folder"
         )
-    config, place = read_config(source.folder / one.name), Path(one.place)
+    config, place = read_mapping(source.folder / one.name / "config.json"), Path(one.place)
     if why := why_not(cls, config, shapes(place), place):
         raise ValueError(f"load {one.name}: {why}")
 
