@@ -28,10 +28,10 @@ from accel.pipelines.load import dtype_of, usual_device
 from accel.pipelines.load_options import ALL, LoadOptions
 from accel.pipelines.loading.building import built
 from accel.pipelines.loading.checking import check
-from accel.pipelines.loading.offload import apply_offload
+from accel.pipelines.loading.offload import apply_offload, offload
 from accel.pipelines.loading.scheduler import with_scheduler
 from accel.pipelines.loading.source import Source, resolve
-from accel.pipelines.placing import READ, offload, place
+from accel.pipelines.placing import READ, place
 from accel.pipelines.room import free_room
 from accel.pipelines.stored_tensors import NotStreamable
 
@@ -139,11 +139,10 @@ def _loaded(
             pipe.scheduler = with_scheduler(pipe.scheduler, options.scheduler)
         return pipe
     pipe = built(source, options, dtype)
-    pipe.set_progress_bar_config(disable=True)
     if found.simulated:
-        offload(pipe, placement, device)
+        offload(pipe, placement.way, device, pinned=placement.pinned)
     else:
-        apply_offload(pipe, options.offload, str(device))
+        apply_offload(pipe, options.offload, device)
     return pipe
 
 

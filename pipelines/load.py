@@ -78,6 +78,5 @@ def load(
     source = resolve(model, options)
     check(source, options, device)
     pipe = built(source, options, dtype or dtype_of(options, device))
-    pipe.set_progress_bar_config(disable=True)
-    apply_offload(pipe, options.offload, device)
+    apply_offload(pipe, options.offload, torch.device(device))
     return pipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from accel.core.run_log import logger
-from accel.core.structure import DENOISERS
 from accel.memory.placement import Placement
 from accel.memory.ways import Way
+from accel.pipelines.loading.offload import kind_of, offload
 from accel.pipelines.stored_tensors import NotStreamable, stored
 from accel.pipelines.streamed import Turns, skeleton
 
 _LIBRARIES = ("diffusers", "transformers")
-_ENCODERS = ("text_encoder", "image_encoder")  # how names of components begin
 
 
 def place(
@@ -60,7 +59,7 @@ def place(
     pipe = assembled(cls, source, index, parts, options)
     pipe.set_progress_bar_config(disable=True)
     if turns is None:
-        offload(pipe, placement, device)
+        offload(pipe, placement.way, device, pinned=placement.pinned)
     else:
         for name, part in pipe.components.items():
             if isinstance(part, nn.Module) and not turns.has(name):
@@ -103,13 +102,6 @@ READ = {
 }
 
 
-def kind_of(name: str) -> str:
-    """Return whether a component is an encoder, a denoiser, or another model."""
-    if name in DENOISERS:
-        return "denoiser"
-    return "encoder" if name.startswith(_ENCODERS) else "other"
-
-
 def _read_in_turn(
     source: Path,
     index: Mapping[str, Any],
@@ -142,50 +134,3 @@ def _read_in_turn(
             continue
         found[name] = module
     return found
-
-
-# ---------------------------------------------------------------------------- diffusers' offloading
-
-
-def _whole(pipe: Any, placement: Placement, device: torch.device) -> None:
-    pipe.to(device)
-
-
-def _model(pipe: Any, placement: Placement, device: torch.device) -> None:
-    pipe.enable_model_cpu_offload(device=device)
-
-
-def _sequential(pipe: Any, placement: Placement, device: torch.device) -> None:
-    pipe.enable_sequential_cpu_offload(device=device)
-
-
-def _group(pipe: Any, placement: Placement, device: torch.device) -> None:
-    """Offload denoisers block by block, encoders layer by layer; all else stays on the device."""
-    from diffusers.hooks.group_offloading import apply_group_offloading
-
-    stream = device.type == "cuda"
-    for name, part in pipe.components.items():
-        if not isinstance(part, nn.Module):
-            continue
-        kind = kind_of(name)
-        if kind == "other":
-            part.to(device)
-            continue
-        level = "block_level" if kind == "denoiser" else "leaf_level"
-        apply_group_offloading(
-            part, onload_device=device, offload_device=torch.device("cpu"),
-            offload_type=level, num_blocks_per_group=1 if kind == "denoiser" else None,
-            use_stream=stream, low_cpu_mem_usage=stream and not placement.pinned,
-        )  # fmt: skip
-
-
-def offload(pipe: Any, placement: Placement, device: torch.device) -> None:
-    """Put a loaded pipeline's weights where ``placement`` says."""
-    _OFFLOADS.get(placement.way, _whole)(pipe, placement, device)
-
-
-_OFFLOADS: dict[Way, Callable[[Any, Placement, torch.device], None]] = {
-    Way.MODEL: _model,
-    Way.SEQUENTIAL: _sequential,
-    Way.GROUP: _group,
-}

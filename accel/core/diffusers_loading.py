@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -47,3 +48,19 @@ def cast(model: nn.Module, dtype: torch.dtype) -> None:
 def lora_components(pipe: Any) -> list[str]:
     """Return the components of a pipeline that diffusers loads LoRAs into."""
     return list(getattr(pipe, "_lora_loadable_modules", ()))
+
+
+def packages_lacking(cls: Any) -> list[str]:
+    """Return the packages that a class of diffusers or transformers needs and that are missing.
+
+    Both libraries put a dummy in the place of a class that cannot be imported. A processor of
+    several parts is no dummy itself where one of its parts is.
+    """
+    if type(cls).__name__ == "DummyObject":
+        wanted = list(cls._backends)
+        return [name for name in wanted if find_spec(name) is None] or wanted
+    if "video_processor" in getattr(cls, "get_attributes", list)():
+        import transformers
+
+        return packages_lacking(transformers.AutoVideoProcessor)
+    return []

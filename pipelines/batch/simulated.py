@@ -26,7 +26,7 @@ from accel.pipelines.batch.placements import Placed, Question, answered
 from accel.pipelines.job import Job
 from accel.pipelines.load import TINY, defaults, local_folder, tiny_folder, usual_device
 from accel.pipelines.load_options import LoadOptions
-from accel.pipelines.loading.source import single_file
+from accel.pipelines.loading.source import INDEX, read_mapping, single_file
 from accel.pipelines.room import free_room
 from accel.pipelines.safetensors_header import numbers, weight_files
 from accel.plans import PRESETS, Plan
@@ -168,7 +168,7 @@ def config_folder(model: str) -> Path | None:
     if folder is None and single_file(model) is None:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(model, "model_index.json")
+        found = try_to_load_from_cache(model, INDEX)
         folder = Path(found).parent if isinstance(found, str) else None
     return folder
 
@@ -183,14 +183,14 @@ def key_of(request: Request) -> str:
 @lru_cache(maxsize=256)
 def config_of(folder: str, name: str) -> Any:
     """Return configuration of a component."""
-    data = json.loads((Path(folder) / name / "config.json").read_text())
+    data = read_mapping(Path(folder) / name / "config.json")
     return {k: v for k, v in data.items() if k not in ("_diffusers_version", "_name_or_path")}
 
 
 @lru_cache(maxsize=256)
 def index(folder: str) -> dict[str, Any]:
     """Return a pipeline's components and their classes."""
-    return dict(json.loads((Path(folder) / "model_index.json").read_text()))
+    return read_mapping(Path(folder) / INDEX)
 
 
 def denoiser_of(folder: str) -> str:

@@ -29,6 +29,7 @@ def built(source: Source, options: LoadOptions, dtype: torch.dtype) -> Any:
             quantization_config=pipeline_configuration(source, kinds(source, options), dtype),
             **given,
         )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
     if options.scheduler:
         pipe.scheduler = with_scheduler(pipe.scheduler, options.scheduler)
     if options.compile == "blocks":

@@ -10,6 +10,7 @@ from accel.core.diffusers_loading import repeated_blocks
 from accel.core.validate import did_you_mean
 from accel.pipelines.load_options import LoadOptions
 from accel.pipelines.loading.checkpoint_files import shapes, why_not
+from accel.pipelines.loading.class_names import LIBRARIES, class_in
 from accel.pipelines.loading.offload import usual_device
 from accel.pipelines.loading.overrides import (
     Override,
@@ -17,11 +18,10 @@ from accel.pipelines.loading.overrides import (
     component_types,
     main_denoiser,
     overrides,
-    read_config,
     whole_pipeline,
 )
 from accel.pipelines.loading.scheduler import check_scheduler
-from accel.pipelines.loading.source import OTHER_WEIGHTS, Source, is_local, resolve
+from accel.pipelines.loading.source import OTHER_WEIGHTS, Source, is_local, read_mapping, resolve
 from accel.pipelines.loading.weights import check_packages, kinds, packages_needed
 
 
@@ -87,21 +87,15 @@ def _check_components(source: Source, given: list[str]) -> None:
 
 
 def _check_classes(source: Source) -> None:
-    """Raise ValueError for a component of a class that is not diffusers' or transformers' own."""
-    import diffusers
-    import transformers
+    """Raise ValueError for a component of a class that is not diffusers' or transformers' own.
+
+    Also for a class that needs a package which is missing.
+    """
     from diffusers import pipelines
 
-    packages = {"diffusers": diffusers, "transformers": transformers}
     for name, (library, class_name) in source.components.items():
-        if library in packages:
-            known = dir(packages[library])
-            if class_name not in known:
-                version = packages[library].__version__
-                raise ValueError(
-                    f"{name} of {source.model} is a {class_name}, which {library} {version} does "
-                    f"not have{did_you_mean(class_name, known)}"
-                )
+        if library in LIBRARIES:
+            class_in(library, class_name, f"{name} of {source.model}")
         elif not hasattr(pipelines, library):
             raise ValueError(
                 f"{name} of {source.model} is code that comes with the model ({library}."
@@ -121,7 +115,7 @@ def _check_override(source: Source, one: Override) -> None:
             f"load {one.name}: diffusers does not read a {cls.__name__} from a single file; give "
             "a folder"
         )
-    config, place = read_config(source.folder / one.name), Path(one.place)
+    config, place = read_mapping(source.folder / one.name / "config.json"), Path(one.place)
     if why := why_not(cls, config, shapes(place), place):
         raise ValueError(f"load {one.name}: {why}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import typing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +14,8 @@ import torch
 from accel.core.diffusers_loading import cast
 from accel.core.validate import did_you_mean
 from accel.pipelines.load_options import LoadOptions
-from accel.pipelines.loading.source import INDEX, SINGLE, Source
+from accel.pipelines.loading.class_names import class_in
+from accel.pipelines.loading.source import INDEX, SINGLE, Source, read_mapping
 from accel.pipelines.loading.weights import gguf_files
 from accel.pipelines.paths import user_path
 
@@ -156,9 +156,6 @@ def class_of(source: Source, one: Override) -> tuple[Any, str]:
 
     Raises ValueError for one that the pipeline is not made for.
     """
-    import diffusers
-    import transformers
-
     own = source.components.get(one.name)
     if one.file or one.subfolder or "/" not in one.place or not Path(one.place).is_dir():
         if own is None:
@@ -168,15 +165,12 @@ def class_of(source: Source, one: Override) -> tuple[Any, str]:
             )
         library, name = own
     else:
-        config = read_config(Path(one.place))
+        config = read_mapping(Path(one.place) / "config.json")
         if "_class_name" in config:
             library, name = "diffusers", str(config["_class_name"])
         else:
             library, name = "transformers", str((config.get("architectures") or ["none"])[0])
-    package: Any = diffusers if library == "diffusers" else transformers
-    found = getattr(package, name, None) if name in dir(package) else None
-    if found is None:
-        raise ValueError(f"load {one.name}: {one.place} is of a class that {library} lacks: {name}")
+    found = class_in(library, name, f"load {one.name}: {one.place}")
     allowed = component_types(source.pipeline)[one.name]
     if (own is None or name != own[1]) and allowed and not issubclass(found, allowed):
         raise ValueError(
@@ -184,20 +178,6 @@ def class_of(source: Source, one: Override) -> tuple[Any, str]:
             f"{' or '.join(sorted({cls.__name__ for cls in allowed}))}"
         )
     return found, library
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return a component's ``config.json``.
-
-    Raises ValueError for a broken one.
-    """
-    try:
-        found = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{folder / 'config.json'} holds no mapping")
-    return found
 
 
 def loaded(source: Source, one: Override, options: LoadOptions, dtype: torch.dtype) -> Any:

@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from accel.core.diffusers_loading import packages_lacking
 from accel.core.plain_values import shown
 from accel.core.validate import did_you_mean
+from accel.pipelines.loading.class_names import needs
 
 CLASS = "class"
 _PLAIN = (str, int, float, bool, type(None), list)
@@ -21,6 +23,8 @@ def scheduler_class(name: Any) -> type:
     import diffusers
 
     found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if lacking := packages_lacking(found):
+        raise ValueError(f"load scheduler class {name} {needs(lacking)}")
     if not isinstance(found, type) or not issubclass(found, diffusers.SchedulerMixin):
         known = [one for one in dir(diffusers) if one.endswith("Scheduler")]
         raise ValueError(

@@ -148,18 +148,31 @@ def resolve(model: str, options: LoadOptions) -> Source:
 def _index(where: str, folder: Path | None, options: LoadOptions) -> Mapping[str, Any]:
     if folder is not None and options.revision is not None:
         raise ValueError(f"load revision is for hub models; {where} is a folder, so leave it out")
+    if folder is not None:
+        return read_mapping(folder / INDEX)
     try:
-        if folder is None:
-            from diffusers import DiffusionPipeline
+        from diffusers import DiffusionPipeline
 
-            index = DiffusionPipeline.load_config(where, revision=options.revision)
-        else:
-            index = json.loads((folder / INDEX).read_bytes())
+        index = DiffusionPipeline.load_config(where, revision=options.revision)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{INDEX} of {where} is broken: {error}") from None
     if not isinstance(index, Mapping):
         raise ValueError(f"{INDEX} of {where} is broken: it holds no mapping")
     return index
+
+
+def read_mapping(file: Path) -> dict[str, Any]:
+    """Return what a ``model_index.json`` or a ``config.json`` holds.
+
+    Raises ValueError for one that is broken or missing.
+    """
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no mapping")
+    return found
 
 
 def pipeline_name(where: str, index: Mapping[str, Any], options: LoadOptions) -> str:

@@ -5,70 +5,117 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    CLIPVisionModelWithProjection,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
-    UMT5Config,
-    UMT5EncoderModel,
-)
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "circle", "moves", "left", "right"]
-LATENT_4 = ("DownEncoderBlock2D", "UpDecoderBlock2D")
+VOCABULARY = 32
+ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+
+# ------------------------------------------------------------------------------------------ prompts
 
 
-def tokenizer(length: int = 16) -> Any:
-    """A tokenizer of one token per word."""
-    words = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
+def words(most: int = 16, *special: str, start: int = 0) -> Any:
+    """A tokenizer of one token per word.
+
+    ``special``: further words that are one token each; ``start``: tokens before a prompt.
+    """
+    known = {word: n for n, word in enumerate([*WORDS, *special])}
+    model = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    model.post_processor = processors.TemplateProcessing(
+        single=" ".join(["</s>"] * start + ["$A", "</s>"]), special_tokens=[("</s>", 1)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-        bos_token="</s>", model_max_length=length,
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        bos_token="</s>", model_max_length=most, additional_special_tokens=list(special),
     )  # fmt: skip
 
 
-def t5(size: int, cls: Any = T5EncoderModel) -> Any:
-    config = UMT5Config if cls is UMT5EncoderModel else T5Config
-    return cls(
-        config(vocab_size=32, d_model=size, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-    ).eval()  # fmt: skip
+CHAT = """{% for one in messages %}{{ one.role }} {% if one.content is string %}{{ one.content }}\
+{% else %}{% for part in one.content %}{{ part.text }}{% endfor %}{% endif %} {% endfor %}"""
 
 
-def umt5(size: int) -> Any:
-    return t5(size, UMT5EncoderModel)
+def chat(*special: str) -> Any:
+    """A tokenizer of one token per word, with a template for chats."""
+    found = words(512, *special)
+    found.chat_template = CHAT
+    return found
 
 
-def clip(size: int, projection: int | None = None) -> Any:
-    config = CLIPTextConfig(
-        vocab_size=32, hidden_size=size, intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=16, bos_token_id=1, eos_token_id=1,
+def t5(size: int = 16, cls: str = "T5") -> Any:
+    config = getattr(transformers, f"{cls}Config")(
+        vocab_size=VOCABULARY, d_model=size, d_kv=4, d_ff=16, num_layers=2, num_heads=2
+    )
+    return getattr(transformers, f"{cls}EncoderModel")(config)
+
+
+def clip(size: int = 16, projection: int | None = None, most: int = 16) -> Any:
+    """A CLIP of texts, with a projection to so many channels if that is given."""
+    config = transformers.CLIPTextConfig(
+        vocab_size=VOCABULARY, hidden_size=size, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=most, bos_token_id=1, eos_token_id=1,
         pad_token_id=0, projection_dim=projection or size,
     )  # fmt: skip
-    return (CLIPTextModel if projection is None else CLIPTextModelWithProjection)(config).eval()
+    if projection is None:
+        return transformers.CLIPTextModel(config)
+    return transformers.CLIPTextModelWithProjection(config)
 
 
-def vision(size: int, projection: int | None = None, side: int = 32) -> Any:
-    config = CLIPVisionConfig(
+LANGUAGE = {
+    "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def language(cls: str, **more: Any) -> Any:
+    """A language model of 16 channels."""
+    kind = getattr(transformers, cls)
+    return kind(kind.config_class(**{**LANGUAGE, **more}))
+
+
+def llava() -> Any:
+    """A language model that sees a picture as 576 tokens; its word for one is the last."""
+    seen = transformers.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=48, patch_size=2, projection_dim=16,
+    )  # fmt: skip
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**LANGUAGE), vision_config=seen, pad_token_id=0,
+        image_token_index=len(WORDS), image_token_id=len(WORDS), vision_feature_layer=-1,
+    )  # fmt: skip
+    return transformers.LlavaForConditionalGeneration(config)
+
+
+# ----------------------------------------------------------------------------------------- pictures
+
+
+def vision(size: int = 16, projection: int | None = None, side: int = 32) -> Any:
+    """A CLIP of pictures, with a projection to so many channels if that is given."""
+    config = transformers.CLIPVisionConfig(
         hidden_size=size, intermediate_size=16, num_hidden_layers=2, num_attention_heads=1,
         image_size=side, patch_size=side // 2, projection_dim=projection or size,
     )  # fmt: skip
-    return (CLIPVisionModel if projection is None else CLIPVisionModelWithProjection)(config).eval()
+    if projection is None:
+        return transformers.CLIPVisionModel(config)
+    return transformers.CLIPVisionModelWithProjection(config)
 
 
-def pictures() -> Any:
-    return CLIPImageProcessor(crop_size=32, size=32)
+def pictures(side: int = 32) -> Any:
+    return transformers.CLIPImageProcessor(crop_size=side, size=side)
+
+
+def siglip(size: int) -> dict[str, Any]:
+    """A SigLIP of pictures and its processor."""
+    config = transformers.SiglipVisionConfig(
+        hidden_size=size, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        image_size=32, patch_size=16,
+    )  # fmt: skip
+    processor = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+    return {"image_encoder": transformers.SiglipVisionModel(config), "feature_extractor": processor}
+
+
+# -------------------------------------------------------------------------------------------- VAEs
 
 
 def wan_vae(**changes: Any) -> Any:
@@ -76,22 +123,22 @@ def wan_vae(**changes: Any) -> Any:
         "base_dim": 3, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1,
         "temperal_downsample": [False, True, True],
     }  # fmt: skip
-    return diffusers.AutoencoderKLWan(**{**sizes, **changes}).eval()
+    return diffusers.AutoencoderKLWan(**{**sizes, **changes})
 
 
 def kl_vae(channels: int = 4, **changes: Any) -> Any:
-    down, up = LATENT_4
     return diffusers.AutoencoderKL(**{
-        "block_out_channels": (4, 4, 4, 4), "down_block_types": (down,) * 4,
-        "up_block_types": (up,) * 4, "norm_num_groups": 2, "latent_channels": channels, **changes,
-    }).eval()  # fmt: skip
+        "block_out_channels": (4, 4, 4, 4), "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4, "norm_num_groups": 2,
+        "latent_channels": channels, **changes,
+    })  # fmt: skip
 
 
 def hunyuan_vae() -> Any:
     return diffusers.AutoencoderKLHunyuanVideo(
         latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
         scaling_factor=0.476986, spatial_compression_ratio=8, temporal_compression_ratio=4,
-    ).eval()  # fmt: skip
+    )  # fmt: skip
 
 
 def cogvideox_vae() -> Any:
@@ -99,7 +146,7 @@ def cogvideox_vae() -> Any:
         down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
         latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2,
         temporal_compression_ratio=4,
-    ).eval()  # fmt: skip
+    )  # fmt: skip
 
 
 def ltx_vae() -> Any:
@@ -110,7 +157,7 @@ def ltx_vae() -> Any:
         decoder_spatio_temporal_scaling=(True, True, False, False), patch_size=4, patch_size_t=1,
         upsample_residual=(False,) * 4, decoder_inject_noise=(False,) * 5, encoder_causal=True,
         decoder_causal=False,
-    ).eval()  # fmt: skip
+    )  # fmt: skip
 
 
 def ltx2_vaes() -> dict[str, Any]:
@@ -134,14 +181,8 @@ def ltx2_vaes() -> dict[str, Any]:
         in_channels=16, hidden_channels=32, upsample_kernel_sizes=[4, 4], upsample_factors=[2, 2],
         resnet_kernel_sizes=[3], resnet_dilations=[[1, 3, 5]], output_sampling_rate=16000,
     )  # fmt: skip
-    return {"vae": video.eval(), "audio_vae": sound.eval(), "vocoder": vocoder.eval()}
+    return {"vae": video, "audio_vae": sound, "vocoder": vocoder}
 
 
 def flow(**settings: Any) -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler(**settings)
-
-
-def told(shape: tuple[int, ...], prompt: Any) -> torch.Tensor:
-    """An encoding of a prompt: noise whose seed is the prompt."""
-    seed = sum(map(ord, prompt if isinstance(prompt, str) else "".join(prompt or "")))
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
-from helpers.tiny_pipelines import RECIPES, with_files, write_files
+from helpers.tiny_pipelines import RECIPES
+from helpers.tiny_recipe import job_with, write_files
 
 from accel.patching import patched
 from accel.pipelines.checkpoint import StepCheckpoint, Stopped, read, write
@@ -136,7 +137,7 @@ def test_what_cannot_be_saved_is_said(pipe, tmp_path):
 def test_a_video_made_in_parts_goes_on_in_its_first_part_alone(at, tmp_path):
     paths = write_files(tmp_path)
     pipe = RECIPES["framepack"]()
-    job = make_job(with_files(RECIPES["framepack"].job | {"preset": "none", "frames": 17}, paths))
+    job = make_job(job_with(RECIPES["framepack"], paths, preset="none", frames=17))
     calls = []
     whole = generate(pipe, job, on_step=lambda done, steps: calls.append(done)).frames
     assert calls == [1, 2, 1, 2]

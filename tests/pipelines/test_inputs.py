@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiny_pipelines import write_files
+from helpers.tiny_recipe import write_files
 from PIL import Image
 
 from accel.pipelines.batch.identity import job_id
@@ -266,7 +266,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 def test_what_a_call_does_not_take_is_said_in_a_line(
     name: str, job: dict[str, Any], message: str, paths: dict[str, str]
 ) -> None:
-    from helpers.tiny_pipelines import with_files
+    from helpers.tiny_recipe import with_files
 
     taken = takes_of(name)
     assert not isinstance(taken, str)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -157,6 +160,30 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path: Path) -> None:
     assert "does not have (did you mean 'AutoencoderKLWan'?)" in problem(str(folder), LoadOptions())
 
 
+def test_a_class_whose_package_is_missing_is_said_with_the_way_out(tmp_path, monkeypatch) -> None:
+    class DummyObject(type):
+        """What diffusers and transformers put in the place of such a class."""
+
+    dummy = DummyObject("Dummy", (), {"_backends": ["torch", "no_such_package"]})
+    monkeypatch.setattr(diffusers, "DPMSolverSDEScheduler", dummy)
+    folder = checkpoints.copied(tmp_path)
+    needs = "needs the package no_such_package, which is missing: pip install no_such_package"
+    options = LoadOptions(scheduler={"class": "DPMSolverSDEScheduler"})
+    assert f"DPMSolverSDEScheduler {needs}" in problem(str(folder), options)
+    checkpoints.index(folder, scheduler=["diffusers", "DPMSolverSDEScheduler"])
+    said = problem(str(folder), LoadOptions())
+    assert f"scheduler of {folder} is a DPMSolverSDEScheduler, which {needs}" in said
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is here")
+def test_a_processor_with_a_part_that_needs_torchvision_says_so(tmp_path) -> None:
+    folder = checkpoints.copied(tmp_path)
+    checkpoints.index(folder, processor=["transformers", "Qwen2VLProcessor"])
+    said = problem(str(folder), LoadOptions())
+    assert f"processor of {folder} is a Qwen2VLProcessor, which needs the package torch" in said
+    assert said.endswith("torchvision, which is missing: pip install torchvision")
+
+
 def test_weights_in_a_format_that_can_run_code_are_refused(tmp_path: Path) -> None:
     folder = checkpoints.copied(tmp_path)
     checkpoints.pickled(folder / "transformer")
@@ -232,6 +259,9 @@ def test_quantized_weights_render_beside_every_technique(kind: str, bound: float
     assert (frames(pipe, 12) == plain).all()
 
 
+CARD = torch.device("cuda")
+
+
 class Recorder:
     """Stands for a pipeline on a card; writes down what it is told."""
 
@@ -245,27 +275,41 @@ class Recorder:
 @pytest.mark.parametrize(
     ("way", "name", "given"),
     [
-        ("none", "to", ("cuda",)),
-        ("auto", "to", ("cuda",)),
-        ("model", "enable_model_cpu_offload", {"device": "cuda"}),
-        ("sequential", "enable_sequential_cpu_offload", {"device": "cuda"}),
-        ("group", "enable_group_offload", {"onload_device": torch.device("cuda")}),
+        ("none", "to", (CARD,)),
+        ("auto", "to", (CARD,)),
+        ("model", "enable_model_cpu_offload", {"device": CARD}),
+        ("sequential", "enable_sequential_cpu_offload", {"device": CARD}),
     ],
 )
 def test_each_offload_is_diffusers_own(way: str, name: str, given) -> None:
     pipe = Recorder()
-    assert apply_offload(pipe, way, "cuda") == ""
+    apply_offload(pipe, way, CARD)
     ((called, args, kwargs),) = pipe.told
     assert called == name and (args == given or given.items() <= kwargs.items())
 
 
+def test_groups_are_blocks_of_denoisers_and_layers_of_encoders(monkeypatch) -> None:
+    parts = {name: torch.nn.Linear(1, 1) for name in ("transformer", "text_encoder_2", "vae")}
+    moved, grouped = [], {}
+    monkeypatch.setattr(parts["vae"], "to", moved.append)
+    names = {id(part): name for name, part in parts.items()}
+    own = inspect.signature(diffusers.hooks.apply_group_offloading)
+
+    def group(*args, **kwargs):
+        given = own.bind(*args, **kwargs).arguments
+        grouped[names[id(given["module"])]] = (given["offload_type"], given["onload_device"])
+
+    monkeypatch.setattr("diffusers.hooks.group_offloading.apply_group_offloading", group)
+    apply_offload(SimpleNamespace(components={**parts, "scheduler": None}), "group", CARD)
+    blocks, layers = ("block_level", CARD), ("leaf_level", CARD)
+    assert grouped == {"transformer": blocks, "text_encoder_2": layers} and moved == [CARD]
+
+
 def test_offload_takes_the_arguments_that_diffusers_has() -> None:
     """The card that is missing here would tell."""
-    import inspect
-
-    for way in ("model", "sequential", "group"):
+    for way in ("model", "sequential"):
         pipe = Recorder()
-        apply_offload(pipe, way, "cuda")
+        apply_offload(pipe, way, CARD)
         ((name, args, kwargs),) = pipe.told
         method = getattr(diffusers.DiffusionPipeline, name)
         inspect.signature(method).bind(pipe, *args, **kwargs)

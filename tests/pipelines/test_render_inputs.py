@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny_images, tiny_pipelines
 from helpers.killing import hashes, survive
-from helpers.tiny_pipelines import with_files, write_files
+from helpers.tiny_pipelines import RECIPES
+from helpers.tiny_recipe import job_with, write_files
 
 from accel.cli import main
 
-RECIPES = {**tiny_pipelines.RECIPES, **tiny_images.RECIPES}
 pytestmark = pytest.mark.proof
 
 
@@ -40,29 +39,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def write(path: Path, *jobs: dict[str, Any], **more: Any) -> str:
     path.write_text(json.dumps({"jobs": list(jobs), **more}))
     return str(path)
-
-
-def test_job_files_with_inputs_are_rendered(
-    saved: Any, paths: dict[str, str], tmp_path: Path, capsys: Any
-) -> None:
-    names = ("wan 2.1 i2v", "cogvideox v2v", "sd img2img")
-    jobs = [
-        {**with_files(RECIPES[name].job, paths), "model": saved(name), "name": name.split()[0],
-         "format": "png", "preset": "lossless"} for name in names
-    ]  # fmt: skip
-    path = write(tmp_path / "jobs.json", *jobs)
-    out = tmp_path / "out"
-    assert main(["render", path, "--out", str(out), "--dry-run"]) == 0
-    assert main(["render", path, "--out", str(out), "--engine", "inline"]) == 0
-    for name, job in zip(names, jobs, strict=True):
-        sidecar = json.loads((out / f"{job['name']}.json").read_text())
-        (used,) = sidecar["inputs"]
-        assert used["file"] in job.values() and len(used["sha256"]) == 64
-        assert used["used"] == [32, 32] and "to 32 x 32" in used["how"], name
-        assert sidecar["frames"] == job.get("frames", 1)
-    capsys.readouterr()
-    assert main(["render", path, "--out", str(out), "--engine", "inline"]) == 0
-    assert "3 already done" in capsys.readouterr().err
 
 
 def test_dry_run_and_run_refuse_the_same_before_anything_is_loaded(
@@ -105,7 +81,7 @@ def test_count_makes_jobs_with_seeds_that_follow(
 def test_kill_9_and_resume_give_the_same_bytes_for_a_picture_that_moves(
     saved: Any, paths: dict[str, str], tmp_path: Path
 ) -> None:
-    job = {**with_files(RECIPES["wan 2.1 i2v"].job, paths), "model": saved("wan 2.1 i2v")}
+    job = job_with(RECIPES["wan 2.1 i2v"], paths, model=saved("wan 2.1 i2v"))
     jobs = [{**job, "steps": 4, "seed": n, "name": f"job{n}", "format": "lossless",
              "preset": ["lossless", "fast"][n % 2]} for n in range(4)]  # fmt: skip
     queue = Path(write(tmp_path / "jobs.json", *jobs))

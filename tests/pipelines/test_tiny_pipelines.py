@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_images, tiny_pipelines
-from helpers.tiny_pipelines import with_files, write_files
+from helpers.tiny_pipelines import RECIPES, small_edits
+from helpers.tiny_recipe import job_with, write_files
 from PIL import Image
 
 from accel import families
@@ -22,8 +22,6 @@ from accel.pipelines.generate import generate
 from accel.pipelines.inputs.binding import call_arguments
 from accel.pipelines.job import Job, make_job
 
-RECIPES = {**tiny_pipelines.RECIPES, **tiny_images.RECIPES}
-
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -31,21 +29,13 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def small_edits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Pipelines that edit bring a picture to a megapixel; here to the least they can take."""
-    from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
-    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as edit
-    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus
-
-    monkeypatch.setattr(kontext, "PREFERRED_KONTEXT_RESOLUTIONS", [(32, 32)])
-    monkeypatch.setattr(edit, "calculate_dimensions", lambda area, ratio: (32, 32, None))
-    monkeypatch.setattr(plus, "VAE_IMAGE_SIZE", 32 * 32)
-    monkeypatch.setattr(plus, "CONDITION_IMAGE_SIZE", 32 * 32)
-    yield
+def edits() -> Iterator[None]:
+    with small_edits():
+        yield
 
 
 def job_of(name: str, paths: dict[str, str], **changes: Any) -> Job:
-    return make_job({**with_files(RECIPES[name].job, paths), **changes})
+    return make_job(job_with(RECIPES[name], paths, **changes))
 
 
 def plain(pipe: Any, job: Job) -> np.ndarray:
