@@ -15,7 +15,7 @@ from accel.core.run_state import RunState
 from accel.core.stand_in import put_in_place
 from accel.linear import product
 from accel.linear.layer_call import Layer
-from accel.linear.layers import linear_layers
+from accel.linear.linear_layers import linear_layers
 from accel.linear.linear_site import LinearSite
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from accel.core.autocast import autocasts
 from accel.core.graph_labels import label, labeled
 from accel.core.stand_in import StandIn
-from accel.linear.linear_site import LinearSite
+from accel.linear.linear_site import LinearSite, needs_gradient
 
 
 class Layer(StandIn):
@@ -37,7 +37,7 @@ class Layer(StandIn):
     def run(self, input: Tensor) -> Tensor:
         """Return the same."""
         if torch.compiler.is_compiling():
-            if not self.alive or autocasts(input) or self._trains(input):
+            if not self.alive or autocasts(input) or needs_gradient(self._module, input):
                 return self.forward(input)
             return torch.ops.accel.site_linear(input, self.label, self._features)
         if not self.alive:
@@ -52,11 +52,6 @@ class Layer(StandIn):
         if not self.alive:
             return self.forward(input)
         return self._site.call(self._module, self.forward, input)
-
-    def _trains(self, input: Tensor) -> bool:
-        return torch.is_grad_enabled() and (
-            input.requires_grad or self._module.weight.requires_grad
-        )
 
 
 @torch.library.custom_op("accel::site_linear", mutates_args=())

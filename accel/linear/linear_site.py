@@ -33,6 +33,13 @@ Forward = Callable[[Tensor], Tensor]
 LIMITS = {"int8": 0.1, "fp8": 0.15}
 
 
+def needs_gradient(layer: nn.Linear, x: Tensor) -> bool:
+    """Return whether autograd follows a call."""
+    bias = layer.bias is not None and layer.bias.requires_grad
+    followed = x.requires_grad or layer.weight.requires_grad or bias
+    return torch.is_grad_enabled() and followed
+
+
 @dataclass(frozen=True)
 class Product:
     """The product with a packed weight; called with [..., K] it returns [..., N]."""
@@ -99,7 +106,7 @@ class LinearSite(GuardedSite):
     def _why_full(self, layer: nn.Linear, x: Tensor) -> str:
         """Return the reason why no kernel of ours takes this call, or ""."""
         weight, bias, config = layer.weight, layer.bias, self.config
-        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        if needs_gradient(layer, x):
             return "needs gradients"
         if autocasts(x):
             return "under autocast"
@@ -132,7 +139,9 @@ class LinearSite(GuardedSite):
         why = product.MISSING if kernels is None else ""
         rows = x.reshape(-1, x.shape[-1])
         if auto and not why:
-            why = kernels.why_not(rows, layer.weight, precision, self.config.impl)
+            held = self.weight.held(precision, x.device)  # its weight may be on the CPU
+            weight = layer.weight.to(x.device) if held is None else held
+            why = kernels.why_not(rows, weight, precision, self.config.impl)
         if auto and not why:
             name = pays.kind(rows, layer.weight.shape[0], precision, self.config)
             if (gained := pays.known(x.device, name)) is not None:
@@ -142,8 +151,8 @@ class LinearSite(GuardedSite):
         packed = self.weight.find(kernels, layer.weight, rows, precision, now)
         ours = Product(kernels, packed, layer.bias, precision, self.config.impl)
         if auto and gained is None:
-            weight = layer.weight.to(x.device)
-            gained = pays.gain(rows, name, ours, lambda part: F.linear(part, weight, layer.bias))
+            whole = layer.weight.to(x.device)
+            gained = pays.gain(rows, name, ours, lambda part: F.linear(part, whole, layer.bias))
             if why := self._why_slower(name, gained):
                 if not self.record.ran:
                     self.weight.clear()

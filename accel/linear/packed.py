@@ -60,6 +60,11 @@ class PackedWeight:
             self._copies[precision] = copy
         return copy
 
+    def held(self, precision: str, device: torch.device) -> Any:
+        """Return the copy for calls on a device, None if there is none."""
+        copy = self._copies.get(precision)
+        return copy if copy is not None and copy.device == device else None
+
     def moved(self, weight: Tensor) -> None:
         """Note that the weight was moved by us and holds the same."""
         self._place, self._grid, self._sums = (

@@ -22,6 +22,7 @@ def kernels() -> Any:
 def code() -> list[Path]:
     """Return the files whose code decides how fast a product is."""
     folder = Path(native.__file__).parents[1]
-    files = [*folder.glob("*linear*.py"), *folder.glob("*/*linear*.py")]
+    names = ("*linear*.py", "*/*linear*.py", "packed_weight.py")
+    files = [file for name in names for file in folder.glob(name)]
     lib = native.library().lib
     return files if lib is None else [*files, Path(lib._name)]

@@ -103,3 +103,27 @@ def test_hooks_and_layers_have_the_names_that_are_known() -> None:
         assert hasattr(normalization, name) or hasattr(torch.nn, name), name
     assert hasattr(normalization, bridge.CHANNELS_LAST_NORM)
     assert all(hasattr(attention_processor, name) for name in bridge.GROUP_NORM_PROCESSORS)
+
+
+def test_what_moves_weights_for_each_call_says_so() -> None:
+    from accelerate import cpu_offload, cpu_offload_with_hook
+    from diffusers.hooks import apply_group_offloading
+
+    cpu = torch.device("cpu")
+    plain, whole, parts, group = (torch.nn.Linear(2, 2) for _ in range(4))
+    cpu_offload_with_hook(whole, cpu)  # a component as a whole, which is left where it runs
+    cpu_offload(parts, cpu)
+    apply_group_offloading(group, cpu, cpu, offload_type="leaf_level")
+    assert [bridge.moves_weights(m) for m in (plain, whole, parts, group)] == [
+        False, False, True, True,
+    ]  # fmt: skip
+
+
+def test_an_adapter_of_peft_names_its_layer_base_layer() -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    layer = model[0]
+    assert bridge.adapted(layer) is None
+    inject_adapter_in_model(LoraConfig(r=1, target_modules=["0"]), model)
+    assert bridge.adapted(model[0]) is layer

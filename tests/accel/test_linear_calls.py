@@ -1,18 +1,14 @@
-"""One layer's calls: what goes to torch and why, the guard, and whether a call pays."""
+"""One layer's calls: what goes to torch and why, and the guard."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 import torch
 from helpers import linear_kernels
-from helpers.linear_kernels import at_step, called, ours, site
+from helpers.linear_kernels import at_step, called, site
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import accel
 from accel.kernels import measured
-from accel.linear import pays
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +155,27 @@ def test_smoothing_and_outliers_help_where_channels_differ(layer):
     assert error["smooth"] < 0.7 * error["plain"] and error["out"] < 0.3 * error["plain"]
 
 
+def test_a_bias_that_is_trained_has_its_gradient(layer):
+    layer.bias.requires_grad_()
+    at = site()
+    called(at, layer, rows()).sum().backward()
+    assert layer.bias.grad is not None and at.record.kept == {"needs gradients": 1}
+
+
+def test_kernels_are_asked_for_what_they_will_be_given(layer, monkeypatch):
+    """A packed weight, where there is one: the weight itself may be on the CPU by then."""
+    asked = []
+    monkeypatch.setattr(linear_kernels, "why_not", lambda x, w, *_: asked.append(type(w)) or "")
+    monkeypatch.setattr(measured, "alternate", lambda *a, **k: [1.0, 2.0])
+    at = site(impl="auto")
+    for _ in range(2):
+        called(at, layer, rows())
+    assert asked == [torch.nn.Parameter, linear_kernels.Packed]
+    monkeypatch.setattr(linear_kernels, "why_not", lambda *_: "no such kernel here")
+    assert torch.equal(called(at, layer, rows()), layer(rows()))
+    assert at.record.kept == {"no such kernel here": 1}
+
+
 # ---------------------------------------------------------------------------------------- guard
 
 
@@ -225,93 +242,3 @@ def test_a_result_that_is_too_far_off_is_computed_again(layer):
     assert torch.equal(called(at, layer, rows()), layer(rows()))
     (why,) = at.record.recomputed
     assert "int8 has error" in why and "over the limit of 0.001" in why
-
-
-# --------------------------------------------------------------------------------------- paying
-
-
-@pytest.mark.parametrize("gained", [0.8, 1.6])
-def test_what_was_measured_decides_and_is_kept(monkeypatch, layer, gained, tmp_path):
-    timed = []
-
-    def alternate(jobs, device, repeats, burst=1):
-        timed.append([job().shape for job in jobs])
-        return [1.0, gained]
-
-    monkeypatch.setattr(measured, "alternate", alternate)
-    at, x = site(impl="auto"), rows(96)
-    for _ in range(3):
-        out = called(at, layer, x)
-    assert timed == [[(64, 40), (64, 40)]]  # real rows, down to a power of two
-    assert at.gains == {"int8 float32 64 x 48 -> 40": gained}
-    assert bool(at.record.ran) == (gained > 1) == (not torch.equal(out, layer(x)))
-    if gained < 1:
-        why = "torch's own linear layer is faster on this machine: measured 0.80x"
-        assert at.record.kept == {why: 3} and at.never_pays() and not at.weight.nbytes
-    (file,) = tmp_path.rglob("linear-*.json")
-    assert json.loads(file.read_text()) == at.gains
-    monkeypatch.setattr(pays, "_known", {})  # another process
-    called(site(impl="auto"), layer, x)
-    assert len(timed) == 1
-    called(site(impl="auto"), layer, rows(2 * 4096))
-    assert timed[1:] == [[(2048, 40), (2048, 40)]]
-
-
-def test_kinds_differ_in_what_decides_the_time(layer):
-    config = site().config
-    kinds = {
-        pays.kind(x, n, p, c)
-        for x in (torch.zeros(100, 48), torch.zeros(100, 48).bfloat16(), torch.zeros(300, 48))
-        for n in (40, 80)
-        for p in ("int8", "fp8")
-        for c in (config, site(smooth=True).config, site(outliers=3).config)
-    }
-    assert len(kinds) == 36
-    assert [pays.rows_of(n) for n in (1, 127, 128, 5000)] == [1, 64, 128, 2048]
-
-
-def test_a_layer_that_does_not_pay_is_left_alone(monkeypatch):
-    from helpers.families import FAMILIES
-    from helpers.runs import forward
-
-    model, inputs = FAMILIES["wan"]()
-    plain = forward(model, inputs)
-    sizes = []
-
-    def alternate(jobs, device, repeats, burst=1):
-        sizes.append(jobs[1]().shape)
-        return [1.0, 2.0 if sizes[-1][-1] == 32 else 0.5]
-
-    monkeypatch.setattr(measured, "alternate", alternate)
-    handle = accel.patch(model, plan=ours(impl="auto"))
-    out = forward(model, inputs)
-    assert not torch.equal(out, plain)
-    again = forward(model, inputs)
-    assert torch.equal(out, again)
-    wide, narrow = model.blocks[0].ffn.net[0].proj, model.blocks[0].ffn.net[2]
-    assert "forward" in vars(wide) and "forward" not in vars(narrow)
-    report = handle.report()
-    ((why, names),) = report.linear.left.items()
-    assert "measured 0.50x" in why and len(names) == 18 and len(report.layers) == 2
-    assert "used: int8 float32 64 x 24 -> 32" in str(report)
-    assert len(sizes) == len(report.linear.gains) == len(set(report.linear.gains))
-    accel.unpatch(model)
-    assert "forward" not in vars(wide) and torch.equal(forward(model, inputs), plain)
-
-
-def test_times_are_medians_of_turns():
-    order = []
-    jobs = [lambda: order.append("a"), lambda: order.append("b")]
-    times = measured.alternate(jobs, torch.device("cpu"), 3, burst=2)
-    assert "".join(order) == "ab" + "aabb" * 3 and all(t >= 0 for t in times)
-
-
-def test_files_that_cannot_be_read_or_written_cost_a_measurement(tmp_path):
-    (tmp_path / "bad.json").write_text("{")
-    (tmp_path / "list.json").write_text("[1]")
-    assert measured.read(tmp_path / "bad.json") == {} == measured.read(tmp_path / "list.json")
-    (tmp_path / "file").write_text("")
-    measured.write(tmp_path / "file" / "x.json", {"a": 1})  # no folder can be made there
-    measured.write(tmp_path / "new" / "x.json", {"a": 1})
-    assert measured.read(tmp_path / "new" / "x.json") == {"a": 1}
-    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "x.json"]

@@ -20,7 +20,7 @@ from helpers.runs import forward
 import accel
 from accel import LinearConfig, Plan, RehashConfig, Rule
 from accel.core.stand_in import standing
-from accel.linear.layers import linear_layers
+from accel.linear.linear_layers import linear_layers
 from accel.pipelines.batch.identity import plan_digest
 from accel.pipelines.job import make_job
 from accel.plans import PRESETS

@@ -15,7 +15,7 @@ from peft import LoraConfig
 
 import accel
 from accel import Rule
-from accel.linear.layers import linear_layers
+from accel.linear.linear_layers import linear_layers
 
 
 @pytest.fixture(autouse=True)
