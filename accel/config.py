@@ -113,10 +113,11 @@ class LinearConfig:
             that both are about as hard to quantize (SmoothQuant); of a site's first call.
         outliers: Channels of the input that are not quantized: the largest of a site's first call.
         hadamard: Rotate inputs and weights by a Hadamard matrix before quantization.
-        min_rows: Fewest rows (tokens of all samples) of a call that is quantized; layers that
-            modulate a whole picture have only a few.
+        min_rows: Fewest rows (tokens of all samples, in slices those of one) of a call that is
+            quantized; layers that modulate a whole picture have only a few.
         keep: Where the original weights stay while patched: "device" where they are, or "cpu" in
-            CPU memory, from where calls at full precision and ``unpatch`` take them back.
+            CPU memory, from where calls at full precision and ``unpatch`` take them back. With
+            "cpu", fuse LoRAs before patching: PEFT adds them on the card.
         check_rows: Rows that are compared with torch at each site's first call in each precision of
             a run, a quarter of them in each later quarter of the run; 0 turns the check off.
         max_error: Relative L1 error in that check, above which the site stays at full precision for
