@@ -24,7 +24,7 @@ ImplName = Literal["auto", "reference", "cpu", "gpu"]
 Activation = Literal["gelu", "gelu_tanh", "silu"]
 _PRECISIONS = get_args(Precision)
 
-__all__ = ["Packed", "linear", "pack", "why_not"]
+__all__ = ["Packed", "linear", "pack", "run", "why_not"]
 
 
 def linear(
@@ -185,6 +185,14 @@ def _why_not_packed(
     if precision == "fp8" and dtype != torch.bfloat16:
         return f"E4M3 products give bf16, x is {str(dtype).removeprefix('torch.')}"
     return ""
+
+
+def run(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
+    """Compute a call without checks, for whoever asked ``why_not`` about calls like it.
+
+    Tensors are plain memory on the packed weight's device (``why_not_read``), without gradients.
+    """
+    return _run(x, packed, bias, "none")
 
 
 def _run(x: Tensor, packed: Packed, bias: Tensor | None, activation: str) -> Tensor:

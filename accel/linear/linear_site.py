@@ -8,7 +8,7 @@ where its tensors are more than plain memory, and where that was measured to be 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,14 +47,11 @@ class Product:
     kernels: Any
     packed: Any
     bias: Tensor | None
-    precision: str
-    impl: str
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run it."""
-        return self.kernels.linear(
-            x, self.packed, self.bias, precision=self.precision, impl=self.impl
-        )
+        out: Tensor = self.kernels.run(x, self.packed, self.bias)
+        return out
 
     @property
     def by(self) -> str:
@@ -67,7 +64,8 @@ class LinearSite(GuardedSite):
     """One linear layer.
 
     ``left`` says why the layer is left alone, "" if it is not. ``home``: where the weight was that
-    we keep on the CPU. ``gains``: what was measured, by kind of call.
+    we keep on the CPU. ``gains``: what was measured, by kind of call. ``routes``: why it is
+    torch's, by kind of call, "" for ours.
     """
 
     config: LinearConfig
@@ -75,6 +73,7 @@ class LinearSite(GuardedSite):
     home: torch.device | None = None
     gains: dict[str, float] = field(default_factory=dict)
     weight: PackedWeight = field(init=False)
+    routes: dict[Hashable, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.weight = PackedWeight(self.config)
@@ -135,33 +134,58 @@ class LinearSite(GuardedSite):
         self, layer: nn.Linear, x: Tensor, precision: str, now: Now
     ) -> tuple[Product | None, str]:
         """Return the product with the packed weight, or None and why torch's is taken."""
-        kernels, auto = product.kernels(), self.config.impl == "auto"
-        why = product.MISSING if kernels is None else ""
-        rows = x.reshape(-1, x.shape[-1])
-        if auto and not why:
-            held = self.weight.held(precision, x.device)  # its weight may be on the CPU
-            weight = layer.weight.to(x.device) if held is None else held
-            why = kernels.why_not(rows, weight, precision, self.config.impl)
-        if auto and not why:
-            name = pays.kind(rows, layer.weight.shape[0], precision, self.config)
-            if (gained := pays.known(x.device, name)) is not None:
-                why = self._why_slower(name, gained)
+        kernels, rows = product.kernels(), x.reshape(-1, x.shape[-1])
+        if kernels is None:
+            return None, product.MISSING
+        route = (x.shape, x.dtype, x.device, layer.weight.dtype, precision, torch.get_num_threads())
+        why = self.routes.get(route)
+        if why is None:
+            why = self.routes[route] = self._why_torch(kernels, layer, rows, precision, now)
+            if why and not self.record.ran:
+                self.weight.clear()
         if why:
             return None, why
         packed = self.weight.find(kernels, layer.weight, rows, precision, now)
-        ours = Product(kernels, packed, layer.bias, precision, self.config.impl)
-        if auto and gained is None:
-            whole = layer.weight.to(x.device)
-            gained = pays.gain(rows, name, ours, lambda part: F.linear(part, whole, layer.bias))
-            if why := self._why_slower(name, gained):
-                if not self.record.ran:
-                    self.weight.clear()
-                return None, why
+        ours = Product(kernels, packed, layer.bias)
         if self.config.keep == "cpu" and not layer.weight.is_cpu:
             self.home = layer.weight.device
             layer.weight.data = layer.weight.data.cpu()
             self.weight.moved(layer.weight)
         return ours, ""
+
+    def _why_torch(
+        self, kernels: Any, layer: nn.Linear, rows: Tensor, precision: str, now: Now
+    ) -> str:
+        """Return why calls like this one are torch's, or ""; measures where that is not known.
+
+        Raises RuntimeError where a named implementation cannot run them.
+        """
+        held = self.weight.held(precision, rows.device)  # its weight may be on the CPU
+        weight = layer.weight.to(rows.device) if held is None else held
+        why = kernels.why_not(rows, weight, precision, self.config.impl)
+        if self.config.impl != "auto":
+            if why:
+                raise RuntimeError(f"{self.config.impl} cannot run this call: {why}")
+            return ""
+        if why:
+            return str(why)
+        name = pays.kind(rows, layer.weight.shape[0], precision, self.config)
+        gained = pays.known(rows.device, name)
+        if gained is None:
+            plain, find = layer.weight.to(rows.device), self.weight.find
+
+            def ours(part: Tensor) -> Tensor:  # with all that such a call costs
+                self._why_full(layer, part)
+                packed = find(kernels, layer.weight, part, precision, now)
+                out = Product(kernels, packed, layer.bias)(part)
+                finite(out)
+                return out
+
+            gained = pays.gain(
+                rows, layer.weight.shape[0], name, ours,
+                lambda part: F.linear(part, plain, layer.bias),
+            )  # fmt: skip
+        return self._why_slower(name, gained)
 
     def _why_slower(self, name: str, gained: float) -> str:
         self.gains[name] = gained

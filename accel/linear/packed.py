@@ -36,6 +36,7 @@ class PackedWeight:
         self._place: Hashable = None
         self._now: Now = (-1, None)
         self._grid = self._sums = torch.empty(0, dtype=torch.int64, device="cpu")
+        self._view: Tensor | None = None
         self._options: dict[str, Any] | None = None
 
     @property
@@ -55,6 +56,7 @@ class PackedWeight:
         if copy is None or copy.device != x.device:
             if not self._copies:
                 self._place, self._now = _place(weight), now
+                self._look(weight)
                 self._grid, self._sums = _grid(weight).clone(), _sums(weight)
             copy = self._pack(kernels, weight, x, precision)
             self._copies[precision] = copy
@@ -70,20 +72,27 @@ class PackedWeight:
         self._place, self._grid, self._sums = (
             _place(weight), self._grid.to(weight.device), self._sums.to(weight.device)
         )  # fmt: skip
+        self._look(weight)
+
+    def _look(self, weight: Tensor) -> None:
+        """Keep a view of the values that are looked at; it would keep a card's memory taken."""
+        self._view = _grid(weight) if weight.is_cpu else None
 
     def clear(self) -> None:
         """Drop all copies."""
         self._copies.clear()
+        self._view = None
 
     def _same(self, weight: Tensor, now: Now) -> bool:
         place, (run, step) = _place(weight), now
         if place != self._place or run != self._now[0] or step is None:
             same = torch.equal(_sums(weight), self._sums.to(weight.device))
-            if same and weight.device != self._grid.device:
+            if same and place != self._place:
                 self.moved(weight)
         else:
             looked = now == self._now and not weight.is_cpu
-            same = looked or torch.equal(_grid(weight), self._grid)
+            values = _grid(weight) if self._view is None else self._view
+            same = looked or torch.equal(values, self._grid)
         self._place, self._now = place, now
         return same
 

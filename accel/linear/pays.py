@@ -22,7 +22,9 @@ from accel.kernels.cpu.native import library
 from accel.linear import product
 
 MOST_ROWS = 2048
-REPEATS = 5
+REPEATS = 7
+TURN = 2e8  # operations of a turn, about a millisecond, so that a call of a few is well timed
+MOST_CALLS = 32  # of a turn
 MIN_GAIN = 1.05  # time of torch's product over this one, quantization of the rows included
 
 _known: dict[tuple[Path, str], float] = {}
@@ -53,13 +55,19 @@ def known(device: torch.device, name: str) -> float | None:
 
 
 def gain(
-    x: Tensor, name: str, ours: Callable[[Tensor], object], torchs: Callable[[Tensor], object]
+    x: Tensor,
+    features: int,
+    name: str,
+    ours: Callable[[Tensor], object],
+    torchs: Callable[[Tensor], object],
 ) -> float:
-    """Measure how many times as fast as torch's our product is, with rows of ``x`` [rows, K]."""
+    """Measure how many times as fast as torch's our call is, with rows of ``x`` [rows, K]."""
     file = _file(x.device, torch.get_num_threads())
     rows = x[: rows_of(x.shape[0])]
     jobs: list[Callable[[], object]] = [lambda: ours(rows), lambda: torchs(rows)]
-    mine, theirs = measured.alternate(jobs, x.device, REPEATS)
+    work = 2 * rows.shape[0] * x.shape[1] * features
+    calls = max(1, min(MOST_CALLS, round(TURN / max(work, 1))))
+    mine, theirs = measured.alternate(jobs, x.device, REPEATS, calls)
     found = theirs / max(mine, 1e-9)
     measured.write(file, {**measured.read(file), name: found})
     _known[file, name] = found

@@ -170,9 +170,12 @@ def test_kernels_are_asked_for_what_they_will_be_given(layer, monkeypatch):
     at = site(impl="auto")
     for _ in range(2):
         called(at, layer, rows())
-    assert asked == [torch.nn.Parameter, linear_kernels.Packed]
+    called(at, layer, rows()[:, 8:])
+    assert asked == [torch.nn.Parameter, linear_kernels.Packed]  # once for each kind of call
     monkeypatch.setattr(linear_kernels, "why_not", lambda *_: "no such kernel here")
-    assert torch.equal(called(at, layer, rows()), layer(rows()))
+    called(at, layer, rows())
+    other = rows()[:, 16:]
+    assert torch.equal(called(at, layer, other), layer(other))
     assert at.record.kept == {"no such kernel here": 1}
 
 

@@ -96,6 +96,11 @@ def linear(
     return torch.where(rows.isfinite().all(-1, keepdim=True), out, torch.nan).to(x.dtype)
 
 
+def run(x: Tensor, packed: Any, bias: Tensor | None = None) -> Tensor:
+    """Multiply by a packed weight, as ``linear``."""
+    return linear(x, packed, bias, precision=packed.precision)
+
+
 def why_not(x: Tensor, weight: Any, precision: str, impl: str = "auto") -> str:
     """Return "", since plain torch runs everywhere."""
     return ""
