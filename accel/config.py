@@ -200,8 +200,8 @@ class RehashConfig:
     """Step rehash: denoising steps that can be predicted from earlier ones are skipped.
 
     The computed steps are chosen in one of three ways (``choice``): a ``Wish``, a ``Schedule``, or
-    a ``MeasuredSchedule`` as ``accel.measure_steps`` finds it. The first fifth of the steps and the
-    last one are always computed, and runs of 8 steps or fewer are not changed.
+    a ``MeasuredSchedule`` as ``accel.measure_steps`` finds it. The first fifth of the steps (fewer
+    where a ``Wish`` leaves few) and the last one are always computed; 8 steps or fewer all are.
 
     Args:
         speedup: Denoising steps of a run per computed one, 1 to 5; used without ``keys``.
@@ -212,8 +212,10 @@ class RehashConfig:
             transformer's blocks added to the token stream, or the temporal feature of a UNet's last
             up-block, and still runs the last ``tail`` blocks, or layers of that up-block, on it.
         order: Degree in the timestep of the prediction: 0 repeats, 1 extrapolates linearly. None
-            means 1 for outputs, but 0 with INT6 and INT4 attention, because extrapolation would
-            amplify their noise.
+            means 1 for outputs, but 0 with INT6 and INT4 attention, whose noise a line amplifies.
+            With a ``Wish`` the line is damped, unless the run shows another to be far better.
+        entries: 2 to 6 outputs kept per branch for a ``Wish`` without an order; 3 or more also try
+            a polynomial.
         tail: Blocks or layers that still run at level "features".
         store: How outputs are kept: "native" unchanged, "int8" in 8 bits, "cpu" in CPU memory.
         multistep: Measured weights, used instead of ``order`` in runs like the measured ones.
@@ -232,6 +234,7 @@ class RehashConfig:
     steps: int = 0
     level: Level = "output"
     order: int | None = None
+    entries: int = 2
     tail: int = 1
     store: Storage = "native"
     multistep: Multistep | None = None
@@ -250,10 +253,9 @@ class RehashConfig:
                 f"got {self.speedup}"
             )
         if self.order not in (None, 0, 1) or (self.order == 1 and self.level == "features"):
-            raise ValueError(
-                f"rehash order must be None, 0 or, at level 'output', 1, got {self.order} at level "
-                f"{self.level!r}"
-            )
+            why = f"got {self.order} at level {self.level!r}"
+            raise ValueError(f"rehash order must be None, 0 or, at level 'output', 1, {why}")
+        whole("rehash entries", self.entries, 2, 6)
         whole("rehash tail", self.tail, 0)
         whole("rehash steps", self.steps, 0)
         self._check_schedule()
@@ -291,3 +293,8 @@ class RehashConfig:
         if self.multistep is None and self.quality is None:
             return Schedule(self.keys, self.steps)
         return MeasuredSchedule(self.keys, self.steps, self.multistep, self.quality)
+
+    @property
+    def chosen(self) -> bool:
+        """Whether predictions are chosen during the run."""
+        return self.order is None and self.level == "output" and not self.keys
