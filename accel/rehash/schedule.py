@@ -16,9 +16,9 @@ import numpy as np
 from accel.config import Multistep
 
 HEAD = 0.2  # fraction of a run, from its start, that is always computed
-LEAD = 0.45  # largest fraction of the rule's computed steps that are in that part
+LEAD = 0.3  # largest fraction of the rule's computed steps that are in that part
 FEW = 8  # runs of this many steps or fewer leave nothing to skip
-UNMEASURED = 2.0  # steps per computed one up to which the rule is known to beat a shorter run
+UNMEASURED = 25 / 8  # steps per computed one up to which the rule is known to beat a shorter run
 
 
 def head(steps: int) -> int:
@@ -155,7 +155,7 @@ class Rate:
     """
 
     MEMORY = 0.9  # share of the mean that each observation keeps
-    LEAN = 1.5
+    LEAN = 1.7
     SURPRISE = 8.0
     REACH = 2.0  # how much longer or shorter than planned a gap can be
 

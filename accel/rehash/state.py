@@ -115,7 +115,7 @@ class RehashState:
             )
         if steps / count > UNMEASURED:
             self.record.note(
-                f"{steps / count:.2f}× without a measurement: beyond {UNMEASURED:g}× a run of "
+                f"{steps / count:.2f}× without a measurement: beyond {UNMEASURED:.1f}× a run of "
                 f"{count} steps can be better; measure, or lower the speedup"
             )
         self._rate = Rate(steps, count, self.order)

@@ -120,21 +120,21 @@ def test_memory_is_as_predicted(entries, store, share):
     assert state == 2 * entries * (size * (share or 1.0) + scales)
 
 
-@pytest.mark.parametrize("store", ["native", "int8", "cpu"])
-def test_errors_so_far_are_saved(store):
+def test_errors_so_far_are_saved_and_restored():
     pipe = Pipe("wan")
-    handle = accel.patch(pipe, plan=plan(store=store, entries=4, **WISH))
-    states, real = [], pipe.scheduler.step
+    with accel.patched(pipe, plan=plan(entries=4, **WISH)) as handle:
+        states, real = [], pipe.scheduler.step
 
-    def step(y, t, x, **kwargs):
-        states.append(copy.deepcopy(handle.run_state()))
-        return real(y, t, x, **kwargs)
+        def step(y, t, x, **kwargs):
+            states.append(copy.deepcopy(handle.run_state()))
+            return real(y, t, x, **kwargs)
 
-    pipe.scheduler.step = step
-    pipe()
-    saved = next(s for s in (str(s) for s in states[9:]) if "repeat" in s)
-    assert "damped" in saved and "ridge" in saved
-    accel.unpatch(pipe)
+        pipe.scheduler.step = step
+        pipe()
+        saved, state = states[9]["rehash"], handle._rehash
+        assert set(saved["errors"]["transformer"]) == {"repeat", DEFAULT, "line", "ridge"}
+        state.restore(saved)
+        assert state.to_dict()["errors"] == saved["errors"] and state.to_dict()["first"] > 0
 
 
 def test_two_denoisers_choose_for_themselves():
