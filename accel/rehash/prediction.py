@@ -24,7 +24,7 @@ import numpy as np
 
 from accel.rehash.schedule import weights
 
-DAMPING = 0.7  # of 0.5, 0.7 and 1 the best on the tuning jobs of bench_rehash_rules.py
+DAMPING = 0.7  # of 0.5, 0.7 and 0.85 the best on tuning jobs (docs/rehash.md)
 PENALTY = 1e-3  # of the ridge polynomial, in timesteps of a run from 1 to 0
 DEFAULT = "damped"
 FAR_BETTER = 0.4  # squared error of another candidate over the default's, below which it is taken
