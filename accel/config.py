@@ -204,20 +204,21 @@ class RehashConfig:
     """Step rehash: denoising steps that can be predicted from earlier ones are skipped.
 
     The computed steps are chosen in one of three ways (``choice``): a ``Wish``, a ``Schedule``, or
-    a ``MeasuredSchedule`` as ``accel.measure_steps`` finds it. The first fifth of the steps and the
-    last one are always computed, and runs of 8 steps or fewer are not changed.
+    a ``MeasuredSchedule`` as ``accel.measure_steps`` finds it. The first fifth of the steps (fewer
+    where a ``Wish`` leaves few) and the last one are always computed; 8 steps or fewer all are.
 
     Args:
         speedup: Denoising steps of a run per computed one, 1 to 5; used without ``keys``.
-        keys: 0-based computed steps of a run of ``steps`` steps; stretched to runs of another
-            length.
+        keys: 0-based computed steps of a run of ``steps`` steps, stretched to other lengths.
         steps: Length of the run that ``keys`` belong to.
         level: "output" predicts the denoiser's output from its last ones. "features" keeps what a
             transformer's blocks added to the token stream, or the temporal feature of a UNet's last
             up-block, and still runs the last ``tail`` blocks, or layers of that up-block, on it.
         order: Degree in the timestep of the prediction: 0 repeats, 1 extrapolates linearly. None
-            means 1 for outputs, but 0 with INT6 and INT4 attention, because extrapolation would
-            amplify their noise.
+            means 1 for outputs, but 0 with INT6 and INT4 attention, whose noise a line amplifies.
+            With a ``Wish`` the line is damped, unless the run shows another to be far better.
+        entries: 2 to 6 outputs kept per branch for a ``Wish`` without an order; 3 or more also try
+            a polynomial.
         tail: Blocks or layers that still run at level "features".
         store: How outputs are kept: "native" unchanged, "int8" in 8 bits, "cpu" in CPU memory.
         multistep: Measured weights, used instead of ``order`` in runs like the measured ones.
@@ -236,6 +237,7 @@ class RehashConfig:
     steps: int = 0
     level: Level = "output"
     order: int | None = None
+    entries: int = 2
     tail: int = 1
     store: Storage = "native"
     multistep: Multistep | None = None
@@ -249,15 +251,11 @@ class RehashConfig:
         object.__setattr__(self, "keys", tuple(whole("rehash key", k) for k in self.keys))
         number("rehash speedup", self.speedup)
         if not 1.0 <= self.speedup <= 5.0:
-            raise ValueError(
-                f"rehash speedup must be from 1 to 5 (a fifth of the steps is always computed), "
-                f"got {self.speedup}"
-            )
+            raise ValueError(f"rehash speedup must be from 1 to 5, got {self.speedup}")
         if self.order not in (None, 0, 1) or (self.order == 1 and self.level == "features"):
-            raise ValueError(
-                f"rehash order must be None, 0 or, at level 'output', 1, got {self.order} at level "
-                f"{self.level!r}"
-            )
+            got = f"got {self.order} at level {self.level!r}"
+            raise ValueError(f"rehash order must be None, 0 or, at level 'output', 1, {got}")
+        whole("rehash entries", self.entries, 2, 6)
         whole("rehash tail", self.tail, 0)
         whole("rehash steps", self.steps, 0)
         self._check_schedule()
@@ -295,3 +293,8 @@ class RehashConfig:
         if self.multistep is None and self.quality is None:
             return Schedule(self.keys, self.steps)
         return MeasuredSchedule(self.keys, self.steps, self.multistep, self.quality)
+
+    @property
+    def chosen(self) -> bool:
+        """Whether predictions are chosen during the run."""
+        return self.order is None and self.level == "output" and not self.keys

@@ -188,6 +188,9 @@ def rehash_report(state: RehashState) -> RehashReport:
     """Return a snapshot of a live step rehash."""
     record, config = state.record, state.config
     what = "extrapolated linearly" if state.order else "repeated"
+    if state.chosen:
+        named = (f"{calls} calls by {name}" for name, calls in record.predicted.items())
+        what = f"predicted ({', '.join(named)})" if record.predicted else "predicted"
     if config.level == "features":
         what = "run on the features of the last computed step"
     if config.multistep is not None:

@@ -64,7 +64,8 @@ class Kept:
             return 0
         share = {"native": 1.0, "int8": 1 / self.itemsize, "cpu": 0.0}
         level = "output, measured" if rehash.multistep else rehash.level
-        return int(self.calls * self.levels.get(level, 0) * share[rehash.store])
+        longer = rehash.entries / 2 if rehash.chosen else 1.0  # the levels count two outputs
+        return int(self.calls * self.levels.get(level, 0) * longer * share[rehash.store])
 
 
 class DoesNotFit(ValueError):

@@ -99,7 +99,7 @@ class RehashHook(ModelHook):
     def _why_not(
         self, module: Any, branch: Branch, step: int, time: float, named: dict[str, Any]
     ) -> str:
-        if self.state.weights(step, time, branch.entries, False) is None:
+        if self.state.weights(step, time, branch, False) is None:
             return "too little was kept of their branch of guidance"
         if self.state.outdated(branch.entries):
             return "their branch of guidance was not called at the last computed step"
@@ -121,8 +121,10 @@ class RehashHook(ModelHook):
     # ------------------------------------------------------------------------------------- output
 
     def _predict(self, branch: Branch, step: int, time: float, kwargs: Any) -> Any:
-        factors = self.state.weights(step, time, branch.entries, False)
+        factors = self.state.weights(step, time, branch, False)
         assert factors is not None
+        if self.state.chosen:
+            self.state.record.predicted[self.state.prediction(branch.denoiser).name] += 1
         values = combine(factors, branch.entries)
         if kwargs.get("return_dict", True) and self._template is not None:
             return self._template(*values)
@@ -140,7 +142,7 @@ class RehashHook(ModelHook):
         if not all(isinstance(v, Tensor) for v in values):
             state.record.note("nothing reused: an output of the denoiser is not a tensor")
             return output
-        factors = state.weights(step, time, branch.entries, True)
+        factors = state.weights(step, time, branch, True)
         assert factors is not None
         result = output
         if len(factors) > 1:
@@ -153,10 +155,14 @@ class RehashHook(ModelHook):
     def _keep(self, branch: Branch, step: int, time: float, values: tuple[Tensor, ...]) -> None:
         state, entries = self.state, branch.entries
         if state.by_rate and state.leads(branch) and len(entries) > state.order:
-            factors = state.weights(step, time, entries, False)
+            factors = state.weights(step, time, branch, False)
             if factors is not None:
                 error = _relative_error(combine(factors, entries)[0], values[0])
                 state.observe(step, time, error, entries)
+            if state.chosen:
+                tried = state.tries(branch, time).items()
+                errors = {n: _relative_error(combine(w, entries)[0], values[0]) for n, w in tried}
+                state.prediction(branch.denoiser).observe(errors)
         if state.order and not state.fitted and entries and entries[0].time == time:
             branch.entries = entries[1:]  # Heun: two values at one time define no line
         kept = tuple(Stored(v, state.config.store) for v in values)

@@ -13,8 +13,9 @@ class RehashRecord:
     ``computed`` and ``reused`` count steps by reason, ``calls`` counts denoiser calls. ``keys`` are
     the computed steps of the last run and ``steps`` its length; ``begin`` is its first step in the
     schedule. ``state_bytes`` is the most that was kept at once. ``corrected`` counts computed calls
-    whose output was corrected by measured weights. ``notes`` say what could not be done as
-    requested.
+    whose output was corrected by measured weights. ``predicted`` counts calls by the name of the
+    prediction (``accel/rehash/prediction.py``) where the run chooses it. ``notes`` say what
+    could not be done as requested.
     """
 
     computed: Counter[str] = field(default_factory=Counter)
@@ -25,6 +26,7 @@ class RehashRecord:
     begin: int = 0
     state_bytes: int = 0
     corrected: int = 0
+    predicted: Counter[str] = field(default_factory=Counter)
     notes: dict[str, None] = field(default_factory=dict)
 
     def note(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 Steps are 0-based; a key step is one that is computed. The first fifth of a run and the last step
 are always keys: the first fifth lays out the picture, and nothing corrects an error of the last.
+Where a speed-up leaves few steps to compute, the rule computes fewer of the first fifth (``lead``).
 """
 
 from __future__ import annotations
@@ -10,9 +11,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from accel.config import Multistep
+
 HEAD = 0.2  # fraction of a run, from its start, that is always computed
+LEAD = 0.3  # largest fraction of the rule's computed steps that are in that part
 FEW = 8  # runs of this many steps or fewer leave nothing to skip
-UNMEASURED = 2.0  # steps per computed one up to which the rule is known to beat a shorter run
+UNMEASURED = 25 / 8  # steps per computed one up to which the rule is known to beat a shorter run
 
 
 def head(steps: int) -> int:
@@ -25,6 +31,15 @@ def forced(steps: int) -> frozenset[int]:
     if steps <= FEW:
         return frozenset(range(steps))
     return frozenset((*range(head(steps)), steps - 1))
+
+
+def lead(steps: int, count: int) -> int:
+    """Return how many of the rule's ``count`` key steps are at the start of a run.
+
+    They are at most as many as ``head``, and about the part ``LEAD`` of the key steps where that is
+    fewer, so that enough of them are left for the rest of the run.
+    """
+    return head(steps) if steps <= FEW else min(head(steps), max(2, round(LEAD * count)))
 
 
 def budget(steps: int, speedup: float) -> int:
@@ -93,39 +108,62 @@ def similar_keys_of_count(similarity: Sequence[Sequence[float]], count: int) -> 
     return best
 
 
-def weights(times: Sequence[float], at: float) -> list[float]:
+def weights(times: Sequence[float], at: float, damping: float = 1.0) -> list[float]:
     """Return weights of values at ``times``, newest first, that predict the value at ``at``.
 
-    Two values give the line through them, one value a constant. Equal times, as in Heun's method,
-    count as one value.
+    Two values give the line through them, with a part ``damping`` of its slope; one value gives a
+    constant. Equal times, as in Heun's method, count as one value.
     """
     if len(times) == 1:
         return [1.0]
     newest, before = times[0], times[1]
     if newest == before:
         return [1.0, 0.0]
-    a = (at - newest) / (newest - before)
+    a = damping * (at - newest) / (newest - before)
     return [1.0 + a, -a]
 
 
-class Rate:
-    """Chooses key steps during a run from how well the last ones could be predicted.
+def holds_for(fitted: Multistep, sampler: str, times: Sequence[float], steps: int) -> str:
+    """Return what fitted weights hold for other than a run of ``steps`` steps, "" if nothing.
 
-    At each key step the output is compared with what reuse would have given. That error grows with
-    the distance in steps, as d (order 0) or as d (d + h) (order 1, where h is the distance between
-    the two values of the line), which gives an error rate per step. The rate is multiplied by the
-    step's length in the timestep, and by the timestep itself, because all later steps respond to
-    early errors. Where it is above its recent mean the next gap is shorter, where it is below the
-    gap is longer, as in step-size control for differential equations. EasyCache (arXiv 2507.02860)
-    has such a rate of order 0 and a threshold; here the number of computed steps is exactly
-    ``count``.
+    ``sampler`` and ``times`` are the schedule that the run goes through, or a part of it.
+    """
+    if steps != len(times):
+        return f"all {len(times)} steps of a schedule, not {steps}"
+    if sampler != fitted.sampler:
+        return f"{fitted.sampler}, not {sampler}"
+    if len(times) != len(fitted.times):
+        return f"{len(fitted.times)} steps, not {len(times)}"
+    if not np.allclose(times, fitted.times, rtol=0, atol=1e-3 * abs(fitted.times[0])):
+        return "other timesteps (shift or resolution)"
+    return ""
+
+
+class Rate:
+    """Chooses key steps during a run: along a plan, and nearer where outputs are hard to predict.
+
+    The plan spreads what is left after the first key steps so that the k-th of n lies at the part
+    (k / n) ** ``LEAN`` of the rest: all later steps respond to early errors, so early gaps are the
+    short ones. At each key step the output is compared with what reuse would have given. That error
+    grows with the distance in steps, as d (order 0) or as d (d + h) (order 1, where h is the
+    distance between the two values of the line), which gives an error rate per step. Where it is
+    more than ``SURPRISE`` times its recent mean the next gap is shorter than planned, where it is
+    that much below, longer; smaller differences say more about the last gap than about the next.
+    EasyCache (arXiv 2507.02860) has such a rate of order 0 and a threshold, SeaCache (arXiv
+    2602.18993) a threshold on a distance of filtered inputs; here the number of computed steps is
+    exactly ``count``.
     """
 
-    MEMORY = 0.7  # share of the mean that each observation keeps
+    MEMORY = 0.9  # share of the mean that each observation keeps
+    LEAN = 1.7
+    SURPRISE = 8.0
+    REACH = 2.0  # how much longer or shorter than planned a gap can be
 
     def __init__(self, steps: int, count: int, order: int) -> None:
         self.steps, self.left, self.order = steps, count, order
+        self.head = lead(steps, count)
         self.next = 0
+        self._free = count - self.head - 1  # planned key steps between the first and the last
         self._mean: float | None = None
 
     def key(self, step: int, must: bool = False, reserved: int = 0) -> bool:
@@ -138,19 +176,22 @@ class Rate:
             must: It has to be computed, whatever the rule says.
             reserved: How many of the steps that are left to compute are for later.
         """
-        if must or step in forced(self.steps):
+        if must or step < self.head or step == self.steps - 1 or self.steps <= FEW:
             compute = True
         else:
             free = self.left - 1 - reserved  # one is kept for the last step
             compute = free > 0 and (step >= self.next or self.steps - 1 - step <= free)
         self.left -= compute
-        if must:
-            self.next = step + max(1, int(self._gap(step)))
+        if compute:
+            self.next = step + max(1, round(self._gap(step)))
         return compute
 
     def _gap(self, step: int) -> float:
-        """Return the distance of key steps that spends evenly what is left after ``step``."""
-        return (self.steps - 1 - step) / max(self.left, 1)
+        """Return the planned distance from ``step`` to the next key step."""
+        rest, last = self.steps - 1 - step, max(self._free, 0) + 1
+        done = min(max(last - self.left, 0), last - 1)
+        now, then = ((k / last) ** self.LEAN for k in (done, done + 1))
+        return rest * (then - now) / (1 - now)
 
     def observe(self, step: int, error: float, known: Sequence[int], weight: float) -> None:
         """Learn from key step ``step`` how well it could have been predicted.
@@ -163,16 +204,18 @@ class Rate:
         """
         distance = step - known[0]
         growth = distance * (step - known[1]) if self.order else distance
-        gap = self._gap(step)
-        if step < head(self.steps) - 1:
+        if step < self.head - 1:
             return  # the start of a run is unlike the rest
+        gap = self._gap(step)
         rate = error * weight / growth if growth > 0 else 0.0
         if rate > 0 and math.isfinite(rate):
             log = math.log(rate)
             mean = log if self._mean is None else self._mean
             self._mean = self.MEMORY * mean + (1 - self.MEMORY) * log
-            gap *= min(1.5, max(0.67, math.exp((mean - log) / (self.order + 2))))
-        self.next = step + max(1, int(gap))  # rounded down: what is left over serves later steps
+            if abs(log - mean) > math.log(self.SURPRISE):
+                scale = math.exp((mean - log) / (self.order + 2))
+                gap *= min(self.REACH, max(1 / self.REACH, scale))
+        self.next = step + max(1, round(gap))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that ``restore`` takes."""

@@ -6,15 +6,24 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any, assert_never
 
-import numpy as np
-
 from accel.config import RehashConfig
 from accel.core.key_steps import MeasuredSchedule, Multistep, Schedule, Wish
 from accel.core.run_log import logger
 from accel.core.run_state import RunState
+from accel.rehash.prediction import Choice, candidates
 from accel.rehash.rehash_record import RehashRecord
-from accel.rehash.schedule import FEW, UNMEASURED, Rate, budget, forced, head, stretch, weights
-from accel.rehash.stored import Branch, Entry, Stored
+from accel.rehash.schedule import (
+    FEW,
+    UNMEASURED,
+    Rate,
+    budget,
+    forced,
+    head,
+    holds_for,
+    stretch,
+    weights,
+)
+from accel.rehash.stored import Branch, Entry
 
 MAX_BRANCHES = 8  # a pipeline whose branches cannot be recognized would add new ones forever
 LATE = 0.8  # share of a run after which no further denoiser is expected
@@ -29,6 +38,8 @@ class RehashState:
 
     def __init__(self, config: RehashConfig, order: int, run: RunState) -> None:
         self.config, self.order, self.run = config, order, run
+        self.chosen = order == 1 and config.chosen  # during the run, from how well it went so far
+        self.depth = config.entries if self.chosen else order + 1  # entries of a branch
         self.record = RehashRecord()
         self.denoisers: set[str] = set()  # all that the pipeline has
         self.branches: dict[Hashable, Branch] = {}
@@ -43,6 +54,7 @@ class RehashState:
         self._rate: Rate | None = None
         self._rows: tuple[tuple[float, ...], ...] = ()  # fitted weights, if they hold for this run
         self._first = 0.0  # largest timestep of the run
+        self._choices: dict[str, Choice] = {}  # of each denoiser, where the prediction is chosen
         self._computed: Counter[str] = Counter()  # computed steps of each denoiser
         self._last_key = -1
         self._step: int | None = None
@@ -104,35 +116,27 @@ class RehashState:
             )
         if steps / count > UNMEASURED:
             self.record.note(
-                f"{steps / count:.2f}× without a measurement: beyond {UNMEASURED:g}× a run of "
+                f"{steps / count:.2f}× without a measurement: beyond {UNMEASURED:.1f}× a run of "
                 f"{count} steps can be better; measure, or lower the speedup"
             )
         self._rate = Rate(steps, count, self.order)
 
     def _fits(self, fitted: Multistep) -> bool:
         """Return whether fitted weights hold for this run's sampler and timesteps."""
-        sampler, times = self.run.schedule
-        why = ""
-        if len(self._span) != len(times):
-            why = f"all {len(times)} steps of a schedule, not {len(self._span)}"
-        elif sampler != fitted.sampler:
-            why = f"{fitted.sampler}, not {sampler}"
-        elif len(times) != len(fitted.times):
-            why = f"{len(fitted.times)} steps, not {len(times)}"
-        elif not np.allclose(times, fitted.times, rtol=0, atol=1e-3 * abs(fitted.times[0])):
-            why = "other timesteps (shift or resolution)"
+        why = holds_for(fitted, *self.run.schedule, len(self._span))
         if why:
             self.record.note(f"measured weights hold for {why}: reuse extrapolates linearly")
         return not why
 
     def weights(
-        self, step: int | None, time: float, entries: Sequence[Entry], computed: bool
+        self, step: int | None, time: float, branch: Branch, computed: bool
     ) -> Sequence[float] | None:
         """Return the weights behind the sampler's input at ``step``; None if too little was kept.
 
-        They are the weight of the new output if ``computed``, then those of kept ``entries``,
+        They are the weight of the new output if ``computed``, then those of the branch's entries,
         newest first.
         """
+        entries = branch.entries
         if self._rows and step is not None and self._keys is not None:
             row = self._rows[step]
             before = sorted((k for k in self._keys if k < step), reverse=True)
@@ -143,7 +147,18 @@ class RehashState:
             return (1.0,)
         if len(entries) < self.needed:
             return None
+        if self.chosen:
+            times = [e.time for e in entries]
+            return self.prediction(branch.denoiser).weights(times, time, self._first)
         return weights([e.time for e in entries[: self.needed]], time)
+
+    def prediction(self, denoiser: str) -> Choice:
+        """Return the choice of the prediction of a denoiser's outputs."""
+        return self._choices.setdefault(denoiser, Choice())
+
+    def tries(self, branch: Branch, time: float) -> dict[str, list[float]]:
+        """Return the weights of all candidates for the output at ``time``, by name."""
+        return candidates([e.time for e in branch.entries], time, self._first)
 
     @property
     def fitted(self) -> bool:
@@ -179,7 +194,9 @@ class RehashState:
         reason = "first steps of a denoiser"
         if self._rate is not None:
             compute = self._rate.key(at, must, self._reserved(at, denoiser))
-            return compute, why if at in forced(steps) else reason if must else "by rate"
+            why = "first steps" if at < self._rate.head < head(steps) else why
+            always = at < self._rate.head or at == steps - 1
+            return compute, why if always else reason if must else "by rate"
         assert self._keys is not None
         if at in forced(steps):
             return True, why
@@ -205,9 +222,9 @@ class RehashState:
         if self._rate is None:
             return
         last, begin = entries[0], self._span.start
-        self._first = max(self._first, abs(time), abs(last.time)) or 1.0
+        first = max(self._first, abs(time), abs(last.time)) or 1.0
         length = abs(last.time - time) / max(1, step - last.step)
-        weight = length / self._first * abs(time) / self._first
+        weight = length / first * abs(time) / first
         self._rate.observe(step - begin, error, [e.step - begin for e in entries], weight)
 
     def outdated(self, entries: Sequence[Entry]) -> bool:
@@ -245,7 +262,8 @@ class RehashState:
 
     def keep(self, branch: Branch, entry: Entry) -> None:
         """Add an entry to a branch and drop entries that are too old, after the last step all."""
-        branch.entries = [entry, *branch.entries][: self.order + 1]
+        branch.entries = [entry, *branch.entries][: self.depth]
+        self._first = max(self._first, abs(entry.time))
         kept = sum(b.bytes for b in self.branches.values())
         self.record.state_bytes = max(self.record.state_bytes, kept)
         if entry.step + 1 == self._span.stop:
@@ -259,16 +277,12 @@ class RehashState:
             "decided": {str(k): list(v) for k, v in self._decided.items()},
             "rate": None if self._rate is None else self._rate.to_dict(),
             "first": self._first,
+            "errors": {name: choice.errors for name, choice in self._choices.items()},
             "begin": self._span.start,
             "computed": dict(self._computed),
             "last_key": self._last_key,
-            "branches": [
-                {"key": key, "denoiser": b.denoiser, "signature": b.signature,
-                 "entries": [(e.step, e.time, [v.to_dict() for v in e.values])
-                             for e in b.entries]}
-                for key, b in self.branches.items()
-            ],
-        }  # fmt: skip
+            "branches": [{"key": key, **b.to_dict()} for key, b in self.branches.items()],
+        }
 
     def restore(self, data: dict[str, Any]) -> None:
         """Set the state from ``to_dict``, for a run that continues from a saved step."""
@@ -280,10 +294,7 @@ class RehashState:
         self.record.keys = [step for step, (compute, _) in self._decided.items() if compute]
         if self._rate is not None and data["rate"] is not None:
             self._rate.restore(data["rate"])
-            self._first = data["first"]
+        self._first = data["first"]
+        self._choices = {name: Choice(errors) for name, errors in data.get("errors", {}).items()}
         for saved in data["branches"]:
-            entries = [
-                Entry(step, time, tuple(Stored.from_dict(v, self.config.store) for v in values))
-                for step, time, values in saved["entries"]
-            ]
-            self.branches[saved["key"]] = Branch(saved["denoiser"], saved["signature"], entries)
+            self.branches[saved["key"]] = Branch.from_dict(saved, self.config.store)

@@ -85,3 +85,17 @@ class Branch:
     def bytes(self) -> int:
         """Size of what is kept."""
         return sum(value.bytes for entry in self.entries for value in entry.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values for a checkpoint."""
+        entries = [(e.step, e.time, [v.to_dict() for v in e.values]) for e in self.entries]
+        return {"denoiser": self.denoiser, "signature": self.signature, "entries": entries}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], store: Storage) -> Branch:
+        """Return the branch of ``to_dict``."""
+        entries = [
+            Entry(step, time, tuple(Stored.from_dict(v, store) for v in values))
+            for step, time, values in data["entries"]
+        ]
+        return cls(data["denoiser"], data["signature"], entries)

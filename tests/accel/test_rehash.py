@@ -155,7 +155,7 @@ def test_heun_calls_twice_per_step(family, scheduler):
     assert report.steps == 19 and len(report.keys) == 10 and report.keys[-1] == 18
 
 
-@pytest.mark.parametrize(("speedup", "said"), [(1.9, False), (2.5, True)])
+@pytest.mark.parametrize(("speedup", "said"), [(1.9, False), (2.9, False), (4.0, True)])
 def test_a_rule_without_measurement_names_its_limit(speedup, said):
     pipe = Pipe("wan")
     with accel.patched(pipe, plan=plan(speedup=speedup)) as handle:
@@ -213,7 +213,10 @@ def test_state_is_as_small_as_said(store, size):
         assert handle.report().rehash.state_bytes == 2 * (tokens * size + rows)
 
 
-@pytest.mark.parametrize("settings", [{}, {"level": "features"}, {"store": "int8"}, "measured"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"level": "features"}, {"store": "int8"}, {"store": "cpu", "entries": 5}, "measured"],
+)
 def test_what_decides_the_rest_of_a_run_can_be_saved(settings):
     pipe = Pipe("wan")
     chosen = fitted(plain_run(pipe)) if settings == "measured" else plan(**settings)

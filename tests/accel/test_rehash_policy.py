@@ -17,6 +17,7 @@ from accel.rehash.schedule import (
     budget,
     forced,
     head,
+    lead,
     similar_keys,
     similar_keys_of_count,
     stretch,
@@ -48,12 +49,32 @@ def test_forced_steps(steps):
 @pytest.mark.parametrize("errors", [lambda s: 1 / (1 + s), lambda s: 0.0, lambda s: math.inf])
 def test_the_rule_computes_exactly_as_many_steps_as_asked(steps, speedup, order, errors):
     keys = run_rate(Rate(steps, budget(steps, speedup), order), steps, errors)
-    assert len(keys) == budget(steps, speedup) and forced(steps) <= set(keys)
+    count = budget(steps, speedup)
+    assert len(keys) == count and {*range(lead(steps, count)), steps - 1} <= set(keys)
+
+
+def test_the_start_of_a_run_takes_less_where_few_steps_are_computed():
+    assert [lead(25, count) for count in (17, 13, 10, 8, 6)] == [5, 4, 3, 2, 2]
+    assert all(lead(steps, steps) == head(steps) for steps in range(9, 60))
+
+
+@pytest.mark.parametrize("count", [8, 10, 13, 17])
+def test_planned_gaps_grow_along_a_run_without_surprises(count):
+    rate = Rate(25, count, 1)
+    gaps = np.diff([step for step in range(25) if rate.key(step)])
+    rest = gaps[rate.head - 1 :]
+    half = len(rest) // 2
+    assert rest[:half].mean() <= rest[half:].mean()
+    assert gaps[: rate.head - 1].max() == 1 and np.abs(np.diff(rest)).max() <= 2
 
 
 def test_the_rule_computes_where_prediction_fails():
-    keys = run_rate(Rate(60, 30, 1), 60, lambda s: 1.0 if 28 <= s < 44 else 0.01)
-    assert sum(28 <= k < 44 for k in keys) > 1.4 * sum(12 <= k < 28 for k in keys)
+    """More than it does in the same part of a run without failures."""
+    failing, calm = (
+        run_rate(Rate(60, 30, 1), 60, lambda s, e=e: e if 28 <= s < 44 else 0.01)
+        for e in (1.0, 0.01)
+    )
+    assert sum(28 <= k < 44 for k in failing) > 1.3 * sum(28 <= k < 44 for k in calm)
 
 
 def test_the_rule_goes_on_from_its_saved_state():
@@ -194,6 +215,7 @@ def test_config_and_plan_round_trip(tmp_path):
         ({"order": 2}, "order"),
         ({"order": 1, "level": "features"}, "features"),
         ({"tail": -1}, "tail"),
+        ({"entries": 1}, "entries must be a whole number from 2 to 6"),
         ({"keys": (0, 30), "steps": 25}, "30"),
         ({"keys": (0, 3)}, "steps"),
     ],

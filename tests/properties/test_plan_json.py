@@ -35,6 +35,7 @@ def len_differs(pair: tuple[float, float]) -> bool:
 def rehashes(draw: st.DrawFn) -> RehashConfig:
     settings = {
         "speedup": draw(st.floats(1, 5)),
+        "entries": draw(st.integers(2, 6)),
         "tail": draw(st.integers(0, 4)),
         "store": draw(st.sampled_from(get_args(Storage))),
     }
