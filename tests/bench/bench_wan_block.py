@@ -1,8 +1,10 @@
 """One Wan-1.3B transformer block at real width, patched against unpatched, and long sequences.
 
-    python tests/bench/bench_wan_block.py [--tokens 8190] [--slices 8 | --long]
+    python tests/bench/bench_wan_block.py [--tokens 8190] [--slices 8 | --long | --linears]
 
 Random weights (1536 channels, 12 heads of 128, ffn 8960), fp32, the two variants in turn.
+``--linears``: instead, INT8 attention, 8-bit linear layers, and both, with ``--dtype``; weights are
+packed before, and the relative L1 error of the block's output is printed.
 ``--slices``: instead, INT8 in so many slices, keys and values quantized once against once a slice.
 ``--long`` also runs attention of a whole 480p clip, (1, 12, 32760, 128), once each, and the error
 with an attention sink at 32 768 tokens.
@@ -11,6 +13,7 @@ with an attention sink at 32 768 tokens.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from contextlib import nullcontext
@@ -21,7 +24,7 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
 import accel
-from accel import AttentionConfig, Plan, SlicingConfig
+from accel import AttentionConfig, LinearConfig, Plan, SlicingConfig
 from accel.kernels.attention import attention
 from accel.kernels.shared_keys import shared_keys
 from accel.slicing.program.run import run
@@ -54,6 +57,40 @@ def block_times(tokens: int, repeats: int) -> dict[str, list[float]]:
             times.setdefault(name, []).append(time.perf_counter() - start)
             accel.unpatch(block)
     return times
+
+
+def linear_times(tokens: int, repeats: int, dtype: torch.dtype) -> None:
+    """Block with INT8 attention, 8-bit linear layers and both, against none, in turn."""
+    block, inputs = block_and_inputs(tokens)
+    block = block.to(dtype)
+    x, text, time_embedding, angles = inputs
+    inputs = (x.to(dtype), text.to(dtype), time_embedding, angles)
+    attended, linears = AttentionConfig("int8", check_rows=0), LinearConfig(check_rows=0)
+    plans = {
+        "unpatched": None,
+        "attention": Plan("bench", attended),
+        "linears": Plan("bench", None, linear=linears),
+        "both": Plan("bench", attended, linear=linears),
+    }
+    copies = {name: copy.deepcopy(block) for name in plans}
+    for name, plan in plans.items():
+        if plan is not None:
+            accel.patch(copies[name], plan=plan)
+    seconds: dict[str, list[float]] = {name: [] for name in plans}
+    outputs: dict[str, torch.Tensor] = {}
+    for i in range(repeats + 1):
+        for name, one in copies.items():
+            start = time.perf_counter()
+            with torch.no_grad():
+                outputs[name] = one(*inputs)
+            seconds[name] += [time.perf_counter() - start] if i else []  # the first one packs
+    exact = outputs["unpatched"].double()
+    for name, mine in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds["unpatched"], mine, strict=True))
+        error = float((outputs[name].double() - exact).abs().sum() / exact.abs().sum())
+        print(f"Wan-1.3B block, {tokens} tokens, {dtype}, int8 {name}: "
+              f"{statistics.median(mine):.2f} s {ratio:.2f}x, relative L1 {error:.4f}")  # fmt: skip
+    print(accel.report(copies["both"]))
 
 
 def shared_times(tokens: int, slices: int, repeats: int) -> None:
@@ -116,9 +153,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slices", type=int)
     parser.add_argument("--long", action="store_true")
+    parser.add_argument("--linears", action="store_true")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
     if args.slices:
         shared_times(args.tokens, args.slices, args.repeats)
+        return
+    if args.linears:
+        linear_times(args.tokens, args.repeats, getattr(torch, args.dtype))
         return
     times = block_times(args.tokens, args.repeats)
     base = statistics.median(times["unpatched"])

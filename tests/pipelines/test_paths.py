@@ -197,7 +197,7 @@ JSON_ELSEWHERE = {
     "pipelines/batch/simulated.py": "a file that the project is built with",
     "pipelines/ui/settings.py": "values of jobs, which are finite",
     "pipelines/ui/tabs.py": "constants of a script",
-    "kernels/gpu/tuning.py": "times, which are finite; kernels import nothing of accel",
+    "kernels/measured.py": "times, which are finite; kernels import nothing of accel",
 }
 
 
