@@ -76,11 +76,15 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values.
 
-        ``linear`` is left out where it is None, as in plans from before there was one, so that ids
-        made of plans stay what they were.
+        What was not there in earlier plans (``linear``, ``entries`` of step rehash) is left out
+        where it is as usual, so that ids made of plans stay what they were.
         """
         data = {"version": VERSION, **asdict(self)}
-        return data if self.linear is not None else {k: v for k, v in data.items() if k != "linear"}
+        if self.linear is None:
+            del data["linear"]
+        if self.rehash is not None and self.rehash.entries == RehashConfig.entries:
+            del data["rehash"]["entries"]
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:

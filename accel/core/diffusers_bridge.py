@@ -7,6 +7,7 @@ there first.
 from __future__ import annotations
 
 import copy
+import inspect
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -225,22 +226,25 @@ class BlockKind:
     """What diffusers' registry knows about the class of a transformer block.
 
     Raises:
-        ValueError: A class that is not in the registry.
+        ValueError: A class that is not in the registry, or whose call does not take what stands
+            there (Z-Image's blocks in diffusers 0.42).
     """
 
-    def __init__(self, cls: type) -> None:
+    def __init__(self, cls: Any) -> None:
         from diffusers.hooks._helpers import TransformerBlockRegistry
 
         self._known = TransformerBlockRegistry.get(cls)
         self.hidden_index: int | None = self._known.return_hidden_states_index
         self.text_index: int | None = self._known.return_encoder_hidden_states_index
+        self._names = [self._known.hidden_states_argument_name]
+        if self.text_index is not None:
+            self._names.append(self._known.encoder_hidden_states_argument_name)
+        if not {*self._names} <= {*inspect.signature(cls.forward).parameters}:
+            raise ValueError(f"{cls.__name__} does not take {self._names}")
 
     def streams(self, args: Any, kwargs: Any) -> list[Tensor]:
         """Return a call's token stream and, where the block returns one, its text stream."""
-        names = [self._known.hidden_states_argument_name]
-        if self.text_index is not None:
-            names.append(self._known.encoder_hidden_states_argument_name)
-        return [self._known._get_parameter_from_args_kwargs(n, args, kwargs) for n in names]
+        return [self._known._get_parameter_from_args_kwargs(n, args, kwargs) for n in self._names]
 
 
 def use_native_backend(module: nn.Module, undo: ExitStack) -> str:

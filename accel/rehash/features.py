@@ -139,7 +139,7 @@ def _transformer(denoiser: nn.Module, tail: int, undo: ExitStack) -> Features:
     try:
         kinds = [BlockKind(type(block)) for block in found]
     except ValueError as error:
-        raise Unsupported("diffusers does not say what its blocks return") from error
+        raise Unsupported("diffusers does not say what its blocks take and return") from error
     if tail >= len(found):
         raise ValueError(f"rehash tail must be less than the {len(found)} blocks, got {tail}")
     span = _Span()

@@ -138,15 +138,26 @@ def small(name):
     return replace(families.models()[name], denoiser=part, second=second)
 
 
+# What a model takes in 8 slices where much of it is not sliced: a UNet's convolutions, and what
+# goes before and after the two blocks that are looked at here.
+LESS = {"sdxl": 0.8, "flux.2-dev": 0.7, "hunyuanvideo-1.5": 0.7}
+# diffusers does not know what their blocks take and return.
+NO_FEATURES = {"flux.2-dev", "hunyuanvideo-1.5", "ltx-2", "z-image", "z-image-turbo"}
+
+
 @pytest.mark.slow
 @pytest.mark.proof
 @pytest.mark.parametrize("name", families.models())
 def test_every_built_in_model_takes_less_when_sliced(name):
-    frames = 1 if name == "flux" else 9
-    peaks = simulate(small(name), Video(512, 512, frames), (1, 8), decode=False)
-    assert peaks.denoise[8] < 0.6 * peaks.denoise[1]
+    picture = name.startswith(("flux", "qwen", "z-image", "sd"))
+    size = Video(1024, 1024, 1) if picture else Video(512, 512, 9)
+    size = Video(1280, 704, 33) if name == "ltx-2" else size  # which makes one token of 32 x 32
+    peaks = simulate(small(name), size, (1, 8), decode=False)
+    assert peaks.denoise[8] < LESS.get(name, 0.6) * peaks.denoise[1], peaks.denoise
     assert peaks.denoiser_weights > 10**8
-    assert 0 < peaks.rehash["output"] < peaks.rehash["features"] < peaks.denoise[8]
+    assert 0 < peaks.rehash["output"] < peaks.denoise[8]
+    assert ("features" in peaks.rehash) == (name not in NO_FEATURES)
+    assert peaks.rehash["output"] < peaks.rehash.get("features", 1 << 62)
 
 
 @pytest.mark.parametrize(
