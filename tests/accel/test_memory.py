@@ -141,6 +141,7 @@ def small(name):
 # What a model takes in 8 slices where much of it is not sliced: a UNet's convolutions, and what
 # goes before and after the two blocks that are looked at here.
 LESS = {"sdxl": 0.8, "flux.2-dev": 0.7, "hunyuanvideo-1.5": 0.7}
+NOT_SLICED = {"ltx-2"}  # its blocks read a tensor that they changed through another view
 # diffusers does not know what their blocks take and return.
 NO_FEATURES = {"flux.2-dev", "hunyuanvideo-1.5", "ltx-2", "z-image", "z-image-turbo"}
 
@@ -153,7 +154,9 @@ def test_every_built_in_model_takes_less_when_sliced(name):
     size = Video(1024, 1024, 1) if picture else Video(512, 512, 9)
     size = Video(1280, 704, 33) if name == "ltx-2" else size  # which makes one token of 32 x 32
     peaks = simulate(small(name), size, (1, 8), decode=False)
-    assert peaks.denoise[8] < LESS.get(name, 0.6) * peaks.denoise[1], peaks.denoise
+    assert (peaks.denoise[8] == peaks.denoise[1]) == (name in NOT_SLICED)
+    if name not in NOT_SLICED:
+        assert peaks.denoise[8] < LESS.get(name, 0.6) * peaks.denoise[1], peaks.denoise
     assert peaks.denoiser_weights > 10**8
     assert 0 < peaks.rehash["output"] < peaks.denoise[8]
     assert ("features" in peaks.rehash) == (name not in NO_FEATURES)
