@@ -15,11 +15,10 @@ from torch import nn
 from accel.core.run_log import logger
 from accel.memory.placement import Placement
 from accel.memory.ways import Way
+from accel.pipelines.loading.class_names import LIBRARIES
 from accel.pipelines.loading.offload import kind_of, offload
 from accel.pipelines.stored_tensors import NotStreamable, stored
 from accel.pipelines.streamed import Turns, skeleton
-
-_LIBRARIES = ("diffusers", "transformers")
 
 
 def place(
@@ -114,7 +113,7 @@ def _read_in_turn(
     """Return the components that are read when they run, without their weights."""
     found: dict[str, nn.Module] = {}
     for name, entry in index.items():
-        if name in given or not isinstance(entry, (list, tuple)) or entry[0] not in _LIBRARIES:
+        if name in given or not isinstance(entry, (list, tuple)) or entry[0] not in LIBRARIES:
             continue
         folder, cls = source / name, getattr(import_module(entry[0]), entry[1], None)
         if not isinstance(cls, type) or not issubclass(cls, nn.Module):

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from accel.attention.site_record import Now
 from accel.config import LinearConfig
+from accel.kernels.reference_linear import smoothing
 
 GRID = 16  # rows and columns of the values that are looked at before a call
-STRENGTH = 0.5  # share of the input's range that smoothing moves to the weights (SmoothQuant)
-FLOOR = 1e-5  # smallest range of a channel
 
 
 class PackedWeight:
@@ -137,10 +136,10 @@ def _options(config: LinearConfig, weight: Tensor, x: Tensor) -> dict[str, Any]:
     if not config.smooth and not config.outliers:
         return {}
     options: dict[str, Any] = {}
-    ranges = x.detach().float().abs().amax(0).nan_to_num(1.0, posinf=1.0).clamp_min(FLOOR)
+    peaks = x.detach().float().abs().amax(0)
     if config.outliers:
+        ranges = peaks.nan_to_num(1.0, posinf=1.0)
         options["outliers"] = ranges.topk(min(config.outliers, len(ranges))).indices.sort().values
     if config.smooth:
-        of_weight = weight.float().abs().amax(0).nan_to_num(1.0, posinf=1.0).clamp_min(FLOOR)
-        options["smooth"] = ranges.pow(STRENGTH) / of_weight.pow(1 - STRENGTH)
+        options["smooth"] = smoothing(peaks, weight)
     return options

@@ -155,14 +155,15 @@ class RehashHook(ModelHook):
     def _keep(self, branch: Branch, step: int, time: float, values: tuple[Tensor, ...]) -> None:
         state, entries = self.state, branch.entries
         if state.by_rate and state.leads(branch) and len(entries) > state.order:
-            factors = state.weights(step, time, branch, False)
-            if factors is not None:
-                error = _relative_error(combine(factors, entries)[0], values[0])
-                state.observe(step, time, error, entries)
             if state.chosen:
                 tried = state.tries(branch, time).items()
                 errors = {n: _relative_error(combine(w, entries)[0], values[0]) for n, w in tried}
-                state.prediction(branch.denoiser).observe(errors)
+                choice = state.prediction(branch.denoiser)
+                state.observe(step, time, choice.among(errors), entries)
+                choice.observe(errors)
+            elif (factors := state.weights(step, time, branch, False)) is not None:
+                error = _relative_error(combine(factors, entries)[0], values[0])
+                state.observe(step, time, error, entries)
         if state.order and not state.fitted and entries and entries[0].time == time:
             branch.entries = entries[1:]  # Heun: two values at one time define no line
         kept = tuple(Stored(v, state.config.store) for v in values)

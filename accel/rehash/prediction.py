@@ -19,10 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from accel.rehash.schedule import weights
+
+T = TypeVar("T")
 
 DAMPING = 0.7  # of 0.5, 0.7 and 0.85 the best on tuning jobs (docs/rehash.md)
 PENALTY = 1e-3  # of the ridge polynomial, in timesteps of a run from 1 to 0
@@ -92,5 +95,8 @@ class Choice:
 
     def weights(self, times: Sequence[float], at: float, span: float) -> list[float]:
         """Return the weights of the chosen candidate, or of the default if it needs more values."""
-        found = candidates(times, at, span)
+        return self.among(candidates(times, at, span))
+
+    def among(self, found: Mapping[str, T]) -> T:
+        """Return what belongs to the chosen candidate, or to the default if that is not there."""
         return found.get(self.name, found[DEFAULT])

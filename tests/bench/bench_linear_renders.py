@@ -19,6 +19,7 @@ import numpy as np
 
 import accel
 from accel import AttentionConfig, LinearConfig, Plan
+from accel.core.quality import psnr
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
@@ -30,12 +31,6 @@ def jobs(args: argparse.Namespace) -> list[Job]:
     """The jobs, without a plan of their own."""
     size = {"width": args.size, "height": args.size, "frames": args.frames, "steps": args.steps}
     return [Job(p, seed=i + 1, preset=None, **size) for i, p in enumerate(PROMPTS)]
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """PSNR in dB of 8-bit frames."""
-    error = ((a.astype(float) - b) ** 2).mean()
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
 def rendered(pipe: Any, plan: Plan | None, job: Job) -> np.ndarray:
