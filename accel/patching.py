@@ -23,6 +23,7 @@ from accel.core.structure import attention_modules, denoisers
 from accel.families import only_returns_frames
 from accel.kernels.dispatch import environment
 from accel.linear.apply import apply_linear
+from accel.linear.linear_layers import linear_layers
 from accel.linear.linear_site import LinearSite
 from accel.linear.summary import linear_notes, linear_totals
 from accel.plans import Plan
@@ -32,6 +33,7 @@ from accel.slicing.block_record import BlockRecord
 from accel.slicing.blocks import apply_slicing
 from accel.slicing.vae.apply import apply_strips
 
+Kinds = tuple[Callable[..., Site], Callable[..., LinearSite]]  # what makes the sites
 _handles: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
 
 
@@ -41,7 +43,7 @@ class Handle:
     ``plan`` is what was asked for; ``report()`` says what happened.
     """
 
-    def __init__(self, pipe: Any, plan: Plan, site: Callable[..., Site] = Site) -> None:
+    def __init__(self, pipe: Any, plan: Plan, kinds: Kinds = (Site, LinearSite)) -> None:
         self.plan = plan
         self.sites: dict[str, Site] = {}
         self.blocks: dict[str, BlockRecord] = {}
@@ -53,7 +55,7 @@ class Handle:
         self._undo = ExitStack()
         self._active = True
         self._state = RunState(pipe)
-        self._site = site
+        self._kinds = kinds
         self._rehash = new_state(plan.rehash, plan.attention, self._state)
         self._log = RunLog(plan.name, self._totals, self._demoted)
         self._undo.callback(self._log.finish)
@@ -87,14 +89,15 @@ class Handle:
             if self._rehash is not None:
                 apply_rehash(module, name, self._rehash, self._undo)
             if self.plan.linear is not None:
+                layers = linear_layers(name, module, several=several)
                 self.layers |= apply_linear(
-                    name, module, self.plan.linear, self._state, self._undo, several=several
+                    module, *layers, self.plan.linear, self._state, self._undo, self._kinds[1]
                 )
             if self.plan.attention is None:
                 continue
             parts = attention_modules(name, module, several=several)
             sites = apply_attention(
-                module, parts, self.plan.attention, self._state, self._undo, self._site
+                module, parts, self.plan.attention, self._state, self._undo, self._kinds[0]
             )
             outside = sites.pop("")
             self.sites[f"{name}." if several else ""] = outside

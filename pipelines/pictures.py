@@ -13,7 +13,7 @@ CELL, LINE, LABEL = 14, 16, 190
 LIMITS = (1e-3, 1.0)  # relative L1 errors at both ends of the scale, which is logarithmic
 COLORS = {
     "full": (236, 236, 236), "int8": (120, 178, 224), "int6": (244, 200, 92),
-    "int4": (222, 96, 74),
+    "int4": (222, 96, 74), "fp8": (150, 120, 200),
 }  # fmt: skip
 
 
@@ -65,9 +65,9 @@ def frame_strip(
 
 
 def _shades(errors: np.ndarray) -> np.ndarray:
-    """Return white to dark red over ``LIMITS``, uint8 [S, N, 3]."""
+    """Return white to dark red over ``LIMITS``, uint8 [S, N, 3]; white for NaN."""
     low, high = np.log(LIMITS)
-    x = (np.log(np.maximum(errors, LIMITS[0])) - low) / (high - low)
+    x = (np.log(np.fmax(errors, LIMITS[0])) - low) / (high - low)
     x = np.clip(x, 0, 1)[..., None]
     return (255 - x * np.array([115.0, 235.0, 235.0])).round().astype(np.uint8)
 

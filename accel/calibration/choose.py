@@ -1,38 +1,38 @@
 """Policy: from measured errors to a plan, as pure functions over numbers.
 
 A choice gives every site and step a precision, in few phases of the run. Each entry has a damage
-and a cost, and both add up. So the best choice for a limit on one of them minimizes
-``cost + price * damage`` for some price, which a bisection finds.
+and a cost, its time as it was measured, and both add up. So the best choice for a limit on one of
+them minimizes ``cost + price * damage`` for some price, which a bisection finds.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from accel.calibration.table import ErrorTable
-from accel.config import AttentionConfig, Rule
+from accel.config import AttentionConfig, LinearConfig, Rule
 from accel.plans import Plan
 
-# Time of attention relative to torch's, quantization included (bench_attention.py, AVX2).
-COST = {"full": 1.0, "int8": 0.43, "int6": 0.36, "int4": 0.36}
 MAX_BOUNDARIES = 21  # steps at which a phase may end, chosen evenly where a run has more
 
 Choice = np.ndarray  # precisions as strings, [S, N]
 
 
 def uniform(table: ErrorTable, precision: str) -> Choice:
-    """Return the choice [S, N] of one precision for all sites and steps.
+    """Return the choice [S, N] of one precision for all sites that have it, else "full".
 
     Args:
         table: Measured errors of S sites and N steps.
-        precision: "int8", "int6", "int4" or "full".
+        precision: "int8", "int6", "int4", "fp8" or "full".
     """
-    return np.full((len(table.sites), len(table.sigmas)), precision, object)
+    column = np.where(table.has(precision), precision, "full").astype(object)
+    return np.repeat(column[:, None], len(table.sigmas), 1)
 
 
 def by_share(
@@ -46,6 +46,8 @@ def by_share(
     axis: str = "both",
 ) -> Choice:
     """Return the choice that runs a share of attention's work in ``low``, the rest in ``high``.
+
+    Sites that do not have both, as linear layers, are "full".
 
     Args:
         table: Measured errors of S sites and N steps.
@@ -65,13 +67,16 @@ def by_share(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must be between 0 and 1, got {share}")
+    both = table.has(low) & table.has(high)
     if rank == "score":
-        damage = [1 - table.mean("score", p) for p in (low, high)]
+        damage = [1 - table.mean("score", p)[both] for p in (low, high)]
     else:
-        damage = [table.damage(p) for p in (low, high)]
-    cost = [np.zeros_like(table.amount), table.amount]
-    limit = (1 - share) * float(table.amount.sum())
-    return _search(np.array(damage), np.array(cost), (low, high), limit, phases, axis)[0]
+        damage = [table.damage(p)[both] for p in (low, high)]
+    work = table.amount[both]
+    cost, limit = [np.zeros_like(work), work], (1 - share) * float(work.sum())
+    choice = uniform(table, "full")
+    choice[both] = _search(np.array(damage), np.array(cost), (low, high), limit, phases, axis)[0]
+    return choice
 
 
 def by_bound(table: ErrorTable, bound: float, *, metric: str = "worst") -> Choice:
@@ -88,11 +93,11 @@ def by_bound(table: ErrorTable, bound: float, *, metric: str = "worst") -> Choic
     Raises:
         ValueError: A metric that was not measured.
     """
-    choice = uniform(table, "full")
-    # The last one stays: the cheapest and, of those that cost the same, the most exact.
-    for p in sorted(table.precisions, key=lambda p: (-COST[p], -table.mean("l1", p).mean())):
-        choice[table.mean(metric, p) <= bound] = p
-    return choice
+    names = _names(table)
+    fits = [table.mean(metric, p) <= bound for p in names[1:]]
+    times = [np.where(fit, table.time(p), np.inf) for fit, p in zip(fits, names[1:], strict=True)]
+    # Of those that cost the same the first is taken, which is the most exact.
+    return np.array(names, object)[np.argmin([table.time("full"), *times], 0)]
 
 
 def by_quality(table: ErrorTable, decibels: float, *, phases: int | None = 3) -> Choice:
@@ -109,35 +114,42 @@ def by_quality(table: ErrorTable, decibels: float, *, phases: int | None = 3) ->
     Raises:
         ValueError: No sensitivity was measured.
     """
-    names = ("full", *table.precisions)
+    names = _names(table)
     damage = np.array([table.damage(p) for p in names])
-    cost = np.array([COST[p] * table.amount for p in names])
+    cost = np.array([table.time(p) for p in names])
     limit = 10 ** (-decibels / 10)
     # Damage and cost swap roles: the least cost with damage under the limit.
     return _search(damage, cost, names, limit, phases, "both", limit_damage=True)[0]
 
 
 def by_cost(table: ErrorTable, limit: float, *, phases: int | None = 3) -> Choice:
-    """Return the choice with the best predicted quality within a limit on the attention time.
+    """Return the choice with the best predicted quality within a limit on the time of all sites.
 
     Args:
         table: Measured errors of S sites and N steps, with sensitivities.
-        limit: Largest attention time relative to full precision, from ``COST``.
+        limit: Largest time relative to full precision (``relative_cost``).
         phases: Most parts of the run that have a choice of their own; None allows one per step.
 
     Returns:
         Precisions [S, N].
 
     Raises:
-        ValueError: A limit below the cheapest precision's time, or no measured sensitivity.
+        ValueError: A limit below the time of the fastest precisions, or no measured sensitivity.
     """
-    names = ("full", *table.precisions)
-    least = min(COST[p] for p in names)
-    if not limit >= least:
-        raise ValueError(f"attention needs {least} of full precision's time, the limit is {limit}")
+    names = _names(table)
     damage = np.array([table.damage(p) for p in names])
-    cost = np.array([COST[p] * table.amount for p in names])
-    return _search(damage, cost, names, limit * float(table.amount.sum()), phases, "both")[0]
+    cost = np.array([table.time(p) for p in names])
+    least = float(cost.min(0).sum() / cost[0].sum())
+    if not limit >= least:
+        raise ValueError(
+            f"these sites need {least:.2f} of full precision's time, the limit is {limit}"
+        )
+    return _search(damage, cost, names, limit * float(cost[0].sum()), phases, "both")[0]
+
+
+def _names(table: ErrorTable) -> tuple[str, ...]:
+    """Return "full" and the precisions, most exact first."""
+    return ("full", *sorted(table.precisions, key=lambda p: float(np.nanmean(table.mean("l1", p)))))
 
 
 def predicted(table: ErrorTable, choice: Choice) -> float:
@@ -152,39 +164,52 @@ def predicted(table: ErrorTable, choice: Choice) -> float:
 
 
 def relative_cost(table: ErrorTable, choice: Choice) -> float:
-    """Return the attention time of a choice [S, N] relative to full precision, from ``COST``."""
-    cost = np.vectorize(COST.__getitem__, otypes=[float])(choice) * table.amount
-    return float(cost.sum() / table.amount.sum())
+    """Return the time of all sites under a choice [S, N] relative to full precision's."""
+    taken = sum(float(table.time(p)[choice == p].sum()) for p in set(choice.ravel().tolist()))
+    return taken / float(table.time("full").sum())
 
 
-def to_plan(table: ErrorTable, choice: Choice, name: str = "calibrated", **options: Any) -> Plan:
+def to_plan(
+    table: ErrorTable, choice: Choice, name: str = "calibrated", *, like: Plan | None = None
+) -> Plan:
     """Return the plan of a choice.
 
     Args:
         table: Measured errors of S sites and N steps.
         choice: Precisions [S, N].
         name: The plan's name.
-        **options: Further fields of ``AttentionConfig``.
+        like: A plan whose other fields this one has; by default they are the usual ones.
 
     Returns:
-        A plan whose most frequent precision is the default and whose rules set the others.
-
-    Raises:
-        ValueError: An option that ``AttentionConfig`` does not allow.
+        A plan whose most frequent precisions are the defaults and whose rules set the others. It
+        has no attention, or no linear layers, where the choice leaves all of them at "full".
     """
-    counts = Counter(choice.ravel().tolist())
-    usual = counts.most_common(1)[0][0]
+    like = Plan() if like is None else like
+    layers = np.array([site in table.linear for site in table.sites], bool)
+    made: dict[str, Any] = {}
+    kinds = (("attention", ~layers, AttentionConfig), ("linear", layers, LinearConfig))
+    for field, rows, kind in kinds:
+        part, sites = choice[rows], np.array(table.sites, object)[rows].tolist()
+        base = getattr(like, field) or kind()
+        quantized = bool((part != "full").any())
+        made[field] = replace(base, **_rules(part, sites)) if quantized else None
+    return replace(like, name=name, **made)
+
+
+def _rules(choice: Choice, sites: list[str]) -> dict[str, Any]:
+    """Return the fields ``precision`` and ``rules`` of a choice [S, N]."""
+    usual = Counter(choice.ravel().tolist()).most_common(1)[0][0]
     steps, rules, start = choice.shape[1], [], 0
     for end in range(1, steps + 1):
         if end < steps and (choice[:, end] == choice[:, start]).all():
             continue
         column = choice[:, start]
         for precision in sorted(set(column.tolist()) - {usual}):
-            sites = tuple(s for s, p in zip(table.sites, column, strict=True) if p == precision)
-            names = "*" if len(sites) == len(table.sites) else sites
+            chosen = tuple(s for s, p in zip(sites, column, strict=True) if p == precision)
+            names = "*" if len(chosen) == len(sites) else chosen
             rules.append(Rule(precision, names, start / steps, end / steps))
         start = end
-    return Plan(name, AttentionConfig(usual, tuple(rules), **options))
+    return {"precision": usual, "rules": tuple(rules)}
 
 
 def _search(
@@ -243,7 +268,7 @@ def _fill(picked: np.ndarray, value: np.ndarray, limited: np.ndarray, limit: flo
     """Spend what is left of the limit, starting with the best gain for its price."""
     now_v, now_l = (np.take_along_axis(x, picked[None], 0)[0] for x in (value, limited))
     left = limit * (1 + 1e-12) - now_l.sum()
-    gain, price = now_v - value, limited - now_l
+    gain, price = np.where(np.isfinite(value), now_v - value, 0.0), limited - now_l
     for flat in np.argsort(-(gain / np.maximum(price, 1e-30)).ravel()):
         p, s, k = np.unravel_index(flat, value.shape)
         now = picked[s, k]

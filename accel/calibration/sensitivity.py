@@ -1,4 +1,4 @@
-"""How errors of attention change the video, fitted to runs of plans that mix precisions.
+"""How errors at sites change the video, fitted to runs of plans that mix precisions.
 
 Model. A plan causes squared errors x_sk of the denoiser's output by site s at step k. They add up
 as variances do, each with a weight for its site and one for its time. Run r of job j reaches
@@ -43,21 +43,25 @@ class Sensitivity:
     spread: float
 
 
-def probes(sites: int, steps: int, names: Sequence[str], count: int) -> list[np.ndarray]:
-    """Return ``count`` random choices [S, N] of ``names``, the same ones every time.
+def probes(own: Sequence[Sequence[str]], steps: int, count: int) -> list[np.ndarray]:
+    """Return ``count`` random choices [S, N] for sites with precisions of their ``own`` [S].
 
-    Each has up to three phases with a mix of their own (Dirichlet 1/2, so that some are nearly of
-    one precision), and each site draws its precision from that mix.
+    They are the same ones every time. Each has up to three phases with a mix of their own
+    (Dirichlet 1/2, so that some are nearly of one precision), and each site draws its precision
+    from that mix. Where it does not have what it drew, it takes its own least exact one.
     """
     rng = np.random.default_rng(0)
+    names = list(dict.fromkeys(name for mine in own for name in mine))
     found: list[np.ndarray] = []
     while len(found) < count:
         cuts = rng.choice(np.arange(1, steps), min(PHASES, steps) - 1, replace=False)
         lengths = np.diff([0, *sorted(cuts), steps])
         mixes = rng.dirichlet(np.full(len(names), 0.5), len(lengths))
-        columns = [rng.choice(np.array(names, object), sites, p=mix) for mix in mixes]
+        columns = [rng.choice(np.array(names, object), len(own), p=mix) for mix in mixes]
+        for column in columns:
+            column[:] = [p if p in mine else mine[-1] for p, mine in zip(column, own, strict=True)]
         choice = np.repeat(np.stack(columns, 1), lengths, 1)
-        if sites * steps == 1 or (choice != choice[0, 0]).any():
+        if len(own) * steps == 1 or (choice != choice[0, 0]).any():
             found.append(choice)
     return found
 

@@ -1,4 +1,4 @@
-"""What calibration found: errors of each precision by site and step, and how much they matter.
+"""What calibration found: errors and times of each precision by site and step, and what they do.
 
 An ``ErrorTable`` holds averages only. So it is small, tables of several jobs and machines can be
 merged, and it can be used for another number of steps: errors belong to noise levels (sigma), not
@@ -17,13 +17,15 @@ import numpy as np
 
 from accel.core.atomic_write import write_atomic
 
-VERSION = 2
+VERSION = 3
 METRICS = ("l1", "cosine", "score", "l2", "worst")
 
 
 @dataclass(frozen=True)
 class ErrorTable:
-    """Errors against full precision on sampled query rows, for S sites, N steps and B branches.
+    """Errors against full precision on sampled rows, for S sites, N steps and B branches.
+
+    Sites are attention modules and linear layers.
 
     Branches are the calls of a site in one step: 1 with batched guidance or none, 2 where the
     pipeline calls the denoiser once with the prompt and once without.
@@ -36,6 +38,9 @@ class ErrorTable:
         errors: For each precision ``METRICS`` x [S, N, B]: means of the relative L1 error, of the
             cosine, of the score cosine * (1 - L1) (adaptive rule of SageAttention2) and of the
             relative squared L2 error, and the worst L1.
+        costs: For "full" and each precision the milliseconds [S] of one call, as measured on one
+            machine; inf where a site does not have the precision.
+        linear: The sites that are linear layers.
         site_weight: Weights [S, N]; None if no sensitivity was measured.
         step_weight: Weights [N]. Times ``site_weight`` they are the mean squared error of the video
             (levels 0 to 1) per unit of relative squared L2 error at a site and step.
@@ -53,6 +58,8 @@ class ErrorTable:
     work: np.ndarray
     counts: np.ndarray
     errors: dict[str, np.ndarray]
+    costs: dict[str, np.ndarray]
+    linear: frozenset[str] = frozenset()
     site_weight: np.ndarray | None = None
     step_weight: np.ndarray | None = None
     spread: float | None = None
@@ -66,7 +73,8 @@ class ErrorTable:
     def mean(self, metric: str, precision: str) -> np.ndarray:
         """Return a metric [S, N]: the worst branch for "worst", else the mean of all calls.
 
-        Raises ValueError for a metric or precision that was not measured.
+        It is NaN where a site does not have the precision. Raises ValueError for a metric or
+        precision that was not measured.
         """
         if metric not in METRICS or precision not in self.errors:
             raise ValueError(
@@ -74,8 +82,14 @@ class ErrorTable:
             )
         values = self.errors[precision][METRICS.index(metric)]
         if metric == "worst":
-            return values.max(-1)
-        return (values * self.counts).sum(-1) / np.maximum(self.counts.sum(-1), 1)
+            found = values.max(-1)
+        else:
+            found = (values * self.counts).sum(-1) / np.maximum(self.counts.sum(-1), 1)
+        return np.where(self.has(precision)[:, None], found, np.nan)
+
+    def has(self, precision: str) -> np.ndarray:
+        """Return which sites have a precision, bool [S]."""
+        return np.isfinite(self.costs[precision])
 
     @property
     def amount(self) -> np.ndarray:
@@ -87,17 +101,24 @@ class ErrorTable:
         calls = self.counts.sum(-1)
         return self.work[:, None] * calls / max(float(calls.max()), 1e-30)
 
+    def time(self, precision: str) -> np.ndarray:
+        """Return the milliseconds [S, N] that one job's calls take, inf for a precision amiss."""
+        calls = self.counts.sum(-1) / self.jobs
+        with np.errstate(invalid="ignore"):
+            return np.where(calls > 0, self.costs[precision][:, None] * calls, 0.0)
+
     def damage(self, precision: str) -> np.ndarray:
         """Return the predicted mean squared error [S, N] of the video for one site and step alone.
 
-        Only that site at that step then runs in ``precision``; "full" gives 0. Raises ValueError if
-        no sensitivity was measured.
+        Only that site at that step then runs in ``precision``; "full" gives 0, and a precision that
+        a site does not have inf. Raises ValueError if no sensitivity was measured.
         """
         if self.site_weight is None or self.step_weight is None:
             raise ValueError("no sensitivity measured; calibrate with probe_runs=24")
         if precision == "full":
             return np.zeros((len(self.sites), len(self.sigmas)))
-        return self.site_weight * self.step_weight * self.mean("l2", precision)
+        found = self.site_weight * self.step_weight * self.mean("l2", precision)
+        return np.where(np.isnan(found), np.inf, found)
 
     def at(self, sigmas: Sequence[float] | np.ndarray) -> ErrorTable:
         """Return the table on another schedule, interpolated over sigma.
@@ -136,7 +157,7 @@ class ErrorTable:
         Raises ValueError for other sites, precisions or branches: another model, or another kind of
         guidance.
         """
-        for name in ("sites", "precisions"):
+        for name in ("sites", "precisions", "linear"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"tables of different {name} cannot be merged: another model?")
         if self.counts.shape[-1] != other.counts.shape[-1]:
@@ -160,6 +181,8 @@ class ErrorTable:
 
         return replace(
             self, counts=counts, errors=errors, jobs=jobs,
+            costs={p: (v * self.jobs + other.costs[p] * other.jobs) / jobs
+                   for p, v in self.costs.items()},
             site_weight=weigh(self.site_weight, other.site_weight),
             step_weight=weigh(self.step_weight, other.step_weight),
             spread=max((s for s in (self.spread, other.spread) if s is not None), default=None),
@@ -172,9 +195,12 @@ class ErrorTable:
             for name in ("sigmas", "work", "counts", "site_weight", "step_weight")
         }
         errors = {p: dict(zip(METRICS, v.tolist(), strict=True)) for p, v in self.errors.items()}
+        costs = {
+            p: [float(c) if np.isfinite(c) else None for c in v] for p, v in self.costs.items()
+        }
         return {
             "version": VERSION, "sites": list(self.sites), **arrays, "errors": errors,
-            "spread": self.spread, "jobs": self.jobs,
+            "costs": costs, "linear": sorted(self.linear), "spread": self.spread, "jobs": self.jobs,
         }  # fmt: skip
 
     @classmethod
@@ -193,9 +219,15 @@ class ErrorTable:
             errors = {
                 p: np.array([v[m] for m in METRICS], float) for p, v in data["errors"].items()
             }
+            costs = {
+                p: np.array([np.inf if c is None else c for c in v], float)
+                for p, v in data["costs"].items()
+            }
             return cls(
                 sites=tuple(data["sites"]),
                 errors=errors,
+                costs=costs,
+                linear=frozenset(data["linear"]),
                 spread=data["spread"],
                 jobs=data["jobs"],
                 **arrays,

@@ -13,7 +13,7 @@ import torch
 from accel.calibration import choose
 from accel.calibration.precision import calibrate
 from accel.calibration.table import ErrorTable
-from accel.config import Impl
+from accel.config import AttentionConfig, Impl, LinearConfig
 from accel.core.quality import psnr, ssim
 from accel.core.validate import number
 from accel.kernels.dispatch import ATTENTION, resolve
@@ -24,6 +24,7 @@ from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import load
 from accel.pipelines.paths import user_path
 from accel.pipelines.pictures import frame_strip, heat_map
+from accel.plans import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +81,9 @@ def run(args: argparse.Namespace) -> int:
         table = table.merge(other)
     choice = _choice(table, args)
     table.save(args.out / "table.json")
-    plan = choose.to_plan(table, choice, impl=args.impl, smooth_q=True)
+    options = {"impl": args.impl}
+    like = Plan("", AttentionConfig(smooth_q=True, **options), linear=LinearConfig(**options))
+    plan = choose.to_plan(table, choice, like=like)
     plan.save(args.out / "plan.json")
     heat_map(table, choice).save(args.out / "precision.png", optimize=True)
     with patched(pipe, plan=plan):
@@ -122,7 +125,7 @@ def _summary(
     return (
         f"{len(table.sites)} sites, {len(table.sigmas)} steps, {table.jobs} jobs, impl {impl}\n"
         f"plan: {parts}\n"
-        f"PREDICTED: attention time {choose.relative_cost(table, choice):.2f} of torch's, "
+        f"PREDICTED: {choose.relative_cost(table, choice):.2f} of the time of these sites, "
         f"{choose.predicted(table, choice):.1f} dB PSNR{within}\n"
         f"measured on the first job: {psnr(before, after):.1f} dB PSNR, "
         f"SSIM {ssim(before, after):.4f}"

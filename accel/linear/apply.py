@@ -15,32 +15,32 @@ from accel.core.run_state import RunState
 from accel.core.stand_in import put_in_place
 from accel.linear import product
 from accel.linear.layer_call import Layer
-from accel.linear.linear_layers import linear_layers
 from accel.linear.linear_site import LinearSite
 
 
 def apply_linear(
-    name: str,
     denoiser: nn.Module,
+    found: dict[str, nn.Linear],
+    left: dict[str, str],
     config: LinearConfig,
     state: RunState,
     undo: ExitStack,
-    *,
-    several: bool,
+    make: Callable[..., LinearSite] = LinearSite,
 ) -> dict[str, LinearSite]:
     """Make every linear layer of a denoiser's blocks a site, and return them by name.
 
-    Those that are left alone are among them. A layer's forward is replaced below every hook it has.
-    What has to be undone is put on ``undo`` as it is done, so a failure midway can be unwound.
+    ``found`` and ``left`` are what ``linear_layers`` gave: those that are left alone are sites too.
+    Each site is made by ``make(name, config, state, left=...)``. A layer's forward is replaced
+    below every hook it has. What has to be undone is put on ``undo`` as it is done, so a failure
+    midway can be unwound.
 
     Raises RuntimeError where a named implementation is asked for and this build has none.
     """
     if product.kernels() is None and config.impl != "auto":
         raise RuntimeError(f"linear impl {config.impl!r} cannot run here: {product.MISSING}")
-    found, left = linear_layers(name, denoiser, several=several)
-    sites = {path: LinearSite(path, config, state, left=why) for path, why in left.items()}
+    sites = {path: make(path, config, state, left=why) for path, why in left.items()}
     for path, module in found.items():
-        site = sites[path] = LinearSite(path, config, state)
+        site = sites[path] = make(path, config, state)
         holder, slot = innermost(module)
         layer = Layer(module, getattr(holder, slot), site)
         undo.callback(_bring_home(module, denoiser, site))

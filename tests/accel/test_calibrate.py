@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +12,17 @@ import torch
 import accel
 from accel.attention.policy import precision_at
 from accel.calibration import choose
-from accel.calibration.precision import calibrate, sample
+from accel.calibration.precision import calibrate
+from accel.calibration.probing import sample
 from accel.calibration.table import METRICS, ErrorTable
+from accel.config import AttentionConfig, LinearConfig
 from accel.core.quality import latent_errors, latents_by_step
 from accel.patching import patched
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
+from accel.plans import Plan
+from tests.helpers.error_tables import COST, made
 
 STEPS = 5
 
@@ -36,28 +41,9 @@ def pipe():
 @pytest.fixture(scope="module")
 def measured(pipe):
     plain = run(0)(pipe)
-    table = calibrate(pipe, [run(0)], impl="reference", probe_runs=10, progress=False)
+    table = calibrate(pipe, [run(0)], impl="reference", linear=False, probe_runs=10, progress=False)
     assert np.array_equal(run(0)(pipe), plain)  # the pipeline is as it was
     return table, plain
-
-
-def made(sites=3, steps=6, seed=0):
-    """A table out of numbers: later steps and sites harm less, int4 ten times int8."""
-    rng = np.random.default_rng(seed)
-    shape = (sites, steps, 2)
-    base = rng.uniform(0.5, 1.5, shape)
-    scale = {"int8": 1e-4, "int6": 4e-4, "int4": 1e-3}
-    errors = {
-        p: np.stack(
-            [np.sqrt(e * base), 1 - e * base, 1 - np.sqrt(e * base), e * base, base * e * 3]
-        )
-        for p, e in scale.items()
-    }
-    return ErrorTable(
-        tuple(f"blocks.{i}.attn1" for i in range(sites)), np.linspace(1, 0.1, steps),
-        np.full(sites, 1e6), np.ones(shape), errors,
-        np.linspace(1, 0.1, sites)[:, None] * np.ones(steps), np.linspace(3, 0.1, steps),
-    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -77,6 +63,11 @@ def test_every_site_step_and_branch_is_measured(measured):
 @pytest.mark.slow
 def test_prediction_is_as_near_as_the_table_says(pipe, measured):
     table, plain = measured
+    # The reference is slower than torch; a choice by time needs the times of a kernel.
+    costs = {p: np.full(len(table.sites), cost) for p, cost in COST.items()}
+    table = replace(table, costs=costs)
+    attention = AttentionConfig(impl="reference", smooth_q=True, check_rows=0)
+    like = Plan("", attention, linear=LinearConfig(impl="reference", check_rows=0))
     decibels = []
     for choice in (
         choose.uniform(table, "int4"),
@@ -85,7 +76,7 @@ def test_prediction_is_as_near_as_the_table_says(pipe, measured):
         choose.uniform(table, "int8"),
     ):
         # Without the check that sends a site back to full precision: it is no part of the choice.
-        plan = choose.to_plan(table, choice, impl="reference", smooth_q=True, check_rows=0)
+        plan = choose.to_plan(table, choice, like=like)
         with patched(pipe, plan=plan):
             found = accel.core.quality.psnr(plain, run(0)(pipe))
         predicted = choose.predicted(table, choice)
@@ -177,7 +168,7 @@ def test_the_best_quality_within_a_cost(limit):
     choice = choose.by_cost(table, limit)
     assert choose.relative_cost(table, choice) <= limit + 1e-9
     for p in ("full", "int8", "int6", "int4"):
-        if limit >= choose.COST[p]:
+        if limit >= COST[p]:
             even = choose.uniform(table, p)
             assert choose.predicted(table, choice) >= choose.predicted(table, even) - 1e-9
 
@@ -198,7 +189,7 @@ def test_a_bound_holds_for_every_call():
 def test_of_what_costs_the_same_the_more_exact_is_taken():
     table = made()
     loose = choose.by_bound(table, 10.0)
-    assert choose.COST["int6"] == choose.COST["int4"] and (loose == "int6").all()
+    assert COST["int6"] == COST["int4"] and (loose == "int6").all()
 
 
 def test_work_is_counted_where_it_is_done():
@@ -223,7 +214,7 @@ def test_a_plan_is_its_choice():
 
 def test_without_sensitivity_there_is_no_choice_by_quality():
     table = made()
-    bare = ErrorTable(table.sites, table.sigmas, table.work, table.counts, table.errors)
+    bare = replace(table, site_weight=None, step_weight=None)
     assert np.mean(choose.by_share(bare, 0.5, rank="score") == "int4") == 0.5
     with pytest.raises(ValueError, match="sensitivity"):
         choose.by_quality(bare, 30.0)
@@ -252,7 +243,9 @@ def test_a_patched_pipeline_is_not_calibrated(pipe):
 def test_jobs_are_call_arguments_too(pipe):
     job = {"prompt": "a blue crescent", "height": 64, "width": 64, "num_frames": 5,
            "num_inference_steps": 2, "max_sequence_length": 32}  # fmt: skip
-    table = calibrate(pipe, [job, job], impl="reference", probe_runs=0, progress=False)
+    table = calibrate(
+        pipe, [job, job], impl="reference", linear=False, probe_runs=0, progress=False
+    )
     assert (table.counts == 2).all() and table.counts.shape == (12, 2, 2)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from accel.calibration.output_error import gains, groups, output_errors, sampled_steps
+from accel.calibration.output_error import MAX_GROUPS, gains, groups, output_errors, sampled_steps
 from accel.calibration.sensitivity import fit, probes
 
 SITES, STEPS = 6, 10
@@ -21,7 +21,7 @@ def plans(count, seed=0):
     unit = {"full": 0.0, "int8": 1e-4, "int4": 1e-2}
     return np.array([
         np.vectorize(unit.get, otypes=[float])(choice) * size
-        for choice in probes(SITES, STEPS, NAMES, count)
+        for choice in probes([NAMES] * SITES, STEPS, count)
     ])  # fmt: skip
 
 
@@ -65,19 +65,22 @@ def test_without_any_error_there_is_nothing_to_fit():
 
 @pytest.mark.parametrize(("sites", "steps"), [(12, 20), (1, 1), (3, 2), (1, 4)])
 def test_probes_mix_precisions_in_at_most_three_phases(sites, steps):
-    found = probes(sites, steps, NAMES, 30)
+    found = probes([NAMES] * sites, steps, 30)
     assert len(found) == 30 and all(c.shape == (sites, steps) for c in found)
     assert {p for c in found for p in c.ravel()} == set(NAMES)
     assert max((c[:, 1:] != c[:, :-1]).any(0).sum() for c in found) <= 2
-    assert all((a == b).all() for a, b in zip(found, probes(sites, steps, NAMES, 30), strict=True))
+    assert all(
+        (a == b).all() for a, b in zip(found, probes([NAMES] * sites, steps, 30), strict=True)
+    )
 
 
 def test_groups_are_neighbors_of_one_kind():
     sites = [f"blocks.{i}.attn{k}" for i in range(20) for k in (1, 2)]
     found = groups(sites)
-    assert sorted(s for g in found for s in g) == sorted(sites) and len(found) == 12
+    assert sorted(s for g in found for s in g) == sorted(sites) and len(found) == MAX_GROUPS
     assert all(len({s[-1] for s in g}) == 1 for g in found)
-    assert found[0] == tuple(f"blocks.{i}.attn1" for i in range(4))
+    assert found[0] == ("blocks.0.attn1", "blocks.1.attn1")
+    assert ("blocks.19.attn1",) in found and ("blocks.19.attn2",) in found
     assert sampled_steps(20) == {0, 5, 10, 14, 19} and sampled_steps(2) == {0, 1}
 
 

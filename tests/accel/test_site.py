@@ -15,7 +15,7 @@ from accel import AttentionConfig, Rule
 from accel.attention import site as module
 from accel.attention.call import Call
 from accel.attention.site import Site
-from accel.calibration.precision import _Sums
+from accel.calibration.probing import Probe, Sums
 from accel.kernels import dispatch
 from accel.kernels.attention_call import Options
 from accel.kernels.dispatch import Decision
@@ -140,6 +140,11 @@ def test_options_scale_and_masks_reach_the_kernel(monkeypatch):
 
 def test_calibration_measures_what_some_precision_would_run(four_bits_lose):
     call = Call(*tensors(), None, False, None, False)
-    assert _Sums(("int8", "int4"), 64, "auto", Options()).why_full(call) == ""
-    assert _Sums(("int4",), 64, "auto", Options()).why_full(call) == LOSES
-    assert _Sums(("int4",), 64, "reference", Options()).why_full(call) == ""
+
+    def why(precisions, impl):
+        sums = Sums(precisions, 64, impl, Options())
+        return Probe("a", AttentionConfig("full"), state(), sums=sums).why_full(call)
+
+    assert why(("int8", "int4"), "auto") == ""
+    assert why(("int4",), "auto") == LOSES
+    assert why(("int4",), "reference") == ""

@@ -4,9 +4,9 @@
     python tests/bench/bench_precision.py --time
 
 The embedded model is calibrated on some jobs; everything else is measured on others. First a table
-of plans: PSNR to the unquantized output (mean over jobs) beside attention's relative cost
-(``accel.choose.COST``: on a CPU six bits cost what four cost). Half of the attention work runs in
-the low precision, chosen by layer, by timestep, by both, and by SageAttention2's score instead of
+of plans: PSNR to the unquantized output (mean over jobs) beside the time of the sites, as it was
+measured in the calibration, relative to full precision's. ``--linear``: 8-bit linear layers too.
+Half of the attention work runs in the low precision, chosen by layer, by timestep, by both, and by SageAttention2's score instead of
 predicted damage.
 
 What such a plan gains is its PSNR over the best plan of equal cost that chooses nothing. No uniform
@@ -37,12 +37,14 @@ from tqdm import tqdm
 from accel.calibration import choose
 from accel.calibration.precision import calibrate
 from accel.calibration.table import ErrorTable
+from accel.config import AttentionConfig, LinearConfig
 from accel.core.quality import psnr
 from accel.core.run_pipeline import to_uint8
 from accel.patching import patched
 from accel.pipelines.generate import generate, motion_latents
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
+from accel.plans import Plan
 
 PROMPTS = (
     "a red circle on a striped blue background",
@@ -53,7 +55,7 @@ PROMPTS = (
 )
 STEPS, CALIBRATION, PROBES = 20, 10, 30
 UNITS = {
-    "/cost": "of torch's attention",
+    "/cost": "of full precision's time",
     "correlation": "rank correlation",
     "halves": "rank correlation",
     "": "dB",
@@ -87,6 +89,12 @@ def videos(pipe, seeds: range) -> np.ndarray:
     return to_uint8(output.frames)
 
 
+def unchecked(impl: str) -> Plan:
+    """The options of all plans: without the check that sends a site back to full precision."""
+    attention = AttentionConfig(impl=impl, smooth_q=True, check_rows=0)
+    return Plan("", attention, linear=LinearConfig(impl=impl, check_rows=0))
+
+
 class Bench:
     """Measures choices on a fixed set of jobs against their unquantized videos."""
 
@@ -96,7 +104,7 @@ class Bench:
 
     def psnr(self, choice: choose.Choice) -> np.ndarray:
         """PSNR of each job [J], in dB."""
-        plan = choose.to_plan(self.table, choice, impl=self.impl, smooth_q=True, check_rows=0)
+        plan = choose.to_plan(self.table, choice, like=unchecked(self.impl))
         with patched(self.pipe, plan=plan):
             found = videos(self.pipe, self.seeds)
         return np.array([min(psnr(a, b), MOST) for a, b in zip(self.plain, found, strict=True)])
@@ -117,7 +125,8 @@ def choices(table: ErrorTable) -> dict[str, list[choose.Choice]]:
                 choose.by_share(table, 0.5, low=low, rank="score", phases=None)
             ],
         }
-    rows["any, at int8's cost"] = [choose.by_cost(table, choose.COST["int8"])]
+    int8 = choose.relative_cost(table, rows["int8"][0])
+    rows["any, at int8's cost"] = [choose.by_cost(table, int8)]
     return rows
 
 
@@ -133,7 +142,7 @@ def measured_rows(bench: Bench) -> dict[str, dict[str, float]]:
         }
         rows[name] = row
         cheap = [r["measured"] for n, r in rows.items()
-                 if n in choose.COST and r["cost"] <= row["cost"] + 0.005]  # fmt: skip
+                 if n in bench.table.precisions and r["cost"] <= row["cost"] + 0.005]  # fmt: skip
         even = rows.get(name.split(",")[0] + ", every other")
         row["gain"] = row["measured"] - max([*cheap, *([even["measured"]] if even else [])])
         print(f"{name:28} {row['cost']:6.3f} {row['predicted']:9.2f} {row['measured']:9.2f}"
@@ -175,7 +184,7 @@ def measured_random(bench: Bench, plans: int) -> dict[str, object]:
             "rank correlation": rank, "between halves": halves}  # fmt: skip
 
 
-def time_calibration(pipe, impl: str, repeats: int = 7) -> None:
+def time_calibration(pipe, impl: str, linear: bool, repeats: int = 7) -> None:
     """Print how many times its usual time a run takes while errors are measured."""
 
     def plain(p) -> np.ndarray:
@@ -187,7 +196,7 @@ def time_calibration(pipe, impl: str, repeats: int = 7) -> None:
         start = time.perf_counter()
         plain(pipe)
         middle = time.perf_counter()
-        calibrate(pipe, [plain], impl=impl, probe_runs=0, progress=False)
+        calibrate(pipe, [plain], impl=impl, linear=linear, probe_runs=0, progress=False)
         ratios.append((time.perf_counter() - middle) / (middle - start))
     print(
         f"a run in which errors are measured takes {statistics.median(ratios):.2f} times its "
@@ -195,12 +204,12 @@ def time_calibration(pipe, impl: str, repeats: int = 7) -> None:
     )
 
 
-def calibrated(pipe, impl: str, probe_runs: int, file: Path | None) -> ErrorTable:
+def calibrated(pipe, impl: str, linear: bool, probe_runs: int, file: Path | None) -> ErrorTable:
     """The table in ``file``; if there is none it is measured, and saved there."""
     if file is not None and file.exists():
         return ErrorTable.load(file)
     runs = [lambda p, s=s: generate(p, job(s)).frames for s in range(1000, 1000 + CALIBRATION)]
-    table = calibrate(pipe, runs, impl=impl, probe_runs=probe_runs)
+    table = calibrate(pipe, runs, impl=impl, linear=linear, probe_runs=probe_runs)
     if file is not None:
         table.save(file)
     return table
@@ -212,6 +221,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=10)
     parser.add_argument("--plans", type=int, default=30)
     parser.add_argument("--impl", default="cpu", choices=["auto", "cpu", "gpu", "reference"])
+    parser.add_argument("--linear", action="store_true", help="linear layers are sites too")
     parser.add_argument("--probes", type=int, default=PROBES, help="runs of mixed plans")
     parser.add_argument("--time", action="store_true", help="only time the measurement of errors")
     parser.add_argument("--table", type=Path, help="calibration to use, or to write if missing")
@@ -221,8 +231,8 @@ def main() -> None:
     pipe = load("tiny")
     pipe.set_progress_bar_config(disable=True)
     if args.time:
-        return time_calibration(pipe, args.impl)
-    table = calibrated(pipe, args.impl, args.probes, args.table)
+        return time_calibration(pipe, args.impl, args.linear)
+    table = calibrated(pipe, args.impl, args.linear, args.probes, args.table)
     print(
         f"calibrated on {table.jobs} jobs; one job under one plan is "
         f"predicted within {table.spread:.1f} dB (root mean square)"

@@ -27,7 +27,10 @@ def table(sites=4, steps=6):
     shape = (sites, steps, 1)
     errors = {p: np.full((5, *shape), e) for p, e in {"int8": 0.01, "int4": 0.3}.items()}
     names = tuple(f"blocks.{i}.attn1" for i in range(sites))
-    return ErrorTable(names, np.linspace(1, 0, steps), np.ones(sites), np.ones(shape), errors)
+    costs = {p: np.ones(sites) for p in ("full", *errors)}
+    return ErrorTable(
+        names, np.linspace(1, 0, steps), np.ones(sites), np.ones(shape), errors, costs
+    )
 
 
 def test_twenty_four_mixed_plans_are_run_unless_told_otherwise():
@@ -47,12 +50,15 @@ def test_job_files_become_a_table_a_plan_and_pictures(jobs, tmp_path, capsys, mo
     said = capsys.readouterr().out
     assert "PREDICTED" in said and "one job typically" in said and "on the first job" in said
     found = ErrorTable.load(out / "table.json")
-    assert len(found.sites) == 12 and len(found.sigmas) == 3 and found.step_weight is not None
+    attended = [site for site in found.sites if site not in found.linear]
+    assert len(attended) == 12 and len(found.linear) == 48
+    assert len(found.sigmas) == 3 and found.step_weight is not None
     plan = Plan.load(out / "plan.json")
     assert plan.attention is not None and plan.attention.impl == "reference"
     assert {plan.attention.precision, *(r.precision for r in plan.attention.rules)} == {
         "int4", "int8"
     }  # fmt: skip
+    assert plan.linear is None  # a share is one of attention's work
     for name in ("precision.png", "frames.png"):
         assert Image.open(out / name).size[0] > 100
     assert main(["calibrate", str(jobs), "--out", str(out), "--quality", "30", "--impl",
