@@ -6,8 +6,8 @@
 The embedded model is calibrated on some jobs; everything else is measured on others. First a table
 of plans: PSNR to the unquantized output (mean over jobs) beside the time of the sites, as it was
 measured in the calibration, relative to full precision's. ``--linear``: 8-bit linear layers too.
-Half of the attention work runs in the low precision, chosen by layer, by timestep, by both, and by SageAttention2's score instead of
-predicted damage.
+Half of the attention work runs in the low precision, chosen by layer, by timestep, by both, and by
+SageAttention2's score instead of predicted damage.
 
 What such a plan gains is its PSNR over the best plan of equal cost that chooses nothing. No uniform
 plan costs as much as a mix of two precisions, so there are two: the best uniform plan that costs no
