@@ -13,7 +13,6 @@ from accel.config import LinearConfig
 from accel.core.diffusers_bridge import innermost
 from accel.core.run_state import RunState
 from accel.core.stand_in import put_in_place
-from accel.linear import product
 from accel.linear.layer_call import Layer
 from accel.linear.linear_layers import linear_layers
 from accel.linear.linear_site import LinearSite
@@ -32,11 +31,7 @@ def apply_linear(
 
     Those that are left alone are among them. A layer's forward is replaced below every hook it has.
     What has to be undone is put on ``undo`` as it is done, so a failure midway can be unwound.
-
-    Raises RuntimeError where a named implementation is asked for and this build has none.
     """
-    if product.kernels() is None and config.impl != "auto":
-        raise RuntimeError(f"linear impl {config.impl!r} cannot run here: {product.MISSING}")
     found, left = linear_layers(name, denoiser, several=several)
     sites = {path: LinearSite(path, config, state, left=why) for path, why in left.items()}
     for path, module in found.items():

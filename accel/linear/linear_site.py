@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,12 @@ from accel.attention.call import finite
 from accel.attention.check import Sample, spread
 from accel.attention.guard import BY_PLAN, GuardedSite, failed
 from accel.attention.site_record import Now
-from accel.config import LinearConfig
+from accel.config import LinearConfig, LinearPrecision
 from accel.core.autocast import autocasts
+from accel.kernels import linear as kernels
 from accel.kernels.attention_call import why_not_read
-from accel.linear import pays, product
+from accel.kernels.packed_weight import Packed
+from accel.linear import pays
 from accel.linear.packed import PackedWeight
 
 Forward = Callable[[Tensor], Tensor]
@@ -44,14 +46,12 @@ def needs_gradient(layer: nn.Linear, x: Tensor) -> bool:
 class Product:
     """The product with a packed weight; called with [..., K] it returns [..., N]."""
 
-    kernels: Any
-    packed: Any
+    packed: Packed
     bias: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run it."""
-        out: Tensor = self.kernels.run(x, self.packed, self.bias)
-        return out
+        return kernels.run(x, self.packed, self.bias)
 
     @property
     def by(self) -> str:
@@ -84,7 +84,8 @@ class LinearSite(GuardedSite):
         ``forward`` is what the layer itself would run.
         """
         now = run, step = self.state.refresh(), self.state.step
-        precision = policy.precision_at(self.config, self.name, step, self.state.steps)
+        found = policy.precision_at(self.config, self.name, step, self.state.steps)
+        precision = cast(LinearPrecision, found)  # the only ones that its rules may have
         reason = BY_PLAN if precision == "full" else self._why_full(layer, x)
         if not reason and self.demoted_run == run:
             reason = f"demoted: {self.demoted_why}"
@@ -131,22 +132,20 @@ class LinearSite(GuardedSite):
         return True
 
     def _prepare(
-        self, layer: nn.Linear, x: Tensor, precision: str, now: Now
+        self, layer: nn.Linear, x: Tensor, precision: LinearPrecision, now: Now
     ) -> tuple[Product | None, str]:
         """Return the product with the packed weight, or None and why torch's is taken."""
-        kernels, rows = product.kernels(), x.reshape(-1, x.shape[-1])
-        if kernels is None:
-            return None, product.MISSING
+        rows = x.reshape(-1, x.shape[-1])
         route = (x.shape, x.dtype, x.device, layer.weight.dtype, precision, torch.get_num_threads())
         why = self.routes.get(route)
         if why is None:
-            why = self.routes[route] = self._why_torch(kernels, layer, rows, precision, now)
+            why = self.routes[route] = self._why_torch(layer, rows, precision, now)
             if why and not self.record.ran:
                 self.weight.clear()
         if why:
             return None, why
-        packed = self.weight.find(kernels, layer.weight, rows, precision, now)
-        ours = Product(kernels, packed, layer.bias)
+        packed = self.weight.find(layer.weight, rows, precision, now)
+        ours = Product(packed, layer.bias)
         if self.config.keep == "cpu" and not layer.weight.is_cpu:
             self.home = layer.weight.device
             layer.weight.data = layer.weight.data.cpu()
@@ -154,7 +153,7 @@ class LinearSite(GuardedSite):
         return ours, ""
 
     def _why_torch(
-        self, kernels: Any, layer: nn.Linear, rows: Tensor, precision: str, now: Now
+        self, layer: nn.Linear, rows: Tensor, precision: LinearPrecision, now: Now
     ) -> str:
         """Return why calls like this one are torch's, or ""; measures where that is not known.
 
@@ -176,8 +175,8 @@ class LinearSite(GuardedSite):
 
             def ours(part: Tensor) -> Tensor:  # with all that such a call costs
                 self._why_full(layer, part)
-                packed = find(kernels, layer.weight, part, precision, now)
-                out = Product(kernels, packed, layer.bias)(part)
+                packed = find(layer.weight, part, precision, now)
+                out = Product(packed, layer.bias)(part)
                 finite(out)
                 return out
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from accel.config import LinearConfig
 from accel.kernels import measured
-from accel.kernels.cpu.native import library
-from accel.linear import product
+from accel.kernels.cpu import native
 
 MOST_ROWS = 2048
 REPEATS = 7
@@ -86,5 +85,14 @@ def _file(device: torch.device, threads: int) -> Path:
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     else:
-        where = f"{measured.processor()} {library().isa} {threads} threads"
-    return measured.cache_file("linear", f"{where} torch {torch.__version__}", product.code())
+        where = f"{measured.processor()} {native.library().isa} {threads} threads"
+    return measured.cache_file("linear", f"{where} torch {torch.__version__}", _code())
+
+
+def _code() -> list[Path]:
+    """Return the files whose code decides how fast a product is."""
+    folder = Path(native.__file__).parents[1]
+    names = ("*linear*.py", "*/*linear*.py", "packed_weight.py")
+    files = [file for name in names for file in folder.glob(name)]
+    lib = native.library().lib
+    return files if lib is None else [*files, Path(lib._name)]

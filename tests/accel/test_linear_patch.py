@@ -235,18 +235,6 @@ def test_report_as_text_and_json(wan):
         assert "linear" not in str(other.report()) and other.report().linear is None
 
 
-def test_without_kernels_layers_stay_as_they_are(wan, monkeypatch):
-    monkeypatch.setattr("accel.linear.product.kernels", lambda: None)
-    plain = forward(*wan)
-    handle = accel.patch(wan[0], plan=ours(impl="auto"))
-    assert torch.equal(forward(*wan), plain)
-    assert "no kernels for 8-bit linear layers" in str(handle.report())
-    accel.unpatch(wan[0])
-    with pytest.raises(RuntimeError, match=r"linear impl 'cpu' cannot run here: this build has no"):
-        accel.patch(wan[0], plan=ours(impl="cpu"))
-    assert not accel.is_patched(wan[0]) and not stand_ins(wan[0])
-
-
 def test_plans_and_their_ids(tmp_path):
     plan = Plan("p", linear=LinearConfig("fp8", ({"precision": "int8", "end": 0.5},), outliers=4))
     plan.save(tmp_path / "plan.json")

@@ -110,7 +110,8 @@ def put_in(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """Let sites find this module as the kernels, and measure anew, into an empty cache."""
     from accel.linear import pays
 
-    monkeypatch.setitem(sys.modules, "accel.kernels.linear", sys.modules[__name__])
+    for user in ("linear_site", "packed"):
+        monkeypatch.setattr(f"accel.linear.{user}.kernels", sys.modules[__name__])
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setattr(pays, "_known", {})
     pays._file.cache_clear()
