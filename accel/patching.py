@@ -88,8 +88,9 @@ class Handle:
                 apply_rehash(module, name, self._rehash, self._undo)
             if self.plan.linear is not None:
                 self.layers |= apply_linear(
-                    name, module, self.plan.linear, self._state, self._undo, several=several
-                )
+                    name, module, self.plan.linear, self._state, self._undo,
+                    several=several, fuse=self.plan.slicing is None,
+                )  # fmt: skip
             if self.plan.attention is None:
                 continue
             parts = attention_modules(name, module, several=several)

@@ -13,6 +13,7 @@ from accel.config import LinearConfig
 from accel.core.diffusers_bridge import innermost
 from accel.core.run_state import RunState
 from accel.core.stand_in import put_in_place
+from accel.linear.fused_gelu import fuse_gelu
 from accel.linear.layer_call import Layer
 from accel.linear.linear_layers import linear_layers
 from accel.linear.linear_site import LinearSite
@@ -26,21 +27,26 @@ def apply_linear(
     undo: ExitStack,
     *,
     several: bool,
+    fuse: bool = True,
 ) -> dict[str, LinearSite]:
     """Make every linear layer of a denoiser's blocks a site, and return them by name.
 
     Those that are left alone are among them. A layer's forward is replaced below every hook it has.
+    With ``fuse`` a GELU that follows a layer runs in its pass.
     What has to be undone is put on ``undo`` as it is done, so a failure midway can be unwound.
     """
     found, left = linear_layers(name, denoiser, several=several)
     sites = {path: LinearSite(path, config, state, left=why) for path, why in left.items()}
+    layers: dict[int, Layer] = {}
     for path, module in found.items():
         site = sites[path] = LinearSite(path, config, state)
         holder, slot = innermost(module)
-        layer = Layer(module, getattr(holder, slot), site)
+        layer = layers[id(module)] = Layer(module, getattr(holder, slot), site)
         undo.callback(_bring_home(module, denoiser, site))
         layer.restore = put_in_place(holder, slot, layer)
         undo.callback(layer.restore)
+    if fuse:
+        fuse_gelu(denoiser, layers, undo)
     return sites
 
 

@@ -25,6 +25,7 @@ from accel.config import LinearConfig, LinearPrecision
 from accel.core.autocast import autocasts
 from accel.kernels import linear as kernels
 from accel.kernels.attention_call import why_not_read
+from accel.kernels.linear import Activation
 from accel.kernels.packed_weight import Packed
 from accel.linear import pays
 from accel.linear.packed import PackedWeight
@@ -43,15 +44,25 @@ def needs_gradient(layer: nn.Linear, x: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
+class Then:
+    """What a layer's result goes into, and into nothing else: our name of it, and torch's code."""
+
+    name: Activation
+    exact: Forward
+
+
+@dataclass(frozen=True)
 class Product:
     """The product with a packed weight; called with [..., K] it returns [..., N]."""
 
     packed: Packed
     bias: Tensor | None
+    then: Then | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Run it."""
-        return kernels.run(x, self.packed, self.bias)
+        """Run it, with what comes then."""
+        name = None if self.then is None else self.then.name
+        return kernels.run(x, self.packed, self.bias, name)
 
     @property
     def by(self) -> str:
@@ -65,7 +76,7 @@ class LinearSite(GuardedSite):
 
     ``left`` says why the layer is left alone, "" if it is not. ``home``: where the weight was that
     we keep on the CPU. ``gains``: what was measured, by kind of call. ``routes``: why it is
-    torch's, by kind of call, "" for ours.
+    torch's, by kind of call, "" for ours. ``activated``: calls with the activation in one pass.
     """
 
     config: LinearConfig
@@ -74,14 +85,17 @@ class LinearSite(GuardedSite):
     gains: dict[str, float] = field(default_factory=dict)
     weight: PackedWeight = field(init=False)
     routes: dict[Hashable, str] = field(default_factory=dict)
+    activated: int = 0
 
     def __post_init__(self) -> None:
         self.weight = PackedWeight(self.config)
 
-    def call(self, layer: nn.Linear, forward: Forward, x: Tensor) -> Tensor:
+    def call(
+        self, layer: nn.Linear, forward: Forward, x: Tensor, then: Then | None = None
+    ) -> Tensor:
         """Return the layer's result for ``x`` [..., K] as the plan wants it at this step.
 
-        ``forward`` is what the layer itself would run.
+        ``forward`` is what the layer itself would run; ``then`` is applied to the result.
         """
         now = run, step = self.state.refresh(), self.state.step
         found = policy.precision_at(self.config, self.name, step, self.state.steps)
@@ -92,7 +106,7 @@ class LinearSite(GuardedSite):
         ours: Product | None = None
         if not reason:
             try:
-                ours, reason = self._prepare(layer, x, precision, now)
+                ours, reason = self._prepare(layer, x, precision, now, then)
             except Exception as error:
                 if self.config.impl != "auto":
                     raise
@@ -100,7 +114,7 @@ class LinearSite(GuardedSite):
                 self.demote(reason, run)
         if ours is None:
             self.keep_at(reason, now)
-            return self._full(layer, forward, x)
+            return self._full(layer, forward, x, then)
         return self._quantized(layer, forward, x, ours, precision, now)
 
     def _why_full(self, layer: nn.Linear, x: Tensor) -> str:
@@ -132,7 +146,7 @@ class LinearSite(GuardedSite):
         return True
 
     def _prepare(
-        self, layer: nn.Linear, x: Tensor, precision: LinearPrecision, now: Now
+        self, layer: nn.Linear, x: Tensor, precision: LinearPrecision, now: Now, then: Then | None
     ) -> tuple[Product | None, str]:
         """Return the product with the packed weight, or None and why torch's is taken."""
         rows = x.reshape(-1, x.shape[-1])
@@ -145,7 +159,7 @@ class LinearSite(GuardedSite):
         if why:
             return None, why
         packed = self.weight.find(layer.weight, rows, precision, now)
-        ours = Product(packed, layer.bias)
+        ours = Product(packed, layer.bias, then)
         if self.config.keep == "cpu" and not layer.weight.is_cpu:
             self.home = layer.weight.device
             layer.weight.data = layer.weight.data.cpu()
@@ -202,14 +216,15 @@ class LinearSite(GuardedSite):
             why = "" if finite(out) else "result not finite"
             count = None if why else self.rows_due(precision, now[1])
             if count:
-                why = self._compare(layer, x, out, precision, count)
+                why = self._compare(layer, x, out, ours.then, precision, count)
         except Exception as error:  # whatever fails in a kernel of ours, torch computes the call
             why = failed(f"{precision} by {ours.by}", error)
         if not why:
             self.record.ran[(precision, ours.by)] += 1
+            self.activated += ours.then is not None
             self.record.at(now, precision)
             return out
-        exact = self._full(layer, forward, x)
+        exact = self._full(layer, forward, x, ours.then)
         if finite(exact):
             self.demote(why, now[0])
         else:
@@ -218,20 +233,31 @@ class LinearSite(GuardedSite):
         self.record.at(now, "full")
         return exact
 
-    def _compare(self, layer: nn.Linear, x: Tensor, out: Tensor, precision: str, count: int) -> str:
+    def _compare(
+        self,
+        layer: nn.Linear,
+        x: Tensor,
+        out: Tensor,
+        then: Then | None,
+        precision: str,
+        count: int,
+    ) -> str:
         """Compare ``count`` rows with full precision; return why they are too far off, or ""."""
         rows, mine = x.reshape(-1, x.shape[-1]), out.reshape(1, -1, out.shape[-1])
         index = spread(len(rows), count, x.device)
         exact = F.linear(rows[index], layer.weight.to(x.device), layer.bias)
+        exact = exact if then is None else then.exact(exact)
         error, cosine = Sample(index, exact[None]).error(mine)
         most = LIMITS[precision] if self.config.max_error is None else self.config.max_error
         return self.judge(precision, error, cosine, most)
 
-    def _full(self, layer: nn.Linear, forward: Forward, x: Tensor) -> Tensor:
+    def _full(self, layer: nn.Linear, forward: Forward, x: Tensor, then: Then | None) -> Tensor:
         """Return what the layer gives by itself, also where we keep its weight on the CPU."""
         if self.home is None or layer.weight.device == x.device:
-            return forward(x)
-        return F.linear(x, layer.weight.to(x.device), layer.bias)
+            out = forward(x)
+        else:
+            out = F.linear(x, layer.weight.to(x.device), layer.bias)
+        return out if then is None else then.exact(out)
 
     def bring_home(self, layer: nn.Linear) -> None:
         """Bring the weight back from the CPU, and drop the packed one."""

@@ -61,6 +61,8 @@ def linear_notes(
     notes = []
     if changed := sum(site.weight.changes for site in sites):
         notes.append(f"weights of linear layers were packed again, since they changed: {changed}")
+    if fused := sum(site.activated > 0 for site in sites):
+        notes.append(f"GELU ran in one pass with the linear layer before it: {fused} layers")
     if calls and not any(site.record.ran for site in sites):
         notes.append("no linear layer ran in 8 bits")
     return notes
