@@ -75,7 +75,8 @@ class LinearSite(GuardedSite):
     """One linear layer.
 
     ``left`` says why the layer is left alone, "" if it is not. ``home``: where the weight was that
-    we keep on the CPU. ``gains``: what was measured, by kind of call. ``routes``: why it is
+    we keep on the CPU. ``gains``: what was measured, by kind of call, and ``doubts``: why that is
+    not kept for later runs, where it is not. ``routes``: why it is
     torch's, by kind of call, "" for ours. ``activated``: calls with the activation in one pass.
     """
 
@@ -83,6 +84,7 @@ class LinearSite(GuardedSite):
     left: str = ""
     home: torch.device | None = None
     gains: dict[str, float] = field(default_factory=dict)
+    doubts: dict[str, str] = field(default_factory=dict)
     weight: PackedWeight = field(init=False)
     routes: dict[Hashable, str] = field(default_factory=dict)
     activated: int = 0
@@ -198,10 +200,9 @@ class LinearSite(GuardedSite):
                 rows, layer.weight.shape[0], name, ours,
                 lambda part: F.linear(part, plain, layer.bias),
             )  # fmt: skip
-        return self._why_slower(name, gained)
-
-    def _why_slower(self, name: str, gained: float) -> str:
         self.gains[name] = gained
+        if doubt := pays.doubt(rows.device, name):
+            self.doubts[name] = doubt
         return pays.why_not(gained)
 
     def _quantized(
