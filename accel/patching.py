@@ -91,8 +91,9 @@ class Handle:
             if self.plan.linear is not None:
                 layers = linear_layers(name, module, several=several)
                 self.layers |= apply_linear(
-                    module, *layers, self.plan.linear, self._state, self._undo, self._kinds[1]
-                )
+                    module, *layers, self.plan.linear, self._state, self._undo, self._kinds[1],
+                    fuse=self.plan.slicing is None,
+                )  # fmt: skip
             if self.plan.attention is None:
                 continue
             parts = attention_modules(name, module, several=several)

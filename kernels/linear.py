@@ -187,12 +187,14 @@ def _why_not_packed(
     return ""
 
 
-def run(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
+def run(
+    x: Tensor, packed: Packed, bias: Tensor | None, activation: Activation | None = None
+) -> Tensor:
     """Compute a call without checks, for whoever asked ``why_not`` about calls like it.
 
     Tensors are plain memory on the packed weight's device (``why_not_read``), without gradients.
     """
-    return _run(x, packed, bias, "none")
+    return _run(x, packed, bias, activation or "none")
 
 
 def _run(x: Tensor, packed: Packed, bias: Tensor | None, activation: str) -> Tensor:

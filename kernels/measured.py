@@ -13,13 +13,15 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+SPREAD = 0.25  # of ratios of rounds; on a quiet machine it is a few hundredths
 
 
 def cache_file(kind: str, holds_for: str, code: Iterable[Path]) -> Path:
@@ -58,6 +60,13 @@ def alternate(
 
     A turn is ``burst`` calls in a row. Each job is called once before, not timed.
     """
+    return [statistics.median(t) for t in turns(jobs, device, repeats, burst)]
+
+
+def turns(
+    jobs: list[Callable[[], object]], device: torch.device, repeats: int, burst: int = 1
+) -> list[list[float]]:
+    """Return the milliseconds of each job in each round, as ``alternate`` times them."""
     times: list[list[float]] = [[] for _ in jobs]
     clock = _on_card if device.type == "cuda" else _on_cpu
     for job in jobs:
@@ -65,7 +74,28 @@ def alternate(
     for _ in range(repeats):
         for job, out in zip(jobs, times, strict=True):
             out.append(clock(job, device, burst) / burst)
-    return [statistics.median(t) for t in times]
+    return times
+
+
+def busy(mine: Sequence[float], theirs: Sequence[float]) -> str:
+    """Return why other work on the machine made two jobs' turns doubtful, or "".
+
+    Two signs: the ratio of a round moves from round to round (its middle half spans more than
+    ``SPREAD`` of the median), or more threads are ready to run than there are processors, which
+    this process alone, with a thread for each, does not do.
+    """
+    low, middle, high = statistics.quantiles([b / a for a, b in zip(mine, theirs, strict=True)])
+    if high - low > SPREAD * middle:
+        return f"its rounds gave {low:.2f}x to {high:.2f}x"
+    waiting, processors = _load(), os.cpu_count() or 1
+    if waiting > 1.25 * processors:
+        return f"{waiting:.1f} threads wanted {processors} processors"
+    return ""
+
+
+def _load() -> float:
+    """Return the threads that were ready to run in the last minute, 0 where that is unknown."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def _on_cpu(job: Callable[[], object], device: torch.device, burst: int) -> float:

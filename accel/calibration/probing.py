@@ -26,7 +26,7 @@ from accel.kernels import measured
 from accel.kernels.attention import run as run_attention
 from accel.kernels.attention_call import Options
 from accel.kernels.dispatch import ATTENTION, decide, resolve
-from accel.linear.linear_site import Forward, LinearSite, Product
+from accel.linear.linear_site import Forward, LinearSite, Product, Then
 
 ATTENDED = ("int8", "int6", "int4")  # what is tried of attention, most exact first
 LAYERED: tuple[LinearPrecision, ...] = ("int8", "fp8")  # and of linear layers
@@ -227,8 +227,14 @@ class LinearProbe(LinearSite):
     sums: Sums | None = None
     place: _Place = field(default_factory=_Place)
 
-    def call(self, layer: nn.Linear, forward: Forward, x: Tensor) -> Tensor:
+    def call(
+        self, layer: nn.Linear, forward: Forward, x: Tensor, then: Then | None = None
+    ) -> Tensor:
         """Return the layer's result at full precision."""
+        out = self._measured(layer, forward, x)
+        return out if then is None else then.exact(out)
+
+    def _measured(self, layer: nn.Linear, forward: Forward, x: Tensor) -> Tensor:
         assert self.sums is not None
         sums, impl = self.sums, self.config.impl
         reason = self._why_full(layer, x)
@@ -255,11 +261,11 @@ class LinearProbe(LinearSite):
         sums.time(self.name, kind, {"full": functools.partial(forward, x), **ours}, x.device)
         return out
 
-    def _run(self, layer: nn.Linear, x: Tensor, some: Tensor, precision: str) -> Tensor:
+    def _run(self, layer: nn.Linear, x: Tensor, some: Tensor, precision: LinearPrecision) -> Tensor:
         """Compute some rows of ``x`` in a precision."""
         now, rows = (self.state.refresh(), self.state.step), x.reshape(-1, x.shape[-1])
-        packed = self.weight.find(kernels, layer.weight, rows, precision, now)
-        return Product(kernels, packed, layer.bias)(some)
+        packed = self.weight.find(layer.weight, rows, LAYERED[LAYERED.index(precision)], now)
+        return Product(packed, layer.bias)(some)
 
 
 def sample(tokens: int, rows: int) -> Tensor:

@@ -52,6 +52,18 @@ def attention_modules(name: str, denoiser: nn.Module, *, several: bool) -> dict[
     }
 
 
+def gelu_form(module: nn.Module) -> str:
+    """Return "none" or "tanh" where a module is a layer ``proj`` and torch's GELU of that form.
+
+    "" for other modules.
+    """
+    from diffusers.models.activations import GELU
+
+    if type(module) is not GELU or module.approximate not in ("none", "tanh"):
+        return ""
+    return str(module.approximate)
+
+
 def blocks(denoiser: nn.Module) -> dict[str, nn.Module]:
     """Return the blocks of a denoiser that slicing applies to, by path.
 

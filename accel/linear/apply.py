@@ -13,7 +13,7 @@ from accel.config import LinearConfig
 from accel.core.diffusers_bridge import innermost
 from accel.core.run_state import RunState
 from accel.core.stand_in import put_in_place
-from accel.linear import product
+from accel.linear.fused_gelu import fuse_gelu
 from accel.linear.layer_call import Layer
 from accel.linear.linear_site import LinearSite
 
@@ -26,26 +26,27 @@ def apply_linear(
     state: RunState,
     undo: ExitStack,
     make: Callable[..., LinearSite] = LinearSite,
+    *,
+    fuse: bool = True,
 ) -> dict[str, LinearSite]:
     """Make every linear layer of a denoiser's blocks a site, and return them by name.
 
     ``found`` and ``left`` are what ``linear_layers`` gave: those that are left alone are sites too.
     Each site is made by ``make(name, config, state, left=...)``. A layer's forward is replaced
-    below every hook it has. What has to be undone is put on ``undo`` as it is done, so a failure
-    midway can be unwound.
-
-    Raises RuntimeError where a named implementation is asked for and this build has none.
+    below every hook it has. With ``fuse`` a GELU that follows a layer runs in its pass. What has to
+    be undone is put on ``undo`` as it is done, so a failure midway can be unwound.
     """
-    if product.kernels() is None and config.impl != "auto":
-        raise RuntimeError(f"linear impl {config.impl!r} cannot run here: {product.MISSING}")
     sites = {path: make(path, config, state, left=why) for path, why in left.items()}
+    layers: dict[int, Layer] = {}
     for path, module in found.items():
         site = sites[path] = make(path, config, state)
         holder, slot = innermost(module)
-        layer = Layer(module, getattr(holder, slot), site)
+        layer = layers[id(module)] = Layer(module, getattr(holder, slot), site)
         undo.callback(_bring_home(module, denoiser, site))
         layer.restore = put_in_place(holder, slot, layer)
         undo.callback(layer.restore)
+    if fuse:
+        fuse_gelu(denoiser, layers, undo)
     return sites
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from accel.core.autocast import autocasts
 from accel.core.graph_labels import label, labeled
 from accel.core.stand_in import StandIn
-from accel.linear.linear_site import LinearSite, needs_gradient
+from accel.linear.linear_site import LinearSite, Then, needs_gradient
 
 
 class Layer(StandIn):
@@ -42,7 +42,11 @@ class Layer(StandIn):
             return torch.ops.accel.site_linear(input, self.label, self._features)
         if not self.alive:
             return self.forward(input)
-        out = self.opaque(input)
+        return self.eager(input)
+
+    def eager(self, input: Tensor, then: Then | None = None) -> Tensor:
+        """Run a call outside of compiled graphs, and ``then`` on its result."""
+        out = self._site.call(self._module, self.forward, input, then)
         if self._site.never_pays() and self.restore is not None:
             self.restore()
         return out

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,13 @@ from accel.attention.call import finite
 from accel.attention.check import Sample, spread
 from accel.attention.guard import BY_PLAN, GuardedSite, failed
 from accel.attention.site_record import Now
-from accel.config import LinearConfig
+from accel.config import LinearConfig, LinearPrecision
 from accel.core.autocast import autocasts
+from accel.kernels import linear as kernels
 from accel.kernels.attention_call import why_not_read
-from accel.linear import pays, product
+from accel.kernels.linear import Activation
+from accel.kernels.packed_weight import Packed
+from accel.linear import pays
 from accel.linear.packed import PackedWeight
 
 Forward = Callable[[Tensor], Tensor]
@@ -41,17 +44,25 @@ def needs_gradient(layer: nn.Linear, x: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
+class Then:
+    """What a layer's result goes into, and into nothing else: our name of it, and torch's code."""
+
+    name: Activation
+    exact: Forward
+
+
+@dataclass(frozen=True)
 class Product:
     """The product with a packed weight; called with [..., K] it returns [..., N]."""
 
-    kernels: Any
-    packed: Any
+    packed: Packed
     bias: Tensor | None
+    then: Then | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Run it."""
-        out: Tensor = self.kernels.run(x, self.packed, self.bias)
-        return out
+        """Run it, with what comes then."""
+        name = None if self.then is None else self.then.name
+        return kernels.run(x, self.packed, self.bias, name)
 
     @property
     def by(self) -> str:
@@ -64,34 +75,40 @@ class LinearSite(GuardedSite):
     """One linear layer.
 
     ``left`` says why the layer is left alone, "" if it is not. ``home``: where the weight was that
-    we keep on the CPU. ``gains``: what was measured, by kind of call. ``routes``: why it is
-    torch's, by kind of call, "" for ours.
+    we keep on the CPU. ``gains``: what was measured, by kind of call, and ``doubts``: why that is
+    not kept for later runs, where it is not. ``routes``: why it is
+    torch's, by kind of call, "" for ours. ``activated``: calls with the activation in one pass.
     """
 
     config: LinearConfig
     left: str = ""
     home: torch.device | None = None
     gains: dict[str, float] = field(default_factory=dict)
+    doubts: dict[str, str] = field(default_factory=dict)
     weight: PackedWeight = field(init=False)
     routes: dict[Hashable, str] = field(default_factory=dict)
+    activated: int = 0
 
     def __post_init__(self) -> None:
         self.weight = PackedWeight(self.config)
 
-    def call(self, layer: nn.Linear, forward: Forward, x: Tensor) -> Tensor:
+    def call(
+        self, layer: nn.Linear, forward: Forward, x: Tensor, then: Then | None = None
+    ) -> Tensor:
         """Return the layer's result for ``x`` [..., K] as the plan wants it at this step.
 
-        ``forward`` is what the layer itself would run.
+        ``forward`` is what the layer itself would run; ``then`` is applied to the result.
         """
         now = run, step = self.state.refresh(), self.state.step
-        precision = policy.precision_at(self.config, self.name, step, self.state.steps)
+        found = policy.precision_at(self.config, self.name, step, self.state.steps)
+        precision = cast(LinearPrecision, found)  # the only ones that its rules may have
         reason = BY_PLAN if precision == "full" else self._why_full(layer, x)
         if not reason and self.demoted_run == run:
             reason = f"demoted: {self.demoted_why}"
         ours: Product | None = None
         if not reason:
             try:
-                ours, reason = self._prepare(layer, x, precision, now)
+                ours, reason = self._prepare(layer, x, precision, now, then)
             except Exception as error:
                 if self.config.impl != "auto":
                     raise
@@ -99,7 +116,7 @@ class LinearSite(GuardedSite):
                 self.demote(reason, run)
         if ours is None:
             self.keep_at(reason, now)
-            return self._full(layer, forward, x)
+            return self._full(layer, forward, x, then)
         return self._quantized(layer, forward, x, ours, precision, now)
 
     def _why_full(self, layer: nn.Linear, x: Tensor) -> str:
@@ -131,22 +148,20 @@ class LinearSite(GuardedSite):
         return True
 
     def _prepare(
-        self, layer: nn.Linear, x: Tensor, precision: str, now: Now
+        self, layer: nn.Linear, x: Tensor, precision: LinearPrecision, now: Now, then: Then | None
     ) -> tuple[Product | None, str]:
         """Return the product with the packed weight, or None and why torch's is taken."""
-        kernels, rows = product.kernels(), x.reshape(-1, x.shape[-1])
-        if kernels is None:
-            return None, product.MISSING
+        rows = x.reshape(-1, x.shape[-1])
         route = (x.shape, x.dtype, x.device, layer.weight.dtype, precision, torch.get_num_threads())
         why = self.routes.get(route)
         if why is None:
-            why = self.routes[route] = self._why_torch(kernels, layer, rows, precision, now)
+            why = self.routes[route] = self._why_torch(layer, rows, precision, now)
             if why and not self.record.ran:
                 self.weight.clear()
         if why:
             return None, why
-        packed = self.weight.find(kernels, layer.weight, rows, precision, now)
-        ours = Product(kernels, packed, layer.bias)
+        packed = self.weight.find(layer.weight, rows, precision, now)
+        ours = Product(packed, layer.bias, then)
         if self.config.keep == "cpu" and not layer.weight.is_cpu:
             self.home = layer.weight.device
             layer.weight.data = layer.weight.data.cpu()
@@ -154,7 +169,7 @@ class LinearSite(GuardedSite):
         return ours, ""
 
     def _why_torch(
-        self, kernels: Any, layer: nn.Linear, rows: Tensor, precision: str, now: Now
+        self, layer: nn.Linear, rows: Tensor, precision: LinearPrecision, now: Now
     ) -> str:
         """Return why calls like this one are torch's, or ""; measures where that is not known.
 
@@ -176,8 +191,8 @@ class LinearSite(GuardedSite):
 
             def ours(part: Tensor) -> Tensor:  # with all that such a call costs
                 self._why_full(layer, part)
-                packed = find(kernels, layer.weight, part, precision, now)
-                out = Product(kernels, packed, layer.bias)(part)
+                packed = find(layer.weight, part, precision, now)
+                out = Product(packed, layer.bias)(part)
                 finite(out)
                 return out
 
@@ -185,10 +200,9 @@ class LinearSite(GuardedSite):
                 rows, layer.weight.shape[0], name, ours,
                 lambda part: F.linear(part, plain, layer.bias),
             )  # fmt: skip
-        return self._why_slower(name, gained)
-
-    def _why_slower(self, name: str, gained: float) -> str:
         self.gains[name] = gained
+        if doubt := pays.doubt(rows.device, name):
+            self.doubts[name] = doubt
         return pays.why_not(gained)
 
     def _quantized(
@@ -203,14 +217,15 @@ class LinearSite(GuardedSite):
             why = "" if finite(out) else "result not finite"
             count = None if why else self.rows_due(precision, now[1])
             if count:
-                why = self._compare(layer, x, out, precision, count)
+                why = self._compare(layer, x, out, ours.then, precision, count)
         except Exception as error:  # whatever fails in a kernel of ours, torch computes the call
             why = failed(f"{precision} by {ours.by}", error)
         if not why:
             self.record.ran[(precision, ours.by)] += 1
+            self.activated += ours.then is not None
             self.record.at(now, precision)
             return out
-        exact = self._full(layer, forward, x)
+        exact = self._full(layer, forward, x, ours.then)
         if finite(exact):
             self.demote(why, now[0])
         else:
@@ -219,20 +234,31 @@ class LinearSite(GuardedSite):
         self.record.at(now, "full")
         return exact
 
-    def _compare(self, layer: nn.Linear, x: Tensor, out: Tensor, precision: str, count: int) -> str:
+    def _compare(
+        self,
+        layer: nn.Linear,
+        x: Tensor,
+        out: Tensor,
+        then: Then | None,
+        precision: str,
+        count: int,
+    ) -> str:
         """Compare ``count`` rows with full precision; return why they are too far off, or ""."""
         rows, mine = x.reshape(-1, x.shape[-1]), out.reshape(1, -1, out.shape[-1])
         index = spread(len(rows), count, x.device)
         exact = F.linear(rows[index], layer.weight.to(x.device), layer.bias)
+        exact = exact if then is None else then.exact(exact)
         error, cosine = Sample(index, exact[None]).error(mine)
         most = LIMITS[precision] if self.config.max_error is None else self.config.max_error
         return self.judge(precision, error, cosine, most)
 
-    def _full(self, layer: nn.Linear, forward: Forward, x: Tensor) -> Tensor:
+    def _full(self, layer: nn.Linear, forward: Forward, x: Tensor, then: Then | None) -> Tensor:
         """Return what the layer gives by itself, also where we keep its weight on the CPU."""
         if self.home is None or layer.weight.device == x.device:
-            return forward(x)
-        return F.linear(x, layer.weight.to(x.device), layer.bias)
+            out = forward(x)
+        else:
+            out = F.linear(x, layer.weight.to(x.device), layer.bias)
+        return out if then is None else then.exact(out)
 
     def bring_home(self, layer: nn.Linear) -> None:
         """Bring the weight back from the CPU, and drop the packed one."""

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from accel.attention.site_record import Now
-from accel.config import LinearConfig
+from accel.config import LinearConfig, LinearPrecision
+from accel.kernels import linear as kernels
+from accel.kernels.packed_weight import Packed
 from accel.kernels.reference_linear import smoothing
 
 GRID = 16  # rows and columns of the values that are looked at before a call
@@ -31,7 +33,7 @@ class PackedWeight:
     def __init__(self, config: LinearConfig) -> None:
         self.packs = self.changes = 0
         self._config = config
-        self._copies: dict[str, Any] = {}
+        self._copies: dict[str, Packed] = {}
         self._place: Hashable = None
         self._now: Now = (-1, None)
         self._grid = self._sums = torch.empty(0, dtype=torch.int64, device="cpu")
@@ -41,9 +43,9 @@ class PackedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of all copies."""
-        return sum(int(copy.nbytes) for copy in self._copies.values())
+        return sum(copy.nbytes for copy in self._copies.values())
 
-    def find(self, kernels: Any, weight: Tensor, x: Tensor, precision: str, now: Now) -> Any:
+    def find(self, weight: Tensor, x: Tensor, precision: LinearPrecision, now: Now) -> Packed:
         """Return the packed copy for a call with input ``x`` [rows, K]; packs if there is none.
 
         A copy lies on the input's device.
@@ -57,11 +59,11 @@ class PackedWeight:
                 self._place, self._now = _place(weight), now
                 self._look(weight)
                 self._grid, self._sums = _grid(weight).clone(), _sums(weight)
-            copy = self._pack(kernels, weight, x, precision)
+            copy = self._pack(weight, x, precision)
             self._copies[precision] = copy
         return copy
 
-    def held(self, precision: str, device: torch.device) -> Any:
+    def held(self, precision: str, device: torch.device) -> Packed | None:
         """Return the copy for calls on a device, None if there is none."""
         copy = self._copies.get(precision)
         return copy if copy is not None and copy.device == device else None
@@ -95,7 +97,7 @@ class PackedWeight:
         self._place, self._now = place, now
         return same
 
-    def _pack(self, kernels: Any, weight: Tensor, x: Tensor, precision: str) -> Any:
+    def _pack(self, weight: Tensor, x: Tensor, precision: LinearPrecision) -> Packed:
         config, here = self._config, weight.detach().to(x.device)
         if self._options is None:
             self._options = _options(config, here, x)

@@ -4,11 +4,13 @@ A kind is precision and options, dtype, sizes of the weight, and rows to a power
 rows share the cost of a call between them. The layer's own weight and the rows of a real call are
 used, ours and torch's product taking turns. More than ``MOST_ROWS`` rows cost what that many cost,
 each. A file of the user's cache holds the results for one device, number of threads, instruction
-set, version of torch and code of ours.
+set, version of torch and code of ours. What was measured while the machine was busy with other work
+holds for this process only, and the next one measures again.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,8 +20,7 @@ from torch import Tensor
 
 from accel.config import LinearConfig
 from accel.kernels import measured
-from accel.kernels.cpu.native import library
-from accel.linear import product
+from accel.kernels.cpu import native
 
 MOST_ROWS = 2048
 REPEATS = 7
@@ -28,6 +29,7 @@ MOST_CALLS = 32  # of a turn
 MIN_GAIN = 1.05  # time of torch's product over this one, quantization of the rows included
 
 _known: dict[tuple[Path, str], float] = {}
+_doubts: dict[tuple[Path, str], str] = {}
 
 
 def rows_of(rows: int) -> int:
@@ -54,6 +56,11 @@ def known(device: torch.device, name: str) -> float | None:
     return _known[file, name]
 
 
+def doubt(device: torch.device, name: str) -> str:
+    """Return why the gain of the kind ``name`` is not kept for later runs, "" if it is."""
+    return _doubts.get((_file(device, torch.get_num_threads()), name), "")
+
+
 def gain(
     x: Tensor,
     features: int,
@@ -67,10 +74,11 @@ def gain(
     jobs: list[Callable[[], object]] = [lambda: ours(rows), lambda: torchs(rows)]
     work = 2 * rows.shape[0] * x.shape[1] * features
     calls = max(1, min(MOST_CALLS, round(TURN / max(work, 1))))
-    mine, theirs = measured.alternate(jobs, x.device, REPEATS, calls)
-    found = theirs / max(mine, 1e-9)
-    measured.write(file, {**measured.read(file), name: found})
-    _known[file, name] = found
+    mine, theirs = measured.turns(jobs, x.device, REPEATS, calls)
+    found = statistics.median(theirs) / max(statistics.median(mine), 1e-9)
+    _known[file, name], _doubts[file, name] = found, measured.busy(mine, theirs)
+    if not _doubts[file, name]:
+        measured.write(file, {**measured.read(file), name: found})
     return found
 
 
@@ -86,5 +94,14 @@ def _file(device: torch.device, threads: int) -> Path:
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     else:
-        where = f"{measured.processor()} {library().isa} {threads} threads"
-    return measured.cache_file("linear", f"{where} torch {torch.__version__}", product.code())
+        where = f"{measured.processor()} {native.library().isa} {threads} threads"
+    return measured.cache_file("linear", f"{where} torch {torch.__version__}", _code())
+
+
+def _code() -> list[Path]:
+    """Return the files whose code decides how fast a product is."""
+    folder = Path(native.__file__).parents[1]
+    names = ("*linear*.py", "*/*linear*.py", "packed_weight.py")
+    files = [file for name in names for file in folder.glob(name)]
+    lib = native.library().lib
+    return files if lib is None else [*files, Path(lib._name)]

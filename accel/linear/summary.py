@@ -61,6 +61,11 @@ def linear_notes(
     notes = []
     if changed := sum(site.weight.changes for site in sites):
         notes.append(f"weights of linear layers were packed again, since they changed: {changed}")
+    doubts = {kind: why for site in sites for kind, why in site.doubts.items()}
+    for kind, why in sorted(doubts.items()):
+        notes.append(f"measured on a busy machine ({why}), so not kept for later runs: {kind}")
+    if fused := sum(site.activated > 0 for site in sites):
+        notes.append(f"GELU ran in one pass with the linear layer before it: {fused} layers")
     if calls and not any(site.record.ran for site in sites):
         notes.append("no linear layer ran in 8 bits")
     return notes

@@ -19,7 +19,7 @@ PANEL = 16
 
 _POINTERS = [
     "x", "weight", "bias", "out", "smooth", "outliers", "codes", "scale", "correction",
-    "outlier_weight",
+    "outlier_weight", "quantized",
 ]  # fmt: skip
 
 
@@ -72,20 +72,63 @@ def linear(x: Tensor, packed: Packed, bias: Tensor | None, activation: str) -> T
     ``bias`` [N] in one of these dtypes. Raises RuntimeError where another instruction set packed
     the weight, MemoryError without memory.
     """
+    lib, call = _ready(packed), _describe(packed)
+    out = x.new_empty(x.shape[0], packed.shape[0])
+    _give_rows(call, x)
+    _give_result(call, out, bias, activation)
+    _check(lib.accel_linear(ctypes.byref(call)), (*out.shape, packed.shape[1]))
+    return out
+
+
+def quantize(x: Tensor, packed: Packed) -> Tensor:
+    """Return x [M, K] quantized for ``multiply`` with any weight packed with the same options.
+
+    uint8, about one byte per element of x.
+    """
+    lib, call = _ready(packed), _describe(packed)
+    _give_rows(call, x)
+    size = lib.accel_linear_quantized_bytes(ctypes.byref(call))
+    quantized = torch.empty(size, dtype=torch.uint8, device=x.device)
+    call.quantized = quantized.data_ptr()
+    _check(lib.accel_linear_quantize(ctypes.byref(call)), tuple(x.shape))
+    return quantized
+
+
+def multiply(
+    quantized: Tensor, x: Tensor, packed: Packed, bias: Tensor | None, activation: str
+) -> Tensor:
+    """Run a layer on what ``quantize`` made of x; the same bits as ``linear``."""
+    lib, call = _ready(packed), _describe(packed)
+    out = x.new_empty(x.shape[0], packed.shape[0])
+    call.quantized, call.rows = quantized.data_ptr(), x.shape[0]
+    _give_result(call, out, bias, activation)
+    _check(lib.accel_linear_multiply(ctypes.byref(call)), (*out.shape, packed.shape[1]))
+    return out
+
+
+def _ready(packed: Packed) -> ctypes.CDLL:
+    """Return the library.
+
+    Raises RuntimeError where another instruction set packed the weight.
+    """
     lib = _library()
     isa = lib.accel_isa().decode()
     if packed.impl != f"cpu-{isa}":
         raise RuntimeError(f"the weight is packed for {packed.impl}, in use is cpu-{isa}; repack")
-    out = x.new_empty(x.shape[0], packed.shape[0])
-    call = _describe(packed)
-    call.x, call.out, call.rows = x.data_ptr(), out.data_ptr(), x.shape[0]
+    return lib
+
+
+def _give_rows(call: _Call, x: Tensor) -> None:
+    call.x, call.rows, call.dtype = x.data_ptr(), x.shape[0], NUMBERS[x.dtype]
     call.x_stride[:] = x.stride()
-    call.dtype, call.activation = NUMBERS[x.dtype], ACTIVATIONS.index(activation)
+
+
+def _give_result(call: _Call, out: Tensor, bias: Tensor | None, activation: str) -> None:
+    call.out, call.dtype = out.data_ptr(), NUMBERS[out.dtype]
+    call.activation = ACTIVATIONS.index(activation)
     if bias is not None:
         call.bias, call.bias_dtype = bias.data_ptr(), NUMBERS[bias.dtype]
         call.bias_stride = bias.stride(0)
-    _check(lib.accel_linear(ctypes.byref(call)), (*out.shape, packed.shape[1]))
-    return out
 
 
 def _describe(packed: Packed) -> _Call:

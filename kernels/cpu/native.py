@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 
-ABI = 7
+ABI = 8
 DISTRIBUTION = "accel-diffusion"
 
 
@@ -60,7 +60,10 @@ def _declare(lib: ctypes.CDLL) -> None:
     lib.accel_attention_alive.restype = size
     lib.accel_linear_call_size.restype = size
     lib.accel_linear_pack.restype, lib.accel_linear_pack.argtypes = ctypes.c_int32, [pointer]
-    lib.accel_linear.restype, lib.accel_linear.argtypes = ctypes.c_int32, [pointer]
+    for name in ("accel_linear", "accel_linear_quantize", "accel_linear_multiply"):
+        getattr(lib, name).restype, getattr(lib, name).argtypes = ctypes.c_int32, [pointer]
+    lib.accel_linear_quantized_bytes.restype = size
+    lib.accel_linear_quantized_bytes.argtypes = [pointer]
     lib.accel_warp_call_size.restype = size
     lib.accel_warp_step.restype, lib.accel_warp_step.argtypes = ctypes.c_int32, [pointer]
     lib.accel_warp_fresh.restype = ctypes.c_int32

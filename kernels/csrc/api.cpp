@@ -198,6 +198,31 @@ ACCEL_EXPORT int32_t accel_linear_pack(const accel::LinearCall* call) {
   }
 }
 
+// Bytes of the call's `quantized`.
+ACCEL_EXPORT int64_t accel_linear_quantized_bytes(const accel::LinearCall* call) {
+  return accel::quantized_bytes(*call);
+}
+
+// Writes quantized from x; 0 done, 1 out of memory.
+ACCEL_EXPORT int32_t accel_linear_quantize(const accel::LinearCall* call) {
+  try {
+    current().linear.quantize(*call);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// Writes out from quantized and a weight, both of the same instruction set; 0 done, 1 out of memory.
+ACCEL_EXPORT int32_t accel_linear_multiply(const accel::LinearCall* call) {
+  try {
+    current().linear.multiply(*call);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
 // Writes out from x and a weight that the same instruction set packed; 0 done, 1 out of memory.
 ACCEL_EXPORT int32_t accel_linear(const accel::LinearCall* call) {
   try {

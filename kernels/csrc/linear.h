@@ -46,14 +46,29 @@ struct LinearCall {
   float* scale;                // [n rounded up to 16]
   int32_t* correction;         // [n rounded up to 16]: -127 * sum of the channel's codes
   float* outlier_weight;       // [outlier_count, n rounded up to 16]
+  uint8_t* quantized;          // rows of x as integers, of quantized_bytes(), between the two halves of a call
   int64_t rows, k, n, outlier_count;
   int64_t x_stride[2], weight_stride[2], bias_stride;  // in elements
   int32_t dtype, weight_dtype, bias_dtype, activation, hadamard, threads;
 };
 
+// Bytes of `quantized`: codes, scale and outliers of each row of x. Rows stand an odd number of cache lines
+// apart, or all of them would share one cache set.
+inline int64_t row_stride(int64_t k) {
+  const int64_t lines = (k + 63) / 64;
+  return (lines | 1) * 64;
+}
+inline int64_t quantized_bytes(const LinearCall& c) {
+  const int64_t rows = (c.rows + LINEAR_ROWS - 1) / LINEAR_ROWS * LINEAR_ROWS;
+  return rows * (row_stride(c.k) + static_cast<int64_t>(sizeof(float)) * (1 + c.outlier_count));
+}
+
 struct LinearKernels {
   void (*pack)(const LinearCall&);
   void (*forward)(const LinearCall&);
+  // The halves of forward, for layers that multiply the same rows: x to `quantized`, and that to out.
+  void (*quantize)(const LinearCall&);
+  void (*multiply)(const LinearCall&);
 };
 extern const LinearKernels linear_scalar, linear_avx2, linear_avxvnni, linear_avx512vnni, linear_emulated;
 

@@ -166,7 +166,7 @@ def test_kernels_are_asked_for_what_they_will_be_given(layer, monkeypatch):
     """A packed weight, where there is one: the weight itself may be on the CPU by then."""
     asked = []
     monkeypatch.setattr(linear_kernels, "why_not", lambda x, w, *_: asked.append(type(w)) or "")
-    monkeypatch.setattr(measured, "alternate", lambda *a, **k: [1.0, 2.0])
+    monkeypatch.setattr(measured, "turns", lambda *a, **k: [[1.0] * 7, [2.0] * 7])
     at = site(impl="auto")
     for _ in range(2):
         called(at, layer, rows())
@@ -217,7 +217,7 @@ def test_a_kernel_that_fails_leaves_the_call_to_torch(layer, monkeypatch, name, 
     def fail(*args, **kwargs):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(measured, "alternate", lambda *a, **k: [1.0, 2.0])
+    monkeypatch.setattr(measured, "turns", lambda *a, **k: [[1.0] * 7, [2.0] * 7])
     monkeypatch.setattr(linear_kernels, name, fail)
     at = site(impl=impl)
     if (name, impl) == ("pack", "reference"):  # a named one runs or raises

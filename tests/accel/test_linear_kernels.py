@@ -10,9 +10,7 @@ from helpers.runs import forward
 
 import accel
 from accel.kernels.cpu.native import library
-from accel.linear import product
 
-pytestmark = pytest.mark.skipif(product.kernels() is None, reason=product.MISSING)
 IMPLS = ["reference"] + ["cpu"] * (library().isa not in ("none", "scalar"))
 
 

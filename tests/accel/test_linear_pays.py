@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import statistics
 
 import pytest
 import torch
@@ -34,11 +36,11 @@ def rows(count=64):
 def test_what_was_measured_decides_and_is_kept(monkeypatch, layer, gained, tmp_path):
     timed = []
 
-    def alternate(jobs, device, repeats, burst=1):
+    def turns(jobs, device, repeats, burst=1):
         timed.append([job().shape for job in jobs])
-        return [1.0, gained]
+        return [[1.0] * repeats, [gained] * repeats]
 
-    monkeypatch.setattr(measured, "alternate", alternate)
+    monkeypatch.setattr(measured, "turns", turns)
     at, x = site(impl="auto"), rows(96)
     for _ in range(3):
         out = called(at, layer, x)
@@ -75,11 +77,11 @@ def test_a_layer_that_does_not_pay_is_left_alone(monkeypatch):
     plain = forward(model, inputs)
     sizes = []
 
-    def alternate(jobs, device, repeats, burst=1):
+    def turns(jobs, device, repeats, burst=1):
         sizes.append(jobs[1]().shape)
-        return [1.0, 2.0 if sizes[-1][-1] == 32 else 0.5]
+        return [[1.0] * repeats, [2.0 if sizes[-1][-1] == 32 else 0.5] * repeats]
 
-    monkeypatch.setattr(measured, "alternate", alternate)
+    monkeypatch.setattr(measured, "turns", turns)
     handle = accel.patch(model, plan=ours(impl="auto"))
     out = forward(model, inputs)
     assert not torch.equal(out, plain)
@@ -94,6 +96,48 @@ def test_a_layer_that_does_not_pay_is_left_alone(monkeypatch):
     assert len(sizes) == len(report.linear.gains) == len(set(report.linear.gains))
     accel.unpatch(model)
     assert "forward" not in vars(wide) and torch.equal(forward(model, inputs), plain)
+
+
+QUIET = ([1.0, 1.1, 1.0, 0.9, 1.0, 1.05, 3.0], [2.0, 2.2, 2.1, 1.8, 2.0, 2.1, 6.0])
+BUSY = ([1.0, 1.1, 3.0, 0.9, 1.0, 2.5, 3.0], [2.0, 2.2, 2.1, 1.8, 5.0, 2.1, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("times", "load", "why"),
+    [
+        (QUIET, 0.0, ""),  # one slow round hits both
+        (BUSY, 0.0, "its rounds gave 0.70x to 2.00x"),
+        (QUIET, 1.2 * (os.cpu_count() or 1), ""),
+        (QUIET, 3.0 * (os.cpu_count() or 1), "threads wanted"),
+    ],
+)
+def test_what_a_busy_machine_gave_is_used_and_not_kept(monkeypatch, tmp_path, times, load, why):
+    model, inputs = FAMILIES["wan"]()
+    monkeypatch.setattr(measured, "turns", lambda *a, **k: times)
+    monkeypatch.setattr(measured, "_load", lambda: load)
+    assert why in measured.busy(*times) and bool(why) == bool(measured.busy(*times))
+    handle = accel.patch(model, plan=ours(impl="auto"))
+    forward(model, inputs)
+    report = handle.report()
+    gained = statistics.median(times[1]) / statistics.median(times[0])
+    assert set(report.linear.gains.values()) == {gained} and report.linear.ran
+    stored = [measured.read(file) for file in tmp_path.rglob("linear-*.json")]
+    assert stored == ([] if why else [report.linear.gains])
+    note = f"measured on a busy machine ({why}"
+    assert str(report).count("measured on a busy machine") == len(report.linear.gains) * bool(why)
+    assert not why or "threads" in why or note in str(report)
+    accel.unpatch(model)
+    asked = []
+    quiet = [[1.0] * 7, [2.0] * 7]
+    monkeypatch.setattr(measured, "turns", lambda *a, **k: asked.append(a) or quiet)
+    monkeypatch.setattr(measured, "_load", lambda: 0.0)
+    with accel.patched(model, plan=ours(impl="auto")):  # the same process measures no more
+        forward(model, inputs)
+    assert not asked
+    monkeypatch.setattr(pays, "_known", {})  # another process
+    with accel.patched(model, plan=ours(impl="auto")) as handle:
+        forward(model, inputs)
+        assert bool(why) == bool(asked) and "busy machine" not in str(handle.report())
 
 
 def test_times_are_medians_of_turns():

@@ -1,10 +1,9 @@
 """One Wan-1.3B transformer block at real width, patched against unpatched, and long sequences.
 
-    python tests/bench/bench_wan_block.py [--tokens 8190] [--slices 8 | --long | --linears]
+    python tests/bench/bench_wan_block.py [--tokens 8190] [--slices 8 | --long]
 
-Random weights (1536 channels, 12 heads of 128, ffn 8960), fp32, the two variants in turn.
-``--linears``: instead, INT8 attention, 8-bit linear layers, and both, with ``--dtype``; weights are
-packed before, and the relative L1 error of the block's output is printed.
+Random weights (1536 channels, 12 heads of 128, ffn 8960), fp32, the two variants in turn; 8-bit
+linear layers, other dtypes and other models are in ``bench_blocks.py``.
 ``--slices``: instead, INT8 in so many slices, keys and values quantized once against once a slice.
 ``--long`` also runs attention of a whole 480p clip, (1, 12, 32760, 128), once each, and the error
 with an attention sink at 32 768 tokens.
@@ -13,39 +12,24 @@ with an attention sink at 32 768 tokens.
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import time
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from real_blocks import real_block
 
 import accel
-from accel import AttentionConfig, LinearConfig, Plan, SlicingConfig
+from accel import AttentionConfig, Plan, SlicingConfig
 from accel.kernels.attention import attention
 from accel.kernels.shared_keys import shared_keys
 from accel.slicing.program.run import run
 
 
-def block_and_inputs(tokens: int) -> tuple[WanTransformerBlock, tuple[Any, ...]]:
-    """A block with random weights, and its arguments."""
-    torch.manual_seed(0)
-    block = WanTransformerBlock(1536, 8960, 12, "rms_norm_across_heads", True).eval()
-    x, text, time_embedding = (
-        torch.randn(1, tokens, 1536),
-        torch.randn(1, 512, 1536),
-        torch.randn(1, 6, 1536),
-    )
-    angles = torch.randn(1, tokens, 1, 128)
-    return block, (x, text, time_embedding, (angles.cos(), angles.sin()))
-
-
 def block_times(tokens: int, repeats: int) -> dict[str, list[float]]:
     """Seconds per forward of a block, unpatched and with each precision, in turn."""
-    block, inputs = block_and_inputs(tokens)
+    block, inputs = real_block("wan", tokens)
     times: dict[str, list[float]] = {}
     for _ in range(repeats):
         for name in ("unpatched", "int8", "int6", "int4"):
@@ -59,43 +43,9 @@ def block_times(tokens: int, repeats: int) -> dict[str, list[float]]:
     return times
 
 
-def linear_times(tokens: int, repeats: int, dtype: torch.dtype) -> None:
-    """Block with INT8 attention, 8-bit linear layers and both, against none, in turn."""
-    block, inputs = block_and_inputs(tokens)
-    block = block.to(dtype)
-    x, text, time_embedding, angles = inputs
-    inputs = (x.to(dtype), text.to(dtype), time_embedding, angles)
-    attended, linears = AttentionConfig("int8", check_rows=0), LinearConfig(check_rows=0)
-    plans = {
-        "unpatched": None,
-        "attention": Plan("bench", attended),
-        "linears": Plan("bench", None, linear=linears),
-        "both": Plan("bench", attended, linear=linears),
-    }
-    copies = {name: copy.deepcopy(block) for name in plans}
-    for name, plan in plans.items():
-        if plan is not None:
-            accel.patch(copies[name], plan=plan)
-    seconds: dict[str, list[float]] = {name: [] for name in plans}
-    outputs: dict[str, torch.Tensor] = {}
-    for i in range(repeats + 1):
-        for name, one in copies.items():
-            start = time.perf_counter()
-            with torch.no_grad():
-                outputs[name] = one(*inputs)
-            seconds[name] += [time.perf_counter() - start] if i else []  # the first one packs
-    exact = outputs["unpatched"].double()
-    for name, mine in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds["unpatched"], mine, strict=True))
-        error = float((outputs[name].double() - exact).abs().sum() / exact.abs().sum())
-        print(f"Wan-1.3B block, {tokens} tokens, {dtype}, int8 {name}: "
-              f"{statistics.median(mine):.2f} s {ratio:.2f}x, relative L1 {error:.4f}")  # fmt: skip
-    print(accel.report(copies["both"]))
-
-
 def shared_times(tokens: int, slices: int, repeats: int) -> None:
     """Sliced INT8 block with keys and values quantized once, and once a slice, in turn."""
-    block, inputs = block_and_inputs(tokens)
+    block, inputs = real_block("wan", tokens)
     plan = Plan("bench", AttentionConfig("int8", check_rows=0), SlicingConfig(slices))
     ways = {"once": shared_keys, "each slice": nullcontext}
     outputs: dict[str, torch.Tensor] = {}
@@ -153,14 +103,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slices", type=int)
     parser.add_argument("--long", action="store_true")
-    parser.add_argument("--linears", action="store_true")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
     if args.slices:
         shared_times(args.tokens, args.slices, args.repeats)
-        return
-    if args.linears:
-        linear_times(args.tokens, args.repeats, getattr(torch, args.dtype))
         return
     times = block_times(args.tokens, args.repeats)
     base = statistics.median(times["unpatched"])

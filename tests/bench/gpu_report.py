@@ -2,8 +2,9 @@
 
     python tests/bench/gpu_report.py [--cards 80 90] [--dims 128] [--options plain] [--json FILE]
 
-Exits with 1 if a kernel spills more than 64 bytes a thread or misses a tensor-core instruction.
-Needs no card. Times are predictions of ``gpu_model.py``, whose error is printed with them.
+Attention, and what surrounds the products of 8-bit linear layers, which are torch's own. Exits
+with 1 if a kernel spills more than 64 bytes a thread or misses a tensor-core instruction. Needs no
+card. Times are predictions of ``gpu_model.py``, whose error is printed with them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from gpu_compile import (
     Compiled,
     candidates,
     compile_attention,
+    compile_linear,
     compile_prepare,
     variants,
 )
@@ -146,6 +148,8 @@ def main() -> int:
     for cc, precision, dim in sorted({(cc, precision, dim) for cc, dim, _, _, precision in chosen}):
         for kernel in compile_prepare(cc, dim, precision):
             add(kernel)
+    for kernel in (kernel for cc in args.cards for kernel in compile_linear(cc)):
+        add(kernel)
     found = problems(kernels)
     print("\n".join(predictions()))
     if args.json:

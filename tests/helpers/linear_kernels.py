@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from accel import LinearConfig, Plan
@@ -96,9 +97,14 @@ def linear(
     return torch.where(rows.isfinite().all(-1, keepdim=True), out, torch.nan).to(x.dtype)
 
 
-def run(x: Tensor, packed: Any, bias: Tensor | None = None) -> Tensor:
-    """Multiply by a packed weight, as ``linear``."""
-    return linear(x, packed, bias, precision=packed.precision)
+def run(
+    x: Tensor, packed: Any, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
+    """Multiply by a packed weight, as ``linear``, and apply one of two forms of GELU."""
+    out = linear(x, packed, bias, precision=packed.precision)
+    if activation is None:
+        return out
+    return F.gelu(out, approximate={"gelu": "none", "gelu_tanh": "tanh"}[activation])
 
 
 def why_not(x: Tensor, weight: Any, precision: str, impl: str = "auto") -> str:
@@ -108,11 +114,15 @@ def why_not(x: Tensor, weight: Any, precision: str, impl: str = "auto") -> str:
 
 def put_in(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """Let sites find this module as the kernels, and measure anew, into an empty cache."""
+    from accel.kernels import measured
     from accel.linear import pays
 
-    monkeypatch.setitem(sys.modules, "accel.kernels.linear", sys.modules[__name__])
+    for user in ("linear_site", "packed"):
+        monkeypatch.setattr(f"accel.linear.{user}.kernels", sys.modules[__name__])
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setattr(pays, "_known", {})
+    monkeypatch.setattr(pays, "_doubts", {})
+    monkeypatch.setattr(measured, "_load", lambda: 0.0)
     pays._file.cache_clear()
 
 

@@ -124,12 +124,31 @@ def test_the_op_is_one():
     )  # fmt: skip
 
 
+def test_the_bench_of_cards_checks_every_layer_and_names_what_is_missing(monkeypatch, capsys):
+    """On the CPU without a card: its own timing, and the reasons of what cannot run there."""
+    monkeypatch.syspath_prepend(BENCH)
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    import gpu_linear
+
+    (row,) = gpu_linear.measure(DEVICE, 1, {"small": (40, 64, 48)})
+    assert {"torch bf16", "accel int8"} <= set(row["ms"]) and row["error"]["accel int8"] < 0.02
+    assert {"torchao int8", "torchao fp8"} <= set(row["failed"])
+    timed = set(row["ms"]) | set(row["failed"])
+    assert timed == {"torch bf16", *(f"{p} {k}" for p in ("accel", "torchao") for k in FORMATS)}
+    text = capsys.readouterr().out
+    assert "small, 40 x 64 -> 48" in text and "torchao int8: not timed, " in text
+    assert set(gpu_linear.figures([row])["small"]["speedup"]) == set(row["ms"])
+
+
+FORMATS = ("int8", "fp8")
+
 CODE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import gpu_compile as g
-found = [k for cc in g.CARDS for k in g.compile_linear(cc)]
-print(json.dumps([[k.kernel, k.cc, k.options, k.spilled, k.registers] for k in found]))
+import gpu_compile as g, gpu_report as r
+r.variants = list  # attention is test_gpu_compile's
+sys.argv = ["gpu_report.py", "--json", sys.argv[2]]
+raise SystemExit(r.main())
 """
 
 
@@ -140,11 +159,16 @@ def test_kernels_compile_for_six_cards_without_spilling(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", CODE, str(BENCH)], env=environment, capture_output=True, text=True
-    )
+        [sys.executable, "-c", CODE, str(BENCH), str(tmp_path / "report.json")],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
-    assert {row[1] for row in rows} == {80, 86, 89, 90, 100, 120}
-    # E4M3 codes from 8.9 on.
-    assert len(rows) == 6 * 3 + 4
-    assert all(row[3] == 0 and row[4] <= 128 for row in rows)
+    assert "22 kernels, no problem" in done.stdout  # three a card, and E4M3 codes from 8.9 on
+    rows = json.loads((tmp_path / "report.json").read_text())
+    figures = {row["figure"]: row["value"] for row in rows}
+    spilled = {name: value for name, value in figures.items() if name.endswith("/spilled")}
+    assert len(spilled) == 6 * 3 + 4 and not any(spilled.values())
+    for cc in (80, 86, 89, 90, 100, 120):
+        assert any(f"sm_{cc} _quantize" in name for name in spilled)
+        assert any(f"sm_{cc} _finish" in name for name in spilled)
+    assert all(v <= 128 for name, v in figures.items() if name.endswith("/registers"))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from accel.kernels import reference_linear as reference
 from accel.kernels.attention_call import DTYPES
+from accel.kernels.cpu import linear as cpu
 from accel.kernels.cpu.native import library
 from accel.kernels.linear import linear, pack, why_not
 from accel.kernels.packed_weight import MOST_INPUTS, Packed
@@ -263,6 +264,26 @@ def test_rows_are_independent_bit_for_bit(isa, impl, options):
     for rows in ([7], [204, 0], range(100, 197), range(5)):
         rows = list(rows)
         assert torch.equal(linear(x[rows], packed, b, activation="gelu"), whole[rows])
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3), (97, 64, 50), (900, 40, 20), (0, 8, 4), (3, 0, 4)])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_are_quantized_once_give_the_same_bits(isa, shape, threads, dtype):
+    x, w, b = layer(*shape, dtype)
+    options = {"hadamard": True}
+    if shape[1] > 5:
+        options["outliers"] = torch.tensor([1, 4])
+    first, second = (pack(weight, impl="cpu", **options) for weight in (w, w * 2))
+    before, x = torch.get_num_threads(), x.t().contiguous().t()
+    torch.set_num_threads(threads)
+    try:
+        quantized = cpu.quantize(x, first)
+        for packed in (first, second):
+            out = cpu.multiply(quantized, x, packed, b, "silu")
+            assert torch.equal(out, linear(x, packed, b, activation="silu"))
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("rows", [1, 40, 97, 2000])
