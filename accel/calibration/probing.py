@@ -261,7 +261,7 @@ class LinearProbe(LinearSite):
         sums.time(self.name, kind, {"full": functools.partial(forward, x), **ours}, x.device)
         return out
 
-    def _run(self, layer: nn.Linear, x: Tensor, some: Tensor, precision: LinearPrecision) -> Tensor:
+    def _run(self, layer: nn.Linear, x: Tensor, some: Tensor, precision: str) -> Tensor:
         """Compute some rows of ``x`` in a precision."""
         now, rows = (self.state.refresh(), self.state.step), x.reshape(-1, x.shape[-1])
         packed = self.weight.find(layer.weight, rows, LAYERED[LAYERED.index(precision)], now)

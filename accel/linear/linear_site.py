@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import cast
+from typing import cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ Forward = Callable[[Tensor], Tensor]
 # Relative L1 error on sampled rows. Per token and channel, N(0, 1) inputs and weights of 1,536
 # channels have 0.011 in INT8 and 0.037 in FP8; heavy tails cost several times as much.
 LIMITS = {"int8": 0.1, "fp8": 0.15}
+_PRECISIONS = get_args(LinearPrecision)
 
 
 def needs_gradient(layer: nn.Linear, x: Tensor) -> bool:
@@ -91,6 +93,8 @@ class LinearSite(GuardedSite):
 
     def __post_init__(self) -> None:
         self.weight = PackedWeight(self.config)
+        named = self.config.precision, *(rule.precision for rule in self.config.rules)
+        self._later = tuple(p for p in _PRECISIONS if p in named and p != "full")
 
     def call(
         self, layer: nn.Linear, forward: Forward, x: Tensor, then: Then | None = None
@@ -102,7 +106,11 @@ class LinearSite(GuardedSite):
         now = run, step = self.state.refresh(), self.state.step
         found = policy.precision_at(self.config, self.name, step, self.state.steps)
         precision = cast(LinearPrecision, found)  # the only ones that its rules may have
-        reason = BY_PLAN if precision == "full" else self._why_full(layer, x)
+        if precision == "full":
+            reason = BY_PLAN
+            self._look_ahead(layer, x, now)
+        else:
+            reason = self._why_full(layer, x)
         if not reason and self.demoted_run == run:
             reason = f"demoted: {self.demoted_why}"
         ours: Product | None = None
@@ -139,6 +147,19 @@ class LinearSite(GuardedSite):
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return "inside the capture of a CUDA graph"
         return ""
+
+    def _look_ahead(self, layer: nn.Linear, x: Tensor, now: Now) -> None:
+        """Measure, at a site's first call, what the plan has for later steps.
+
+        So a layer that does not gain is free of its hook from then on. What fails here says so at
+        the step that it is for.
+        """
+        later = self._later
+        self._later = ()
+        if self.config.impl == "auto" and later and not self._why_full(layer, x):
+            with suppress(Exception):
+                for precision in later:
+                    self._why_torch(layer, x.reshape(-1, x.shape[-1]), precision, now)
 
     def never_pays(self) -> bool:
         """Return whether the layer was measured and lost, and note that it is left alone."""

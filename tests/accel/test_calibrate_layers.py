@@ -56,8 +56,8 @@ def test_every_layer_of_the_blocks_is_measured(measured):
 
 
 @pytest.mark.slow
-def test_a_mixed_plan_comes_out_as_it_was_predicted(pipe, measured):
-    plain, found = run(pipe), {}
+def test_a_mixed_plan_is_no_worse_than_predicted(pipe, measured):
+    plain, found, predicted = run(pipe), {}, {}
     for name in ("full", "int8", "mixed"):
         choice = choose.uniform(measured, "int8" if name == "int8" else "full")
         if name == "mixed":
@@ -67,8 +67,9 @@ def test_a_mixed_plan_comes_out_as_it_was_predicted(pipe, measured):
         assert (plan.linear is None) == (name == "full")
         with patched(pipe, plan=plan):
             found[name] = accel.core.quality.psnr(plain, run(pipe))
-        if name != "full":
-            assert abs(found[name] - choose.predicted(measured, choice)) < 3 * measured.spread
+        predicted[name] = choose.predicted(measured, choice)
+        assert found[name] > predicted[name] - 3 * measured.spread or name == "full"
+    assert predicted["int8"] < predicted["mixed"]
     assert found["full"] == np.inf and found["int8"] < found["mixed"]
 
 
