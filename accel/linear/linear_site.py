@@ -94,6 +94,9 @@ class LinearSite(GuardedSite):
     def __post_init__(self) -> None:
         self.weight = PackedWeight(self.config)
         named = self.config.precision, *(rule.precision for rule in self.config.rules)
+        self._few = f"fewer than {self.config.min_rows} rows"
+        self._small: torch.Size | None = None
+        self._planned: dict[tuple[int | None, int | None], LinearPrecision] = {}
         self._later = tuple(p for p in _PRECISIONS if p in named and p != "full")
 
     def call(
@@ -103,9 +106,15 @@ class LinearSite(GuardedSite):
 
         ``forward`` is what the layer itself would run; ``then`` is applied to the result.
         """
+        if x.shape == self._small:
+            self.record.kept[self._few] += 1
+            return self._full(layer, forward, x, then)
         now = run, step = self.state.refresh(), self.state.step
-        found = policy.precision_at(self.config, self.name, step, self.state.steps)
-        precision = cast(LinearPrecision, found)  # the only ones that its rules may have
+        place = step, self.state.steps
+        if (precision := self._planned.get(place)) is None:
+            found = policy.precision_at(self.config, self.name, *place)
+            precision = cast(LinearPrecision, found)  # the only ones that its rules may have
+            self._planned[place] = precision
         if precision == "full":
             reason = BY_PLAN
             self._look_ahead(layer, x, now)
@@ -143,7 +152,8 @@ class LinearSite(GuardedSite):
         if not x.dim() or x.shape[-1] != weight.shape[1]:
             return "sizes that do not fit"
         if x.numel() // x.shape[-1] < config.min_rows:
-            return f"fewer than {config.min_rows} rows"
+            self._small = x.shape
+            return self._few
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return "inside the capture of a CUDA graph"
         return ""

@@ -37,6 +37,7 @@ from accel.slicing.program.run import Run
 from accel.slicing.reasons import broken, described, failed
 from accel.slicing.trace.record import Underivable
 
+Reusable = Callable[[], tuple[frozenset[str], str]]
 HEAD = "head"  # name of the output head among the blocks
 # -------------------------------------------------------------------------------------------- Hook
 
@@ -53,13 +54,15 @@ class _Sliced(StandIn):
         forward: Callable[..., Any],
         config: SlicingConfig,
         programs: Programs,
-        reusable: Callable[[], tuple[frozenset[str], str]],
+        reusable: Reusable,
     ) -> None:
         super().__init__(forward)
         self.record = BlockRecord()
         self.label = label(self)
         self._block, self._config, self._programs = block, config, programs
         self._reusable = reusable
+        self._few = f"fewer than {2 * config.min_tokens} tokens"
+        self._short: set[Any] = set()  # arguments that have so few
         self._names = inspect.signature(type(block).forward)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -67,11 +70,11 @@ class _Sliced(StandIn):
             return self.forward(*args, **kwargs)
         if torch.compiler.is_compiling():
             return torch_compile.call(self, args, kwargs, self.forward)
-        return self._call(args, kwargs, *self._reusable())
+        return self._call(args, kwargs, self._reusable)
 
     def opaque(self, *args: Any, **kwargs: Any) -> Any:
         """Run a call of a compiled graph, which keeps its arguments."""
-        return self._call(args, kwargs, frozenset(), "a compiled graph keeps its input")
+        return self._call(args, kwargs, lambda: (frozenset(), "a compiled graph keeps its input"))
 
     def layout(self, args: Any, kwargs: Any) -> torch_compile.Layout | None:
         """Return what a sliced call returns, or None if it would run whole, which is recorded."""
@@ -88,7 +91,7 @@ class _Sliced(StandIn):
         self.record.whole[f"{reason}, when it was compiled"] += 1
         return None
 
-    def _call(self, args: Any, kwargs: Any, in_place: frozenset[str], kept: str = "") -> Any:
+    def _call(self, args: Any, kwargs: Any, reusable: Reusable) -> Any:
         try:
             arguments = self._bind(args, kwargs)
             found = self._program(arguments)
@@ -98,7 +101,7 @@ class _Sliced(StandIn):
             self.record.whole[found] += 1
             return self.forward(*args, **kwargs)
         program, slices = found
-        in_place = self._may_overwrite(program, in_place, kept)
+        in_place = self._may_overwrite(program, *reusable())
         attempt = Run(program, self._block, arguments, slices, in_place)
         try:
             out = attempt.go()
@@ -119,6 +122,9 @@ class _Sliced(StandIn):
         """Return the program and its slices, or the reason why the block runs whole."""
         if reason := self._why_whole(arguments):
             return reason
+        shapes = signature(arguments)
+        if shapes in self._short:
+            return self._few
         try:
             program = self._programs.find(self._block, arguments)
             slices = self._slices(program)
@@ -128,7 +134,8 @@ class _Sliced(StandIn):
         except Exception as error:
             return failed(error)
         if slices < 2:
-            return f"fewer than {2 * self._config.min_tokens} tokens"
+            self._short.add(shapes)
+            return self._few
         return program, slices
 
     def _bind(self, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -220,6 +227,9 @@ class _Reusable:
     ) -> None:
         self._found: dict[str, frozenset[str]] = {}
         self._why = ""
+        self._now: Any = None
+        self._asked = True
+        self._idle: set[Any] = set()  # calls after which no block had asked
         self._known = known
         handle = denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
         undo.callback(handle.remove)
@@ -227,7 +237,12 @@ class _Reusable:
     def _before(self, denoiser: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
+        (self._idle.discard if self._asked else self._idle.add)(self._now)
         try:
+            self._now, self._asked = signature({**kwargs, "": args}), False
+            if self._now in self._idle:
+                self._found, self._why = {}, "no block was sliced in the call before"
+                return
             self._look(denoiser, args, kwargs)
         except Exception as error:
             self._found, self._why = {}, f"looking for its readers failed ({described(error)})"
@@ -239,11 +254,16 @@ class _Reusable:
         if who:
             self._found = {}
             return
-        key = signature({**kwargs, "": args})
+        key = self._now
         if key not in self._known:
             self._known[key] = overwritable(denoiser, list(blocks(denoiser)), args, kwargs)
         self._found = self._known[key]
 
-    def of(self, path: str) -> Callable[[], tuple[frozenset[str], str]]:
+    def of(self, path: str) -> Reusable:
         """Return what looks up a block's arguments, and why there are none, at the current call."""
-        return lambda: (self._found.get(path, frozenset()), self._why)
+
+        def asked() -> tuple[frozenset[str], str]:
+            self._asked = True
+            return self._found.get(path, frozenset()), self._why
+
+        return asked
