@@ -14,6 +14,17 @@ ACTIVATIONS = ("none", "gelu", "gelu_tanh", "silu")  # in csrc's order
 MOST_INPUTS = 1 << 17  # K * 127 * 127 must fit 32 bits
 
 
+def packed_bytes(channels: int, inputs: int, *, smooth: bool, outliers: int) -> int:
+    """Return the bytes of a packed weight [channels, inputs] in 8 bits; the most of all layouts.
+
+    ``outliers``: columns that are not quantized.
+    """
+    kept, wide, deep = min(outliers, inputs), -(-channels // 16) * 16, -(-inputs // 16) * 16
+    codes, scales = wide * deep, wide * 8  # a scale, and on the CPU a correction
+    factor = 4 * inputs if smooth or kept else 0
+    return codes + scales + factor + kept * (8 + 4 * wide)
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """The weight [N, K] of a linear layer; tensors in it must not be modified.

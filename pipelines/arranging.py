@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from accel.config import RehashConfig
+from accel.config import LinearConfig, RehashConfig
 from accel.core.placed import kept
 from accel.core.units import gib
 from accel.families.family import Model
@@ -30,10 +30,11 @@ ROUGH = 8192  # bytes of activations for each pixel of each frame, that no model
 
 @dataclass(frozen=True)
 class Techniques:
-    """What of a job's plan decides its memory: its slices, and its step rehash."""
+    """What of a job's plan decides its memory: slices, step rehash, 8-bit linear layers."""
 
     slices: int = 1
     rehash: RehashConfig | None = None
+    linear: LinearConfig | None = None
 
     @classmethod
     def of(cls, job: Any) -> Techniques:
@@ -41,7 +42,8 @@ class Techniques:
         plan = job.accel_plan() if hasattr(job, "accel_plan") else None
         if plan is None:
             return cls()
-        return cls(1 if plan.slicing is None else plan.slicing.slices, plan.rehash)
+        slices = 1 if plan.slicing is None else plan.slicing.slices
+        return cls(slices, plan.rehash, plan.linear)
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ def arranged(
     if options.offload == "auto" and small:
         return _whole(asked, weights, f"{gib(weights)} of weights are small beside what is free")
     try:
-        needed = demand_of(str(folder), video, dtype, kind_of_weights(options), job.rehash)
-        allowed = {k: demand_of(str(folder), video, dtype, k, job.rehash) for k in options.allow}
+        needed = demand_of(str(folder), video, dtype, kind_of_weights(options), job)
+        allowed = {k: demand_of(str(folder), video, dtype, k, job) for k in options.allow}
     except (ValueError, OSError) as error:
         if skip:
             raise
@@ -160,14 +162,16 @@ def demand_of(
     video: Video,
     dtype: torch.dtype,
     kind: str = PLAIN,
-    rehash: RehashConfig | None = None,
+    job: Techniques | None = None,
 ) -> Demand:
     """Return what a job needs, simulated once for each size.
 
     Raises ValueError for a model that cannot be simulated, or not at this size.
     """
     model, peaks = _simulated(folder, video, dtype)
-    return demand(model, peaks, kind=kind, kept=Kept.of(model, peaks).bytes(rehash))
+    job = job or Techniques()
+    kept = Kept.of(model, peaks).bytes(job.rehash)
+    return demand(model, peaks, kind=kind, kept=kept, packed=peaks.packed.bytes(job.linear))
 
 
 @lru_cache(maxsize=64)

@@ -169,7 +169,7 @@ def _decided(
 ) -> Arrangement:
     """Decide about what is free now."""
     if memory is not None:  # the simulation itself makes the process larger
-        demand_of(str(folder), video, dtype, kind_of_weights(options), job.rehash)
+        demand_of(str(folder), video, dtype, kind_of_weights(options), job)
     room = free_room(device, memory)
     if host is not None and not room.shared:
         room = replace(room, host=host)

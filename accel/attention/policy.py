@@ -32,6 +32,17 @@ def matches(rule: Rule, site: str, step: int | None, steps: int | None) -> bool:
     return rule.start <= step / steps < rule.end
 
 
+def precisions_of(config: Quantized, site: str) -> set[RulePrecision]:
+    """Return the precisions that ``site`` may have at some step."""
+    found: set[RulePrecision] = set()
+    for rule in config.rules:
+        if covers(rule, site):
+            found.add(rule.precision)
+            if always(rule):
+                return found
+    return {*found, config.precision}
+
+
 def precision_at(
     config: Quantized, site: str, step: int | None, steps: int | None
 ) -> RulePrecision:

@@ -6,6 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
+from accel.config import LinearConfig
 from accel.core.plain_values import shown
 from accel.core.strict_json import dumps
 
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         if args.budget is not None:
             taken = found[sizes[0]].chosen
             chosen |= {"budget": sizes[0], "slices": None if taken is None else taken.slices}
+        chosen["packed"] = peaks.packed.bytes(LinearConfig())
         print(dumps({**vars(peaks), **chosen}, indent=2))
         return 0
     print(table(peaks))
@@ -110,5 +112,7 @@ def table(peaks: Peaks) -> str:
         lines.append(f"  {name:<40}{_size(size):>26}  {'█' * max(1, round(30 * size / most))}")
     levels = ", ".join(f"{name}: {_size(size)}" for name, size in peaks.rehash.items())
     lines.append(f"step rehash keeps, per denoiser call in a step, at level {levels}")
+    packed = _size(peaks.packed.bytes(LinearConfig()))
+    lines.append(f"8-bit linear layers add at most {packed} of packed weights")
     lines += [f"not counted: {', '.join(peaks.not_counted)}"] if peaks.not_counted else []
     return "\n".join(lines)

@@ -24,7 +24,7 @@ def linear_layers(
     moved = _moved(denoiser)
     found: dict[str, nn.Linear] = {}
     left: dict[str, str] = {}
-    for path, layer in _in_blocks(denoiser).items():
+    for path, layer in in_blocks(denoiser).items():
         site = prefix + path.removeprefix("_orig_mod.").removesuffix(BASE)
         if why := _why_not(layer, path, moved):
             left[site] = why
@@ -33,7 +33,7 @@ def linear_layers(
     return found, left
 
 
-def _in_blocks(denoiser: nn.Module) -> dict[str, nn.Linear]:
+def in_blocks(denoiser: nn.Module) -> dict[str, nn.Linear]:
     """Return all linear layers of the blocks that are no adapter's, by path in the denoiser."""
     found: dict[str, nn.Linear] = {}
     known: set[int] = set()

@@ -100,9 +100,11 @@ def _tries(demand: Demand, room: Room, way: Way, least: int) -> Iterator[Placeme
 def placement(demand: Demand, room: Room, way: Way, slices: int, decode: str) -> Placement:
     """Return one way with its peaks by phase, and what of it does not fit."""
     held = {phase: _held(demand, way, phase) for phase in ("encode", "denoise", "decode")}
+    packed = 0 if way in EACH_CALL else demand.packed  # weights that move are not packed
     act = {
-        "denoise": demand.denoise[slices] + demand.kept, "decode": demand.decode[decode],
-    }  # fmt: skip
+        "denoise": demand.denoise[slices] + demand.kept + packed,
+        "decode": demand.decode[decode] + packed,
+    }
     device = {phase: held[phase] + size for phase, size in act.items()}
     if demand.encoders:
         device = {"encode": _encode(demand, way), **device}

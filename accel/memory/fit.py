@@ -1,8 +1,9 @@
 """Will it fit? Bytes of a job by phase, weights included, and the fewest slices within a budget.
 
 ``accel.plan``, ``accel memory``, dry runs and the web page all use this answer. Counted are live
-tensors: weights that stay loaded, activations of text encoding, denoising and decoding, and what
-step rehash keeps. Not counted are scratch memory of kernels and activations of unknown encoders.
+tensors: weights that stay loaded, packed copies of linear layers, activations of text encoding,
+denoising and decoding, and what step rehash keeps. Not counted are scratch memory of kernels and
+activations of unknown encoders.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any
 from torch import nn
 
 from accel import families
-from accel.config import RehashConfig, SlicingConfig
+from accel.config import LinearConfig, RehashConfig, SlicingConfig
 from accel.core.diffusers_bridge import execution_device, offloads
 from accel.core.units import gib
 from accel.families.components import size_of
 from accel.families.family import Model
 from accel.memory import encoders
 from accel.memory.meta_models import Video, of_pipeline
+from accel.memory.packed_layers import PackedLayers, packed_layers
 from accel.memory.simulate import (
     STREAMED,
     Peaks,
@@ -88,8 +90,8 @@ class Needs:
 
     ``denoise`` maps a number of slices to bytes. ``decode`` has "whole" (with the VAE's current
     settings) and "strips", as it runs with the most slices. ``encode`` is 0 if no encoder is known.
-    ``at_least``: some weights are unknown. ``kept``: what step rehash adds. ``others``: decoding by
-    diffusers' own settings, by name.
+    ``at_least``: some weights are unknown. ``kept``: what step rehash adds, ``packed``: what 8-bit
+    linear layers add. ``others``: decoding by diffusers' own settings, by name.
     """
 
     denoise: Mapping[int, int]
@@ -98,36 +100,44 @@ class Needs:
     at_least: bool = False
     kept: Kept = field(default_factory=Kept)
     others: Mapping[str, int] = field(default_factory=dict)
+    packed: PackedLayers = field(default_factory=PackedLayers)
 
     @property
     def slices(self) -> int:
         """The largest number of slices that was simulated."""
         return max(self.denoise)
 
-    def phases(self, slices: int, rehash: RehashConfig | None = None) -> dict[str, int]:
-        """Return bytes by phase, for a number of slices and a step rehash."""
+    def phases(
+        self, slices: int, rehash: RehashConfig | None = None, linear: LinearConfig | None = None
+    ) -> dict[str, int]:
+        """Return bytes by phase, for a plan's number of slices, step rehash and linear layers."""
         way = STRIPS if slices == self.slices else WHOLE
         first = {"encode": self.encode} if self.encode else {}
-        denoise = self.denoise[slices] + self.kept.bytes(rehash)
-        return {**first, "denoise": denoise, "decode": self.decode[way]}
+        packed = self.packed.bytes(linear)
+        denoise = self.denoise[slices] + self.kept.bytes(rehash) + packed
+        return {**first, "denoise": denoise, "decode": self.decode[way] + packed}
 
-    def peak(self, slices: int, rehash: RehashConfig | None = None) -> int:
+    def peak(
+        self, slices: int, rehash: RehashConfig | None = None, linear: LinearConfig | None = None
+    ) -> int:
         """Return the bytes of the phase that needs most."""
-        return max(self.phases(slices, rehash).values())
+        return max(self.phases(slices, rehash, linear).values())
 
-    def fewest_slices(self, budget: int, rehash: RehashConfig | None = None) -> int:
+    def fewest_slices(
+        self, budget: int, rehash: RehashConfig | None = None, linear: LinearConfig | None = None
+    ) -> int:
         """Return the fewest slices that fit in ``budget`` bytes.
 
         Raises DoesNotFit if none do.
         """
-        most, kept = self.slices, self.kept.bytes(rehash)
-        fits = [n for n in sorted(self.denoise) if self.peak(n, rehash) <= budget]
+        most, packed = self.slices, self.packed.bytes(linear)
+        fits = [n for n in sorted(self.denoise) if self.peak(n, rehash, linear) <= budget]
         if fits:
             return fits[0]
-        least = min(self.peak(n, rehash) for n in self.denoise)
+        least = min(self.peak(n, rehash, linear) for n in self.denoise)
         needed = {
-            "decode": min(self.decode.values()),
-            "denoise": self.denoise[most] + kept,
+            "decode": min(self.decode.values()) + packed,
+            "denoise": self.denoise[most] + self.kept.bytes(rehash) + packed,
             "encode": self.encode,
         }
         phase = next(p for p, size in needed.items() if size > budget)
@@ -199,6 +209,7 @@ def _needs(
         at_least,
         kept,
         {w: b + vae for w, b in peaks.decode.items() if w.startswith(("tiled", "frame by frame"))},
+        peaks.packed,
     )
 
 
@@ -212,7 +223,11 @@ def _as_set(peaks: Peaks, vae: Any) -> int:
 
 
 def peak_of_plan(
-    model: Model, video: Video, slicing: SlicingConfig | None, rehash: RehashConfig | None
+    model: Model,
+    video: Video,
+    slicing: SlicingConfig | None,
+    rehash: RehashConfig | None,
+    linear: LinearConfig | None = None,
 ) -> int:
     """Return the peak of one plan in bytes, with denoiser and VAE loaded.
 
@@ -230,5 +245,6 @@ def peak_of_plan(
             apply_strips(vae, slicing, undo, streamed=False)
         decode = decode_peak(vae, decoder_input(model, video))
     encode = max((encoders.peak(e) for e in model.encoders.values()), default=0)
-    activations = max(encode, denoise + kept.bytes(rehash), decode)
+    packed = 0 if linear is None else packed_layers(model, denoiser, kwargs).bytes(linear)
+    activations = max(encode, denoise + kept.bytes(rehash) + packed, decode + packed)
     return model.denoiser.weights() + size_of(vae) + activations

@@ -42,7 +42,8 @@ class Demand:
 
     ``encode`` maps an encoder's name to bytes, ``denoise`` a number of slices, ``decode`` a way of
     decoding without loss. ``approximate``: ways of decoding that change the picture. ``kept`` is
-    what step rehash keeps. ``at_least``: some weights are unknown.
+    what step rehash keeps, ``packed`` the copies of linear layers in 8 bits. ``at_least``: some
+    weights are unknown.
     """
 
     encoders: tuple[Piece, ...]
@@ -54,6 +55,7 @@ class Demand:
     approximate: Mapping[str, int] = field(default_factory=dict)
     kept: int = 0
     at_least: bool = False
+    packed: int = 0
 
     @property
     def weights(self) -> int:
@@ -121,13 +123,16 @@ def piece_of(name: str, module: nn.Module, weights: int, kind: str = PLAIN) -> P
     )
 
 
-def demand(model: Model, peaks: Peaks, *, kept: int = 0, kind: str = PLAIN) -> Demand:
+def demand(
+    model: Model, peaks: Peaks, *, kept: int = 0, packed: int = 0, kind: str = PLAIN
+) -> Demand:
     """Return what a job needs of a model.
 
     Args:
         model: Its components, on the meta device.
         peaks: Their simulated activations.
         kept: Bytes that step rehash keeps.
+        packed: Bytes that copies of linear layers add; layers of another kind have none.
         kind: Kind of weights of denoiser and text encoders, one of ``BITS`` or "bf16".
     """
     exact = {way: b for way, b in peaks.decode.items() if "approximate" not in way}
@@ -144,4 +149,5 @@ def demand(model: Model, peaks: Peaks, *, kept: int = 0, kind: str = PLAIN) -> D
         {way: b for way, b in peaks.decode.items() if way not in exact},
         kept,
         bool(peaks.not_counted),
+        packed if kind == PLAIN else 0,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,9 @@ from accel.families.components import meta, size_of
 from accel.families.family import Model
 from accel.memory.encoders import peak
 from accel.memory.meta_models import Video, framewise, latent_shape
+from accel.memory.packed_layers import PackedLayers, packed_layers
 from accel.memory.recorded_calls import Recorded, parts, record
-from accel.memory.small_values import SmallValues, without_values
+from accel.memory.small_values import called, without_values
 from accel.memory.tracker import activation_peak, all_true
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.blocks import apply_slicing
@@ -44,7 +45,7 @@ class Peaks:
     two, and ``weights`` those of every component by name. ``rehash``: what step rehash keeps at
     each level, besides the activations, per denoiser call in a step; there are ``calls`` of them.
     ``encode``: activations of each text or image encoder, ``encode_image``: of the VAE's encoder, 0
-    if it is not called. ``not_counted``: components of other kinds.
+    if it is not called. ``not_counted``: components of other kinds. ``packed``: linear layers.
     """
 
     denoise: dict[int, int]
@@ -58,6 +59,7 @@ class Peaks:
     encode_image: int = 0
     calls: int = 2
     weights: dict[str, int] = field(default_factory=dict)
+    packed: PackedLayers = field(default_factory=PackedLayers)
 
 
 def simulate(
@@ -78,6 +80,7 @@ def simulate(
     programs = Programs()
     ways = {n: SlicingConfig(n, min_tokens=1) if n > 1 else None for n in slices}
     peaks = {n: denoise_peak(denoiser, kwargs, way, programs) for n, way in ways.items()}
+    packed = packed_layers(model, denoiser, kwargs)
     vae = model.vae.build()
     decoded = _decoders(model.vae.cls, vae, decoder_input(model, video)) if decode else {}
     kept = rehash_bytes(denoiser, kwargs)
@@ -88,7 +91,7 @@ def simulate(
     return Peaks(
         peaks, decoded, sum(weights.get(name, 0) for name in DENOISERS), size_of(vae), kept,
         encode, encoders, (*model.unknown, *unknown), _encode_image(vae, calls),
-        calls_in_step(model, video), weights,
+        calls_in_step(model, video), weights, packed,
     )  # fmt: skip
 
 
@@ -184,14 +187,6 @@ def decoder_input(model: Model, video: Video) -> Tensor:
         return next(iter(given.values())).to(dtype)
     z = meta(1, *latent_shape(model, video)[1:], dtype=dtype)
     return z[0].transpose(0, 1).contiguous() if framewise(model.vae.cls) else z
-
-
-def called(denoiser: Any, kwargs: dict[str, Any]) -> Any:
-    """Return what a denoiser returns; on meta, arguments that have values keep them."""
-    given = [x for x in leaves(kwargs) if isinstance(x, Tensor)]
-    mixed = len({x.is_meta for x in given}) > 1
-    with SmallValues() if mixed else nullcontext():
-        return denoiser(**kwargs, return_dict=False)
 
 
 def rehash_bytes(denoiser: Any, kwargs: dict[str, Any]) -> dict[str, int]:

@@ -8,6 +8,7 @@ every smaller one on the CPU.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -91,3 +92,11 @@ def _positions(indices: Any) -> list[Any]:
 def _writes(func: Any) -> bool:
     first = func._schema.arguments[:1]
     return any(x.alias_info is not None and x.alias_info.is_write for x in first)
+
+
+def called(denoiser: Any, kwargs: dict[str, Any]) -> Any:
+    """Return what a denoiser returns; on meta, arguments that have values keep them."""
+    given = [x for x in leaves(kwargs) if isinstance(x, Tensor)]
+    mixed = len({x.is_meta for x in given}) > 1
+    with SmallValues() if mixed else nullcontext():
+        return denoiser(**kwargs, return_dict=False)

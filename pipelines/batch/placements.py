@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from accel.config import RehashConfig
+from accel.config import LinearConfig, RehashConfig
 from accel.memory.placement import Room
 from accel.pipelines.load_options import LoadOptions
 
@@ -24,6 +24,7 @@ class Question:
     offload: str
     room: Room
     allow: tuple[str, ...] = ()
+    linear: LinearConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def answered(question: Question) -> Placed | str:
             question.room,
             getattr(torch, question.dtype),
             options=LoadOptions(offload=question.offload, allow=question.allow),
-            job=Techniques(question.slices, question.rehash),
+            job=Techniques(question.slices, question.rehash, question.linear),
             always=True,
         )
         row = found.placement

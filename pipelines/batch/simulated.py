@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from accel.config import RehashConfig, SlicingConfig
+from accel.config import LinearConfig, RehashConfig, SlicingConfig
 from accel.memory.placement import Room
 from accel.pipelines.batch.helper_process import Aside
 from accel.pipelines.batch.identity import digest
@@ -47,6 +47,7 @@ class Request:
     dtype: str
     slicing: SlicingConfig | None
     rehash: RehashConfig | None
+    linear: LinearConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class Simulator:
             return Answer(why_not=NOT_LOCAL)
         plan = job.accel_plan() or Plan("none", attention=None)
         size = (job.width, job.height, job.frames)
-        request = Request(str(folder), *size, usual_dtype(), plan.slicing, plan.rehash)
+        techniques = (plan.slicing, plan.rehash, plan.linear)
+        request = Request(str(folder), *size, usual_dtype(), *techniques)
         if request not in self._answers:
             self._answers[request] = self._find(request)
         return self._placed(request, self._answers[request], job.load_options)
@@ -102,7 +104,15 @@ class Simulator:
         slices = 1 if request.slicing is None else request.slicing.slices
         size = (request.width, request.height, request.frames)
         question = Question(
-            request.folder, *size, request.dtype, slices, request.rehash, offload, room, allow
+            request.folder,
+            *size,
+            request.dtype,
+            slices,
+            request.rehash,
+            offload,
+            room,
+            allow,
+            request.linear,
         )
         if question not in self._placements:
             self._placements[question] = self._asked(answered, question)
@@ -144,7 +154,7 @@ def simulated(request: Request) -> int | str:
     try:
         model = in_dtype(find(request.folder), dtype)
         video = Video(request.width, request.height, request.frames)
-        return peak_of_plan(model, video, request.slicing, request.rehash)
+        return peak_of_plan(model, video, request.slicing, request.rehash, request.linear)
     except Exception as error:  # a prediction must never cost the dry run
         return f"cannot be simulated: {error}"
 
@@ -177,6 +187,8 @@ def key_of(request: Request) -> str:
     """Return hash of all that decides the peak of denoiser and VAE, wherever the folder lies."""
     configs = [config_of(request.folder, name) for name in (denoiser_of(request.folder), "vae")]
     rest = {k: v for k, v in asdict(request).items() if k != "folder"}
+    if request.linear is None:
+        del rest["linear"]
     rest["rehash"] = Plan("", None, rehash=request.rehash).to_dict()["rehash"]  # as it always was
     return digest([configs, rest])
 

@@ -26,7 +26,7 @@ def peak(needs: Needs, job: Job) -> int:
     plan = job.accel_plan()
     asked = 1 if plan is None or plan.slicing is None else plan.slicing.slices
     slices = max(n for n in needs.denoise if n <= asked)
-    return needs.peak(slices, None if plan is None else plan.rehash)
+    return needs.peak(slices) if plan is None else needs.peak(slices, plan.rehash, plan.linear)
 
 
 def shown(studio: Studio, job: Job, needs: Needs | str) -> str:

@@ -179,10 +179,10 @@ def predict(needs: Needs, choices: tuple[Choice, ...], memory: float, quality: f
     Raises JobError if none fits.
     """
     choice = best(choices, quality)
-    rehash = None if choice.preset is None else Plan.preset(choice.preset).rehash
+    plan = Plan("none", attention=None) if choice.preset is None else Plan.preset(choice.preset)
     try:
-        slices = needs.fewest_slices(round(memory * 2**30), rehash)
+        slices = needs.fewest_slices(round(memory * 2**30), plan.rehash, plan.linear)
     except ValueError as error:
         raise JobError(str(error)) from error
-    peaks = needs.phases(slices, rehash)
+    peaks = needs.phases(slices, plan.rehash, plan.linear)
     return Predicted(choice, slices, peaks, needs.phases(1), needs.at_least, choices)

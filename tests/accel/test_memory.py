@@ -232,9 +232,11 @@ def test_the_command_prints_json_and_a_table(capsys, monkeypatch):
     assert card["chosen"]["way"] == "all resident" and len(card["ways"]) == 6
     assert data["encode"]["text_encoder"] > 0 and data["encoder_weights"]["text_encoder"] > 10**5
     assert data["decode"]["16 strips, frames to the CPU"] < data["decode"]["16 strips"]
+    assert 10**6 < data["packed"] < data["denoiser_weights"] / 2  # of bf16
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "step rehash keeps" in out and "encode, text_encoder" in out
+    assert "8-bit linear layers add at most 0.00" in out
     assert "denoise, 8 slices" in out and "decode, tiled (approximate)" in out
     assert "placement for device memory 0.95 GiB" in out and "nothing; taken" in out
 

@@ -6,8 +6,9 @@ The embedded model in three sizes, and three tiny pipelines of random weights (W
 Diffusion, Flux), whose layers are too small to gain anything. Every round renders one job plain and
 under each preset, with a pipeline of each that stays patched; a figure is the median over the
 rounds of the ratio to the plain render of the same round, in CPU seconds, since other work on the
-machine changes the clock's. The first round measures which kernels pay and does not count. ``--quality``: PSNR to the plain run of so many jobs
-of the embedded model, mean and lowest, for every size.
+machine changes the clock's. The first round measures which kernels pay and does not count.
+``--quality``: PSNR to the plain run of so many jobs of the embedded model, mean and lowest, for
+every size.
 """
 
 from __future__ import annotations
