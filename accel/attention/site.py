@@ -34,7 +34,7 @@ from accel.kernels.attention import BITS
 from accel.kernels.attention import run as run_attention
 from accel.kernels.attention_call import AttentionCall, Options
 from accel.kernels.cpu.attention import scratch_bytes
-from accel.kernels.dispatch import Decision, decide
+from accel.kernels.dispatch import PAYS_FROM, Decision, decide
 
 # ------------------------------------------------------------------------------------------- State
 
@@ -46,13 +46,15 @@ UNSMOOTHED = "ran without smooth_v, which is further off here"
 class Site(GuardedSite):
     """One attention module, or a denoiser itself (``config`` None).
 
-    ``unsmoothed``: the precisions that in run ``checked_run`` are nearer to full precision without
+    ``short``: sizes of queries and keys that are too short to gain, and the reason. ``unsmoothed``:
+    the precisions that in run ``checked_run`` are nearer to full precision without
     ``smooth_v``.
     """
 
     config: AttentionConfig | None
     finished: int = 0
     unsmoothed: set[str] = field(default_factory=set)
+    short: dict[Any, str] = field(default_factory=dict)
     options: Options = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,8 +77,12 @@ class Site(GuardedSite):
 
     def attend(self, *arguments: Any) -> Tensor:
         """Compute attention of one call (see ``Call``) as the plan wants it at this step."""
-        call, config = Call(*sdpa.autocast(*arguments)), self.config
         now = run, step = self.state.refresh(), self.state.step
+        shapes = arguments[0].shape, arguments[1].shape
+        if (reason := self.short.get(shapes)) is not None:
+            self.keep_at(reason, now)
+            return Call(*arguments).full()
+        call, config = Call(*sdpa.autocast(*arguments)), self.config
         if config is None:
             self.keep_at("not inside an attention module accel knows", now)
             return call.full()
@@ -91,6 +97,8 @@ class Site(GuardedSite):
                     return self._rescue(call, why, self.record.kept, now)
                 return self._quantized(call, ours, decision, now)
             reason = decision.why
+            if PAYS_FROM in reason:
+                self.short[shapes] = reason
         self.keep_at(reason, now)
         return call.full()
 
