@@ -235,10 +235,9 @@ def embedded_requests() -> list[Request]:
     size = defaults(TINY)
     assert size.width and size.height and size.frames
     plans = [Plan("none", attention=None), *map(Plan.preset, PRESETS)]
+    pixels = (size.width, size.height, size.frames)
     asked = {
-        Request(
-            str(tiny_folder()), size.width, size.height, size.frames, dtype, p.slicing, p.rehash
-        )
+        Request(str(tiny_folder()), *pixels, dtype, p.slicing, p.rehash, p.linear)
         for dtype in DTYPES
         for p in plans
     }

@@ -15,7 +15,7 @@ from helpers.rehash_pipe import FIXED, KEYS, STEPS, Pipe, plan
 from helpers.runs import forward, sliced
 
 import accel
-from accel import AttentionConfig, Plan, Rule
+from accel import AttentionConfig, Plan, RehashConfig, Rule
 from accel.core.run_log import RunLog, Totals, logger
 
 INT8 = AttentionConfig("int8", impl="reference")
@@ -96,7 +96,8 @@ def test_a_bare_denoiser_has_calls_instead_of_steps(lines):
 
 def test_warns_once_where_nothing_was_accelerated(lines):
     pipe = Pipe("wan")  # too few tokens for "auto"
-    accel.patch(pipe, "fast")
+    plan = Plan("fast", AttentionConfig("int8"), rehash=RehashConfig(1.9))
+    accel.patch(pipe, plan=plan)
     pipe(4)  # and too few steps
     (_, off), (_, info), (level, text) = lines()
     assert off == "step rehash is off in runs of 8 steps or fewer, which leave nothing to skip"

@@ -69,16 +69,18 @@ def test_peaks_kept_for_the_embedded_model_are_those_of_its_simulation(embedded)
 @pytest.mark.slow
 def test_the_peak_is_that_of_accel_memory_and_of_the_weights(embedded):
     requests = [r for r in embedded if r.dtype == "float32" and r.slicing is None]
-    (whole,) = (r for r in requests if r.rehash is None)
+    whole, packed = sorted((r for r in requests if r.rehash is None), key=lambda r: bool(r.linear))
     family = find(str(tiny_folder()))
     family = in_dtype(family, torch.float32)
     peaks = simulate(family, Video(64, 64, 17), (1,))
     weights = peaks.denoiser_weights + peaks.vae_weights
     others = (peaks.decode["whole"], *peaks.encode.values())
     assert embedded[whole] == weights + max(peaks.denoise[1], *others)
+    layers = peaks.packed.bytes(packed.linear)
+    assert layers > 0 and embedded[packed] == embedded[whole] + layers
     (reusing,) = (r for r in requests if r.rehash is not None)  # both branches of guidance
     beside = weights + max(peaks.denoise[1] + 2 * peaks.rehash["output"], *others)
-    assert embedded[reusing] == beside
+    assert embedded[reusing] == beside + layers
     pipe = load("tiny")
     parts = (pipe.transformer, pipe.vae, pipe.text_encoder)
     real = sum(t.nbytes for part in parts for t in part.parameters())
