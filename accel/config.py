@@ -208,7 +208,7 @@ class RehashConfig:
     where a ``Wish`` leaves few) and the last one are always computed; 8 steps or fewer all are.
 
     Args:
-        speedup: Denoising steps of a run per computed one, 1 to 5; used without ``keys``.
+        speedup: Steps of a run per computed one, 1 to 5, or less where outputs change too fast.
         keys: 0-based computed steps of a run of ``steps`` steps, stretched to other lengths.
         steps: Length of the run that ``keys`` belong to.
         level: "output" predicts the denoiser's output from its last ones. "features" keeps what a

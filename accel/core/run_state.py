@@ -143,6 +143,20 @@ class RunState:
         return range(begin, end)
 
     @property
+    def guidance(self) -> tuple[float | None, bool]:
+        """Scale of classifier-free guidance as the pipeline states it, None if it does not.
+
+        The flag says whether the pipeline has classifier-free guidance in the current run. Scales
+        of several frames count by the largest.
+        """
+        pipe = self._pipe()
+        scale = getattr(pipe, "guidance_scale", None)
+        if isinstance(scale, Tensor):
+            scale = float(scale.max())
+        free = bool(getattr(pipe, "do_classifier_free_guidance", False))
+        return (float(scale) if isinstance(scale, (int, float)) else None), free
+
+    @property
     def schedule(self) -> tuple[str, list[float]]:
         """Class name of the scheduler, and its timesteps."""
         scheduler = self._scheduler()

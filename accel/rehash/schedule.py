@@ -50,6 +50,22 @@ def budget(steps: int, speedup: float) -> int:
     return min(steps, max(len(forced(steps)), round(steps / speedup)))
 
 
+def remarks(steps: int, speedup: float) -> list[str]:
+    """Return what the rule cannot do as requested in a run of ``steps`` steps."""
+    count, found = budget(steps, speedup), []
+    if count > round(steps / speedup):
+        found.append(
+            f"{speedup:g}× requested; the steps that are always computed allow "
+            f"{steps / count:.2f}× in {steps} steps"
+        )
+    if steps / count > UNMEASURED:
+        found.append(
+            f"{steps / count:.2f}× without a measurement: beyond {UNMEASURED:.1f}× a run of "
+            f"{count} steps can be better; measure, or lower the speedup"
+        )
+    return found
+
+
 def stretch(keys: Sequence[int], measured: int, steps: int) -> frozenset[int]:
     """Return the keys of a run of ``measured`` steps stretched to ``steps``, forced ones included.
 
