@@ -12,8 +12,9 @@ predicted steps ends elsewhere:
   swing grows until the end, with any error.
 
 From there on every step is computed, until the changes of ``CALM`` steps in a row have had a cosine
-of ``STEADY`` or more. Constants were chosen on 24 jobs, each at guidance 3, 5 and 7, and tried on
-others (docs/rehash.md).
+of ``STEADY`` or more, or until they have differed by less than ``BEND`` of y's norm in ``QUIET``
+steps in a row: rounding of low precision, which guidance multiplies, never lets small changes agree
+in direction. Constants were chosen on 24 jobs, each at guidance 3, 5 and 7 (docs/rehash.md).
 
 Kept are ``SAMPLES`` values for each picture or clip of a batch of the last two guided outputs, in
 fp32: at most 64 KiB for each of them with the values of the step that runs.
@@ -21,6 +22,7 @@ fp32: at most 64 KiB for each of them with the values of the step that runs.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable
 from typing import Any
@@ -34,8 +36,8 @@ from accel.rehash.stored import Branch
 FAST = 0.4  # relative change of the guided output
 TURNING = 0.3  # cosine of two changes in a row
 SMALL = 0.3  # relative change
-STEADY = 0.7
-CALM = 2  # steps in a row that are steady
+STEADY, CALM = 0.7, 2  # cosine, steps
+BEND, QUIET = 0.15, 4  # relative difference of two changes, steps
 SAMPLES = 4096
 GUIDANCE = 5.0  # where a pipeline with two branches does not say its scale
 TOO_FAST = "the guided output changed too fast to be predicted"
@@ -51,7 +53,7 @@ class Steadiness:
     def __init__(self) -> None:
         self.why = ""
         self.more: Counter[str] = Counter()
-        self._calm = 0
+        self._calm = self._quiet = 0  # steps in a row
         self._past: list[tuple[int, float, Tensor]] = []  # step, time, values [B, E]; newest first
         self._denoiser = ""
         self._now: dict[Hashable, Tensor] = {}  # values [B, E] of each branch at the current step
@@ -89,22 +91,23 @@ class Steadiness:
         self._past = [(step, time, values), *self._past[:1]]
 
     def _compare(self, step: int, values: Tensor, known: bool) -> None:
-        gap = step - self._past[0][0]
+        gap, size = step - self._past[0][0], values.norm(dim=1).clamp_min(1e-12)
         change = values - self._past[0][2]
-        moved = _largest(change.norm(dim=1) / values.norm(dim=1).clamp_min(1e-12))
-        cosine = 1.0
+        moved = _largest(change.norm(dim=1) / size)
+        cosine, bend = 1.0, math.inf
         in_a_row = len(self._past) > 1 and gap == 1 and self._past[0][0] - self._past[1][0] == 1
         if in_a_row:
             before = self._past[0][2] - self._past[1][2]
             cosine = -_largest(-torch.cosine_similarity(change, before, dim=1))
+            bend = _largest((change - before).norm(dim=1) / size)
+        self._calm = self._calm + 1 if in_a_row and cosine >= STEADY else 0
+        self._quiet = self._quiet + 1 if bend < BEND else 0
         if known and moved > FAST * max(gap, 1) ** 0.5:
-            self.why, self._calm = TOO_FAST, 0
+            self.why, self._calm, self._quiet = TOO_FAST, 0, 0
         elif cosine < TURNING and moved > SMALL:
-            self.why, self._calm = TURNED, 0
-        elif self.why:
-            self._calm = self._calm + 1 if in_a_row and cosine >= STEADY else 0
-            if self._calm >= CALM:
-                self.why, self._calm = "", 0
+            self.why, self._calm, self._quiet = TURNED, 0, 0
+        elif self._calm >= CALM or self._quiet >= QUIET:
+            self.why = ""
 
     def count(self) -> str:
         """Count one more computed step, and return why."""
@@ -121,7 +124,7 @@ class Steadiness:
         return {
             "why": self.why,
             "more": dict(self.more),
-            "calm": self._calm,
+            "calm": (self._calm, self._quiet),
             "past": [(step, time, values.cpu()) for step, time, values in self._past],
             "denoiser": self._denoiser,
             "now": [(branch, values.cpu()) for branch, values in self._now.items()],
@@ -132,7 +135,8 @@ class Steadiness:
     def from_dict(cls, data: dict[str, Any]) -> Steadiness:
         """Return the state of ``to_dict``."""
         self = cls()
-        self.why, self._calm, self._denoiser = data["why"], data["calm"], data["denoiser"]
+        self.why, self._denoiser = data["why"], data["denoiser"]
+        self._calm, self._quiet = data["calm"]
         self.more = Counter(data["more"])
         self._past, self._now, self._at = list(data["past"]), dict(data["now"]), data["at"]
         return self

@@ -40,6 +40,12 @@ def test_a_fast_change_is_noticed_until_it_is_steady_again():
     assert found == ["", "", "", TOO_FAST, TOO_FAST, "", "", ""]
 
 
+def test_small_changes_in_any_direction_are_steady_after_a_while():
+    """As with the rounding of INT8, which guidance multiplies."""
+    angles = [0.0, 0.1, 0.2, 0.9, 0.86, 0.9, 0.86, 0.9, 0.86]
+    assert follow([turned(a) for a in angles])[3:] == [TOO_FAST] * 5 + [""]
+
+
 def test_the_first_change_of_a_run_is_not_yet_too_fast():
     assert set(follow([turned(a) for a in (0.0, 0.9, 1.0, 1.1)])) == {""}
 
