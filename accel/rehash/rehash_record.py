@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -30,8 +31,10 @@ class RehashRecord:
     more: Counter[str] = field(default_factory=Counter)
     notes: dict[str, None] = field(default_factory=dict)
 
-    def note(self, text: str) -> None:
-        """Add ``text`` to the report, once."""
+    def note(self, text: str, log: Callable[..., None] | None = None) -> None:
+        """Add ``text`` to the report and, where ``log`` is given, to the log, once."""
+        if log is not None and text not in self.notes:
+            log("step rehash: %s", text)
         self.notes[text] = None
 
     @property

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, assert_never
 
 from accel.config import RehashConfig
 from accel.core.key_steps import MeasuredSchedule, Multistep, Schedule, Wish
 from accel.core.run_log import logger
 from accel.core.run_state import RunState
+from accel.rehash.origin import moved
 from accel.rehash.prediction import Choice, candidates
 from accel.rehash.rehash_record import RehashRecord
 from accel.rehash.schedule import (
     FEW,
+    OFF,
     Rate,
     budget,
     forced,
@@ -43,7 +45,7 @@ class RehashState:
         self.chosen = order == 1 and config.chosen  # during the run, from how well it went so far
         self.depth = config.entries if self.chosen else order + 1  # entries of a branch
         self.record = RehashRecord()
-        self.denoisers: set[str] = set()  # all that the pipeline has
+        self.denoisers: dict[str, Callable[[], Any]] = {}  # weak, all that the pipeline has
         self.branches: dict[Hashable, Branch] = {}
         self._number = -1
         self._forget()
@@ -90,11 +92,10 @@ class RehashState:
     def _plan(self, steps: int) -> None:
         """Choose how the steps of a run are selected."""
         if self.off:
-            note = f"off in runs of {FEW} steps or fewer, which leave nothing to skip"
-            if note not in self.record.notes:
-                logger.info("step rehash is %s", note)
-            self.record.note(note)
+            self.record.note(OFF, logger.info)
             return
+        if why := moved(self.config.origin, self.denoisers, self.run.scheduler):
+            self.record.note(why, logger.warning)
         match self.config.choice:
             case MeasuredSchedule(keys, _, Multistep() as fitted) if self._fits(fitted):
                 self._keys, self._rows = frozenset(keys), fitted.weights
@@ -212,7 +213,7 @@ class RehashState:
         """
         if at >= LATE * len(self._span):
             return 0
-        unseen = self.denoisers - {denoiser} - set(self._computed)
+        unseen = set(self.denoisers) - {denoiser} - set(self._computed)
         return self.needed * len(unseen)
 
     def observe(self, step: int, time: float, error: float, entries: Sequence[Entry]) -> None:
@@ -266,8 +267,6 @@ class RehashState:
         self.record.state_bytes = max(self.record.state_bytes, kept)
         if entry.step + 1 == self._span.stop:
             branch.entries = []
-
-    # ------------------------------------------------------------------------------ checkpoints
 
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the rest of the run, as tensors and plain values."""
