@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from accel.calibration.table import ErrorTable as ErrorTable
     from accel.config import AttentionConfig as AttentionConfig
     from accel.config import LinearConfig as LinearConfig
-    from accel.config import Multistep as Multistep
     from accel.config import RehashConfig as RehashConfig
     from accel.config import Rule as Rule
     from accel.config import SlicingConfig as SlicingConfig
+    from accel.core.key_steps import Multistep as Multistep
     from accel.patching import Handle as Handle
     from accel.patching import is_patched as is_patched
     from accel.patching import patch as patch
@@ -45,7 +45,7 @@ _PUBLIC = {
     "Handle": "accel.patching",
     "LinearConfig": "accel.config",
     "Measurement": "accel.calibration.step_measurement",
-    "Multistep": "accel.config",
+    "Multistep": "accel.core.key_steps",
     "Plan": "accel.plans",
     "RehashConfig": "accel.config",
     "Report": "accel.reporting",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from accel.core.key_steps import MeasuredSchedule, Schedule, Wish
-from accel.core.key_steps import Multistep as Multistep
+from accel.core.key_steps import MeasuredSchedule, Multistep, Origin, Schedule, Wish
 from accel.core.validate import flag, from_dict, number, one_of, whole
 
 Precision = Literal["int8", "int6", "int4", "full"]
@@ -208,7 +207,7 @@ class RehashConfig:
     where a ``Wish`` leaves few) and the last one are always computed; 8 steps or fewer all are.
 
     Args:
-        speedup: Denoising steps of a run per computed one, 1 to 5; used without ``keys``.
+        speedup: Steps of a run per computed one, 1 to 5, or less where outputs change too fast.
         keys: 0-based computed steps of a run of ``steps`` steps, stretched to other lengths.
         steps: Length of the run that ``keys`` belong to.
         level: "output" predicts the denoiser's output from its last ones. "features" keeps what a
@@ -217,12 +216,12 @@ class RehashConfig:
         order: Degree in the timestep of the prediction: 0 repeats, 1 extrapolates linearly. None
             means 1 for outputs, but 0 with INT6 and INT4 attention, whose noise a line amplifies.
             With a ``Wish`` the line is damped, unless the run shows another to be far better.
-        entries: 2 to 6 outputs kept per branch for a ``Wish`` without an order; 3 or more also try
-            a polynomial.
+        entries: 2 to 6 outputs kept per branch for a ``Wish``; 3 or more also try a polynomial.
         tail: Blocks or layers that still run at level "features".
         store: How outputs are kept: "native" unchanged, "int8" in 8 bits, "cpu" in CPU memory.
         multistep: Measured weights, used instead of ``order`` in runs like the measured ones.
         quality: dB PSNR that 9 of 10 jobs should keep; needs a measured schedule.
+        origin: What the schedule was measured with; runs with something else are reported.
 
     Raises:
         ValueError: A value that is not allowed, or fields that do not go together.
@@ -242,6 +241,7 @@ class RehashConfig:
     store: Storage = "native"
     multistep: Multistep | None = None
     quality: float | None = None
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         one_of("rehash level", self.level, get_args(Level))
@@ -261,9 +261,9 @@ class RehashConfig:
         self._check_schedule()
 
     def _check_schedule(self) -> None:
-        if self.multistep is not None:
-            found = from_dict(Multistep, self.multistep, "rehash multistep")
-            object.__setattr__(self, "multistep", found)
+        for name, kind in (("multistep", Multistep), ("origin", Origin)):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, from_dict(kind, value, f"rehash {name}"))
         if self.keys and not all(0 <= k < self.steps for k in self.keys):
             raise ValueError(
                 f"rehash keys must be steps of a run of {self.steps} steps (key 'steps'), got "

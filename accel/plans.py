@@ -88,6 +88,8 @@ class Plan:
             del data["linear"]
         if self.rehash is not None and self.rehash.entries == RehashConfig.entries:
             del data["rehash"]["entries"]
+        if self.rehash is not None and self.rehash.origin is None:
+            del data["rehash"]["origin"]
         return data
 
     @classmethod

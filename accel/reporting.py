@@ -197,7 +197,7 @@ def rehash_report(state: RehashState) -> RehashReport:
         what = "combined from computed steps with measured weights"
     return RehashReport(
         what, dict(record.computed), dict(record.reused), dict(record.calls), list(record.keys),
-        record.steps, record.state_bytes, list(record.notes), record.corrected, config.store,
+        record.steps, record.state_bytes, record.told, record.corrected, config.store,
         record.begin,
     )  # fmt: skip
 

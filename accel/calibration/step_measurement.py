@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from accel.config import Multistep, RehashConfig
+from accel.config import RehashConfig
 from accel.core.atomic_write import write_atomic
+from accel.core.key_steps import Multistep
 from accel.core.validate import from_dict
 from accel.rehash.schedule import budget
 
@@ -25,13 +26,15 @@ ALONE = 10.0  # dB below the measurement where only one job was measured
 class Point:
     """A schedule and the PSNR in dB that it reached on each measured job.
 
-    ``found`` names the method that proposed it.
+    ``found`` names the method that proposed it. ``rule``: no schedule, but the rule without a
+    measurement; ``keys`` are those of the job where it computed most.
     """
 
     keys: tuple[int, ...]
     psnr: tuple[float, ...]
     found: str
     multistep: Multistep | None = None
+    rule: bool = False
 
     @property
     def expected(self) -> float:
@@ -109,14 +112,18 @@ class Measurement:
 
         The dB are PSNR, and ``Point.expected`` states the rule. If no schedule should keep it,
         every step is computed. This is a promise for jobs with the measured number of steps and
-        with similar prompts, size and guidance.
+        with similar prompts, size and guidance. A config of the rule does not carry it.
         """
         fits = [p for p in self.points if p.expected >= decibel]
         full = Point(tuple(range(self.steps)), (LOSSLESS,), "every step")
         fastest = min(fits, key=lambda p: len(p.keys), default=full)
-        return replace(self._with(fastest), quality=decibel)
+        found = self._with(fastest)
+        return found if fastest.rule else replace(found, quality=decibel)
 
     def _with(self, point: Point) -> RehashConfig:
+        if point.rule:
+            speedup = self.steps / len(point.keys)
+            return replace(self.config, speedup=speedup, multistep=None, origin=None)
         return replace(
             self.config, keys=point.keys, steps=self.steps, speedup=self.steps / len(point.keys),
             multistep=point.multistep,

@@ -3,8 +3,9 @@
 One full run per job gives the inner products of the outputs. From them follow the similarity map of
 Streamlined Inference, the weights of any schedule (``accel/calibration/step_weights.py``) and its
 error. For every requested number of computed steps, the schedules with the smallest error are run,
-each under another assumption on how errors grow. The one closest to the full runs is kept, with
-what it reached on each job. A schedule that is worse than one with fewer computed steps is dropped.
+each under another assumption on how errors grow, and so is the rule that needs no measurement. The
+one closest to the full runs is kept, with what it reached on each job; so a measured schedule is
+never below the rule on them. A schedule worse than one with fewer computed steps is dropped.
 
 Each job is run with weights fitted to the other jobs, so it reaches what an unseen job would; the
 weights that are kept are fitted to all jobs. At level "features", and with samplers whose
@@ -24,12 +25,15 @@ from accel.calibration import step_search, step_weights
 from accel.calibration.plain_runs import Run, full_run
 from accel.calibration.step_measurement import LOSSLESS, Measurement, Point, cosine, curve
 from accel.calibration.step_weights import Sampler
-from accel.config import Multistep, RehashConfig
+from accel.config import RehashConfig
+from accel.core.key_steps import Multistep
 from accel.core.quality import psnr
 from accel.core.run_pipeline import call
+from accel.core.structure import denoisers
 from accel.patching import patched
 from accel.plans import Plan
 from accel.rehash.apply import order_of
+from accel.rehash.origin import origin_of
 from accel.rehash.schedule import FEW, budget, head, similar_keys_of_count
 
 SPEEDUPS = (1.25, 1.5, 1.9, 2.4, 3.0)
@@ -54,7 +58,7 @@ def measure_steps(
     """Measure which denoising steps of a pipeline can be skipped, on a few jobs.
 
     It costs one run per job, and for each speed-up a part of a run per job and proposed schedule
-    (five at most).
+    (six at most, the rule's among them).
 
     Args:
         pipe: A diffusers pipeline.
@@ -78,7 +82,10 @@ def measure_steps(
         measured = accel.measure_steps(pipe, jobs)
         accel.patch(pipe, plan=accel.Plan(rehash=measured.at_quality(36)))
     """
-    config = config or RehashConfig()
+    config = replace(
+        config or RehashConfig(),
+        origin=origin_of(denoisers(pipe), getattr(pipe, "scheduler", None)),
+    )
     base = plan or Plan("measured", attention=None)
     if not jobs:
         raise ValueError("measuring step rehash needs at least one job")
@@ -94,7 +101,7 @@ def measure_steps(
         say(f"no weights are fitted: {why}")
     propose = _plain(config, base, runs) if why else _fitted(config, runs, depth)
     trial = _Trial(pipe, jobs, runs, base, say)
-    points = [trial.best(speedup, propose(speedup)) for speedup in sorted(set(speedups))]
+    points = [trial.best(s, propose(s), config) for s in sorted(set(speedups))]
     gram = np.mean([run.gram() for run in runs], axis=0)
     return Measurement(
         steps, tuple(runs[0].times), tuple(map(tuple, gram.tolist())), config,
@@ -117,23 +124,47 @@ class _Trial:
     plan: Plan
     say: Say
 
-    def best(self, speedup: float, proposals: Iterator[Proposal]) -> Point:
-        """Return the proposal with the most expected dB."""
+    def best(self, speedup: float, proposals: Iterator[Proposal], config: RehashConfig) -> Point:
+        """Return what has the most expected dB: a proposal, or the rule where that is better."""
         tried = []
         for found, whole, each in proposals:
             reached = tuple(
-                self.reached(job, config, run)
-                for job, config, run in zip(self.jobs, each, self.runs, strict=True)
+                self.reached(job, one, run)[0]
+                for job, one, run in zip(self.jobs, each, self.runs, strict=True)
             )
             tried.append(Point(whole.keys, reached, found, whole.multistep))
-            mean, worst = np.mean(reached), min(reached)
-            self.say(f"{speedup:g}×: {mean:.1f} dB, worst {worst:.1f}, by {found}")
-        return max(tried, key=lambda p: p.expected)
+            self._tell(speedup, tried[-1])
+        best = max(tried, key=lambda p: p.expected)
+        rule = self._rule(speedup, config)
+        if len(rule.keys) > len(best.keys):
+            self.say(f"{speedup:g}×: the rule computes up to {len(rule.keys)} steps, not compared")
+            return best
+        if rule.expected > best.expected:
+            self.say(f"{speedup:g}×: the rule keeps more than the measured schedules and is taken")
+            return rule
+        return best
 
-    def reached(self, job: Mapping[str, Any], config: RehashConfig, run: Run) -> float:
-        """Return the PSNR in dB of a run with rehash against the full one."""
-        with patched(self.pipe, plan=replace(self.plan, rehash=config)):
-            return min(LOSSLESS, psnr(run.frames, call(self.pipe, job)))
+    def _rule(self, speedup: float, config: RehashConfig) -> Point:
+        """Return what the rule without a measurement reaches."""
+        one = replace(config, keys=(), steps=0, speedup=speedup, multistep=None, origin=None)
+        pairs = zip(self.jobs, self.runs, strict=True)
+        reached, keys = zip(*(self.reached(job, one, run) for job, run in pairs), strict=True)
+        point = Point(max(keys, key=len), reached, "the rule without a measurement", rule=True)
+        self._tell(speedup, point)
+        return point
+
+    def _tell(self, speedup: float, point: Point) -> None:
+        mean, worst = np.mean(point.psnr), min(point.psnr)
+        self.say(f"{speedup:g}×: {mean:.1f} dB, worst {worst:.1f}, by {point.found}")
+
+    def reached(
+        self, job: Mapping[str, Any], config: RehashConfig, run: Run
+    ) -> tuple[float, tuple[int, ...]]:
+        """Return the PSNR in dB of a run with rehash against the full one, and computed steps."""
+        with patched(self.pipe, plan=replace(self.plan, rehash=config)) as handle:
+            decibel = min(LOSSLESS, psnr(run.frames, call(self.pipe, job)))
+            report = handle.report().rehash
+        return decibel, () if report is None else tuple(report.keys)
 
 
 def _fitted(config: RehashConfig, runs: Sequence[Run], depth: int) -> Proposals:

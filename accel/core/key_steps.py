@@ -45,6 +45,52 @@ class Multistep:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a schedule was measured with.
+
+    Args:
+        weights: Pairs of a denoiser's name in the pipeline and a hash of its weights; "" where they
+            could not be read.
+        sampler: Class name of the scheduler.
+        settings: Hash of the scheduler's configuration.
+
+    Raises:
+        ValueError: Something else than texts.
+    """
+
+    weights: tuple[tuple[str, str], ...]
+    sampler: str
+    settings: str
+
+    def __post_init__(self) -> None:
+        try:
+            pairs = tuple((name, value) for name, value in self.weights)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"origin weights must be pairs of a name and a hash, got {self.weights!r}"
+            ) from None
+        object.__setattr__(self, "weights", pairs)
+        for value in (self.sampler, self.settings, *(part for pair in pairs for part in pair)):
+            text("origin", value)
+
+    def differs(self, now: Origin) -> str:
+        """Return what is not as it was measured, "" if nothing is."""
+        found, read = [], dict(now.weights)
+        for name, value in self.weights:
+            if name not in read:
+                found.append(f"a denoiser {name!r}, which is not there")
+            elif not value or not read[name]:
+                found.append(f"weights of {name!r} that are offloaded and cannot be compared")
+            elif value != read[name]:
+                found.append(f"other weights of {name!r}")
+        if self.sampler != now.sampler:
+            found.append(f"{self.sampler}, not {now.sampler}")
+        elif self.settings != now.settings:
+            found.append(f"other settings of {self.sampler}")
+        return " and ".join(found)
+
+
+@dataclass(frozen=True)
 class Wish:
     """A speed-up: a rule picks one computed step in ``speedup`` steps during the run."""
 

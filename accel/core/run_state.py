@@ -40,8 +40,9 @@ class RunState:
         self.unknown = ""
         self.lost: Counter[str] = Counter()
 
-    def _scheduler(self) -> Any:
-        """Return the scheduler; it can outlive the pipeline, as in ``pipe = X.from_pipe(pipe)``."""
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler; it can outlive the pipeline, as in ``pipe = X.from_pipe(pipe)``."""
         pipe = self._pipe()
         if pipe is None:
             return self._known()
@@ -52,7 +53,7 @@ class RunState:
 
     def refresh(self) -> int:
         """Return the number of the current run; new ``timesteps`` in the scheduler start one."""
-        scheduler = self._scheduler()
+        scheduler = self.scheduler
         timesteps = getattr(scheduler, "timesteps", None)
         known = self._timesteps() if self._timesteps is not None else None
         if isinstance(timesteps, Tensor) and known is not timesteps:
@@ -97,7 +98,7 @@ class RunState:
 
     def _where(self, time: float) -> tuple[int | None, str]:
         """Return the step of a call at ``time``, or why it is not the scheduler's."""
-        scheduler, schedule = self._scheduler(), self._schedule
+        scheduler, schedule = self.scheduler, self._schedule
         if scheduler is None:
             return None, "a denoiser without a pipeline has no schedule"
         # Schedulers that count have no such number before their first schedule, the others may.
@@ -143,9 +144,23 @@ class RunState:
         return range(begin, end)
 
     @property
+    def guidance(self) -> tuple[float | None, bool]:
+        """Scale of classifier-free guidance as the pipeline states it, None if it does not.
+
+        The flag says whether the pipeline has classifier-free guidance in the current run. Scales
+        of several frames count by the largest.
+        """
+        pipe = self._pipe()
+        scale = getattr(pipe, "guidance_scale", None)
+        if isinstance(scale, Tensor):
+            scale = float(scale.max())
+        free = bool(getattr(pipe, "do_classifier_free_guidance", False))
+        return (float(scale) if isinstance(scale, (int, float)) else None), free
+
+    @property
     def schedule(self) -> tuple[str, list[float]]:
         """Class name of the scheduler, and its timesteps."""
-        scheduler = self._scheduler()
+        scheduler = self.scheduler
         timesteps = getattr(scheduler, "timesteps", None)
         times = timesteps.float().tolist() if isinstance(timesteps, Tensor) else []
         return type(scheduler).__name__, times
@@ -158,7 +173,7 @@ class RunState:
             return None
         if not self._schedule.counts:
             return self._last
-        scheduler = self._scheduler()
+        scheduler = self.scheduler
         place = None if scheduler is None else _standing(scheduler)
         if place is None:
             place = self._last or 0
@@ -168,7 +183,7 @@ class RunState:
     def sigma(self) -> float | None:
         """Noise level of the current step where the scheduler has ``sigmas``."""
         self.refresh()
-        sigmas = getattr(self._scheduler(), "sigmas", None)
+        sigmas = getattr(self.scheduler, "sigmas", None)
         step = self.step
         if not isinstance(sigmas, Tensor) or step is None or step >= len(sigmas):
             return None

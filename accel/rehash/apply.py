@@ -71,7 +71,7 @@ def apply_rehash(denoiser: nn.Module, name: str, state: RehashState, undo: ExitS
             features = find(denoiser, state.config.tail, undo)
         except Unsupported as error:
             state.record.note(f"reuses outputs instead of features: {error}")
-    state.denoisers.add(name)
+    state.denoisers[name] = weakref.ref(denoiser)
     hook = RehashHook(state, name, features)
     undo.callback(register(denoiser, hook, NAME))
     if getattr(denoiser, "_compiled_call_impl", None) is not None:

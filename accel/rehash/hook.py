@@ -90,11 +90,18 @@ class RehashHook(ModelHook):
             compute = True
             state.record.note(f"calls were computed at reused steps: {why}")
         state.record.calls["computed" if compute else "reused"] += 1
-        if self.features is not None:
-            return self._through(branch, compute, step, time, forward, args, kwargs)
-        if not compute:
+        if not compute and self.features is None:
             return self._predict(branch, step, time, kwargs)
-        return self._learn(branch, step, time, forward(*args, **kwargs))
+        if self.features is None:
+            output = forward(*args, **kwargs)
+            result = self._learn(branch, step, time, output)
+        else:
+            result = output = self._through(branch, compute, step, time, forward, args, kwargs)
+        if compute and state.by_rate:
+            first = output[0] if isinstance(output, tuple) else output.to_tuple()[0]
+            if isinstance(first, Tensor):
+                state.steadiness.take(branch, step, time, first)
+        return result
 
     def _why_not(
         self, module: Any, branch: Branch, step: int, time: float, named: dict[str, Any]

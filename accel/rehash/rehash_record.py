@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -14,8 +15,8 @@ class RehashRecord:
     the computed steps of the last run and ``steps`` its length; ``begin`` is its first step in the
     schedule. ``state_bytes`` is the most that was kept at once. ``corrected`` counts computed calls
     whose output was corrected by measured weights. ``predicted`` counts calls by the name of the
-    prediction (``accel/rehash/prediction.py``) where the run chooses it. ``notes`` say what
-    could not be done as requested.
+    prediction (``accel/rehash/prediction.py``) where the run chooses it. ``more`` counts steps that
+    were computed beyond the speed-up, by reason. ``notes`` say what could not be done as requested.
     """
 
     computed: Counter[str] = field(default_factory=Counter)
@@ -27,8 +28,16 @@ class RehashRecord:
     state_bytes: int = 0
     corrected: int = 0
     predicted: Counter[str] = field(default_factory=Counter)
+    more: Counter[str] = field(default_factory=Counter)
     notes: dict[str, None] = field(default_factory=dict)
 
-    def note(self, text: str) -> None:
-        """Add ``text`` to the report, once."""
+    def note(self, text: str, log: Callable[..., None] | None = None) -> None:
+        """Add ``text`` to the report and, where ``log`` is given, to the log, once."""
+        if log is not None and text not in self.notes:
+            log("step rehash: %s", text)
         self.notes[text] = None
+
+    @property
+    def told(self) -> list[str]:
+        """The notes, and how many steps were computed beyond the speed-up."""
+        return [*self.notes, *(f"computed {n} more steps: {why}" for why, n in self.more.items())]

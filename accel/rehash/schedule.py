@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from accel.config import Multistep
+from accel.core.key_steps import Multistep
 
 HEAD = 0.2  # fraction of a run, from its start, that is always computed
 LEAD = 0.3  # largest fraction of the rule's computed steps that are in that part
 FEW = 8  # runs of this many steps or fewer leave nothing to skip
+OFF = f"off in runs of {FEW} steps or fewer, which leave nothing to skip"
 UNMEASURED = 25 / 8  # steps per computed one up to which the rule is known to beat a shorter run
 
 
@@ -48,6 +49,22 @@ def budget(steps: int, speedup: float) -> int:
     There are at least the forced ones.
     """
     return min(steps, max(len(forced(steps)), round(steps / speedup)))
+
+
+def remarks(steps: int, speedup: float) -> list[str]:
+    """Return what the rule cannot do as requested in a run of ``steps`` steps."""
+    count, found = budget(steps, speedup), []
+    if count > round(steps / speedup):
+        found.append(
+            f"{speedup:g}× requested; the steps that are always computed allow "
+            f"{steps / count:.2f}× in {steps} steps"
+        )
+    if steps / count > UNMEASURED:
+        found.append(
+            f"{steps / count:.2f}× without a measurement: beyond {UNMEASURED:.1f}× a run of "
+            f"{count} steps can be better; measure, or lower the speedup"
+        )
+    return found
 
 
 def stretch(keys: Sequence[int], measured: int, steps: int) -> frozenset[int]:

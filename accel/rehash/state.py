@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, assert_never
 
 from accel.config import RehashConfig
 from accel.core.key_steps import MeasuredSchedule, Multistep, Schedule, Wish
 from accel.core.run_log import logger
 from accel.core.run_state import RunState
+from accel.rehash.origin import moved
 from accel.rehash.prediction import Choice, candidates
 from accel.rehash.rehash_record import RehashRecord
 from accel.rehash.schedule import (
     FEW,
-    UNMEASURED,
+    OFF,
     Rate,
     budget,
     forced,
     head,
     holds_for,
+    remarks,
     stretch,
     weights,
 )
+from accel.rehash.steadiness import Steadiness
 from accel.rehash.stored import Branch, Entry
 
 MAX_BRANCHES = 8  # a pipeline whose branches cannot be recognized would add new ones forever
+MORE = "more than asked"  # why a step was computed beyond the speed-up
 LATE = 0.8  # share of a run after which no further denoiser is expected
 
 
@@ -41,7 +45,7 @@ class RehashState:
         self.chosen = order == 1 and config.chosen  # during the run, from how well it went so far
         self.depth = config.entries if self.chosen else order + 1  # entries of a branch
         self.record = RehashRecord()
-        self.denoisers: set[str] = set()  # all that the pipeline has
+        self.denoisers: dict[str, Callable[[], Any]] = {}  # weak, all that the pipeline has
         self.branches: dict[Hashable, Branch] = {}
         self._number = -1
         self._forget()
@@ -52,6 +56,7 @@ class RehashState:
         self._decided: dict[int, tuple[bool, str]] = {}
         self._keys: frozenset[int] | None = None
         self._rate: Rate | None = None
+        self.steadiness = Steadiness()
         self._rows: tuple[tuple[float, ...], ...] = ()  # fitted weights, if they hold for this run
         self._first = 0.0  # largest timestep of the run
         self._choices: dict[str, Choice] = {}  # of each denoiser, where the prediction is chosen
@@ -69,6 +74,7 @@ class RehashState:
     def clear(self) -> None:
         """Drop everything that is kept."""
         self.branches.clear()
+        self.steadiness = Steadiness()
 
     def start(self) -> None:
         """Start a new run if the pipeline has; call this before each decision."""
@@ -86,11 +92,10 @@ class RehashState:
     def _plan(self, steps: int) -> None:
         """Choose how the steps of a run are selected."""
         if self.off:
-            note = f"off in runs of {FEW} steps or fewer, which leave nothing to skip"
-            if note not in self.record.notes:
-                logger.info("step rehash is %s", note)
-            self.record.note(note)
+            self.record.note(OFF, logger.info)
             return
+        if why := moved(self.config.origin, self.denoisers, self.run.scheduler):
+            self.record.note(why, logger.warning)
         match self.config.choice:
             case MeasuredSchedule(keys, _, Multistep() as fitted) if self._fits(fitted):
                 self._keys, self._rows = frozenset(keys), fitted.weights
@@ -103,23 +108,11 @@ class RehashState:
                 if whole != measured:
                     self.record.note(f"schedule of {measured} steps stretched to {whole}")
             case Wish(speedup):
-                self._follow_a_rule(steps, speedup)
+                for remark in remarks(steps, speedup):
+                    self.record.note(remark)
+                self._rate = Rate(steps, budget(steps, speedup), self.order)
             case never:
                 assert_never(never)
-
-    def _follow_a_rule(self, steps: int, speedup: float) -> None:
-        count = budget(steps, speedup)
-        if count > round(steps / speedup):
-            self.record.note(
-                f"{speedup:g}× requested; the steps that are always computed allow "
-                f"{steps / count:.2f}× in {steps} steps"
-            )
-        if steps / count > UNMEASURED:
-            self.record.note(
-                f"{steps / count:.2f}× without a measurement: beyond {UNMEASURED:.1f}× a run of "
-                f"{count} steps can be better; measure, or lower the speedup"
-            )
-        self._rate = Rate(steps, count, self.order)
 
     def _fits(self, fitted: Multistep) -> bool:
         """Return whether fitted weights hold for this run's sampler and timesteps."""
@@ -180,6 +173,8 @@ class RehashState:
                 self._computed[denoiser] += 1
                 self._last_key = step
                 self.record.keys.append(step)
+            if step + 1 == self._span.stop:
+                self.steadiness.log()
         return self._decided[step]
 
     def _decide(self, step: int, denoiser: str) -> tuple[bool, str]:
@@ -194,6 +189,10 @@ class RehashState:
         reason = "first steps of a denoiser"
         if self._rate is not None:
             compute = self._rate.key(at, must, self._reserved(at, denoiser))
+            self.steadiness.judge(self._span.start, *self.run.guidance)
+            if not compute and self.steadiness.why:
+                self.record.more[self.steadiness.count()] += 1
+                return True, MORE
             why = "first steps" if at < self._rate.head < head(steps) else why
             always = at < self._rate.head or at == steps - 1
             return compute, why if always else reason if must else "by rate"
@@ -214,12 +213,12 @@ class RehashState:
         """
         if at >= LATE * len(self._span):
             return 0
-        unseen = self.denoisers - {denoiser} - set(self._computed)
+        unseen = set(self.denoisers) - {denoiser} - set(self._computed)
         return self.needed * len(unseen)
 
     def observe(self, step: int, time: float, error: float, entries: Sequence[Entry]) -> None:
         """Tell the rule how well computed ``step`` could have been predicted from ``entries``."""
-        if self._rate is None:
+        if self._rate is None or self._decided[step][1] == MORE:
             return
         last, begin = entries[0], self._span.start
         first = max(self._first, abs(time), abs(last.time)) or 1.0
@@ -253,7 +252,7 @@ class RehashState:
         if name not in self.branches and len(self.branches) >= MAX_BRANCHES:
             self.branches.pop(next(iter(self.branches)))
             self.record.note("branches of guidance change from step to step; less is reused")
-        return self.branches.setdefault(name, Branch(denoiser))
+        return self.branches.setdefault(name, Branch(denoiser, name))
 
     def leads(self, branch: Branch) -> bool:
         """Return whether the rule listens to a branch, the first one of its denoiser."""
@@ -269,19 +268,18 @@ class RehashState:
         if entry.step + 1 == self._span.stop:
             branch.entries = []
 
-    # ------------------------------------------------------------------------------ checkpoints
-
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the rest of the run, as tensors and plain values."""
         return {
             "decided": {str(k): list(v) for k, v in self._decided.items()},
             "rate": None if self._rate is None else self._rate.to_dict(),
+            "steadiness": self.steadiness.to_dict(),
             "first": self._first,
             "errors": {name: choice.errors for name, choice in self._choices.items()},
             "begin": self._span.start,
             "computed": dict(self._computed),
             "last_key": self._last_key,
-            "branches": [{"key": key, **b.to_dict()} for key, b in self.branches.items()],
+            "branches": [branch.to_dict() for branch in self.branches.values()],
         }
 
     def restore(self, data: dict[str, Any]) -> None:
@@ -294,6 +292,7 @@ class RehashState:
         self.record.keys = [step for step, (compute, _) in self._decided.items() if compute]
         if self._rate is not None and data["rate"] is not None:
             self._rate.restore(data["rate"])
+        self.steadiness = Steadiness.from_dict(data["steadiness"])
         self._first = data["first"]
         self._choices = {name: Choice(errors) for name, errors in data.get("errors", {}).items()}
         for saved in data["branches"]:

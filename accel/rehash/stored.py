@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,10 +75,12 @@ class Entry:
 class Branch:
     """Entries of one branch of guidance of a denoiser, newest first.
 
-    ``signature`` holds shape, dtype and device of the denoiser's input they were computed from.
+    ``name`` starts with that of the denoiser. ``signature`` holds shape, dtype and device of the
+    denoiser's input they were computed from.
     """
 
     denoiser: str
+    name: tuple[Hashable, ...] = ()
     signature: Any = None
     entries: list[Entry] = field(default_factory=list)
 
@@ -89,7 +92,12 @@ class Branch:
     def to_dict(self) -> dict[str, Any]:
         """Return tensors and plain values for a checkpoint."""
         entries = [(e.step, e.time, [v.to_dict() for v in e.values]) for e in self.entries]
-        return {"denoiser": self.denoiser, "signature": self.signature, "entries": entries}
+        return {
+            "denoiser": self.denoiser,
+            "key": self.name,
+            "signature": self.signature,
+            "entries": entries,
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], store: Storage) -> Branch:
@@ -98,4 +106,4 @@ class Branch:
             Entry(step, time, tuple(Stored.from_dict(v, store) for v in values))
             for step, time, values in data["entries"]
         ]
-        return cls(data["denoiser"], data["signature"], entries)
+        return cls(data["denoiser"], data["key"], data["signature"], entries)

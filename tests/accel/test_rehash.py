@@ -293,4 +293,4 @@ def test_a_distilled_model_of_few_steps_is_left_alone(level, steps, caplog):
         report = handle.report().rehash
     assert not report.reused and report.state_bytes == 0 and report.calls["computed"] == 4 * steps
     assert report.notes == ["off in runs of 8 steps or fewer, which leave nothing to skip"]
-    assert caplog.text.count("step rehash is off in runs of 8 steps or fewer") == 1
+    assert caplog.text.count("step rehash: off in runs of 8 steps or fewer") == 1

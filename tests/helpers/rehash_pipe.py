@@ -31,7 +31,7 @@ class Pipe:
         setattr(self, name, module)
         self.module, self.guided, self.named = module, guided, named
         self.scheduler = scheduler or FlowMatchEulerDiscreteScheduler()
-        self.calls = []
+        self.calls, self.guidance_scale = [], 3.0
 
     @torch.no_grad()
     def __call__(self, steps=STEPS, fail_at=None):
@@ -52,7 +52,7 @@ class Pipe:
                     "encoder_hidden_states": text * (1 - branch),
                 }  # fmt: skip
                 outs.append(self._call(("cond", "uncond")[branch], inputs))
-            y = outs[0] if len(outs) == 1 else outs[1] + 3 * (outs[0] - outs[1])
+            y = outs[0] if len(outs) == 1 else outs[1] + self.guidance_scale * (outs[0] - outs[1])
             if y.shape != x.shape:  # image-conditioned: the condition stays
                 pad = torch.zeros_like(x)
                 pad[:, :, : y.shape[2]] = y

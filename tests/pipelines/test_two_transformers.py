@@ -61,7 +61,8 @@ def test_a_lora_goes_to_both_or_to_the_named_one(pipe, model, tmp_path):
 
 @pytest.mark.proof
 def test_every_technique_knows_both(pipe, model):
-    size = QUICK | {"steps": 12, "frames": 13, "width": 128, "height": 128}  # 256 tokens
+    # 256 tokens; at 12 steps a guided run of random weights changes too fast to be predicted
+    size = QUICK | {"steps": 12, "guidance": 1.0, "frames": 13, "width": 128, "height": 128}
     plain, _, _ = run(pipe, Job("a red circle", **size, model=model))
     for preset in ("lossless", "fast"):
         job = Job("a red circle", **size | {"preset": preset}, model=model)

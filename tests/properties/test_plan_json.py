@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from accel import AttentionConfig, Multistep, Plan, RehashConfig, Rule, SlicingConfig
 from accel.config import Impl, Precision, Storage
+from accel.core.key_steps import Origin
 from accel.pipelines.job import FORMATS, Job, job_from_settings, make_job, settings_text
 from accel.plans import PRESETS
 
@@ -52,6 +53,8 @@ def rehashes(draw: st.DrawFn) -> RehashConfig:
         times = draw(st.lists(numbers, min_size=steps, max_size=steps))
         multistep = Multistep(weights, times, draw(names))
     quality = draw(st.none() | st.floats(1, 99))
+    pairs = st.lists(st.tuples(names, names), max_size=2)
+    settings["origin"] = draw(st.none() | st.builds(Origin, pairs, names, names))
     return RehashConfig(keys=keys, steps=steps, multistep=multistep, quality=quality, **settings)
 
 
