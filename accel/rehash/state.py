@@ -109,7 +109,7 @@ class RehashState:
                     self.record.note(f"schedule of {measured} steps stretched to {whole}")
             case Wish(speedup):
                 for remark in remarks(steps, speedup):
-                    self.record.note(remark)
+                    self.record.note(remark, logger.warning)
                 self._rate = Rate(steps, budget(steps, speedup), self.order)
             case never:
                 assert_never(never)
