@@ -9,6 +9,7 @@ from typing import Any
 
 _COLORS = {
     "full": "#9ca3af", "int8": "#2563eb", "int6": "#0d9488", "int4": "#ea580c",
+    "fp8": "#7c3aed",
     "computed": "#16a34a", "reused": "#d6d3d1", "mixed": "#a855f7", "not called": "#f3f4f6",
 }  # fmt: skip
 _MOST = 2000  # steps of one entry that are drawn

@@ -207,4 +207,9 @@ def _ran(data: Mapping[str, Any]) -> str:
     rows = charts.precision_rows(data)
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in data.get("notes", ()))
     shown = f"<h3>Precision of attention, layers × steps</h3>{charts.heat_map(rows)}"
+    # A layer that always has too few rows says no steps.
+    layers = [layer for layer in data.get("layers") or () if layer.get("steps")]
+    if layers:
+        rows = charts.precision_rows({**data, "sites": layers})
+        shown += f"<h3>Precision of linear layers × steps</h3>{charts.heat_map(rows)}"
     return shown + (f"<ul>{notes}</ul>" if notes else "")

@@ -20,7 +20,7 @@ from accel.pipelines.job import Job, JobError, settings_text
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.pictures import difference
 from accel.pipelines.preview import decode, denoised
-from accel.pipelines.ui import charts, drawing
+from accel.pipelines.ui import charts, compare, drawing
 from accel.pipelines.ui.dropped_settings import settings_of
 from accel.pipelines.ui.settings import (
     Limits,
@@ -302,6 +302,15 @@ def test_heat_map_shows_what_ran() -> None:
     assert steps[1] == ["computed"] * 2 + ["reused"] * 3 + ["computed"] + ["reused"] * 4
     assert first[1] == ["int8"] * 2 + ["reused"] * 3 + ["int4"] + ["reused"] * 4
     assert "does not say" in charts.heat_map(charts.precision_rows({"sites": [{"name": "old"}]}))
+    few = {
+        "name": "blocks.0.attn2.to_k",
+        "ran": {},
+        "kept": {"fewer than 128 rows": 9},
+        "steps": [],
+    }
+    shown = compare._ran({"sites": sites, "layers": [{**sites[0], "name": "blocks.0.ff"}, few]})
+    assert "linear layers" in shown and "blocks.0.ff" in shown and "to_k" not in shown
+    assert "linear layers" not in compare._ran({"sites": sites, "layers": [few]})
     assert charts.psnr_plot([30.0]).count("<circle") == 1
     assert charts.psnr_plot([30.0, 31.0, 32.0]).count('class="curve"') == 2
     assert charts.memory_bars([]).startswith("<p")
