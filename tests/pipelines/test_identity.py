@@ -1,6 +1,6 @@
 """Ids of stored jobs stay while what the jobs mean stays: twenty of them, with their jobs.
 
-Those with presets "balanced" and "fast" are of 30 November 2026, when these got 8-bit layers.
+Those with preset "balanced" are of 30 November 2026, when it got 8-bit layers.
 """
 
 from __future__ import annotations
