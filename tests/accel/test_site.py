@@ -115,6 +115,20 @@ def test_a_call_is_decided_once(monkeypatch, impl):
     assert site.record.kept == {"full precision by plan": 1}
 
 
+def test_sizes_that_are_too_short_are_decided_once(monkeypatch):
+    seen, real = [], dispatch.decide
+    monkeypatch.setattr(module, "decide", lambda *args: seen.append(args) or real(*args))
+    site = Site("blocks.0.attn1", AttentionConfig("int8"), state())
+    short = tensors(keys=20)
+    for _ in range(3):
+        assert torch.equal(attend(site, *short), F.scaled_dot_product_attention(*short))
+    ((reason, calls),) = site.record.kept.items()
+    assert len(seen) == 1 and calls == 3 and dispatch.PAYS_FROM in reason
+    assert site.record.steps[3] == "full"
+    attend(site, *tensors(keys=21))
+    assert len(seen) == 2  # of other sizes nothing is known
+
+
 def test_a_call_that_runs_in_another_precision_is_counted(monkeypatch):
     why = "this card has no four-bit tensor cores"
     monkeypatch.setattr(
