@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -264,7 +264,7 @@ class LinearProbe(LinearSite):
     def _run(self, layer: nn.Linear, x: Tensor, some: Tensor, precision: str) -> Tensor:
         """Compute some rows of ``x`` in a precision."""
         now, rows = (self.state.refresh(), self.state.step), x.reshape(-1, x.shape[-1])
-        packed = self.weight.find(layer.weight, rows, LAYERED[LAYERED.index(precision)], now)
+        packed = self.weight.find(layer.weight, rows, cast(LinearPrecision, precision), now)
         return Product(packed, layer.bias)(some)
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import cast, get_args
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,6 @@ Forward = Callable[[Tensor], Tensor]
 # Relative L1 error on sampled rows. Per token and channel, N(0, 1) inputs and weights of 1,536
 # channels have 0.011 in INT8 and 0.037 in FP8; heavy tails cost several times as much.
 LIMITS = {"int8": 0.1, "fp8": 0.15}
-_PRECISIONS = get_args(LinearPrecision)
 
 
 def needs_gradient(layer: nn.Linear, x: Tensor) -> bool:
@@ -93,11 +92,10 @@ class LinearSite(GuardedSite):
 
     def __post_init__(self) -> None:
         self.weight = PackedWeight(self.config)
-        named = self.config.precision, *(rule.precision for rule in self.config.rules)
         self._few = f"fewer than {self.config.min_rows} rows"
         self._small: torch.Size | None = None
         self._planned: dict[tuple[int | None, int | None], LinearPrecision] = {}
-        self._later = tuple(p for p in _PRECISIONS if p in named and p != "full")
+        self._later = policy.precisions_of(self.config, self.name) - {"full"}
 
     def call(
         self, layer: nn.Linear, forward: Forward, x: Tensor, then: Then | None = None
@@ -164,11 +162,11 @@ class LinearSite(GuardedSite):
         So a layer that does not gain is free of its hook from then on. What fails here says so at
         the step that it is for.
         """
-        later = self._later
-        self._later = ()
+        later, self._later = self._later, set()
         if self.config.impl == "auto" and later and not self._why_full(layer, x):
             with suppress(Exception):
-                for precision in later:
+                for found in later:
+                    precision = cast(LinearPrecision, found)  # the only ones its rules may have
                     self._why_torch(layer, x.reshape(-1, x.shape[-1]), precision, now)
 
     def never_pays(self) -> bool:

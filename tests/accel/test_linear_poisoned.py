@@ -94,14 +94,21 @@ def test_what_is_not_finite_is_as_torchs_and_named(impl, place, poison):
     assert any(name in line for line in lines), str(report)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-def test_a_loud_channel_that_hides_the_others_is_found_and_named(impl):
-    """Its own weights are zero, so all that is left of the other channels is their rounding."""
+def hidden():
+    """A pipeline with a loud channel whose own weights are zero.
+
+    All that is left of the other channels is their rounding.
+    """
     pipe = Pipe("wan")
     poisoned(pipe, "ffn.net.2", loud)
     with torch.no_grad():
         pipe.transformer.blocks[1].ffn.net[2].weight[:, 3] = 0
-    plain, out, report = outputs(pipe, impl)
+    return pipe
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_loud_channel_that_hides_the_others_is_found_and_named(impl):
+    plain, out, report = outputs(hidden(), impl)
     assert (out - plain).abs().mean() < 0.02 * plain.abs().mean()
     found = site(report, PLACES["ffn.net.2"])
     (why,) = found.recomputed
@@ -111,11 +118,7 @@ def test_a_loud_channel_that_hides_the_others_is_found_and_named(impl):
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_loud_channel_that_is_kept_hides_nothing(impl):
-    pipe = Pipe("wan")
-    poisoned(pipe, "ffn.net.2", loud)
-    with torch.no_grad():
-        pipe.transformer.blocks[1].ffn.net[2].weight[:, 3] = 0
-    plain, out, report = outputs(pipe, impl, outliers=1)
+    plain, out, report = outputs(hidden(), impl, outliers=1)
     assert (out - plain).abs().mean() < 0.02 * plain.abs().mean()
     found = site(report, PLACES["ffn.net.2"])
     assert sum(found.ran.values()) == CALLS and not found.recomputed

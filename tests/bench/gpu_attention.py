@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import append, card, flat
+from rows import append, card, flat, why_no_card
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -35,7 +35,6 @@ from accel.kernels.gpu.support import (
     capability,
     describe,
     value_format,
-    why_not_gpu,
     why_not_precision,
 )
 
@@ -197,11 +196,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = torch.device("cuda", 0)
-    if not torch.cuda.is_available():
-        print("no GPU is visible to torch: nothing was measured")
-        return
-    if reason := why_not_gpu(device):
-        print(f"the kernels cannot run on this GPU: {reason}")
+    if reason := why_no_card(device):
+        print(reason)
         return
     print(f"{torch.cuda.get_device_name(device)}: {describe(capability(device))}")
     if args.tiles:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import append, card, flat
+from rows import append, card, flat, why_no_card
 from torch import Tensor, nn
 
 from accel.kernels import measured
-from accel.kernels.gpu.support import capability, why_not_gpu
+from accel.kernels.gpu.support import capability
 from accel.kernels.linear import linear, pack, why_not
 
 # Rows (tokens), inputs, channels.
@@ -156,11 +156,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = torch.device("cuda", 0)
-    if not torch.cuda.is_available():
-        print("no GPU is visible to torch: nothing was measured")
-        return
-    if reason := why_not_gpu(device):
-        print(f"the kernels cannot run on this GPU: {reason}")
+    if reason := why_no_card(device):
+        print(reason)
         return
     name, (major, minor) = torch.cuda.get_device_name(device), capability(device)
     print(f"{name}: compute capability {major}.{minor}, torch {torch.__version__}")

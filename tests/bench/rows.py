@@ -17,7 +17,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ("figure", "value", "unit", "machine", "date", "commit", "command")
@@ -62,6 +65,18 @@ def card() -> dict[str, Any]:
 
     major, minor = torch.cuda.get_device_capability()
     return {"processor": torch.cuda.get_device_name(), "isa": f"sm_{major}{minor}", "cores": None}
+
+
+def why_no_card(device: torch.device) -> str:
+    """Why our kernels cannot be measured on a GPU, or ""."""
+    import torch
+
+    from accel.kernels.gpu.support import why_not_gpu
+
+    if not torch.cuda.is_available():
+        return "no GPU is visible to torch: nothing was measured"
+    reason = why_not_gpu(device)
+    return f"the kernels cannot run on this GPU: {reason}" if reason else ""
 
 
 def commit() -> str | None:
