@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,8 +12,10 @@ import torch
 from torch import nn
 
 from accel.attention import guard
+from accel.attention.apply import apply_attention
 from accel.attention.notes import attention_notes
-from accel.attention.site import Site, apply_attention, unsmoothed
+from accel.attention.provider_report import provider_reports
+from accel.attention.site import Site, unsmoothed
 from accel.core.clean_copies import CleanCopies
 from accel.core.placed import kept
 from accel.core.run_log import RunLog, Totals
@@ -28,7 +29,8 @@ from accel.linear.linear_site import LinearSite
 from accel.linear.summary import linear_notes, linear_totals
 from accel.plans import Plan
 from accel.rehash.apply import apply_rehash, new_state
-from accel.reporting import Report, block_report, rehash_report, site_report
+from accel.rehash.rehash_report import rehash_report
+from accel.reporting import Report, block_report, site_report, totals
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.blocks import apply_slicing
 from accel.slicing.vae.apply import apply_strips
@@ -194,31 +196,14 @@ class Handle:
             str(kept(self._pipe()) or "").splitlines(),
             None if self.plan.linear is None else linear_totals(layers),
             [site_report(site) for site in layers if not site.left],
+            provider_reports(self.sites.values()),
         )
 
     def _totals(self) -> Totals:
-        """Return counts for the log.
-
-        Reasons are those of calls and steps that the plan wanted faster.
-        """
-        sites, layers = self.sites.values(), self.layers.values()
-        kept, full = guard.kept(sites), guard.kept(layers)
-        reasons = Counter({why: n for why, n in (kept + full).items() if why != guard.BY_PLAN})
-        for block in self.blocks.values():
-            reasons.update(block.whole)
-        if self._rehash is not None:
-            reasons.update(self._rehash.record.computed)
-        return Totals(
-            calls=self.calls,
-            seconds=self.seconds,
-            reused=0 if self._rehash is None else sum(self._rehash.record.reused.values()),
-            quantized=guard.ran(sites),
-            kept=sum(kept.values()),
-            layers=guard.ran(layers),
-            full_layers=sum(full.values()),
-            sliced=sum(sum(block.sliced.values()) for block in self.blocks.values()),
-            reasons=reasons,
-        )
+        return totals(
+            self.calls, self.seconds, self.sites.values(), self.layers.values(),
+            self.blocks.values(), self._rehash,
+        )  # fmt: skip
 
     def _demoted(self, run: int) -> list[tuple[str, str]]:
         """Name and reason of each site that was demoted in that run."""

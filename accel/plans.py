@@ -79,12 +79,14 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values.
 
-        What was not there in earlier plans (``linear``, ``entries`` of step rehash) is left out
+        What was not there in earlier plans (``linear``, ``providers`` of attention) is left out
         where it is as usual, so that ids made of plans stay what they were.
         """
         data = {"version": VERSION, **asdict(self)}
         if self.linear is None:
             del data["linear"]
+        if self.attention is not None and not self.attention.providers:
+            del data["attention"]["providers"]
         if self.rehash is not None and self.rehash.entries == RehashConfig.entries:
             del data["rehash"]["entries"]
         if self.rehash is not None and self.rehash.origin is None:

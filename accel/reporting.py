@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from accel.attention import guard
 from accel.attention.guard import GuardedSite
+from accel.attention.provider_report import ProviderReport, provider_lines
 from accel.attention.site import Site
+from accel.core.run_log import Totals
+from accel.core.units import count
 from accel.linear.summary import LinearTotals, some
+from accel.rehash.rehash_report import RehashReport as RehashReport
 from accel.rehash.state import RehashState
 from accel.slicing.block_record import BlockRecord
 
 UNSEEN = "not called, or only under torch.compile, where this part runs on all tokens at once"
 _KERNELS = {"cpu": "the CPU kernel", "gpu": "the Triton kernel", "reference": "the eager reference"}
-_WHY = {
-    "first fifth": "in the first fifth",
-    "by rate": "by the rule",
-    "scheduled": "by the schedule",
-}
-_KEPT = {"native": "", "int8": " as 8-bit integers", "cpu": " in the CPU's memory"}
 
 
 @dataclass(frozen=True)
@@ -67,30 +66,6 @@ class BlockReport:
 
 
 @dataclass(frozen=True)
-class RehashReport:
-    """What step rehash did.
-
-    ``what`` says how skipped steps were replaced. ``computed`` and ``reused`` map a reason to
-    steps, over all runs. ``calls`` counts denoiser calls, computed and reused. ``keys`` are the
-    computed steps of the last run of ``steps`` steps, whose first is ``begin``. ``state_bytes`` is
-    the most that was kept at once, stored as ``store`` says. ``corrected`` counts computed calls
-    whose output was corrected by measured weights.
-    """
-
-    what: str
-    computed: dict[str, int]
-    reused: dict[str, int]
-    calls: dict[str, int]
-    keys: list[int]
-    steps: int
-    state_bytes: int
-    notes: list[str]
-    corrected: int = 0
-    store: str = "native"
-    begin: int = 0
-
-
-@dataclass(frozen=True)
 class Report:
     """Everything a patch did so far.
 
@@ -111,11 +86,12 @@ class Report:
     placement: list[str] = field(default_factory=list)
     linear: LinearTotals | None = None
     layers: list[SiteReport] = field(default_factory=list)
+    providers: list[ProviderReport] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
         data = dict(vars(self))
-        for name in ("sites", "layers"):
+        for name in ("sites", "layers", "providers"):
             data[name] = [vars(site) for site in data[name]]
         data["blocks"] = [vars(block) for block in self.blocks]
         for name in ("rehash", "linear"):
@@ -125,7 +101,7 @@ class Report:
     def __str__(self) -> str:
         lines = [
             f"accel report: {self.pipeline}, plan {self.plan!r}",
-            f"  {_count(self.runs, 'run')}, {_count(self.calls, 'denoiser call')} in "
+            f"  {count(self.runs, 'run')}, {count(self.calls, 'denoiser call')} in "
             f"{self.seconds:.2f} s",
             "  " + ", ".join(f"{key} {value}" for key, value in self.environment.items()),
         ]
@@ -133,6 +109,7 @@ class Report:
             lines.append("  attention")
         for group in _grouped(self.sites):
             lines.append("    " + _describe(group))
+        lines += ["    " + line for line in provider_lines(self.providers)]
         if self.linear is not None:
             lines += ["  linear layers", *("    " + line for line in self.linear.lines())]
         for group in _grouped(self.layers, lambda name: ""):
@@ -141,7 +118,7 @@ class Report:
             lines.append("  slicing")
         lines += ["    " + line for line in _block_lines(self.blocks)]
         if self.rehash is not None:
-            first, *more = _rehash_lines(self.rehash)
+            first, *more = self.rehash.lines()
             lines += [f"  step rehash: {first}", *("    " + line for line in more)]
         lines += ["  " + line for line in self.placement]
         lines += [f"  note: {note}" for note in self.notes]
@@ -155,9 +132,12 @@ def site_report(site: GuardedSite) -> SiteReport:
     finished = isinstance(site, Site) and site.config is not None and site.finished
     if finished and not record.ran and not record.kept:
         note = "; ".join(filter(None, [note, "its processor never calls torch's attention"]))
-    note = "; ".join(
-        filter(None, [note, *(f"{why}: {n} calls" for why, n in record.instead.items())])
-    )
+    instead = record.instead
+    if isinstance(site, Site):
+        instead = instead + site.baseline.instead
+        full = (f"full precision here is {name}" for name in site.baseline.ran)
+        note = "; ".join(filter(None, [note, *full]))
+    note = "; ".join(filter(None, [note, *(f"{why}: {n} calls" for why, n in instead.items())]))
     return SiteReport(
         site.name or "(outside attention modules)",
         ran,
@@ -184,48 +164,6 @@ def block_report(name: str, record: BlockRecord) -> BlockReport:
     )
 
 
-def rehash_report(state: RehashState) -> RehashReport:
-    """Return a snapshot of a live step rehash."""
-    record, config = state.record, state.config
-    what = "extrapolated linearly" if state.order else "repeated"
-    if state.chosen:
-        named = (f"{calls} calls by {name}" for name, calls in record.predicted.items())
-        what = f"predicted ({', '.join(named)})" if record.predicted else "predicted"
-    if config.level == "features":
-        what = "run on the features of the last computed step"
-    if config.multistep is not None:
-        what = "combined from computed steps with measured weights"
-    return RehashReport(
-        what, dict(record.computed), dict(record.reused), dict(record.calls), list(record.keys),
-        record.steps, record.state_bytes, record.told, record.corrected, config.store,
-        record.begin,
-    )  # fmt: skip
-
-
-def _rehash_lines(r: RehashReport) -> list[str]:
-    """Return the counts, then the notes."""
-    computed, reused = sum(r.computed.values()), sum(r.reused.values())
-    if not computed:
-        when = "at a known step" if r.calls else "yet, or was compiled after the patch"
-        return [f"the denoiser was not called {when}", *r.notes]
-    why = ", ".join(f"{n} {_WHY.get(reason, reason)}" for reason, n in r.computed.items())
-    calls = r.calls.get("computed", 0), r.calls.get("reused", 0)
-    begin = f", from step {r.begin} of the schedule on" if r.begin else ""
-    return [
-        f"{computed} of {computed + reused} steps computed, {reused} {r.what}",
-        f"why computed: {why}",
-        f"denoiser calls: {calls[0]} computed, {calls[1]} skipped; at most "
-        f"{r.state_bytes / 2**20:.2f} MiB kept{_KEPT[r.store]}",
-        f"computed steps of the last run of {r.steps}{begin}: {' '.join(map(str, r.keys))}",
-        *([f"{r.corrected} computed calls corrected by measured weights"] if r.corrected else []),
-        *r.notes,
-    ]
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}" + ("" if number == 1 else "s")
-
-
 def _block_lines(blocks: list[BlockReport]) -> list[str]:
     """Return one line for all blocks of one pattern that did the same."""
     alike: dict[tuple[Any, ...], list[BlockReport]] = {}
@@ -236,8 +174,8 @@ def _block_lines(blocks: list[BlockReport]) -> list[str]:
     for same in alike.values():
         b = same[0]
         name = b.name if len(same) == 1 else f"{_pattern(b.name)} (each of {len(same)} blocks)"
-        parts = [f"{_count(calls, 'call')} in {n} slices" for n, calls in b.sliced.items()]
-        parts += [f"{_count(calls, 'call')} not sliced: {why}" for why, calls in b.whole.items()]
+        parts = [f"{count(calls, 'call')} in {n} slices" for n, calls in b.sliced.items()]
+        parts += [f"{count(calls, 'call')} not sliced: {why}" for why, calls in b.whole.items()]
         parts += ["written over the input"] if b.in_place and not b.note else []
         lines.append(f"{name}: " + ("; ".join([*parts, *filter(None, [b.note])]) or UNSEEN))
     return lines
@@ -266,15 +204,15 @@ def _describe(group: list[SiteReport], name: str = "") -> str:
     total: Counter[str] = Counter()
     for site in group:
         total.update(site.ran)
-    parts = [f"{_count(n, 'call')} in {_spelled(what)}" for what, n in total.items()]
+    parts = [f"{count(n, 'call')} in {_spelled(what)}" for what, n in total.items()]
     kept: Counter[str] = Counter()
     for site in group:
         kept.update(site.kept)
-    parts += [f"{_count(n, 'call')} at full precision: {why}" for why, n in kept.items()]
+    parts += [f"{count(n, 'call')} at full precision: {why}" for why, n in kept.items()]
     again: Counter[str] = Counter()
     for site in group:
         again.update(site.recomputed)
-    parts += [f"{_count(n, 'result')} recomputed: {why}" for why, n in again.items()]
+    parts += [f"{count(n, 'result')} recomputed: {why}" for why, n in again.items()]
     errors = [site.error for site in group if site.error is not None]
     if errors:
         worst = min(site.cosine for site in group if site.cosine is not None)
@@ -294,4 +232,36 @@ def _describe(group: list[SiteReport], name: str = "") -> str:
 def _spelled(what: str) -> str:
     """Return text such as "INT8 by the CPU kernel" for "int8 by cpu"."""
     precision, _, kernel = what.partition(" by ")
+    if precision == "full":
+        return f"full precision by {kernel}"
     return f"{precision.upper()} by {_KERNELS.get(kernel, kernel)}"
+
+
+def totals(
+    calls: int,
+    seconds: float,
+    sites: Collection[GuardedSite],
+    layers: Collection[GuardedSite],
+    blocks: Iterable[BlockRecord],
+    rehash: RehashState | None,
+) -> Totals:
+    """Return counts for the log; reasons are those of what the plan wanted faster."""
+    kept, full = guard.kept(sites), guard.kept(layers)
+    reasons = Counter({why: n for why, n in (kept + full).items() if why != guard.BY_PLAN})
+    sliced = 0
+    for block in blocks:
+        reasons.update(block.whole)
+        sliced += sum(block.sliced.values())
+    if rehash is not None:
+        reasons.update(rehash.record.computed)
+    return Totals(
+        calls=calls,
+        seconds=seconds,
+        reused=0 if rehash is None else sum(rehash.record.reused.values()),
+        quantized=guard.ran(sites),
+        kept=sum(kept.values()),
+        layers=guard.ran(layers),
+        full_layers=sum(full.values()),
+        sliced=sliced,
+        reasons=reasons,
+    )

@@ -116,6 +116,13 @@ def _on_card(job: Callable[[], object], device: torch.device, burst: int) -> flo
     return start.elapsed_time(end)
 
 
+def machine(device: torch.device, isa: str, threads: int) -> str:
+    """Return what times on a device hold for: the card, or processor, instructions, threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()} {isa} {threads} threads"
+
+
 @cache
 def processor() -> str:
     """Return the model of this machine's processor."""

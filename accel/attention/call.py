@@ -50,26 +50,6 @@ class Call:
         seen = index[:, None] >= keys  # the causal mask of these rows, aligned top left
         return replace(self, query=query, attn_mask=seen, is_causal=False).full()
 
-    def rescued(self) -> tuple[Tensor, str]:
-        """Run at full precision after an unusable result: always finite, and what it took.
-
-        First torch's attention; then, where that overflows in half precision, in fp32; then with
-        the inputs' own NaN and infinities replaced by 0 and the largest finite numbers.
-        """
-        out = self.full()
-        if finite(out):
-            return out, ""
-        q, k, v = (t.float() for t in (self.query, self.key, self.value))
-        how = "in fp32, since it overflows in half precision"
-        if not all(finite(t) for t in (q, k, v)):
-            how = "with NaN and infinite inputs replaced by finite numbers"
-            q, k, v = (t.nan_to_num().clamp(-1e18, 1e18) for t in (q, k, v))
-        mask = self.attn_mask
-        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
-        wide = Call(q, k, v, mask, self.is_causal, self.scale, self.enable_gqa).full()
-        most = torch.finfo(out.dtype).max
-        return wide.nan_to_num().clamp(-most, most).to(out.dtype), how
-
     def for_kernels(self, options: Options) -> AttentionCall:
         """Return this call as the kernels take it; only where ``why_not_ours`` is ""."""
         return AttentionCall(

@@ -34,6 +34,9 @@ from accel.core.clean_copies import LABEL
 class Caller(Protocol):
     """What stands behind a site's number."""
 
+    def begin(self) -> None:
+        """Note that a call of the module begins."""
+
     def done(self) -> None:
         """Note that a call of the module came to its end."""
 
@@ -99,6 +102,7 @@ def hook(module: nn.Module, site: Caller, undo: ExitStack) -> None:
             traced.append(_trace(getattr(module, LABEL)))
             return
         stack.append(_enter(number))
+        site.begin()
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
@@ -170,6 +174,7 @@ def calling(module: nn.Module) -> Iterator[None]:
         return
     before = _enter(number)
     try:
+        _callers[number].begin()
         yield
         _callers[number].done()
     finally:

@@ -1,43 +1,39 @@
 """Quantized attention in a model: every attention call of a denoiser, decided at run time.
 
-Config is ``AttentionConfig``, State the record of each site, Hook the op that stands behind the
-seam (``accel/attention/sdpa.py``), and ``apply`` puts a denoiser's attention modules there. A call
-takes the precision that the policy gives for the current step, has the kernels decide what runs for
-it (``accel/kernels/dispatch.py``), and stays at full precision, with a reason, where they cannot
-quantize it or that does not pay. Sampled rows of each site's first call in a quarter of a run are
-compared with full precision (``accel/attention/check.py``). Where a kernel fails, or its result is
-not finite or too far off on those rows, the call is computed at full precision and its site stays
-there for the rest of the run.
+A site is one attention module. A call takes the precision that the policy gives for the current
+step, and is computed by the fastest provider that has it on this machine
+(``accel/attention/choice.py``): our kernel, somebody else's, or the baseline, which is what the
+user's own code would run. It stays with the baseline, with a reason, where nothing can quantize it
+or that does not pay. Sampled rows of a provider's first call in a quarter of a run are compared
+with torch (``accel/attention/check.py``). Where a provider fails, or its result is not finite or
+too far off on those rows, the next one computes the call, and the site does without it for the rest
+of the run.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from accel.attention import check, sdpa
+from accel.attention import check, choice, sdpa, trial
 from accel.attention import policy as policy
+from accel.attention.baseline import Baseline, rescued
 from accel.attention.call import Call, finite
 from accel.attention.guard import BY_PLAN, GuardedSite, failed
+from accel.attention.providers import OURS, provider
 from accel.attention.site_record import Now
+from accel.attention.trial import Verdict
 from accel.config import AttentionConfig
-from accel.core.diffusers_bridge import use_native_backend
-from accel.core.run_state import RunState
 from accel.kernels.attention import BITS
 from accel.kernels.attention import run as run_attention
 from accel.kernels.attention_call import AttentionCall, Options
 from accel.kernels.cpu.attention import scratch_bytes
 from accel.kernels.dispatch import PAYS_FROM, Decision, decide
-
-# ------------------------------------------------------------------------------------------- State
-
 
 UNSMOOTHED = "ran without smooth_v, which is further off here"
 
@@ -48,13 +44,17 @@ class Site(GuardedSite):
 
     ``short``: sizes of queries and keys that are too short to gain, and the reason. ``unsmoothed``:
     the precisions that in run ``checked_run`` are nearer to full precision without
-    ``smooth_v``.
+    ``smooth_v``. ``out``: providers that failed in that run. ``verdicts``: who computes each kind
+    of call.
     """
 
     config: AttentionConfig | None
     finished: int = 0
+    baseline: Baseline = field(default_factory=Baseline)
     unsmoothed: set[str] = field(default_factory=set)
+    out: dict[str, str] = field(default_factory=dict)
     short: dict[Any, str] = field(default_factory=dict)
+    verdicts: dict[Any, Verdict] = field(default_factory=dict)
     options: Options = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,6 +65,10 @@ class Site(GuardedSite):
             else Options(config.smooth_q, config.smooth_v, config.hadamard)
         )
 
+    def begin(self) -> None:
+        """Note that a call of the module begins."""
+        self.baseline.begin()
+
     def done(self) -> None:
         """Note that a call of the module came to its end."""
         self.finished += 1
@@ -72,38 +76,39 @@ class Site(GuardedSite):
     def enter_run(self, run: int) -> None:
         """Forget what was found in an earlier run."""
         if self.checked_run != run:
-            self.unsmoothed = set()
+            self.unsmoothed, self.out = set(), {}
         super().enter_run(run)
 
     def attend(self, *arguments: Any) -> Tensor:
         """Compute attention of one call (see ``Call``) as the plan wants it at this step."""
         now = run, step = self.state.refresh(), self.state.step
-        shapes = arguments[0].shape, arguments[1].shape
-        if (reason := self.short.get(shapes)) is not None:
-            self.keep_at(reason, now)
-            return Call(*arguments).full()
-        call, config = Call(*sdpa.autocast(*arguments)), self.config
+        raw, config = Call(*arguments), self.config
+        if (reason := self.short.get((raw.query.shape, raw.key.shape))) is not None:
+            return self._full(raw, reason, now)
         if config is None:
-            self.keep_at("not inside an attention module accel knows", now)
-            return call.full()
+            return self._full(raw, "not inside an attention module accel knows", now)
         precision = policy.precision_at(config, self.name, step, self.state.steps)
-        reason = BY_PLAN if precision == "full" else call.why_not_ours()
-        if not reason:
-            ours = call.for_kernels(self.options)
-            decision = self._decide(ours, precision)
-            if decision.precision != "full":
-                if self.demoted_run == run:
-                    why = f"demoted: {self.demoted_why}"
-                    return self._rescue(call, why, self.record.kept, now)
-                return self._quantized(call, ours, decision, now)
-            reason = decision.why
-            if PAYS_FROM in reason:
-                self.short[shapes] = reason
+        if precision == "full":
+            return self._full(raw, BY_PLAN, now)
+        call = Call(*sdpa.autocast(*arguments))
+        if reason := call.why_not_ours():
+            return self._full(raw, reason, now)
+        ours = call.for_kernels(self.options)
+        decision = self._decide(ours, precision)
+        verdict = self._verdict(call, ours, decision)
+        if len(verdict.order) == 1:
+            return self._full(raw, self._why_full(raw, verdict, decision), now)
+        if self.demoted_run == run:
+            return self._rescue(raw, f"demoted: {self.demoted_why}", self.record.kept, now)
+        return self._quantized(raw, call, ours, decision, verdict, now)
+
+    def _full(self, call: Call, reason: str, now: Now) -> Tensor:
+        """Compute a call as the user's code would, and count it with the reason."""
         self.keep_at(reason, now)
-        return call.full()
+        return self.baseline.run(call)
 
     def _decide(self, ours: AttentionCall, precision: str) -> Decision:
-        """Return what runs; with "auto" that is torch's attention where deciding fails."""
+        """Return what our kernels run; with "auto" nothing where deciding fails."""
         assert self.config is not None
         try:
             return decide(ours, precision, self.config.impl)
@@ -112,26 +117,86 @@ class Site(GuardedSite):
                 raise
             return Decision(precision, "full", "torch", failed("choosing a kernel", error))
 
-    def _quantized(self, call: Call, ours: AttentionCall, decision: Decision, now: Now) -> Tensor:
-        """Run a call as it was decided; at full precision if there is no usable result."""
-        record, precision = self.record, decision.precision
-        if decision.why:
-            record.instead[f"{decision.asked} ran as {precision}: {decision.why}"] += 1
+    def _verdict(self, call: Call, ours: AttentionCall, decision: Decision) -> Verdict:
+        """Return who computes calls like this one."""
+        assert self.config is not None
+        key = choice.kind_of(call, decision.asked, self.baseline.name)
+        key = (*key, decision.precision)
+        found = self.verdicts.get(key)
+        if found is None:
+
+            def run(part: Call) -> Tensor:
+                return run_attention(part.for_kernels(ours.options), decision)[0]
+
+            found = self.verdicts[key] = choice.verdict(
+                call, decision.asked, self.config, self.baseline, decision, run
+            )
+        return found
+
+    def _why_full(self, call: Call, verdict: Verdict, decision: Decision) -> str:
+        """Return why the baseline computes a call, and remember sizes that are too short."""
+        reason = verdict.why_not.get(OURS) or decision.why
+        if PAYS_FROM in reason and not verdict.errors:
+            self.short[call.query.shape, call.key.shape] = reason
+        return reason or f"no provider is faster than {self.baseline.name} here"
+
+    def _quantized(
+        self, raw: Call, call: Call, ours: AttentionCall, decision: Decision, verdict: Verdict,
+        now: Now,
+    ) -> Tensor:  # fmt: skip
+        """Have a call computed by the first in order that gives a usable result."""
+        record, why = self.record, ""
         self.enter_run(now[0])
-        try:
-            out, why = self._attempt(call, ours, decision, now)
-        except Exception as error:  # whatever fails in a kernel of ours, torch computes the call
-            out, why = call.query, failed(f"{precision} by {decision.impl}", error)
-        if why:
-            return self._demote(call, why, now)
-        record.ran[(precision, decision.impl)] += 1
-        record.at(now, precision)
-        return out
+        for name in verdict.order[:-1]:
+            if name in self.out:
+                continue
+            if why:
+                record.instead[f"{why}; {name} computed it"] += 1
+            mine = name == OURS
+            impl = decision.impl if mine else name
+            precision = decision.precision if mine else verdict.ran[name]
+            if mine and decision.why:
+                record.instead[f"{decision.asked} ran as {precision}: {decision.why}"] += 1
+            try:
+                out, why = (
+                    self._attempt(call, ours, decision, now)
+                    if mine
+                    else self._by_provider(call, name, precision, now)
+                )
+            except Exception as error:  # whatever fails in a kernel, the next computes the call
+                why = failed(f"{precision} by {impl}", error)
+            if not why:
+                record.ran[(precision, impl)] += 1
+                record.at(now, precision)
+                return out
+            self.out[name] = why
+        return self._demote(raw, why, now)
+
+    def _by_provider(self, call: Call, name: str, precision: str, now: Now) -> tuple[Tensor, str]:
+        """Return somebody else's result, and why it is not usable, or ""."""
+        assert self.config is not None
+        one = provider(name)
+        if one is None:
+            return call.query, f"{name} is not registered any more"
+        start = time.perf_counter()
+        out = one.run(call)
+        self.record.seconds += time.perf_counter() - start
+        if not finite(out):
+            return out, f"result of {name} not finite"
+        rows = self.rows_due(name, now[1])
+        if not rows:
+            return out, ""
+        error, cosine = check.sample(call, rows).error(out)
+        if precision == "full":
+            limit = trial.EXACT[call.query.dtype]
+        else:
+            limit = check.limit(self.config, precision)
+        return out, self.judge(f"{precision} by {name}", error, cosine, limit)
 
     def _attempt(
         self, call: Call, ours: AttentionCall, decision: Decision, now: Now
     ) -> tuple[Tensor, str]:
-        """Return a quantized result, and why it is not usable, or ""."""
+        """Return our kernel's result, and why it is not usable, or ""."""
         precision = decision.precision
         if precision in self.unsmoothed:
             ours = _unsmoothed(ours)
@@ -183,7 +248,7 @@ class Site(GuardedSite):
         return self._rescue(call, why, self.record.recomputed, now)
 
     def _rescue(self, call: Call, why: str, counter: Counter[str], now: Now) -> Tensor:
-        out, how = call.rescued()
+        out, how = rescued(call, self.baseline)
         self.record.at(now, "full")
         counter[f"{why}; computed {how}" if how else why] += 1
         return out
@@ -200,68 +265,3 @@ def unsmoothed(sites: Mapping[str, Site], run: int) -> dict[str, list[str]]:
 
 def _unsmoothed(ours: AttentionCall) -> AttentionCall:
     return replace(ours, options=replace(ours.options, smooth_v=False))
-
-
-# -------------------------------------------------------------------------------------------- Hook
-
-
-@torch.library.custom_op("accel::site_attention", mutates_args=())
-def _site_op(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    label: Tensor,
-) -> Tensor:
-    """Return a site's call inside a compiled graph; eager code calls ``Site.attend`` itself."""
-    arguments = (query, key, value, attn_mask, is_causal, scale, enable_gqa)
-    site: Site | None = sdpa.caller(int(label))
-    # A graph can outlive its patch; then there is no site any more.
-    out = Call(*arguments).full() if site is None else site.attend(*arguments)
-    # An op's result must be contiguous and must not alias an input.
-    return out.clone() if out.data_ptr() == query.data_ptr() else out.contiguous()
-
-
-@_site_op.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    label: Tensor,
-) -> Tensor:
-    return query.new_empty(*query.shape[:-1], value.shape[-1])
-
-
-# ------------------------------------------------------------------------------------------- apply
-
-
-def apply_attention(
-    denoiser: nn.Module,
-    modules: dict[str, nn.Module],
-    config: AttentionConfig,
-    state: RunState,
-    undo: ExitStack,
-    make: Callable[..., Site] = Site,
-) -> dict[str, Site]:
-    """Put every attention module of ``denoiser`` behind the seam and return its sites by name.
-
-    Each site is made by ``make(name, config, state, note=...)``.
-
-    The site "" stands for calls from the denoiser outside all of ``modules``. What has to be undone
-    is put on ``undo`` as it is done, so a failure midway can be unwound.
-    """
-    sdpa.install()
-    undo.callback(sdpa.uninstall)
-    sites = {"": Site("", None, state)}
-    sdpa.hook(denoiser, sites[""], undo)
-    for name, module in modules.items():
-        sites[name] = make(name, config, state, note=use_native_backend(module, undo))
-        sdpa.hook(module, sites[name], undo)
-    return sites

@@ -43,3 +43,8 @@ def _split(text: str) -> tuple[str, str]:
 def gib(size: int | float, digits: int = 2) -> str:
     """Return a size in bytes as text, such as "1.50 GiB"."""
     return f"{size / GIB:.{digits}f} GiB"
+
+
+def count(number: int, name: str) -> str:
+    """Return a number of things, such as "3 calls"."""
+    return f"{number} {name}" + ("" if number == 1 else "s")

@@ -91,10 +91,7 @@ def why_not(gained: float) -> str:
 
 @cache
 def _file(device: torch.device, threads: int) -> Path:
-    if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
-    else:
-        where = f"{measured.processor()} {native.library().isa} {threads} threads"
+    where = measured.machine(device, native.library().isa, threads)
     return measured.cache_file("linear", f"{where} torch {torch.__version__}", _code())
 
 

@@ -5,7 +5,6 @@ installed. If one of these fails, ``accel/core/diffusers_bridge.py`` has to foll
 from __future__ import annotations
 
 import importlib
-from contextlib import ExitStack
 
 import pytest
 import torch
@@ -72,21 +71,6 @@ def test_the_block_registry_says_what_blocks_take_and_return() -> None:
     assert kind.streams((), {"hidden_states": "h", "encoder_hidden_states": "e"}) == ["h", "e"]
     with pytest.raises(ValueError, match="not"):
         bridge.BlockKind(torch.nn.Linear)
-
-
-def test_processors_have_an_attention_backend_and_diffusers_an_active_one() -> None:
-    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-
-    assert AttentionBackendName.NATIVE.value == "native"
-    assert hasattr(_AttentionBackendRegistry, "_active_backend")
-    module = FAMILIES["wan"]()[0].blocks[0].attn1
-    assert hasattr(module.processor, "_attention_backend")
-    with ExitStack() as undo:
-        assert bridge.use_native_backend(module, undo) == ""
-        module.set_attention_backend("_native_math")
-        assert "'_native_math' is set aside" in bridge.use_native_backend(module, undo)
-        assert module.processor._attention_backend == AttentionBackendName.NATIVE
-    assert module.processor._attention_backend == AttentionBackendName("_native_math")
 
 
 def test_a_scheduler_keeps_its_configuration_in_one_attribute() -> None:

@@ -168,17 +168,6 @@ def test_users_own_hooks_and_processors_survive(wan):
     kept.remove()
 
 
-def test_a_chosen_diffusers_backend_is_set_aside_and_restored(wan):
-    wan[0].blocks[0].attn1.set_attention_backend("_native_math")
-    before = fingerprint(wan[0])
-    accel.patch(wan[0], plan=INT8)
-    forward(*wan)
-    report = {s.name: s for s in accel.report(wan[0]).sites}
-    assert report["blocks.0.attn1"].ran and "_native_math" in report["blocks.0.attn1"].note
-    accel.unpatch(wan[0])
-    assert fingerprint(wan[0]) == before
-
-
 def test_somebody_replacing_the_function_after_us(wan, monkeypatch):
     plain = forward(*wan)
     accel.patch(wan[0], plan=INT8)

@@ -23,7 +23,8 @@ from helpers.rehash_pipe import KEYS, STEPS, Pipe, fitted, plain_run
 import accel
 from accel import Plan
 from accel.calibration.step_weights import Sampler, banks, best_keys, fit
-from accel.config import Multistep, RehashConfig
+from accel.config import RehashConfig
+from accel.core.key_steps import Multistep
 from accel.rehash.schedule import forced
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}

@@ -11,7 +11,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from accel import Plan
 from accel.calibration.plain_runs import listening
 from accel.calibration.step_weights import Sampler, fit
-from accel.config import Multistep, RehashConfig
+from accel.config import RehashConfig
+from accel.core.key_steps import Multistep
 from helpers.families import FAMILIES, MORE
 
 STEPS = 15

@@ -1,0 +1,104 @@
+"""Who computes a kind of call at a site: contenders that the plan allows, and their verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from accel.attention import check, trial
+from accel.attention.baseline import Baseline
+from accel.attention.call import Call
+from accel.attention.providers import CLASSES, NATIVE, OURS, candidates
+from accel.attention.trial import Contender, Verdict
+from accel.config import AttentionConfig
+from accel.kernels.dispatch import Decision
+
+
+def kind_of(call: Call, precision: str, baseline: str) -> tuple[object, ...]:
+    """Return what a site knows a verdict by; cheaper than the name of a kind."""
+    mask, query = call.attn_mask, call.query
+    known = None if mask is None else (mask.shape, mask.dtype)
+    return (
+        query.shape, call.key.shape, call.value.shape[-1], query.dtype, query.device,
+        query.stride(), known, call.is_causal, precision, baseline, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def verdict(
+    call: Call,
+    precision: str,
+    config: AttentionConfig,
+    baseline: Baseline,
+    decision: Decision,
+    ours: Callable[[Call], Tensor],
+) -> Verdict:
+    """Return who computes calls like this one; the first of a kind on a machine is measured.
+
+    ``decision``: what our kernels would run, by ``ours``.
+    """
+    kind = trial.kind_of(call, precision, _options(config))
+    quantizes = decision.precision != "full"
+    if config.impl != "auto":
+        return _unmeasured(kind, decision, baseline)
+    contenders, reasons = _contenders(call, precision, config, baseline)
+    if not quantizes:
+        reasons[OURS] = decision.why
+    elif config.providers and OURS not in config.providers:
+        reasons[OURS] = "the plan does not name it"
+    else:
+        contenders.append(Contender(OURS, decision.precision, ours))
+    if not contenders:
+        return Verdict(kind, (baseline.name,), why_not=reasons)
+    if not trial.measuring() or _capturing(call):
+        mine = any(one.name == OURS for one in contenders)
+        return _unmeasured(kind, decision if mine else None, baseline)
+    names = (*(one.name for one in contenders), baseline.name)
+    found = trial.find(call.query.device, kind, names)
+    if found is None:
+        limits = {p: check.limit(config, p) for p in _allowed(precision) if p != "full"}
+        last = Contender(baseline.name, "full", baseline.tried)
+        found = trial.hold(call, kind, contenders, last, limits)
+    return replace(found, why_not={**reasons, **found.why_not})
+
+
+def _contenders(
+    call: Call, precision: str, config: AttentionConfig, baseline: Baseline
+) -> tuple[list[Contender], dict[str, str]]:
+    """Return the providers of others that take a call, and why the rest does not."""
+    found, reasons = candidates(config.providers, baseline.name, call.query.device)
+    contenders = []
+    if baseline.name != NATIVE and (not config.providers or NATIVE in config.providers):
+        contenders.append(Contender(NATIVE, "full", Call.full))
+    for one in found:
+        if one.claim in CLASSES and one.claim not in _allowed(precision):
+            reasons[one.name] = f"it is {one.claim}, which the plan does not allow"
+        elif why := one.why_not(call):
+            reasons[one.name] = why
+        else:
+            contenders.append(Contender(one.name, one.claim, one.run))
+    return contenders, reasons
+
+
+def _allowed(precision: str) -> tuple[str, ...]:
+    """Return the precisions that a plan's ``precision`` allows, most exact first."""
+    return CLASSES[: CLASSES.index(precision) + 1]
+
+
+def _unmeasured(kind: str, decision: Decision | None, baseline: Baseline) -> Verdict:
+    """Return the verdict of fixed rules: our kernel where it quantizes, else the baseline."""
+    if decision is None or decision.precision == "full":
+        why = {} if decision is None else {OURS: decision.why}
+        return Verdict(kind, (baseline.name,), why_not=why)
+    return Verdict(kind, (OURS, baseline.name), {OURS: decision.precision})
+
+
+def _options(config: AttentionConfig) -> str:
+    named = ("smooth_q", "smooth_v", "hadamard")
+    return " ".join(name for name in named if getattr(config, name))
+
+
+def _capturing(call: Call) -> bool:
+    return call.query.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,281 @@
+"""The fastest provider that is accurate enough, measured on a live call, once per kind of call.
+
+Contenders take turns with the baseline, which is the backend that the user's own code would run.
+First each computes copies of the call's tensors, and is out if it raises, changes them, gives
+another shape or numbers that are not finite, needs far more memory, or is further from fp32 on
+sampled rows than its precision may be. Then they are timed in alternation, conversions included.
+What is not at least ``MIN_GAIN`` times as fast as the baseline is not used.
+
+A file of the user's cache holds verdicts for one device, number of threads, instruction set,
+versions of torch and diffusers, and code of ours. What was measured while the machine was busy
+holds for this process only. ``ACCEL_MEASURE=0`` turns measuring off: then our kernel runs from
+fixed lengths on, and no other provider.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accel.attention import check
+from accel.attention.call import Call, finite
+from accel.attention.peak_memory import peak_bytes
+from accel.attention.providers import CLASSES, first_line
+from accel.kernels import measured
+from accel.kernels.cpu import native
+
+MIN_GAIN = 1.05  # time of the baseline over this one
+ROWS = 64  # query rows that are compared with fp32
+EXACT = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}  # relative L1 of "full"
+MEMORY = 2.0  # times the call's tensors: scratch beyond the baseline's that is tolerated
+LEAST_MEMORY = 64 * 2**20
+MOST_HEADS = 8  # that are compared
+MOST_WORK = 2e11  # operations of a call on the CPU that is tried whole; heads of others are
+SECONDS = 1.0  # of all timed turns together
+ROUNDS = 3, 9
+
+Run = Callable[[Call], Tensor]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What takes part: a name, the precision it claims, and how it computes a call."""
+
+    name: str
+    claim: str
+    run: Run
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found for one kind of call.
+
+    ``order``: providers to use, fastest first; the baseline is always the last. ``ran``: the
+    precision that each was found to have. ``milliseconds``: of those that were timed. ``errors``:
+    relative L1 error of the worst head against fp32 on sampled rows. ``why_not``: the others.
+    ``doubt``: why the times are not kept for later runs, or "".
+    """
+
+    kind: str
+    order: tuple[str, ...]
+    ran: dict[str, str] = field(default_factory=dict)
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    why_not: dict[str, str] = field(default_factory=dict)
+    doubt: str = ""
+
+    @property
+    def winner(self) -> str:
+        """The fastest that may be used."""
+        return self.order[0]
+
+    @property
+    def baseline(self) -> str:
+        """The backend that the user's own code would run."""
+        return self.order[-1]
+
+    def gain(self, name: str) -> float | None:
+        """Return the baseline's time over that of ``name``, None if it was not timed."""
+        mine, theirs = self.milliseconds.get(name), self.milliseconds.get(self.baseline)
+        return None if not mine or not theirs else theirs / mine
+
+
+_known: dict[tuple[Path, str], Verdict] = {}
+
+
+def measuring() -> bool:
+    """Return whether providers are measured at all."""
+    return os.environ.get("ACCEL_MEASURE", "1") != "0"
+
+
+def kind_of(call: Call, precision: str, options: str) -> str:
+    """Return what decides how fast and how accurate a call is."""
+    q, k, mask = call.query, call.key, call.attn_mask
+    parts = [
+        precision, options, str(q.dtype).removeprefix("torch."),
+        "x".join(map(str, q.shape)), f"on {k.shape[1]}x{k.shape[2]} keys",
+        f"values {call.value.shape[-1]}" if call.value.shape[-1] != q.shape[-1] else "",
+        "" if mask is None else f"mask {str(mask.dtype).removeprefix('torch.')} "
+        + "x".join(map(str, mask.shape)),
+        "causal" if call.is_causal else "",
+        "" if q.transpose(1, 2).is_contiguous() else "heads first",
+    ]  # fmt: skip
+    return " ".join(filter(None, parts))
+
+
+def find(device: torch.device, kind: str, names: tuple[str, ...]) -> Verdict | None:
+    """Return what is known of a kind of call among contenders ``names``, the baseline last."""
+    file = _file(device, torch.get_num_threads())
+    key = _key(kind, names)
+    if (file, key) not in _known:
+        stored: Any = measured.read(file).get(key)
+        try:
+            verdict = Verdict(**{**stored, "order": tuple(stored["order"])})
+        except (TypeError, KeyError):
+            return None
+        _known[file, key] = verdict
+    return _known[file, key]
+
+
+def hold(
+    call: Call,
+    kind: str,
+    contenders: list[Contender],
+    baseline: Contender,
+    limits: dict[str, float],
+) -> Verdict:  # fmt: skip
+    """Compare contenders with the baseline on a live call, and keep the verdict.
+
+    ``limits``: relative L1 error that each precision but "full" may have; what is further off, or
+    of a precision that is not among them, is not used.
+    """
+    device, names = call.query.device, (*(c.name for c in contenders), baseline.name)
+    small = _part(call)
+    with torch.autocast(device.type, enabled=False):
+        sample = check.sample(_wide(_narrowed(small, MOST_HEADS)), ROWS)
+    verdict = Verdict(kind, (baseline.name,))
+    limits = {"full": EXACT.get(call.query.dtype, 1e-3), **limits}
+    least = peak_bytes(lambda: baseline.run(small), device)
+    usual = sum(x.numel() * x.element_size() for x in (small.query, small.key, small.value))
+    most = least + max(MEMORY * usual, LEAST_MEMORY)
+    able = []
+    for one in contenders:
+        if why := _tested(one, small, sample, limits, most, verdict):
+            verdict.why_not[one.name] = why
+        else:
+            able.append(one)
+    verdict.ran[baseline.name] = "full"
+    if able:
+        verdict = _timed(verdict, small, [*able, baseline])
+    file = _file(device, torch.get_num_threads())
+    _known[file, _key(kind, names)] = verdict
+    if not verdict.doubt:
+        measured.write(file, {**measured.read(file), _key(kind, names): asdict(verdict)})
+    return verdict
+
+
+def _tested(
+    one: Contender, call: Call, sample: check.Sample, limits: dict[str, float], most: float,
+    verdict: Verdict,
+) -> str:  # fmt: skip
+    """Note a contender's error and the precision it has; return why it is out, or ""."""
+    if one.claim in CLASSES and one.claim not in limits:
+        return f"it is {one.claim}, which the plan does not allow"
+    copy = replace(
+        call, **{name: getattr(call, name).clone() for name in ("query", "key", "value")}
+    )
+    out: list[Tensor] = []
+    try:
+        memory = peak_bytes(lambda: out.append(one.run(copy)), call.query.device)
+    except Exception as error:
+        return f"failed: {type(error).__name__}: {first_line(error)}"
+    for name in ("query", "key", "value"):
+        if not torch.equal(_bits(getattr(copy, name)), _bits(getattr(call, name))):
+            return f"it changes the {name} it is given"
+    if out[0].shape != (*call.query.shape[:-1], call.value.shape[-1]):
+        return f"its result has shape {tuple(out[0].shape)}"
+    if out[0].dtype != call.query.dtype:
+        return f"its result is {str(out[0].dtype).removeprefix('torch.')}"
+    if not finite(out[0]):
+        return "its result is not finite"
+    batch, heads = sample.exact.shape[:2]
+    off, _ = sample.error(out[0][:batch, :heads])
+    verdict.errors[one.name] = off
+    if memory > most:
+        return f"it takes {memory / 2**20:.0f} MiB of scratch memory, at most {most / 2**20:.0f}"
+    known = CLASSES.index(one.claim) if one.claim in CLASSES else 0
+    for precision in CLASSES[known:]:
+        if precision in limits and off <= limits[precision]:
+            verdict.ran[one.name] = precision
+            return ""
+    return f"error {off:.3g} on sampled rows, over the limit of {max(limits.values()):g}"
+
+
+def _timed(verdict: Verdict, call: Call, able: list[Contender]) -> Verdict:
+    """Time contenders in alternation, the baseline last, and put the fast ones in order."""
+    device = call.query.device
+    jobs: list[Callable[[], object]] = [_job(one.run, call) for one in able]
+    times = measured.turns(jobs, device, 1)
+    each = sum(t[0] for t in times) / 1e3
+    most = min(max(int(SECONDS / max(each, 1e-6)), ROUNDS[0]), ROUNDS[1])
+    if each < 4 * SECONDS:
+        burst = max(1, min(16, int(SECONDS / 10 / max(each, 1e-6) / most)))
+        times = measured.turns(jobs, device, most, burst)
+    middle = [statistics.median(t) for t in times]
+    doubts = [measured.busy(t, times[-1]) for t in times[:-1]] if len(times[0]) > 1 else [""]
+    verdict.milliseconds.update({one.name: t for one, t in zip(able, middle, strict=True)})
+    ranked = sorted(zip(middle, (one.name for one in able[:-1]), strict=False))
+    fast = [name for t, name in ranked if middle[-1] / t >= MIN_GAIN]
+    for t, name in ranked:
+        if name not in fast:
+            verdict.why_not[name] = (
+                f"{able[-1].name} is faster on this machine: measured {middle[-1] / t:.2f}x"
+            )
+    return replace(verdict, order=(*fast, able[-1].name), doubt=next(filter(None, doubts), ""))
+
+
+def _job(run: Run, call: Call) -> Callable[[], object]:
+    return lambda: run(call)
+
+
+def _part(call: Call) -> Call:
+    """Return a call on the CPU with as many heads as can be tried in seconds."""
+    q, k, v = call.query, call.key, call.value
+    work = 2.0 * k.shape[2] * q.shape[2] * (q.shape[-1] + v.shape[-1])
+    heads = max(int(MOST_WORK / max(work, 1.0)), torch.get_num_threads())
+    whole = q.device.type != "cpu" or heads >= q.shape[0] * q.shape[1]
+    return call if whole else _narrowed(call, heads)
+
+
+def _narrowed(call: Call, heads: int) -> Call:
+    """Return the first heads of a call's first sample; all where several share keys."""
+    q, k, v, mask = call.query, call.key, call.value, call.attn_mask
+    if q.shape[1] != k.shape[1]:
+        return call
+    if mask is not None:
+        mask = mask.expand(*q.shape[:3], k.shape[2])[:1, :heads]
+    q, k, v = (x[:1, :heads] for x in (q, k, v))
+    return replace(call, query=q, key=k, value=v, attn_mask=mask)
+
+
+def _wide(call: Call) -> Call:
+    """Return a call in fp32."""
+    q, k, v = (x.float() for x in (call.query, call.key, call.value))
+    mask = call.attn_mask
+    mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+    return replace(call, query=q, key=k, value=v, attn_mask=mask)
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Return a tensor's memory as integers, in which NaN equals itself."""
+    return x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
+def _key(kind: str, names: tuple[str, ...]) -> str:
+    return f"{kind} | {' '.join(names)}"
+
+
+@cache
+def _file(device: torch.device, threads: int) -> Path:
+    import diffusers
+
+    where = measured.machine(device, native.library().isa, threads)
+    versions = f"torch {torch.__version__} diffusers {diffusers.__version__}"
+    return measured.cache_file("attention", f"{where} {versions}", _code())
+
+
+def _code() -> list[Path]:
+    """Return the files whose code decides how fast attention of ours is."""
+    folder = Path(native.__file__).parents[1]
+    names = ("attention*.py", "shared_keys.py", "cpu/attention.py", "gpu/attention.py")
+    files = [file for name in names for file in folder.glob(name)]
+    lib = native.library().lib
+    return [*files, Path(__file__), *([] if lib is None else [Path(lib._name)])]
