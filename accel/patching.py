@@ -13,6 +13,7 @@ from torch import nn
 
 from accel.attention import guard
 from accel.attention.apply import apply_attention
+from accel.attention.deferred import Deferred
 from accel.attention.notes import attention_notes
 from accel.attention.provider_report import provider_reports
 from accel.attention.site import Site, unsmoothed
@@ -21,6 +22,7 @@ from accel.core.placed import kept
 from accel.core.run_log import RunLog, Totals
 from accel.core.run_state import RunState
 from accel.core.structure import attention_modules, denoisers
+from accel.core.waiting import may_wait
 from accel.families import only_returns_frames
 from accel.kernels.dispatch import environment
 from accel.linear.apply import apply_linear
@@ -88,14 +90,21 @@ class Handle:
                 prefix = f"{name}." if several else ""
                 records = apply_slicing(module, self.plan.slicing, self._undo)
                 self.blocks.update({prefix + path: r for path, r in records.items()})
+            checks = Deferred() if may_wait() else None
+            if checks is not None and (self.plan.attention or self.plan.linear):
+                from accel.attention.checks_hook import apply_checks
+
+                apply_checks(module, checks, self._undo)
             if self._rehash is not None:
                 apply_rehash(module, name, self._rehash, self._undo)
             if self.plan.linear is not None:
                 layers = linear_layers(name, module, several=several)
-                self.layers |= apply_linear(
+                found = apply_linear(
                     module, *layers, self.plan.linear, self._state, self._undo, self._kinds[1],
                     fuse=self.plan.slicing is None,
                 )  # fmt: skip
+                self.layers |= found
+                guard.defer(found.values(), checks)
             if self.plan.attention is None:
                 continue
             parts = attention_modules(name, module, several=several)
@@ -105,6 +114,7 @@ class Handle:
             outside = sites.pop("")
             self.sites[f"{name}." if several else ""] = outside
             self.sites.update(sites)
+            guard.defer(sites.values(), checks)
 
     def _watch(self, module: nn.Module) -> None:
         """Follow the denoiser's timestep, calls and seconds (not traced into compiled graphs)."""

@@ -7,9 +7,11 @@ of a site's first call in each precision and quarter of a run are compared with 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from accel.attention.site_record import Now, SiteRecord
 from accel.config import Quantized
@@ -35,6 +37,7 @@ class GuardedSite:
     state: RunState
     note: str = ""
     record: SiteRecord = field(default_factory=SiteRecord)
+    checks: Any = None  # where checks wait for the end of the denoiser's call, on a card
     checked_run: int = -1
     checked: set[tuple[str, int]] = field(default_factory=set)
     demoted_run: int = -1
@@ -67,14 +70,22 @@ class GuardedSite:
         self.checked.add((precision, part))
         return self.config.check_rows if first else -(-self.config.check_rows // QUARTERS)
 
-    def judge(self, precision: str, error: float, cosine: float, limit: float) -> str:
-        """Record a comparison; return why the result is too far off, or ""."""
-        record = self.record
+    def judge(self, precision: str, found: Sequence[float], limit: float) -> str:
+        """Record error and cosine of a comparison; return why the result is too far off, or ""."""
+        record, (error, cosine) = self.record, found
         record.error = error if record.error is None else max(record.error, error)
         record.cosine = cosine if record.cosine is None else min(record.cosine, cosine)
         if error <= limit:
             return ""
         return f"{precision} has error {error:.3g} on sampled rows, over the limit of {limit}"
+
+    def defers(self, out: Tensor, precision: str) -> bool:
+        """Return whether the check of a result may be read later."""
+        return self.checks is not None and self.checks.takes(out, self, precision)
+
+    def judge_later(self, precision: str, values: Tensor, limit: float) -> None:
+        """Judge error and cosine [2] at the end of the denoiser's call."""
+        self.checks.add(self, values, lambda found: self.judge(precision, found, limit))
 
     def demote(self, why: str, run: int) -> None:
         """Keep the site at full precision for the rest of a run."""
@@ -119,3 +130,9 @@ def restore(sites: Mapping[str, GuardedSite], run: int, state: Mapping[str, Any]
         sites[name].record.steps_run, sites[name].record.steps = run, list(steps)
     for name in state.get("demoted", ()):
         sites[name].demote("before the saved step", run)
+
+
+def defer(sites: Iterable[GuardedSite], checks: Any) -> None:
+    """Let sites of one denoiser leave checks to the end of its calls; not with None."""
+    for site in sites:
+        site.checks = checks

@@ -181,17 +181,21 @@ class Site(GuardedSite):
         start = time.perf_counter()
         out = one.run(call)
         self.record.seconds += time.perf_counter() - start
-        if not finite(out):
+        later = self.defers(out, name)
+        if later:
+            self.checks.finite(self, out)
+        elif not finite(out):
             return out, f"result of {name} not finite"
         rows = self.rows_due(name, now[1])
         if not rows:
             return out, ""
-        error, cosine = check.sample(call, rows).error(out)
-        if precision == "full":
-            limit = trial.EXACT[call.query.dtype]
-        else:
-            limit = check.limit(self.config, precision)
-        return out, self.judge(f"{precision} by {name}", error, cosine, limit)
+        exact = precision == "full"
+        limit = trial.EXACT[call.query.dtype] if exact else check.limit(self.config, precision)
+        values, what = check.sample(call, rows).values(out), f"{precision} by {name}"
+        if later:
+            self.judge_later(what, values, limit)
+            return out, ""
+        return out, self.judge(what, values.tolist(), limit)
 
     def _attempt(
         self, call: Call, ours: AttentionCall, decision: Decision, now: Now
@@ -202,10 +206,19 @@ class Site(GuardedSite):
             ours = _unsmoothed(ours)
             self.record.instead[f"{precision} {UNSMOOTHED}"] += 1
         out = self._run(ours, decision)
-        if not finite(out):
+        later = self.defers(out, precision)
+        if later:
+            self.checks.finite(self, out)
+        elif not finite(out):
             return out, "result not finite"
         rows = self.rows_due(precision, now[1])
-        return (out, "") if rows is None else self._first(call, ours, decision, out, rows)
+        if later and rows:
+            assert self.config is not None
+            values = check.sample(call, rows).values(out)
+            self.judge_later(precision, values, check.limit(self.config, precision))
+        if rows is None or later:
+            return out, ""
+        return self._first(call, ours, decision, out, rows)
 
     def _run(self, ours: AttentionCall, decision: Decision) -> Tensor:
         start = time.perf_counter()
@@ -240,7 +253,7 @@ class Site(GuardedSite):
                 out, error, cosine = other, error2, cosine2
                 self.unsmoothed.add(precision)
                 record.instead[f"{precision} {UNSMOOTHED}"] += 1
-        return out, self.judge(precision, error, cosine, limit)
+        return out, self.judge(precision, (error, cosine), limit)
 
     def _demote(self, call: Call, why: str, now: Now) -> Tensor:
         """Compute again at full precision, and keep the site there for the rest of the run."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from accel.core.waiting import reading_waits
 from accel.core.whose_call import Schedule
 from accel.kernels.attention_call import why_not_eager
 
@@ -72,10 +73,11 @@ class RunState:
 
         Zeros beside one other value are tokens that are given, such as those of a first frame.
         """
-        times = sorted(set(_numbers(timestep) or ()))
+        self.refresh()
+        known = self._in_schedule(timestep)
+        times = sorted(set((_numbers(timestep) or ()) if known is None else (known,)))
         if not times:
             return
-        self.refresh()
         time = times[-1]
         step, why = self._where(time)
         if not why and any(value != 0.0 for value in times[:-1]):
@@ -89,6 +91,25 @@ class RunState:
             self.run += 1  # the schedule's own run goes on, or it starts again
             self.begin = step
         self.time, self._last, self.unknown = time, step, why
+
+    def _in_schedule(self, timestep: object) -> float | None:
+        """Return the value of a timestep that is a view of the schedule's, without reading it.
+
+        None for others, and where reading does not wait.
+        """
+        known = None if self._timesteps is None else self._timesteps()
+        if known is None or not isinstance(timestep, Tensor) or why_not_eager(timestep):
+            return None
+        if not reading_waits(timestep.device) or timestep.dtype is not known.dtype:
+            return None
+        if timestep.untyped_storage().data_ptr() != known.untyped_storage().data_ptr():
+            return None
+        sizes = zip(timestep.shape, timestep.stride(), strict=True)
+        place = timestep.storage_offset() - known.storage_offset()
+        if any(size > 1 and stride for size, stride in sizes) or not timestep.numel():
+            return None
+        times = self._schedule.times
+        return times[place] if 0 <= place < len(times) and known.is_contiguous() else None
 
     def count(self, timestep: object) -> None:
         """Take note of a denoiser call as ``observe`` does, and count it if its step is unknown."""

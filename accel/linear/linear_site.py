@@ -243,10 +243,14 @@ class LinearSite(GuardedSite):
             start = time.perf_counter()
             out = ours(x)
             self.record.seconds += time.perf_counter() - start
-            why = "" if finite(out) else "result not finite"
+            later, why = self.defers(out, precision), ""
+            if later:
+                self.checks.finite(self, out)
+            elif not finite(out):
+                why = "result not finite"
             count = None if why else self.rows_due(precision, now[1])
             if count:
-                why = self._compare(layer, x, out, ours.then, precision, count)
+                why = self._compare(layer, x, out, ours.then, precision, count, later)
         except Exception as error:  # whatever fails in a kernel of ours, torch computes the call
             why = failed(f"{precision} by {ours.by}", error)
         if not why:
@@ -264,22 +268,20 @@ class LinearSite(GuardedSite):
         return exact
 
     def _compare(
-        self,
-        layer: nn.Linear,
-        x: Tensor,
-        out: Tensor,
-        then: Then | None,
-        precision: str,
-        count: int,
-    ) -> str:
-        """Compare ``count`` rows with full precision; return why they are too far off, or ""."""
+        self, layer: nn.Linear, x: Tensor, out: Tensor, then: Then | None, precision: str,
+        count: int, later: bool,
+    ) -> str:  # fmt: skip
+        """Compare rows with full precision; return why they are too far off, or ""."""
         rows, mine = x.reshape(-1, x.shape[-1]), out.reshape(1, -1, out.shape[-1])
         index = spread(len(rows), count, x.device)
         exact = F.linear(rows[index], layer.weight.to(x.device), layer.bias)
         exact = exact if then is None else then.exact(exact)
-        error, cosine = Sample(index, exact[None]).error(mine)
+        values = Sample(index, exact[None]).values(mine)
         most = LIMITS[precision] if self.config.max_error is None else self.config.max_error
-        return self.judge(precision, error, cosine, most)
+        if later:
+            self.judge_later(precision, values, most)
+            return ""
+        return self.judge(precision, values.tolist(), most)
 
     def _full(self, layer: nn.Linear, forward: Forward, x: Tensor, then: Then | None) -> Tensor:
         """Return what the layer gives by itself, also where we keep its weight on the CPU."""
