@@ -126,40 +126,43 @@ def find(device: torch.device, kind: str, names: tuple[str, ...]) -> Verdict | N
 
 
 def hold(
-    call: Call,
-    kind: str,
-    contenders: list[Contender],
-    baseline: Contender,
+    call: Call, kind: str, contenders: list[Contender], baseline: Contender,
     limits: dict[str, float],
 ) -> Verdict:  # fmt: skip
-    """Compare contenders with the baseline on a live call, and keep the verdict.
-
-    ``limits``: relative L1 error that each precision but "full" may have; what is further off, or
-    of a precision that is not among them, is not used.
-    """
+    """Compare contenders with the baseline on a live call, and keep the verdict."""
     device, names = call.query.device, (*(c.name for c in contenders), baseline.name)
-    small = _part(call)
-    with torch.autocast(device.type, enabled=False):
-        sample = check.sample(_wide(_narrowed(small, MOST_HEADS)), ROWS)
-    verdict = Verdict(kind, (baseline.name,))
-    limits = {"full": EXACT.get(call.query.dtype, 1e-3), **limits}
-    least = peak_bytes(lambda: baseline.run(small), device)
-    usual = sum(x.numel() * x.element_size() for x in (small.query, small.key, small.value))
-    most = least + max(MEMORY * usual, LEAST_MEMORY)
-    able = []
-    for one in contenders:
-        if why := _tested(one, small, sample, limits, most, verdict):
-            verdict.why_not[one.name] = why
-        else:
-            able.append(one)
-    verdict.ran[baseline.name] = "full"
-    if able:
-        verdict = _timed(verdict, small, [*able, baseline])
+    verdict = compare(_part(call), kind, contenders, baseline, limits)
     file = _file(device, torch.get_num_threads())
     _known[file, _key(kind, names)] = verdict
     if not verdict.doubt:
         measured.write(file, {**measured.read(file), _key(kind, names): asdict(verdict)})
     return verdict
+
+
+def compare(
+    call: Call, kind: str, contenders: list[Contender], baseline: Contender,
+    limits: dict[str, float],
+) -> Verdict:  # fmt: skip
+    """Return who computes a call fastest among those that may.
+
+    ``limits``: relative L1 error that each precision but "full" may have; what is further off, or
+    of a precision that is not among them, is not used.
+    """
+    device = call.query.device
+    with torch.autocast(device.type, enabled=False):
+        sample = check.sample(_wide(_narrowed(call, MOST_HEADS)), ROWS)
+    verdict = Verdict(kind, (baseline.name,), {baseline.name: "full"})
+    limits = {"full": EXACT.get(call.query.dtype, 1e-3), **limits}
+    least = peak_bytes(lambda: baseline.run(call), device)
+    usual = sum(x.numel() * x.element_size() for x in (call.query, call.key, call.value))
+    most = least + max(MEMORY * usual, LEAST_MEMORY)
+    able = []
+    for one in contenders:
+        if why := _tested(one, call, sample, limits, most, verdict):
+            verdict.why_not[one.name] = why
+        else:
+            able.append(one)
+    return _timed(verdict, call, [*able, baseline]) if able else verdict
 
 
 def _tested(

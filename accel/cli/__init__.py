@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
+from typing import Any
 
 import accel
 from accel.core.standard_streams import StandardStreams
@@ -23,6 +24,7 @@ COMMANDS = {
     "info": "print the settings a video was rendered with",
     "compare": "measure PSNR and SSIM between two videos",
     "calibrate": "measure what each precision costs a model, and make a plan",
+    "bench-attention": "time attention on this machine: torch, accel, and what is installed",
     "memory": "predict peak memory from a model's config, without downloading it",
     "ui": "serve the web page on this machine",
     "env": "print what a bug report needs: versions, devices, kernels",
@@ -39,8 +41,12 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name == wanted:
-            import_module(f"accel.cli.{name}").add_arguments(command)
+            _module(name).add_arguments(command)
     return parser
+
+
+def _module(name: str) -> Any:
+    return import_module(f"accel.cli.{name.replace('-', '_')}")
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
@@ -66,7 +72,7 @@ def _run(argv: list[str]) -> int:
     try:
         args = _parser(wanted).parse_args(argv)
         signal.signal(signal.SIGTERM, _terminated)
-        return int(import_module(f"accel.cli.{args.command}").run(args))
+        return int(_module(args.command).run(args))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
