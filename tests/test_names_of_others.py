@@ -31,7 +31,9 @@ def constants(path: Path) -> Iterator[str]:
             yield node.value
 
 
-BRIDGE = [ROOT / "accel" / "core" / f"diffusers_{name}.py" for name in ("bridge", "loading")]
+BRIDGE = [
+    ROOT / "accel" / "core" / f"diffusers_{name}.py" for name in ("backends", "bridge", "loading")
+]
 
 
 @pytest.mark.slow

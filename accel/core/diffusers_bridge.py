@@ -10,13 +10,12 @@ import copy
 import inspect
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from accel.core.copied_state import copied_with
+from accel.core.diffusers_backends import use_native_backend as use_native_backend
 
 SLOTS = ("forward", "_old_forward")  # where the registry's outermost forward may stand
 # What hooks of diffusers and accelerate leave in a module's attributes.
@@ -245,42 +244,6 @@ class BlockKind:
     def streams(self, args: Any, kwargs: Any) -> list[Tensor]:
         """Return a call's token stream and, where the block returns one, its text stream."""
         return [self._known._get_parameter_from_args_kwargs(n, args, kwargs) for n in self._names]
-
-
-def use_native_backend(module: nn.Module, undo: ExitStack) -> str:
-    """Point a processor at diffusers' native attention backend, the one that calls torch.
-
-    The function that restores the former backend is put on ``undo``. A processor whose class asks
-    for another backend is left alone: it may raise with the native one.
-
-    Returns:
-        What was done, as a note, or "" if the backend was native already.
-    """
-    processor = getattr(module, "processor", None)
-    if processor is None or not hasattr(processor, "_attention_backend"):
-        return ""
-    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-
-    chosen = processor._attention_backend
-    active = chosen if chosen is not None else _AttentionBackendRegistry._active_backend
-    name = str(getattr(active, "value", active))
-    if name == "native":
-        return ""
-    supported = getattr(processor, "_SUPPORTED_BACKENDS", ("native",))
-    if "native" not in supported or type(processor)._attention_backend is not None:
-        return f"its processor needs diffusers' backend {name!r}"
-    copied_with(processor, "_attention_backend", undo)
-    own = "_attention_backend" in vars(processor)
-    processor._attention_backend = AttentionBackendName.NATIVE
-
-    def restore() -> None:
-        if own:
-            processor._attention_backend = chosen
-        else:
-            del processor._attention_backend
-
-    undo.callback(restore)
-    return f"diffusers' backend {name!r} is set aside while patched"
 
 
 def hidden_linear(module: nn.Module) -> bool:
