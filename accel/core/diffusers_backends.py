@@ -9,7 +9,7 @@ parts by their log-sum-exp. ``tests/accel/test_backend.py`` names what is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -121,22 +121,15 @@ def rings(parallel: Any) -> bool:
 
 
 def context_parallel(
-    attend: Callable[..., Any],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    return_lse: bool,
-    parallel: Any,
-) -> Any:
+    attend: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor,
+    attn_mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool,
+    return_lse: bool, parallel: Any,
+) -> Any:  # fmt: skip
     """Run diffusers' context parallel attention on this rank's tokens, with ``attend`` inside.
 
-    Tensors are [B, T, H, D]; ``attn_mask`` broadcasts to [B, H, Tq, Tk] of this rank's tokens or of
-    all keys. ``attend`` is called with the arguments from ``query`` to ``return_lse`` and returns
-    the output, or (output, log-sum-exp [B, T, H]); so does this.
+    Tensors are [B, T, H, D]; ``attn_mask`` broadcasts to [B, H, Tq, Tk] of this rank's tokens, in a
+    ring to [B, H, 1, Tk]. ``attend`` is called with the arguments from ``query`` to ``return_lse``
+    and returns the output, or (output, log-sum-exp [B, T, H]); so does this.
 
     Raises:
         ValueError: A mask that cannot be brought to where its keys are; causal attention and
@@ -175,16 +168,19 @@ def _ring_masks(mask: Tensor, keys: int, config: Any) -> Iterator[Tensor]:
     diffusers 0.42 hands this rank's mask to all of them. ``keys``: how many each rank has.
     """
     count, last = config.ring_degree, mask.shape[-1]
+    rows = mask.shape[-2] if mask.dim() > 1 else 1
     if config.ulysses_degree > 1:
         raise ValueError("a mask beside ring and Ulysses together; use one of them")
-    if last == keys and last > 1:
-        parts: Sequence[Tensor] = _gathered(mask, config._ring_mesh.get_group(), count)
-    elif last == keys * count:
-        parts = mask.chunk(count, -1)
-    elif last == 1:
+    if last == keys and rows == 1:
+        parts = _gathered(mask, config._ring_mesh.get_group(), count)
+    elif last == 1 and keys > 1:
         parts = [mask] * count
     else:
-        raise ValueError(f"a mask of {last} keys in a ring of {count} ranks with {keys} keys each")
+        # Other ranks know nothing of our queries, nor we in which order all keys would stand.
+        raise ValueError(
+            f"a mask {tuple(mask.shape)} in a ring of {count} ranks with {keys} keys each; it has to"
+            f" be one of these {keys} keys, the same for all queries"
+        )
     first = config._ring_local_rank
     return iter([parts[(first + i) % count] for i in range(count)])
 

@@ -205,18 +205,14 @@ def errors(rank: int, tokens: int = 640) -> dict[str, Any]:
 
 
 def masks(rank: int) -> dict[str, Any]:
-    """A mask of this rank's keys, of all keys, of one head's, in both ways of sharing tokens."""
+    """Masks of this rank's keys, for all heads or each, in both ways of sharing tokens."""
     result, (q, k, v), tokens = {}, qkv(), 640
     keys = torch.rand(1, 1, 1, tokens) > 0.3
     heads = torch.randn(1, 4, 1, tokens)
-    rows = torch.randn(1, 1, tokens, tokens)
     for kind, config in configs().items():
         given = {"keys": (keys, keys.chunk(RANKS, -1)[rank])}
         given["heads"] = heads, heads.chunk(RANKS, -1)[rank]
         given["[B, Tk]"] = keys, keys[:, 0, 0].chunk(RANKS, -1)[rank]
-        if kind == "ring":
-            mine = rows.chunk(RANKS, 2)[rank]
-            given["rows of all keys"] = rows, mine
         for name, (whole, part) in given.items():
             for backend in ("accel", "accel_full"):
                 found = attend(
@@ -243,6 +239,8 @@ def refusals(rank: int) -> dict[str, str]:
             "gradients": ring(*trained),
             "dropout": ring(*mine, dropout_p=0.5),
             "mask of odd length": ring(*mine, attn_mask=torch.zeros(1, 1, 1, 77)),
+            "mask of all keys": ring(*mine, attn_mask=torch.zeros(1, 1, 1, 640)),
+            "mask by query": ring(*mine, attn_mask=torch.zeros(1, 1, 320, 320)),
             "one process": error(lambda: attend("accel", *trained, attention_kwargs=LSE)),
         }
 
