@@ -178,8 +178,8 @@ def _ring_masks(mask: Tensor, keys: int, config: Any) -> Iterator[Tensor]:
     else:
         # Other ranks know nothing of our queries, nor we in which order all keys would stand.
         raise ValueError(
-            f"a mask {tuple(mask.shape)} in a ring of {count} ranks with {keys} keys each; it has to"
-            f" be one of these {keys} keys, the same for all queries"
+            f"a mask {tuple(mask.shape)} in a ring of {count} ranks with {keys} keys each; it has "
+            f"to be one of these {keys} keys, the same for all queries"
         )
     first = config._ring_local_rank
     return iter([parts[(first + i) % count] for i in range(count)])

@@ -10,7 +10,7 @@ from helpers.tensors import qkv
 from accel.kernels.attention import attention
 
 pytestmark = pytest.mark.slow
-FAMILIES = ("wan", "flux", "ltx")
+FAMILIES = ("wan", "flux", "ltx", "qwen_image")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_quantized_families_give_what_one_process_gives(name, kind, found) -> No
 
 @pytest.mark.parametrize("name", ["wan", "ltx"])
 def test_ulysses_changes_nothing_where_the_order_of_tokens_stays(name, found) -> None:
-    """Flux has text and pictures in one sequence, which come out interleaved by rank."""
+    """Flux and Qwen-Image have text and pictures in one sequence, interleaved by rank."""
     for rank in found:
         assert rank["families"][f"{name} ulysses accel"]["to one process"] < 1e-6
 

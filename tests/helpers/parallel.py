@@ -54,10 +54,12 @@ def error(call: Callable[[], Any]) -> str:
 
 
 def models() -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
-    """Three families with 320 tokens, so that either half has enough keys to be quantized.
+    """Four families with 320 tokens, so that either half has enough keys to be quantized.
 
-    LTX has padded text behind a mask of its heads.
+    LTX has padded text behind a mask of all heads, Qwen-Image in one sequence with its picture.
     """
+    import diffusers
+
     from helpers.families import FAMILIES, rand
 
     more: dict[str, Callable[[], dict[str, Any]]] = {
@@ -76,6 +78,16 @@ def models() -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
         torch.manual_seed(0)
         model, inputs = FAMILIES[name]()
         yield name, model.eval(), inputs | change()
+    torch.manual_seed(0)
+    model = diffusers.QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16,
+        num_attention_heads=4, joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    yield "qwen_image", model.eval(), {
+        "hidden_states": rand(1, 256, 16), "encoder_hidden_states": rand(1, 64, 16),
+        "encoder_hidden_states_mask": (torch.arange(64)[None] < 57).long(),
+        "timestep": torch.tensor([0.5]), "img_shapes": [(1, 16, 16)],
+    }  # fmt: skip
 
 
 def split(model: nn.Module, backend: str, kind: str) -> Any:
