@@ -234,8 +234,9 @@ _registered: set[str] = set()
 def register_backend() -> None:
     """Let diffusers' models take ``set_attention_backend("accel")``; nothing if they do already.
 
-    "accel" runs INT8 where that is faster than torch, "accel_int6" and "accel_int4" the other
-    precisions, "accel_full" torch's attention, with the log-sum-exp that a ring needs.
+    "accel" runs INT8 where calls are long enough, on a card where it wins when it is timed;
+    "accel_int6" and "accel_int4" are the other precisions, "accel_full" is torch's attention, with
+    the log-sum-exp that a ring needs.
 
     Raises:
         ValueError: diffusers has a backend of one of these names itself.
