@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from accel.attention.backend import enable_parallelism as enable_parallelism
+    from accel.attention.backend import register_backend as register_backend
+    from accel.attention.backend import unregister_backend as unregister_backend
     from accel.calibration import choose as choose
     from accel.calibration.precision import calibrate as calibrate
     from accel.calibration.step_measurement import Measurement as Measurement
@@ -53,14 +56,17 @@ _PUBLIC = {
     "SlicingConfig": "accel.config",
     "calibrate": "accel.calibration.precision",
     "choose": "accel.calibration.choose",
+    "enable_parallelism": "accel.attention.backend",
     "is_patched": "accel.patching",
     "load": "accel.pipelines.fitting",
     "measure_steps": "accel.calibration.steps",
     "patch": "accel.patching",
     "patched": "accel.patching",
     "plan": "accel.planning",
+    "register_backend": "accel.attention.backend",
     "report": "accel.patching",
     "unpatch": "accel.patching",
+    "unregister_backend": "accel.attention.backend",
 }
 _WINGS = (
     "attention", "calibration", "cli", "config", "core", "families", "kernels", "linear",

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from accel.kernels import reference, shared_keys
+from accel.kernels import reference, shared_keys, torch_lse
 from accel.kernels.attention_call import PLAIN, AttentionCall, Options, check
 from accel.kernels.cpu import attention as cpu
 from accel.kernels.dispatch import Decision, decide
@@ -79,12 +79,13 @@ def attention(
             options = Options(smooth_q, smooth_v, hadamard, return_lse)
         call = AttentionCall(q, k, v, attn_mask, key_lengths, is_causal, scale, options)
         decision = decide(call, precision, impl)
-        if decision.impl == "torch":
+        if decision.impl == "torch" and not return_lse:
             return _torch(call)
         if not _needs_gradient(q, k, v):
             out, lse = run(call, decision)
             return out if lse is None else (out, lse)
-        runs, by = decision.precision, decision.impl
+        if decision.impl != "torch":
+            runs, by = decision.precision, decision.impl
     # The op is for graphs, and says clearly that it has no gradient.
     out, lse = torch.ops.accel.attention(
         q, k, v, runs, by, attn_mask, key_lengths, is_causal, scale, smooth_q, smooth_v, hadamard,
@@ -100,6 +101,9 @@ def run(call: AttentionCall, decision: Decision) -> tuple[Tensor, Tensor | None]
     an op themselves or take the decision themselves.
     """
     if decision.impl == "torch":
+        if call.options.return_lse:
+            mask = _additive(call, torch.float32) if call.masked else None
+            return torch_lse.attention(call, mask)
         return _torch(call), None
     if decision.impl == "gpu":
         return _gpu(call, decision)

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import torch
 
+from accel.kernels import torch_lse
 from accel.kernels.attention_call import AttentionCall, why_not_plain
 from accel.kernels.cpu.native import library
 from accel.kernels.gpu import support
@@ -66,7 +67,7 @@ WARP = (
     Impl("gpu", "Triton noise warp", support.why_not_gpu),
     Impl("reference", "eager torch, the specification", _always),
 )
-FULL = (Impl("reference", "eager torch with log-sum-exp", _always),)
+FULL = (Impl("reference", "eager torch, the specification", _always),)
 
 
 # Fewest keys, and fewest queries to share the packing of the keys, with which the native kernel
@@ -157,7 +158,7 @@ def _fastest(call: AttentionCall, precision: str) -> Decision:
             if why := _unreadable(call):
                 return _full(call, precision, why)
             return Decision(precision, precision, "cpu")
-        return _too_short(precision, queries, keys, call.options.return_lse)
+        return _too_short(precision, queries, keys, _in_full(call))
     if q.is_cuda:
         return _fastest_on_card(call, precision)
     return _full(call, precision, f"no quantized kernel for {q.device.type} in this version")
@@ -183,17 +184,21 @@ def _unreadable(call: AttentionCall) -> str:
 
 
 def _full(call: AttentionCall, asked: str, why: str) -> Decision:
-    """Return full precision: torch's own attention, which gives no log-sum-exp."""
-    return Decision(asked, "full", "reference" if call.options.return_lse else "torch", why)
+    return Decision(asked, "full", _in_full(call), why)
+
+
+def _in_full(call: AttentionCall) -> str:
+    """Return what computes a call at full precision: torch, if it gives what is asked for."""
+    return "reference" if call.options.return_lse and torch_lse.why_not(call) else "torch"
 
 
 @lru_cache
-def _too_short(asked: str, queries: int, keys: int, return_lse: bool) -> Decision:
+def _too_short(asked: str, queries: int, keys: int, impl: str) -> Decision:
     """Return full precision for a call on the CPU; kept, since it takes microseconds by itself."""
     few, least = (keys, CPU_MIN_KEYS) if keys < CPU_MIN_KEYS else (queries, CPU_MIN_QUERIES)
     name = "keys" if keys < CPU_MIN_KEYS else "queries"
     why = f"{few} {name}, {PAYS_FROM} {least} on"
-    return Decision(asked, "full", "reference" if return_lse else "torch", why)
+    return Decision(asked, "full", impl, why)
 
 
 def _on_card(call: AttentionCall, precision: str) -> tuple[str, str]:

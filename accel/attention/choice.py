@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from accel.attention import check, trial
+from accel.attention.backend import BACKENDS
 from accel.attention.baseline import Baseline
 from accel.attention.call import Call
 from accel.attention.providers import CLASSES, NATIVE, OURS, candidates
@@ -46,6 +47,8 @@ def verdict(
     contenders, reasons = _contenders(call, precision, config, baseline)
     if not quantizes:
         reasons[OURS] = decision.why
+    elif BACKENDS.get(baseline.name, "full") != "full":
+        reasons[OURS] = f"the pipeline's own backend is {baseline.name!r}, the same kernel"
     elif config.providers and OURS not in config.providers:
         reasons[OURS] = "the plan does not name it"
     else:

@@ -216,12 +216,12 @@ def _timed(verdict: Verdict, call: Call, able: list[Contender]) -> Verdict:
     doubts = [measured.busy(t, times[-1]) for t in times[:-1]] if len(times[0]) > 1 else [""]
     verdict.milliseconds.update({one.name: t for one, t in zip(able, middle, strict=True)})
     ranked = sorted(zip(middle, (one.name for one in able[:-1]), strict=False))
-    fast = [name for t, name in ranked if middle[-1] / t >= MIN_GAIN]
+    fast = [name for t, name in ranked if middle[-1] >= MIN_GAIN * t]
     for t, name in ranked:
         if name not in fast:
-            verdict.why_not[name] = (
-                f"{able[-1].name} is faster on this machine: measured {middle[-1] / t:.2f}x"
-            )
+            gain = middle[-1] / max(t, 1e-9)
+            why = f"{able[-1].name} is faster on this machine: measured {gain:.2f}x"
+            verdict.why_not[name] = why
     return replace(verdict, order=(*fast, able[-1].name), doubt=next(filter(None, doubts), ""))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from accel.core.copied_state import copied_with
+from accel.core.diffusers_backends import rings
 
 NATIVE = "native"  # the backend that calls torch's attention, which accel stands before
 _SLOT = "_attention_backend"
@@ -151,16 +152,9 @@ def _why_left(processor: Any, name: str) -> str:
     supported = getattr(processor, "_SUPPORTED_BACKENDS", (NATIVE,))
     if NATIVE not in supported or getattr(type(processor), _SLOT) is not None:
         return f"its processor needs diffusers' backend {name!r}"
-    if name != NATIVE and _rings(processor):
-        return f"context parallel runs with diffusers' backend {name!r}, unchanged"
+    if name != NATIVE and rings(getattr(processor, "_parallel_config", None)):
+        return f"diffusers' backend {name!r} computes its attention, in a ring, outside this patch"
     return ""
-
-
-def _rings(processor: Any) -> bool:
-    """Return whether a processor's calls pass keys around a ring of devices."""
-    parallel = getattr(processor, "_parallel_config", None)
-    context = getattr(parallel, "context_parallel_config", None)
-    return (getattr(context, "ring_degree", 1) or 1) > 1
 
 
 def call_arguments(

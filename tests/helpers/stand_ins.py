@@ -144,7 +144,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, one: StandIn) -> None:
 
 def costs(monkeypatch: pytest.MonkeyPatch, ours: float = OURS, native: float = NATIVE) -> None:
     """State what our kernel and torch's own choice cost."""
-    from accel.attention import site
+    from accel.attention import attention_table, site
 
     run = site.run_attention
 
@@ -157,4 +157,5 @@ def costs(monkeypatch: pytest.MonkeyPatch, ours: float = OURS, native: float = N
         return TORCHS(*args, **kwargs)
 
     monkeypatch.setattr(site, "run_attention", run_ours)
+    monkeypatch.setattr(attention_table, "run", run_ours)
     monkeypatch.setattr(sdpa, "original", lambda: run_native)

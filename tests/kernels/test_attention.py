@@ -70,11 +70,11 @@ FEW_QUERIES = "95 queries, quantized attention pays from 96 on"
         ((96, 128), "int6", "auto", False, ("int6", "cpu", "")),
         ((96, 127), "int6", "auto", False, ("full", "torch", FEW_KEYS)),
         ((95, 128), "int8", "auto", False, ("full", "torch", FEW_QUERIES)),
-        ((95, 128), "int8", "auto", True, ("full", "reference", FEW_QUERIES)),
+        ((95, 128), "int8", "auto", True, ("full", "torch", FEW_QUERIES)),
         ((1, 1), "int4", "cpu", False, ("int4", "cpu", "")),
         ((999, 999), "int8", "reference", False, ("int8", "reference", "")),
         ((999, 999), "full", "auto", False, ("full", "torch", "")),
-        ((999, 999), "full", "auto", True, ("full", "reference", "")),
+        ((999, 999), "full", "auto", True, ("full", "torch", "")),
         ((999, 999), "full", "reference", False, ("full", "reference", "")),
     ],
 )
