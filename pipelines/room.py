@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from accel.core.process_memory import resident_bytes
 from accel.memory.placement import Room
-from accel.pipelines.process_memory import resident_bytes
 
 SHARE = 0.95  # of what is free, since allocators lose some between allocations
 _LIMITS = (  # files with a control group's limit, and with what it uses that cannot be given back

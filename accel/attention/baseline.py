@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from accel.attention import sdpa
 from accel.attention.call import Call, finite
 from accel.attention.providers import Provider, first_line, provider
 from accel.core.diffusers_providers import NATIVE, Chosen
@@ -56,6 +58,15 @@ class Baseline:
             return self.run(call)
         finally:
             self.ran, self.instead = known
+
+    def run_plain(self, *arguments: Any) -> Tensor:
+        """Compute a call that is given by its arguments, see ``Call``; short ones cost little."""
+        if self._provider is not None:
+            return self.run(Call(*arguments))
+        query, key, value, mask, causal, scale, gqa = arguments
+        return sdpa.original()(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=gqa
+        )
 
     def run(self, call: Call) -> Tensor:
         """Compute a call as the user's code would have."""

@@ -57,8 +57,8 @@ def verdict(
         return Verdict(kind, (baseline.name,), why_not=reasons)
     if not trial.measuring() or _capturing(call):
         mine = any(one.name == OURS for one in contenders)
-        found = _unmeasured(kind, decision if mine else None, baseline)
-        return replace(found, why_not={**reasons, **found.why_not})
+        fixed = _unmeasured(kind, decision if mine else None, baseline)
+        return replace(fixed, why_not={**reasons, **fixed.why_not})
     names = (*(one.name for one in contenders), baseline.name)
     found = trial.find(call.query.device, kind, names)
     if found is None:

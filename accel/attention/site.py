@@ -82,9 +82,10 @@ class Site(GuardedSite):
     def attend(self, *arguments: Any) -> Tensor:
         """Compute attention of one call (see ``Call``) as the plan wants it at this step."""
         now = run, step = self.state.refresh(), self.state.step
+        if (reason := self.short.get((arguments[0].shape, arguments[1].shape))) is not None:
+            self.keep_at(reason, now)
+            return self.baseline.run_plain(*arguments)
         raw, config = Call(*arguments), self.config
-        if (reason := self.short.get((raw.query.shape, raw.key.shape))) is not None:
-            return self._full(raw, reason, now)
         if config is None:
             return self._full(raw, "not inside an attention module accel knows", now)
         precision = policy.precision_at(config, self.name, step, self.state.steps)

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from accel.attention import check
 from accel.attention.call import Call, finite
-from accel.attention.peak_memory import peak_bytes
 from accel.attention.providers import CLASSES, first_line
+from accel.core.process_memory import bytes_taken
 from accel.kernels import measured
 from accel.kernels.cpu import native
 
@@ -153,7 +153,7 @@ def compare(
         sample = check.sample(_wide(_narrowed(call, MOST_HEADS)), ROWS)
     verdict = Verdict(kind, (baseline.name,), {baseline.name: "full"})
     limits = {"full": EXACT.get(call.query.dtype, 1e-3), **limits}
-    least = peak_bytes(lambda: baseline.run(call), device)
+    least = bytes_taken(lambda: baseline.run(call), device)
     usual = sum(x.numel() * x.element_size() for x in (call.query, call.key, call.value))
     most = least + max(MEMORY * usual, LEAST_MEMORY)
     able = []
@@ -177,7 +177,7 @@ def _tested(
     )
     out: list[Tensor] = []
     try:
-        memory = peak_bytes(lambda: out.append(one.run(copy)), call.query.device)
+        memory = bytes_taken(lambda: out.append(one.run(copy)), call.query.device)
     except Exception as error:
         return f"failed: {type(error).__name__}: {first_line(error)}"
     for name in ("query", "key", "value"):

@@ -6,10 +6,12 @@ release adds, or that somebody registers, is found here without a change.
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from accel.core.copied_state import copied_with
 from accel.core.diffusers_backends import rings
 
 NATIVE = "native"  # the backend that calls torch's attention, which accel stands before
-_SLOT = "_attention_backend"
+_SLOT, _PARALLEL = "_attention_backend", "_parallel_config"
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,14 @@ def backends() -> dict[str, Backend]:
 
 def active() -> str:
     """Return the backend of processors that were told none."""
+    return _text(_registry()._active_backend)
+
+
+@cache
+def _registry() -> Any:
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-    return _text(_AttentionBackendRegistry._active_backend)
+    return _AttentionBackendRegistry
 
 
 class Chosen:
@@ -98,6 +105,7 @@ class Chosen:
         self._processor: Callable[[], Any] = lambda: None
         self._own: tuple[bool, Any] = False, None  # whether the processor had one, and which
         self._undo = undo
+        self._seen: tuple[Any, ...] = (_SLOT,) * 4  # nothing yet
         self.name = NATIVE
         self.note = ""
         self.follow()
@@ -106,6 +114,14 @@ class Chosen:
     def follow(self) -> None:
         """Take note of what the user chose since the last call."""
         processor = getattr(self._module(), "processor", None)
+        told, parallel = getattr(processor, _SLOT, None), getattr(processor, _PARALLEL, None)
+        active = _registry()._active_backend
+        if all(map(operator.is_, (processor, told, parallel, active), self._seen)):
+            return
+        self._look(processor)
+        self._seen = processor, getattr(processor, _SLOT, None), parallel, active
+
+    def _look(self, processor: Any) -> None:
         if processor is not self._processor():
             self._restore()
             self._processor = weakref.ref(processor) if hasattr(processor, _SLOT) else lambda: None
@@ -152,7 +168,7 @@ def _why_left(processor: Any, name: str) -> str:
     supported = getattr(processor, "_SUPPORTED_BACKENDS", (NATIVE,))
     if NATIVE not in supported or getattr(type(processor), _SLOT) is not None:
         return f"its processor needs diffusers' backend {name!r}"
-    if name != NATIVE and rings(getattr(processor, "_parallel_config", None)):
+    if name != NATIVE and rings(getattr(processor, _PARALLEL, None)):
         return f"diffusers' backend {name!r} computes its attention, in a ring, outside this patch"
     return ""
 

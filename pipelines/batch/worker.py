@@ -15,6 +15,7 @@ import torch
 
 import accel
 from accel.core.diffusers_bridge import execution_device
+from accel.core.process_memory import peak_bytes, reset_peak
 from accel.core.quality import psnr, ssim
 from accel.memory.placement import NoWay
 from accel.pipelines.arranging import Arrangement, arrangement_of
@@ -40,7 +41,6 @@ from accel.pipelines.load import usual_device
 from accel.pipelines.loading.encoding_store import Store
 from accel.pipelines.loading.encodings import Encodings, cached, folder
 from accel.pipelines.preview import Preview
-from accel.pipelines.process_memory import peak_bytes, reset_peak
 
 
 class Worker:

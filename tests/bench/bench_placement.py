@@ -33,12 +33,12 @@ def child(folder: str, memory: int, steps: int) -> dict[str, Any]:
     import torch
 
     import accel
+    from accel.core.process_memory import most_resident_bytes
     from accel.memory.placement import phases_text
     from accel.pipelines.arranging import arrangement_of
     from accel.pipelines.generate import generate
     from accel.pipelines.job import Job
     from accel.pipelines.load import load
-    from accel.pipelines.process_memory import most_resident_bytes
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     job = Job("a red ball", width=64, height=64, frames=9, steps=steps, guidance=1.0, seed=1,

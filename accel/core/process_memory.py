@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,6 +25,27 @@ def peak_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return most_resident_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS
+
+
+def bytes_taken(work: Callable[[], object], device: torch.device) -> int:
+    """Run ``work`` and return the bytes it takes at its peak on a device, beyond those before it.
+
+    0 where that cannot be measured.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return max(torch.cuda.max_memory_allocated(device) - before, 0)
+    try:
+        _CLEAR.write_text("5")
+        before = resident_bytes()
+    except OSError:
+        before = 0
+    work()
+    return max(most_resident_bytes() - before, 0) if before else 0
 
 
 def resident_bytes() -> int:
