@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
-from accel.kernels import torch_lse
+from accel.kernels import measured, torch_lse
 from accel.kernels.attention_call import AttentionCall, why_not_plain
+from accel.kernels.cpu import half_precision
 from accel.kernels.cpu.native import library
 from accel.kernels.gpu import support
 from accel.kernels.gpu.layout import Tile
@@ -155,13 +157,31 @@ def _fastest(call: AttentionCall, precision: str) -> Decision:
             return _full(call, precision, f"no fast quantized kernel here: {missing}")
         queries, keys = q.shape[2], call.k.shape[2]
         if keys >= CPU_MIN_KEYS and queries >= CPU_MIN_QUERIES:
-            if why := _unreadable(call):
+            if why := _unreadable(call) or _why_not_half(call, precision):
                 return _full(call, precision, why)
             return Decision(precision, precision, "cpu")
         return _too_short(precision, queries, keys, _in_full(call))
     if q.is_cuda:
         return _fastest_on_card(call, precision)
     return _full(call, precision, f"no quantized kernel for {q.device.type} in this version")
+
+
+def _why_not_half(call: AttentionCall, precision: str) -> str:
+    """Return why torch's own attention computes a call in half precision, or ""."""
+    q = call.q
+    if not half_precision.matrix_units(q.dtype) or not measured.measuring():
+        return ""
+    decision = Decision(precision, precision, "cpu")
+
+    def ours(a: Tensor, b: Tensor, v: Tensor) -> object:
+        from accel.kernels.attention import run  # which decides here
+
+        return run(AttentionCall(a, b, v, options=call.options), decision)
+
+    gained = half_precision.gain(q, call.v.shape[-1], call.k.shape[2], precision, ours)
+    if gained >= half_precision.MIN_GAIN:
+        return ""
+    return f"torch's own attention is faster on this processor: measured {gained:.2f}x"
 
 
 def _fastest_on_card(call: AttentionCall, precision: str) -> Decision:

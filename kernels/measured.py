@@ -32,6 +32,11 @@ def cache_file(kind: str, holds_for: str, code: Iterable[Path]) -> Path:
     return Path(base) / "accel-diffusion" / f"{kind}-{name}.json"
 
 
+def measuring() -> bool:
+    """Return whether this process measures at all; ``ACCEL_MEASURE=0`` says no."""
+    return os.environ.get("ACCEL_MEASURE", "1") != "0"
+
+
 def read(path: Path) -> dict[str, Any]:
     """Return what a file holds; one that cannot be read counts as empty."""
     try:

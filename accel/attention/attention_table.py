@@ -7,6 +7,7 @@ its keys among them, since time grows with each of the three in proportion.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from accel.attention.providers import CLASSES, NATIVE, candidates
 from accel.attention.trial import Contender, Verdict
 from accel.kernels.attention import run
 from accel.kernels.attention_call import Options
-from accel.kernels.dispatch import decide
+from accel.kernels.dispatch import PAYS_FROM, Decision, decide
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _verdict(call: Call, kind: str) -> Verdict:
     others, reasons = candidates((), NATIVE, call.query.device)
     contenders = [Contender(p.name, p.claim, p.run) for p in others if not p.why_not(call)]
     for precision in CLASSES[1:]:
-        decision = decide(call.for_kernels(Options()), precision, "auto")
+        decision = _decided(call, precision)
         if decision.precision != precision:
             reasons[f"accel {precision}"] = decision.why
             continue
@@ -108,6 +109,16 @@ def _verdict(call: Call, kind: str) -> Verdict:
     verdict = trial.compare(call, kind, contenders, last, limits)
     verdict.why_not.update(reasons)
     return verdict
+
+
+def _decided(call: Call, precision: str) -> Decision:
+    """Return what our kernels run, also where "auto" would leave the call to torch."""
+    ours = call.for_kernels(Options())
+    found = decide(ours, precision, "auto")
+    if found.precision == "full" and call.query.is_cpu and PAYS_FROM not in found.why:
+        with suppress(RuntimeError):
+            return decide(ours, precision, "cpu")
+    return found
 
 
 def _ours(call: Call, decision: Any) -> Tensor:

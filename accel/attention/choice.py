@@ -15,6 +15,7 @@ from accel.attention.call import Call
 from accel.attention.providers import CLASSES, NATIVE, OURS, candidates
 from accel.attention.trial import Contender, Verdict
 from accel.config import AttentionConfig
+from accel.kernels import measured
 from accel.kernels.dispatch import Decision
 
 
@@ -55,7 +56,7 @@ def verdict(
         contenders.append(Contender(OURS, decision.precision, ours))
     if not contenders:
         return Verdict(kind, (baseline.name,), why_not=reasons)
-    if not trial.measuring() or _capturing(call):
+    if not measured.measuring() or _capturing(call):
         mine = any(one.name == OURS for one in contenders)
         fixed = _unmeasured(kind, decision if mine else None, baseline)
         return replace(fixed, why_not={**reasons, **fixed.why_not})

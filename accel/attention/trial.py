@@ -14,7 +14,6 @@ fixed lengths on, and no other provider.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -89,11 +88,6 @@ class Verdict:
 
 
 _known: dict[tuple[Path, str], Verdict] = {}
-
-
-def measuring() -> bool:
-    """Return whether providers are measured at all."""
-    return os.environ.get("ACCEL_MEASURE", "1") != "0"
 
 
 def kind_of(call: Call, precision: str, options: str) -> str:

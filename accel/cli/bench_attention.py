@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(dumps({"environment": environment(), "rows": rows}, indent=2))
     if args.plot:
-        groups = [(f"{r['model']} {r['dtype']}", r["gain"]) for r in rows if r["gain"]]
+        groups = [
+            (f"{r['model']} {r['dtype']}", {"native": 1.0, **r["gain"]}) for r in rows if r["gain"]
+        ]
         write_atomic(args.plot, bar_chart("Attention: speed over torch's own", "x", groups))
         print(f"wrote {args.plot}", file=sys.stderr)
     return 0

@@ -1,0 +1,89 @@
+"""Whether quantized attention pays in half precision on a processor with matrix units: measured.
+
+In fp32 it pays from a fixed length on (``dispatch.py``). Where torch multiplies bf16 or fp16 by
+matrix units (AMX), its own attention can be the faster one: INT8 was 0.7x in bf16 on an Intel Xeon
+"Sapphire Rapids". The first call of a kind (precision, dtype, head sizes, tokens to a power of two) times both
+on N(0, 1), and a file of the user's cache keeps the gain. What was measured on a busy machine holds
+for this process only. ``ACCEL_MEASURE=0`` turns measuring off.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from accel.kernels import measured
+from accel.kernels.cpu import native
+
+MIN_GAIN = 1.05  # time of torch's attention over this one, packing included
+MOST_TOKENS = 2048  # of a call that is timed; more gain about what that many do
+REPEATS = 7
+Run = Callable[[Tensor, Tensor, Tensor], object]
+
+_known: dict[tuple[Path, str], float] = {}
+
+
+def matrix_units(dtype: torch.dtype) -> bool:
+    """Return whether torch may multiply ``dtype`` by matrix units of this processor."""
+    return dtype in (torch.bfloat16, torch.float16) and _tiles()
+
+
+def gain(q: Tensor, value_dim: int, keys: int, precision: str, ours: Run) -> float:
+    """Return the time of torch's attention over that of ``ours(q, k, v)`` for calls like this one.
+
+    Args:
+        q: Queries [B, H, Tq, D].
+        value_dim: Head size of the values.
+        keys: Number of keys.
+        precision: The precision of ``ours``.
+        ours: The kernel.
+    """
+    queries, keys = (min(1 << (n.bit_length() - 1), MOST_TOKENS) for n in (q.shape[2], keys))
+    name = f"{precision} {str(q.dtype).removeprefix('torch.')} {queries} on {keys} keys"
+    name = f"{name} {q.shape[-1]} {value_dim}"
+    file = _file(torch.get_num_threads())
+    if (file, name) not in _known:
+        stored = measured.read(file).get(name)
+        if not isinstance(stored, (int, float)):
+            return _measure(q, value_dim, (queries, keys), file, name, ours)
+        _known[file, name] = float(stored)
+    return _known[file, name]
+
+
+def _measure(
+    q: Tensor, value_dim: int, tokens: tuple[int, int], file: Path, name: str, ours: Run
+) -> float:
+    heads = 2 * torch.get_num_threads()
+    generator = torch.Generator().manual_seed(0)
+    a, b, v = (
+        torch.randn(1, heads, n, dim, generator=generator, dtype=torch.float32, device="cpu")
+        .to(q.dtype)
+        for n, dim in zip((*tokens, tokens[1]), (q.shape[-1], q.shape[-1], value_dim), strict=True)
+    )  # fmt: skip
+    torchs = torch.nn.functional.scaled_dot_product_attention
+    jobs: list[Callable[[], object]] = [lambda: ours(a, b, v), lambda: torchs(a, b, v)]
+    mine, theirs = measured.turns(jobs, q.device, REPEATS)
+    found = statistics.median(theirs) / max(statistics.median(mine), 1e-9)
+    _known[file, name] = found
+    if not measured.busy(mine, theirs):
+        measured.write(file, {**measured.read(file), name: found})
+    return found
+
+
+@cache
+def _tiles() -> bool:
+    known = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(known is not None and known())
+
+
+@cache
+def _file(threads: int) -> Path:
+    where = measured.machine(torch.device("cpu"), native.library().isa, threads)
+    folder, lib = Path(native.__file__).parent, native.library().lib
+    code = [folder / "attention.py", *([] if lib is None else [Path(lib._name)])]
+    return measured.cache_file("half", f"{where} torch {torch.__version__}", code)
