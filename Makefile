@@ -69,6 +69,7 @@ fuzz: $(READY)
 bench-attention: $(READY)
 	$(BIN)/python tests/bench/bench_attention.py --json build/bench-attention.json
 	$(BIN)/python tests/bench/bench_attention.py --crossover --json build/bench-crossover.json
+	$(BIN)/python tests/bench/bench_sinks.py
 
 bench-precision: $(READY)
 	$(BIN)/python tests/bench/bench_precision.py --json build/bench-precision.json

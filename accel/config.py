@@ -70,7 +70,7 @@ class AttentionConfig:
             0 turns the check off.
         max_error: Relative L1 error of the worst head in that check, above which the site stays at
             full precision for the rest of the run. None takes the limit of the call's precision:
-            0.1 for "int8", 0.15 for "int6", 0.5 for "int4".
+            0.1 for "int8", 0.18 for "int6", 0.66 for "int4".
         providers: Names of the kernels that "auto" may use: "accel" (ours), "native" (torch's own
             choice) and diffusers' backends ("sage", "_flash_3_hub"). () allows all that are
             installed; a kernel from a hub is only fetched if it is named here or was chosen with

@@ -17,7 +17,8 @@ queries Q [Tq, D], keys K and values V [Tk, D], softmax scale tau:
    static scale relative to the running maximum flushes late small blocks to zero.)
 7. P and V become E4M3 (P x 448), fp16 (V over a power of two) or integers (P x 127, V per block to
    63 or 127), V optionally without its channel means (smooth V; exact because rows of P sum to 1).
-   Denominator: fp32 sum of the unrounded P.
+   Denominator: fp32 sum of the unrounded P. "int7" takes keys that dominate a row out before it
+   rounds (``kernels/reference_sinks.py``).
 
 Layout [B, H, T, D] everywhere. Trade-off: everything is materialized per (query chunk, key block)
 in fp32, so this is slow and small in memory, and easy to read against the paper.
@@ -32,6 +33,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from accel.kernels import reference_sinks
 from accel.kernels.reference_formats import (
     E4M3_MAX,
     SCALE_FLOOR,
@@ -208,6 +210,7 @@ def quantized_attention(
         q, k = q @ rotation, k @ rotation
     k_codes, k_scale = _quantize_tokens(k, spec, is_key=True)
     v_codes, v_scale, v_mean = _quantize_values(v, spec, valid)
+    exact = v - v_mean
     outputs, sums = [], []
     step = max(spec.block_q, QUERY_ROWS // spec.block_q * spec.block_q)
     for start in range(0, queries, step):
@@ -216,6 +219,7 @@ def quantized_attention(
         q_codes, q_scale = _quantize_tokens(q_part, spec, is_key=False)
         top = torch.full(q_part.shape[:-1], -math.inf, dtype=torch.float32, device=q.device)
         total, out = torch.zeros_like(top), top.new_zeros(*top.shape, v.shape[-1])
+        loss = reference_sinks.Loss(total, total, total)
         for first in range(0, keys, spec.block_k):
             columns = slice(first, min(first + spec.block_k, keys))
             logits = q_codes @ k_codes[..., columns, :].transpose(-1, -2)
@@ -230,10 +234,16 @@ def quantized_attention(
             new_top = torch.maximum(top, peak)
             safe = new_top.masked_fill(new_top == -math.inf, 0)
             keep, gain = (top - safe).exp(), (peak - safe).exp()
-            product = _round_weights(p, spec) @ v_codes[..., columns, :]
-            product = product * v_scale[..., columns, :][..., :1, :]  # one per block and channel
-            out = out * keep[..., None] + product * gain[..., None]
             total = total * keep + p.sum(-1) * gain
+            codes, steps = v_codes[..., columns, :], v_scale[..., columns, :]
+            if spec.values == "int7":
+                block = reference_sinks.Block(exact[..., columns, :], codes, steps, columns.stop)
+                product, loss = reference_sinks.product(
+                    p, block, spec.weight_levels, loss.times(keep), gain, total
+                )
+            else:  # one scale per block and channel
+                product = _round_weights(p, spec) @ codes * steps[..., :1, :]
+            out = out * keep[..., None] + product * gain[..., None]
             top = new_top
         empty = total == 0
         out = out / total.masked_fill(empty, 1)[..., None] + v_mean

@@ -2,9 +2,9 @@
 
 In fp32 it pays from a fixed length on (``dispatch.py``). Where torch multiplies bf16 or fp16 by
 matrix units (AMX), its own attention can be the faster one: INT8 was 0.7x in bf16 on an Intel Xeon
-"Sapphire Rapids". The first call of a kind (precision, dtype, head sizes, tokens to a power of two) times both
-on N(0, 1), and a file of the user's cache keeps the gain. What was measured on a busy machine holds
-for this process only. ``ACCEL_MEASURE=0`` turns measuring off.
+"Sapphire Rapids". The first call of a kind (precision, dtype, head sizes, tokens to a power of two)
+times both on N(0, 1), and a file of the user's cache keeps the gain. What was measured on a busy
+machine holds for this process only. ``ACCEL_MEASURE=0`` turns measuring off.
 """
 
 from __future__ import annotations

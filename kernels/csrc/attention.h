@@ -7,6 +7,9 @@
 //   P = round(L 2^(S - m))                   m: the row's maximum inside this key block
 //   O = O 2^(M - M') + (P V) sv 2^(m - M')   M': new running maximum; the sum likewise, unrounded
 //
+// Keys that dominate a row are multiplied with V in fp32 where rounding would lose the others: see
+// attention_sinks.inc.
+//
 // Packed layout of both products: tiles of 16 columns (keys for QK, channels for PV), inside a tile
 // four consecutive contraction indices of one column are adjacent:  [steps][16][4] bytes. One step of
 // the inner kernel broadcasts four bytes of a row and multiplies them with 2 x 8 columns.
@@ -55,7 +58,7 @@ struct AttentionCall {
 // K and V of all (batch, key head) pairs of a call, for other calls with the same K, V and options on them.
 struct PackedKeys {
   virtual ~PackedKeys() = default;
-  // Runs on the instruction set that packed; reads k only to smooth queries, and never reads v.
+  // Runs on the instruction set that packed; reads k only to smooth queries, and of v keys that dominate a row.
   virtual void attend(const AttentionCall&) const = 0;
 };
 

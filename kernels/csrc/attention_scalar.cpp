@@ -45,14 +45,34 @@ float scale_row(const int32_t* s, const float* scale, float factor, const float*
   return top;
 }
 
-float exp_row(const float* x, float shift, int64_t n, uint8_t* p) {
+float exp2_one(float x) { return std::exp2(x); }
+
+float exp_row(const float* x, float shift, int64_t n, int32_t half, uint8_t* p, int32_t& high) {
   float sum = 0;
+  high = 0;
   for (int64_t j = 0; j < n; ++j) {
     const float y = std::exp2(x[j] + shift);
     sum += y;
     p[j] = static_cast<uint8_t>(std::nearbyint(y == y ? y : 0.0f));
+    high += p[j] >= half ? p[j] : 0;
   }
   return sum;
+}
+
+float row_top(const float* x, int64_t n) {
+  float top = -INFINITY;
+  for (int64_t j = 0; j < n; ++j) top = x[j] > top ? x[j] : top;
+  return top;
+}
+
+int64_t find_high(const uint8_t* p, int64_t n, int32_t half, int32_t* found, int32_t& sum) {
+  int64_t count = 0;
+  sum = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    sum += p[j];
+    if (p[j] >= half) found[count++] = static_cast<int32_t>(j);
+  }
+  return count;
 }
 
 void interleave4(const int8_t* rows, int64_t stride, int8_t* out) {

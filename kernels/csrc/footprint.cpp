@@ -15,11 +15,11 @@ Footprint footprint(const AttentionCall& c) {
   Footprint f;
   f.pairs = std::min(pairs, std::max<int64_t>(1, wanted));
   f.pair_bytes = keys * (width + value_width)                // packed K and V
-                 + keys * 8                                  // scale and correction of a key
+                 + keys * 9                                  // scale, correction, size of values of a key
                  + keys / KEY_BLOCK * value_width * 4        // scale of a block's channels
                  + (c.dim + value_width) * 4;                // means
   f.task_bytes = QUERY_BLOCK * (width + value_width * 4 + up(std::max(c.dim, c.value_dim), 32) * 4) +
-                 CHUNK * KEY_BLOCK * 5 + KEY_BLOCK * 12 + QUERY_BLOCK * 16;
+                 CHUNK * KEY_BLOCK * 5 + KEY_BLOCK * 12 + QUERY_BLOCK * 28 + value_width * 4;
   return f;
 }
 
