@@ -15,6 +15,7 @@ from torch import Tensor
 
 from accel.kernels import measured, torch_lse
 from accel.kernels.attention_call import AttentionCall, why_not_plain
+from accel.kernels.cpu import attention as cpu
 from accel.kernels.cpu import half_precision
 from accel.kernels.cpu.native import library
 from accel.kernels.gpu import support
@@ -171,12 +172,10 @@ def _why_not_half(call: AttentionCall, precision: str) -> str:
     q = call.q
     if not half_precision.matrix_units(q.dtype) or not measured.measuring():
         return ""
-    decision = Decision(precision, precision, "cpu")
+    bits = int(precision.removeprefix("int"))
 
     def ours(a: Tensor, b: Tensor, v: Tensor) -> object:
-        from accel.kernels.attention import run  # which decides here
-
-        return run(AttentionCall(a, b, v, options=call.options), decision)
+        return cpu.attention(AttentionCall(a, b, v, options=call.options), bits, None)
 
     gained = half_precision.gain(q, call.v.shape[-1], call.k.shape[2], precision, ours)
     if gained >= half_precision.MIN_GAIN:
