@@ -24,6 +24,7 @@ COMMANDS = {
     "info": "print the settings a video was rendered with",
     "compare": "measure PSNR and SSIM between two videos",
     "calibrate": "measure what each precision costs a model, and make a plan",
+    "plan-diff": "print what two plans do differently",
     "bench-attention": "time attention on this machine: torch, accel, and what is installed",
     "memory": "predict peak memory from a model's config, without downloading it",
     "ui": "serve the web page on this machine",
