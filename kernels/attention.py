@@ -113,10 +113,18 @@ def run(call: AttentionCall, decision: Decision) -> tuple[Tensor, Tensor | None]
     valid = None
     if decision.precision != "full":
         valid = seen_keys(call.attn_mask, call.key_lengths, call.k)
-    call = sparse.with_block_mask(call, decision.kept_share, valid)
+        call = sparse.with_block_mask(call, decision.kept_share, valid)
     if decision.impl == "cpu":
         return cpu.attention(call, BITS[decision.precision], valid)
     return _reference(call, decision.precision, valid)
+
+
+def with_blocks(call: AttentionCall, decision: Decision) -> AttentionCall:
+    """Return the call with the blocks that ``run`` would compute, for callers that count them."""
+    if decision.kept_share >= sparse.DENSE:
+        return call
+    valid = seen_keys(call.attn_mask, call.key_lengths, call.k)
+    return sparse.with_block_mask(call, decision.kept_share, valid)
 
 
 def _gpu(call: AttentionCall, decision: Decision) -> tuple[Tensor, Tensor | None]:

@@ -2,28 +2,33 @@
 
 Method (SpargeAttn, arXiv 2502.18137, section 3: softmax over pooled blocks, and the smallest set of
 blocks that holds a given share of it). What is ours: the pools are finer than the kernel's blocks,
-``POOL`` queries by ``POOL`` keys, so that a block is judged by what lies inside it, and nothing has
-to be known of how alike a block's tokens are. One head, kept share c:
+``POOL`` queries by ``POOL`` keys, so that a block is judged by what lies inside it; and step 4
+instead of a threshold of how alike a block's tokens are. One head, kept share c:
 
 1. q_i, k_j: means over POOL consecutive queries and POOL consecutive keys, n_j the keys of pool j.
 2. w_ij = softmax_j(tau q_i k_j + log n_j), an estimate of what pool i spends on pool j; summed over
    the pools of a key block.
 3. Every pool of queries needs the fewest key blocks, heaviest first, that together hold c of its
-   weight. A query block needs what any of its pools needs, and under a causal mask also the first
-   key block, which all of its rows see.
+   weight.
+4. A mean hides a single key that draws all queries (a sink). In each pool the key farthest from the
+   mean is judged by itself: its block is needed where it holds more than 1 - c.
+5. A query block needs what any of its pools needs, and under a causal mask also the first key
+   block, which all of its rows see.
 
 The kernel leaves out all other blocks: the softmax is over the kept ones. Every query block keeps a
-key block, and no positions are known or needed: texts, pictures and videos are treated alike.
+key block, and no positions are known or needed: texts, pictures and videos are treated alike. Where
+the tokens of a pool differ much, means are short, the estimate is flat, and hardly any block is
+left out.
 
 Trade-off: of a block that is left out nothing remains. Adding it as its mean key and value was
-tried and did not change the error (``tests/bench/bench_sparse.py``). The estimate costs 1/1024 of
-the products of the logits, and a sort of [Tq / POOL, Tk / KEY_BLOCK] numbers a head.
+tried and did not change the error (``tests/bench/bench_sparse.py --estimates``). The estimate costs
+2/1024 of the products of the logits, and a sort of [Tq / POOL, Tk / KEY_BLOCK] numbers a head.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,8 +38,8 @@ from accel.kernels.attention_call import AttentionCall
 
 QUERY_BLOCK, KEY_BLOCK = 96, 128  # of the native kernel, as in csrc/attention.h
 POOL = 32  # divides both
+PER_BLOCK = KEY_BLOCK // POOL
 MIN_TOKENS = 2048  # fewest queries and fewest keys from which leaving out blocks pays
-BUDGET = 1 << 22  # pooled logits held at a time: 16 MiB in fp32
 DENSE = 1.0  # a kept share: every block
 
 
@@ -55,25 +60,17 @@ def block_mask(
     queries, above 0 and below 1. ``valid`` bool ``[B, Tk]``: False for keys that no query sees.
     ``rows``: queries of a block, a multiple of ``POOL``.
     """
-    queries, _ = _pooled(q, None)
-    keys, count = _pooled(k, valid)
-    heads, key_heads = q.shape[1], k.shape[1]
-    pools, width = queries.shape[2], keys.shape[2]
-    kept = q.new_empty(*q.shape[:2], -(-pools // (rows // POOL)), blocks(k), dtype=torch.uint8)
-    step = max(1, BUDGET // max(1, pools * width))
-    bias = count.log()
-    if is_causal:
-        at = torch.arange(max(pools, width), dtype=torch.int64, device=q.device) * POOL
-        hidden = at[None, :width] > at[:pools, None] + POOL - 1
+    group = q.shape[1] // k.shape[1]
+    size = -(-q.shape[2] // rows), blocks(k)
+    kept = torch.empty(*q.shape[:2], *size, dtype=torch.uint8, device=q.device)
     for b in range(q.shape[0]):
-        for first in range(0, heads, step):
-            which = slice(first, min(first + step, heads))
-            near = torch.arange(which.start, which.stop, dtype=torch.int64, device=q.device)
-            near = near // (heads // key_heads)
-            logits = queries[b, which] @ keys[b, near].mT * scale + bias[b]
-            if is_causal:
-                logits = logits.masked_fill(hidden, -math.inf)
-            kept[b, which] = _needed(logits.softmax(-1), kept_share, rows // POOL)
+        seen = None if valid is None else valid[b]
+        for h in range(k.shape[1]):
+            keys = _key_pools(k[b, h], seen)
+            for head in range(h * group, (h + 1) * group):
+                queries = _query_means(q[b, head])
+                needed = _needed(queries, keys, kept_share, scale, is_causal)
+                kept[b, head] = _any_of(needed, rows // POOL, 0)
     if is_causal:
         kept[..., 0] = 1
     return kept
@@ -84,36 +81,67 @@ def blocks(k: Tensor) -> int:
     return -(-k.shape[2] // KEY_BLOCK)
 
 
-def _pooled(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return means of POOL tokens of x [B, H, T, D], fp32 [B, H, n, D], and their number [B, n]."""
-    tokens = x.shape[2]
-    count = torch.ones(x.shape[0], tokens, dtype=torch.float32, device=x.device)
+@dataclass(frozen=True)
+class _Pools:
+    """Pools of a head's keys: mean and farthest key, fp32 [n, D], and the number of keys [n]."""
+
+    mean: Tensor
+    farthest: Tensor
+    number: Tensor
+
+
+def _split(x: Tensor) -> Tensor:
+    """Return tokens x [T, D] in pools [ceil(T / POOL), POOL, D], filled up with zeros."""
+    missing = -x.shape[0] % POOL
+    return (pad(x, (0, 0, 0, missing)) if missing else x).unflatten(0, (-1, POOL))
+
+
+def _query_means(q: Tensor) -> Tensor:
+    """Return the means of the pools of queries [T, D], fp32 [n, D]."""
+    means = _split(q).sum(1, dtype=torch.float32) / POOL
+    means[-1] *= POOL / (q.shape[0] - (len(means) - 1) * POOL)
+    return means
+
+
+def _key_pools(k: Tensor, valid: Tensor | None) -> _Pools:
+    """Return the pools of keys [T, D], of those that are ``valid`` [T] if given."""
+    inside = torch.ones(k.shape[0], dtype=torch.bool, device=k.device) if valid is None else valid
+    inside, tokens = _split(inside[:, None]).squeeze(2), _split(k).float()
     if valid is not None:
-        x, count = x.masked_fill(~valid[:, None, :, None], 0), count * valid
-    whole = tokens // POOL * POOL
-    sums = x[:, :, :whole].unflatten(2, (-1, POOL)).sum(3, dtype=torch.float32)
-    if whole < tokens:
-        rest = x[:, :, whole:].sum(2, keepdim=True, dtype=torch.float32)
-        sums = torch.cat([sums, rest], 2)
-    count = pad(count, (0, -tokens % POOL)).unflatten(1, (-1, POOL)).sum(2)
-    return sums / count.clamp_min(1)[:, None, :, None], count
+        tokens = tokens.masked_fill(~inside[..., None], 0)
+    number = inside.sum(1, dtype=torch.float32)
+    mean = tokens.sum(1) / number.clamp_min(1)[:, None]
+    away = torch.linalg.vector_norm(tokens - mean[:, None], dim=2).masked_fill(~inside, -1)
+    at = torch.arange(len(mean), dtype=torch.int64, device=k.device)
+    return _Pools(mean, tokens[at, away.argmax(1)], number)
 
 
-def _needed(weights: Tensor, kept_share: float, group: int) -> Tensor:
-    """Return the key blocks that ``group`` consecutive pools of queries need.
-
-    ``weights`` [H, pools of queries, pools of keys], rows of sum 1. Returns bool
-    [H, ceil(pools / group), key blocks].
-    """
-    per_block = KEY_BLOCK // POOL
-    weights = pad(weights, (0, -weights.shape[2] % per_block)).unflatten(2, (-1, per_block)).sum(3)
-    heaviest, order = weights.sort(-1, descending=True)
+def _needed(
+    queries: Tensor, keys: _Pools, kept_share: float, scale: float, is_causal: bool
+) -> Tensor:
+    """Return the key blocks that each pool of ``queries`` [n, D] needs, bool [n, key blocks]."""
+    logits = queries @ keys.mean.T * scale + keys.number.log()
+    alone = (queries @ keys.farthest.T * scale).masked_fill(keys.number == 0, -math.inf)
+    if is_causal:
+        rows, columns = logits.shape
+        at = torch.arange(max(rows, columns), dtype=torch.int64, device=logits.device)
+        logits = logits.masked_fill(at[:columns] > at[:rows, None], -math.inf)
+        alone = alone.masked_fill(at[:columns] > at[:rows, None], -math.inf)
+    outlier = alone - logits.logsumexp(1, keepdim=True) > math.log(1 - kept_share)
+    weights = pad(logits.softmax(1), (0, -logits.shape[1] % PER_BLOCK))
+    heaviest, order = weights.unflatten(1, (-1, PER_BLOCK)).sum(2).sort(1, descending=True)
     # A block is needed if those before it do not hold the share yet: always the first one.
-    needed = heaviest.cumsum(-1) - heaviest < kept_share
-    needed[..., 0] = True
-    needed = torch.zeros_like(needed).scatter_(-1, order, needed)
-    needed = pad(needed, (0, 0, 0, -needed.shape[1] % group))
-    return needed.unflatten(1, (-1, group)).any(2)
+    needed = heaviest.cumsum(1) - heaviest < kept_share
+    needed[:, 0] = True
+    return torch.zeros_like(needed).scatter_(1, order, needed) | _any_of(outlier, PER_BLOCK, 1)
+
+
+def _any_of(x: Tensor, count: int, dim: int) -> Tensor:
+    """Return whether any of ``count`` consecutive elements along ``dim`` of x [n, m] is true."""
+    missing = -x.shape[dim] % count
+    return (
+        pad(x, (0, missing) if dim else (0, 0, 0, missing)).unflatten(dim, (-1, count)).any(dim + 1)
+    )
 
 
 def why_dense(call: AttentionCall) -> str:
@@ -156,7 +184,7 @@ def computed(call: AttentionCall) -> float:
         return 1.0
     if not call.is_causal:
         return float(call.block_mask.float().mean())
-    columns = torch.arange(call.block_mask.shape[3], dtype=torch.int64) * KEY_BLOCK
-    last = (torch.arange(call.block_mask.shape[2], dtype=torch.int64) + 1) * QUERY_BLOCK - 1
-    seen = (columns <= last[:, None]).to(call.block_mask.device)
+    rows, columns = call.block_mask.shape[2:]
+    at = torch.arange(max(rows, columns), dtype=torch.int64, device=call.block_mask.device)
+    seen = at[:columns] * KEY_BLOCK < (at[:rows, None] + 1) * QUERY_BLOCK
     return float(call.block_mask[..., seen].float().mean())

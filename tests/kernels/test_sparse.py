@@ -181,12 +181,18 @@ def by_hand(q, k, share, scale, *, is_causal=False, valid=None) -> torch.Tensor:
     for start in range(0, len(q), POOL):
         mean = q[start : start + POOL].double().mean(0)
         weight = torch.zeros(keep.shape[1], dtype=torch.float64)
+        alone = torch.zeros_like(weight)
         for first in range(0, len(k), POOL):
             part = k[first : first + POOL].double()
             part = part if valid is None else part[valid[first : first + POOL]]
             if not len(part) or (is_causal and first > start + POOL - 1):
                 continue
             weight[first // KEY_BLOCK] += len(part) * (scale * (mean @ part.mean(0))).exp()
+            farthest = part[(part - part.mean(0)).square().sum(1).argmax()]
+            alone[first // KEY_BLOCK] = max(
+                alone[first // KEY_BLOCK], (scale * (mean @ farthest)).exp()
+            )
+        keep[start // QUERY_BLOCK] |= (alone > (1 - share) * weight.sum()).to(torch.uint8)
         weight /= weight.sum()
         held = 0.0
         for block in weight.argsort(descending=True).tolist():
@@ -218,11 +224,17 @@ def test_blocks_are_chosen_as_specified(queries, keys, kind):
     assert mask.any(-1).all()
 
 
-def test_heads_are_taken_a_few_at_a_time(monkeypatch):
-    q, k, _ = qkv(300, 500, 64, batch=2, heads=5)
-    whole = block_mask(q, k, 0.8, scale=1.0)
-    monkeypatch.setattr(sparse, "BUDGET", 400)
-    assert torch.equal(block_mask(q, k, 0.8, scale=1.0), whole)
+def test_a_key_that_draws_all_queries_is_kept():
+    """Its pool's mean hides it; without it the result would be another."""
+    q, k, v = focused()
+    q = q + 1.0
+    k[:, :, 700] = 3.0
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    drawn = (q @ k.mT * 64**-0.5).softmax(-1)[..., 700]
+    assert float(drawn.mean()) > 0.3
+    assert block_mask(q, k, 0.9, scale=64**-0.5)[..., 700 // KEY_BLOCK].all()
+    dense = relative(attention(q, k, v, impl="cpu"), exact)
+    assert relative(attention(q, k, v, impl="cpu", kept_share=0.95), exact) < dense + 0.03
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
