@@ -106,6 +106,8 @@ def run(call: AttentionCall, decision: Decision) -> tuple[Tensor, Tensor | None]
     Returns the output [B, H, Tq, Dv], and log-sum-exp [B, H, Tq] if asked for. For callers that are
     an op themselves or take the decision themselves.
     """
+    if call.block_mask is not None and (decision.impl == "gpu" or decision.precision == "full"):
+        raise ValueError(f"a block mask is not for {decision.precision} by {decision.impl}")
     if decision.impl == "torch":
         return _torch(call), None
     if decision.impl == "gpu":

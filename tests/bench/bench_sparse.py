@@ -235,27 +235,27 @@ def estimates(q: Tensor, k: Tensor, v: Tensor, share: float) -> dict[str, tuple[
 
 
 def compare_estimates() -> None:
-    """Print blocks computed and error of every estimate, mean over the model's heads."""
-    for pixels, frames in SIZES[:2]:
-        grid = ((frames - 1) // 4 + 1, pixels // PATCH, pixels // PATCH)
-        calls = list(of_model(pixels, frames))[1::2]
-        for order in (None, (1, 8, 16), (4, 4, 8)):
-            place = slice(None) if order is None else tiles(grid, order)
-            for share in SHARES:
-                found: dict[str, list[tuple[float, float]]] = {}
-                for call in calls:
-                    for h in range(call[0].shape[1]):
-                        head = [x[0, h, place] for x in call]
-                        for name, row in estimates(*head, share).items():
-                            found.setdefault(name, []).append(row)
-                for name, rows in found.items():
-                    part, error = map(statistics.mean, zip(*rows, strict=True))
-                    worst = max(error for _, error in rows)
-                    print(
-                        f"{pixels}x{pixels}x{frames} order {order!s:10s} kept {share:<5g} "
-                        f"{name:34s} computed {part:4.0%}  error {error:.4f}  worst {worst:.3f}",
-                        flush=True,
-                    )
+    """Print blocks computed and error of every estimate, mean over heads of some of the calls."""
+    pixels, frames = SIZES[1]
+    grid = ((frames - 1) // 4 + 1, pixels // PATCH, pixels // PATCH)
+    calls = list(of_model(pixels, frames))[1::4]
+    for order in (None, (4, 4, 8)):
+        place = slice(None) if order is None else tiles(grid, order)
+        for share in SHARES[:2]:
+            found: dict[str, list[tuple[float, float]]] = {}
+            for call in calls:
+                for h in range(call[0].shape[1]):
+                    head = [x[0, h, place] for x in call]
+                    for name, row in estimates(*head, share).items():
+                        found.setdefault(name, []).append(row)
+            for name, rows in found.items():
+                part, error = map(statistics.mean, zip(*rows, strict=True))
+                worst = max(error for _, error in rows)
+                print(
+                    f"order {order!s:10s} kept {share:<5g} {name:34s} computed {part:4.0%}  "
+                    f"error {error:.4f}  worst {worst:.3f}",
+                    flush=True,
+                )
 
 
 def main() -> None:

@@ -172,6 +172,16 @@ def test_a_mask_the_kernel_cannot_read_is_refused(wrong):
         native(replace(call, block_mask=mask), 8)
 
 
+@pytest.mark.parametrize(
+    ("precision", "impl"), [("full", "torch"), ("full", "reference"), ("int8", "gpu")]
+)
+def test_a_mask_is_refused_by_what_would_not_read_it(precision, impl):
+    call = AttentionCall(*qkv(200, 300, 64))
+    call = replace(call, block_mask=random_blocks(call))
+    with pytest.raises(ValueError, match=f"a block mask is not for {precision} by {impl}"):
+        run(call, Decision(precision, precision, impl))
+
+
 # ------------------------------------------------------------------------------ the chosen blocks
 
 
