@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from accel.core.precision_rule import Rule as Rule
+from accel.core.precision_rule import RulePrecision as RulePrecision
+from accel.core.precision_rule import check_kept_share
 from accel.core.rehash_config import Level as Level
 from accel.core.rehash_config import RehashConfig as RehashConfig
 from accel.core.rehash_config import Storage as Storage
@@ -12,44 +15,8 @@ from accel.core.validate import flag, from_dict, number, one_of, whole
 
 Precision = Literal["int8", "int6", "int4", "full"]
 LinearPrecision = Literal["int8", "fp8", "full"]
-RulePrecision = Literal["int8", "int6", "int4", "fp8", "full"]
 Impl = Literal["auto", "reference", "cpu", "gpu"]
 Keep = Literal["device", "cpu"]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Precision of some sites during some steps.
-
-    Args:
-        precision: One that the rule's configuration has, such as "int8", or "full" for no
-            quantization.
-        sites: A shell pattern over site names (``blocks.0.*``), or several names and patterns.
-        start: First step the rule holds for, as a fraction of the run.
-        end: Where the rule stops: it holds while ``start <= step / steps < end``.
-
-    Raises:
-        ValueError: A value that is not allowed.
-    """
-
-    precision: RulePrecision
-    sites: str | tuple[str, ...] = "*"
-    start: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self) -> None:
-        one_of("rule precision", self.precision, get_args(RulePrecision))
-        if not isinstance(self.sites, str):
-            sites = tuple(self.sites) if isinstance(self.sites, (list, tuple)) else ()
-            if not sites or not all(isinstance(site, str) for site in sites):
-                raise ValueError(f"rule sites must be one or more names, got {self.sites!r}")
-            object.__setattr__(self, "sites", sites)
-        for name in ("start", "end"):
-            number(f"rule {name}", getattr(self, name))
-        if not 0.0 <= self.start < self.end <= 1.0:
-            raise ValueError(
-                f"rule needs 0 <= start < end <= 1, got start {self.start}, end {self.end}"
-            )
 
 
 @dataclass(frozen=True)
@@ -75,6 +42,9 @@ class AttentionConfig:
             choice) and diffusers' backends ("sage", "_flash_3_hub"). () allows all that are
             installed; a kernel from a hub is only fetched if it is named here or was chosen with
             ``set_attention_backend``. What the pipeline uses without accel is always allowed.
+        kept_share: Share of the softmax that the computed blocks of keys hold by estimate, in calls
+            that no rule with a share of its own matches; the others are left out, where a call is
+            quantized and long enough to gain. None or 1 computes all.
 
     Raises:
         ValueError: A value that is not allowed.
@@ -94,9 +64,11 @@ class AttentionConfig:
     check_rows: int = 64
     max_error: float | None = None
     providers: tuple[str, ...] = ()
+    kept_share: float | None = None
 
     def __post_init__(self) -> None:
         _check_quantized("attention", self, get_args(Precision))
+        check_kept_share("attention kept_share", self.kept_share)
         names = self.providers
         if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) for n in names):
             raise ValueError(f"attention providers must be a list of names, got {names!r}")
@@ -153,6 +125,8 @@ class LinearConfig:
 
     def __post_init__(self) -> None:
         _check_quantized("linear", self, get_args(LinearPrecision))
+        if any(rule.kept_share is not None for rule in self.rules):
+            raise ValueError("linear rules have no kept_share, which is attention's")
         for name in ("smooth", "hadamard"):
             flag(f"linear {name}", getattr(self, name))
         whole("linear outliers", self.outliers, 0)

@@ -79,10 +79,14 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values.
 
-        What was not there in earlier plans (``linear``, ``providers`` of attention) is left out
+        What was not there in earlier plans (``linear``, ``kept_share``, ``providers``) is left out
         where it is as usual, so that ids made of plans stay what they were.
         """
         data = {"version": VERSION, **asdict(self)}
+        for config in filter(None, (data["attention"], data["linear"])):
+            for part in (config, *config["rules"]):
+                if part.get("kept_share") is None:
+                    part.pop("kept_share", None)
         if self.linear is None:
             del data["linear"]
         if self.attention is not None and not self.attention.providers:

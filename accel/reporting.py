@@ -34,7 +34,8 @@ class SiteReport:
     rows, and ``cosine`` the worst similarity. ``seconds`` is the time in quantized calls, and
     ``scratch_bytes`` the memory of one such call besides its inputs and result. ``steps`` is what
     ran at the steps of the last run, in order, as [number of steps, precision]; "" stands for steps
-    without a call, and "full+int8" for steps whose calls differed.
+    without a call, and "full+int8" for steps whose calls differed. ``sparse_calls`` left out blocks
+    of keys, and computed ``blocks_computed`` of them on average.
     """
 
     name: str
@@ -47,6 +48,8 @@ class SiteReport:
     scratch_bytes: int = 0
     note: str = ""
     steps: list[list[Any]] = field(default_factory=list)
+    sparse_calls: int = 0
+    blocks_computed: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ def site_report(site: GuardedSite) -> SiteReport:
         record.scratch_bytes,
         note,
         [[len(list(same)), what] for what, same in groupby(record.steps)],
+        record.sparse_calls,
+        record.blocks_computed / max(record.sparse_calls, 1) if record.sparse_calls else 1.0,
     )
 
 
@@ -219,6 +224,9 @@ def _describe(group: list[SiteReport], name: str = "") -> str:
         parts.append(
             f"largest error on sampled rows: relative L1 {max(errors):.4f}, cosine {worst:.5f}"
         )
+    if sparse := sum(site.sparse_calls for site in group):
+        mean = sum(site.blocks_computed * site.sparse_calls for site in group) / sparse
+        parts.append(f"{mean:.0%} of the blocks of keys computed in {count(sparse, 'call')}")
     scratch = max(site.scratch_bytes for site in group)
     if scratch:
         parts.append(f"{scratch / 2**20:.2f} MiB of scratch memory")

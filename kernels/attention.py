@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from accel.kernels import reference, shared_keys, torch_lse
+from accel.kernels import reference, shared_keys, sparse, torch_lse
 from accel.kernels.attention_call import PLAIN, AttentionCall, Options, check
 from accel.kernels.cpu import attention as cpu
 from accel.kernels.dispatch import Decision, decide
@@ -46,6 +46,7 @@ def attention(
     smooth_v: bool = False,
     hadamard: bool = False,
     return_lse: bool = False,
+    kept_share: float | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Compute softmax attention with Q, K held in ``precision`` and P, V in eight bits.
 
@@ -65,18 +66,24 @@ def attention(
     ``smooth_v``, ``hadamard``: see ``kernels/reference.py`` (SageAttention2, arXiv 2411.10958,
     section 3). Eager calls that torch's own attention computes have a gradient, others none.
 
+    ``kept_share``, above 0 and at most 1: leave out blocks of keys that by estimate hold the rest
+    of the softmax (``kernels/sparse.py``). All blocks are computed at full precision, where
+    ``sparse.why_dense`` has a reason, and with "auto" in calls too short to gain.
+
     Raises ValueError for shapes, dtypes or options that do not fit, RuntimeError when a named
     ``impl`` cannot run here (with the reason).
     """
     if precision not in _PRECISIONS:
         raise ValueError(f"precision must be one of {_PRECISIONS}, got {precision!r}")
     check(q, k, v, attn_mask, key_lengths, enable_gqa)
+    if kept_share is not None and not 0.0 < kept_share <= 1.0:
+        raise ValueError(f"kept_share must be above 0 and at most 1, got {kept_share}")
     runs: str = precision
     by: str = impl
     if not torch.compiler.is_compiling():
         options = PLAIN
-        if smooth_q or smooth_v or hadamard or return_lse:
-            options = Options(smooth_q, smooth_v, hadamard, return_lse)
+        if smooth_q or smooth_v or hadamard or return_lse or kept_share is not None:
+            options = Options(smooth_q, smooth_v, hadamard, return_lse, kept_share)
         call = AttentionCall(q, k, v, attn_mask, key_lengths, is_causal, scale, options)
         decision = decide(call, precision, impl)
         if decision.impl == "torch" and not return_lse:
@@ -89,7 +96,7 @@ def attention(
     # The op is for graphs, and says clearly that it has no gradient.
     out, lse = torch.ops.accel.attention(
         q, k, v, runs, by, attn_mask, key_lengths, is_causal, scale, smooth_q, smooth_v, hadamard,
-        return_lse,
+        return_lse, kept_share,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
@@ -100,6 +107,8 @@ def run(call: AttentionCall, decision: Decision) -> tuple[Tensor, Tensor | None]
     Returns the output [B, H, Tq, Dv], and log-sum-exp [B, H, Tq] if asked for. For callers that are
     an op themselves or take the decision themselves.
     """
+    if call.block_mask is not None and (decision.impl == "gpu" or decision.precision == "full"):
+        raise ValueError(f"a block mask is not for {decision.precision} by {decision.impl}")
     if decision.impl == "torch":
         if call.options.return_lse:
             mask = _additive(call, torch.float32) if call.masked else None
@@ -107,10 +116,21 @@ def run(call: AttentionCall, decision: Decision) -> tuple[Tensor, Tensor | None]
         return _torch(call), None
     if decision.impl == "gpu":
         return _gpu(call, decision)
-    if decision.impl == "cpu":
+    valid = None
+    if decision.precision != "full":
         valid = seen_keys(call.attn_mask, call.key_lengths, call.k)
+        call = sparse.with_block_mask(call, decision.kept_share, valid)
+    if decision.impl == "cpu":
         return cpu.attention(call, BITS[decision.precision], valid)
-    return _reference(call, decision.precision)
+    return _reference(call, decision.precision, valid)
+
+
+def with_blocks(call: AttentionCall, decision: Decision) -> AttentionCall:
+    """Return the call with the blocks that ``run`` would compute, for callers that count them."""
+    if decision.kept_share >= sparse.DENSE:
+        return call
+    valid = seen_keys(call.attn_mask, call.key_lengths, call.k)
+    return sparse.with_block_mask(call, decision.kept_share, valid)
 
 
 def _gpu(call: AttentionCall, decision: Decision) -> tuple[Tensor, Tensor | None]:
@@ -144,7 +164,9 @@ def _torch(call: AttentionCall) -> Tensor:
     return out.masked_fill(empty, 0)
 
 
-def _reference(call: AttentionCall, precision: str) -> tuple[Tensor, Tensor | None]:
+def _reference(
+    call: AttentionCall, precision: str, valid: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Run the specification; at full precision in fp32, or fp64 for fp64 inputs."""
     q, heads, options = call.q, call.q.shape[1], call.options
     k, v = _match_heads(call.k, heads), _match_heads(call.v, heads)
@@ -154,8 +176,9 @@ def _reference(call: AttentionCall, precision: str) -> tuple[Tensor, Tensor | No
         out, lse = reference.full_attention(q, k, v, scale=scale, mask=mask)
     else:
         spec = spec_of(precision, q.device, options)
-        valid = seen_keys(call.attn_mask, call.key_lengths, k)
-        out, lse = reference.quantized_attention(q, k, v, spec, scale=scale, mask=mask, valid=valid)
+        out, lse = reference.quantized_attention(
+            q, k, v, spec, scale=scale, mask=mask, valid=valid, blocks=call.block_mask
+        )
     return out.to(call.q.dtype), lse.float() if options.return_lse else None
 
 
@@ -179,7 +202,7 @@ def spec_of(precision: str, device: torch.device, options: Options) -> reference
         smooth_q=options.smooth_q,
         smooth_v=options.smooth_v,
         hadamard=options.hadamard,
-        block_q=96,
+        block_q=sparse.QUERY_BLOCK,
     )
 
 
@@ -198,9 +221,10 @@ def _attention_op(
     smooth_v: bool,
     hadamard: bool,
     return_lse: bool,
+    kept_share: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run a call inside a graph, decided when it runs; log-sum-exp is empty unless asked for."""
-    options = Options(smooth_q, smooth_v, hadamard, return_lse)
+    options = Options(smooth_q, smooth_v, hadamard, return_lse, kept_share)
     call = AttentionCall(q, k, v, attn_mask, key_lengths, is_causal, scale, options)
     out, lse = run(call, decide(call, precision, impl))
     return out.contiguous(), q.new_empty(0, dtype=torch.float32) if lse is None else lse
@@ -221,6 +245,7 @@ def _(
     smooth_v: bool,
     hadamard: bool,
     return_lse: bool,
+    kept_share: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     lse = q.new_empty(q.shape[:-1] if return_lse else (0,), dtype=torch.float32)
     return q.new_empty(*q.shape[:-1], v.shape[-1]), lse

@@ -21,13 +21,16 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what kernels read, in
 class Options:
     """How a call is quantized (see ``kernels/reference.py``).
 
-    Also whether the natural log-sum-exp of the logits is asked for.
+    Also whether the natural log-sum-exp of the logits is asked for. ``kept_share``: share of the
+    softmax that the computed key blocks hold by estimate (see ``kernels/sparse.py``); None or 1
+    computes all of them.
     """
 
     smooth_q: bool = False
     smooth_v: bool = False
     hadamard: bool = False
     return_lse: bool = False
+    kept_share: float | None = None
 
 
 PLAIN = Options()
@@ -40,7 +43,9 @@ class AttentionCall:
     q ``[B, H, Tq, D]``, k ``[B, Hk, Tk, D]``, v ``[B, Hk, Tk, Dv]``: one float dtype and one
     device, any strides; H is a multiple of Hk. ``attn_mask``: boolean (True keeps) or additive,
     broadcastable to ``[B, H, Tq, Tk]``; kept with size 1 where it repeats. ``key_lengths``:
-    integers ``[B]``. ``scale``: factor of the logits, D^-1/2 if None.
+    integers ``[B]``. ``scale``: factor of the logits, D^-1/2 if None. ``block_mask``: contiguous
+    uint8 ``[B, H, query blocks, key blocks]`` of the kernel's sizes, 0 for blocks that are left
+    out; None computes all that other masks leave.
     """
 
     q: Tensor
@@ -51,6 +56,7 @@ class AttentionCall:
     is_causal: bool = False
     scale: float | None = None
     options: Options = PLAIN
+    block_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.attn_mask is not None:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from accel.kernels import measured, torch_lse
+from accel.kernels import measured, sparse, torch_lse
 from accel.kernels.attention_call import AttentionCall, why_not_plain
 from accel.kernels.cpu import attention as cpu
 from accel.kernels.cpu import half_precision
@@ -108,7 +108,7 @@ class Decision:
 
     ``impl``: a name in ``ATTENTION``, or "torch" for torch's own attention. ``precision`` is what
     runs for ``asked``, and ``why`` the reason where it is another one. ``tile``: how the kernel
-    of a card is cut.
+    of a card is cut. ``kept_share``: see ``kernels/sparse.py``; 1 computes every block of keys.
     """
 
     asked: str
@@ -116,6 +116,7 @@ class Decision:
     impl: str
     why: str = ""
     tile: Tile | None = None
+    kept_share: float = sparse.DENSE
 
 
 def decide(call: AttentionCall, precision: str, impl: str) -> Decision:
@@ -139,7 +140,7 @@ def decide(call: AttentionCall, precision: str, impl: str) -> Decision:
     if name != "reference" and (why := _unreadable(call)):
         raise RuntimeError(f"impl {name!r} cannot run this call: {why}; use impl 'auto'")
     if name != "gpu":
-        return Decision(precision, precision, name)
+        return Decision(precision, precision, name, kept_share=sparse.share(call))
     runs, why = _on_card(call, precision)
     if why:
         raise RuntimeError(f"precision {precision!r} cannot run on this card: {why}; use {runs!r}")
@@ -160,7 +161,8 @@ def _fastest(call: AttentionCall, precision: str) -> Decision:
         if keys >= CPU_MIN_KEYS and queries >= CPU_MIN_QUERIES:
             if why := _unreadable(call) or _why_not_half(call, precision):
                 return _full(call, precision, why)
-            return Decision(precision, precision, "cpu")
+            kept = sparse.share(call, sparse.MIN_TOKENS)
+            return Decision(precision, precision, "cpu", kept_share=kept)
         return _too_short(precision, queries, keys, _in_full(call))
     if q.is_cuda:
         return _fastest_on_card(call, precision)

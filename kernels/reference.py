@@ -189,12 +189,15 @@ def quantized_attention(
     scale: float,
     mask: Tensor | None = None,
     valid: Tensor | None = None,
+    blocks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Quantized attention as specified in the module docstring.
 
     q [B, H, Tq, D], k [B, H, Tk, D], v [B, H, Tk, Dv], same number of heads, fp32; ``mask``
-    additive and broadcastable to [B, H, Tq, Tk]. Returns output [B, H, Tq, Dv] fp32 and the natural
-    log-sum-exp of the unsmoothed logits [B, H, Tq]. A fully masked row gives zeros and -inf.
+    additive and broadcastable to [B, H, Tq, Tk]; ``blocks`` [B, H, ceil(Tq / block_q),
+    ceil(Tk / block_k)], 0 where a block of queries leaves out a block of keys. Returns output
+    [B, H, Tq, Dv] fp32 and the natural log-sum-exp of the unsmoothed logits [B, H, Tq], over the
+    keys that are not left out. A fully masked row gives zeros and -inf.
     """
     q, k, v = q.float(), k.float(), v.float()
     queries, keys = q.shape[-2], k.shape[-2]
@@ -229,6 +232,10 @@ def quantized_attention(
             part = _slice_mask(mask, rows, columns)
             if part is not None:
                 logits = logits + part
+            if blocks is not None:
+                some = blocks[..., start // spec.block_q :, first // spec.block_k]
+                kept = some.repeat_interleave(spec.block_q, -1)[..., : logits.shape[-2]]
+                logits = logits.masked_fill(kept[..., None] == 0, -math.inf)
             peak = logits.amax(-1)
             p = (logits - peak[..., None]).exp().masked_fill(peak[..., None] == -math.inf, 0)
             new_top = torch.maximum(top, peak)

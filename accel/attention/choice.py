@@ -41,7 +41,7 @@ def verdict(
 
     ``decision``: what our kernels would run, by ``ours``.
     """
-    kind = trial.kind_of(call, precision, _options(config))
+    kind = trial.kind_of(call, precision, _options(config, decision))
     quantizes = decision.precision != "full"
     if config.impl != "auto":
         return _unmeasured(kind, decision, baseline)
@@ -100,9 +100,10 @@ def _unmeasured(kind: str, decision: Decision | None, baseline: Baseline) -> Ver
     return Verdict(kind, (OURS, baseline.name), {OURS: decision.precision})
 
 
-def _options(config: AttentionConfig) -> str:
+def _options(config: AttentionConfig, decision: Decision) -> str:
     named = ("smooth_q", "smooth_v", "hadamard")
-    return " ".join(name for name in named if getattr(config, name))
+    share = [f"share {decision.kept_share:g}"] if decision.kept_share < 1 else []
+    return " ".join([*(name for name in named if getattr(config, name)), *share])
 
 
 def _capturing(call: Call) -> bool:

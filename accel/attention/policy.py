@@ -1,10 +1,10 @@
-"""Policy: which precision a site has at a step. Pure functions over numbers and names."""
+"""Policy: how exact a site is at a step. Pure functions over numbers and names."""
 
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from accel.config import Quantized, Rule, RulePrecision
+from accel.config import AttentionConfig, Quantized, Rule, RulePrecision
 
 _ACCURACY: tuple[RulePrecision, ...] = ("int4", "int6", "fp8", "int8", "full")
 
@@ -57,3 +57,20 @@ def precision_at(
         possible = [r.precision for r in config.rules if covers(r, site)]
         return max([config.precision, *possible], key=_ACCURACY.index)
     return config.precision
+
+
+def kept_share_at(
+    config: AttentionConfig, site: str, step: int | None, steps: int | None
+) -> float | None:
+    """Share of the softmax whose blocks ``site`` computes at ``step`` of ``steps``; None: all.
+
+    With the step unknown (None) the largest share the site can have at any step is used.
+    """
+    for rule in config.rules:
+        if matches(rule, site, step, steps):
+            return config.kept_share if rule.kept_share is None else rule.kept_share
+    if step is None or not steps:
+        asked = [r.kept_share for r in config.rules if covers(r, site)]
+        shares = [config.kept_share if share is None else share for share in (None, *asked)]
+        return None if None in shares else max(s for s in shares if s is not None)
+    return config.kept_share

@@ -29,11 +29,12 @@ from accel.attention.providers import OURS, provider
 from accel.attention.site_record import Now
 from accel.attention.trial import Verdict
 from accel.config import AttentionConfig
-from accel.kernels.attention import BITS
+from accel.kernels.attention import BITS, with_blocks
 from accel.kernels.attention import run as run_attention
 from accel.kernels.attention_call import AttentionCall, Options
 from accel.kernels.cpu.attention import scratch_bytes
 from accel.kernels.dispatch import PAYS_FROM, Decision, decide
+from accel.kernels.sparse import computed
 
 UNSMOOTHED = "ran without smooth_v, which is further off here"
 
@@ -94,7 +95,9 @@ class Site(GuardedSite):
         call = Call(*sdpa.autocast(*arguments))
         if reason := call.why_not_ours():
             return self._full(raw, reason, now)
-        ours = call.for_kernels(self.options)
+        share = policy.kept_share_at(config, self.name, step, self.state.steps)
+        options = self.options if share is None else replace(self.options, kept_share=share)
+        ours = call.for_kernels(options)
         decision = self._decide(ours, precision)
         verdict = self._verdict(call, ours, decision)
         if len(verdict.order) == 1:
@@ -122,7 +125,7 @@ class Site(GuardedSite):
         """Return who computes calls like this one."""
         assert self.config is not None
         key = choice.kind_of(call, decision.asked, self.baseline.name)
-        key = (*key, decision.precision)
+        key = (*key, decision.precision, decision.kept_share)
         found = self.verdicts.get(key)
         if found is None:
 
@@ -222,9 +225,13 @@ class Site(GuardedSite):
         return self._first(call, ours, decision, out, rows)
 
     def _run(self, ours: AttentionCall, decision: Decision) -> Tensor:
-        start = time.perf_counter()
+        record, start = self.record, time.perf_counter()
+        ours = with_blocks(ours, decision)
         out, _ = run_attention(ours, decision)
-        self.record.seconds += time.perf_counter() - start
+        record.seconds += time.perf_counter() - start
+        if ours.block_mask is not None:
+            record.sparse_calls += 1
+            record.blocks_computed += computed(ours)
         return out
 
     def _first(

@@ -26,6 +26,8 @@ class SiteRecord:
     error: float | None = None
     cosine: float | None = None
     seconds: float = 0.0
+    sparse_calls: int = 0  # that left out blocks of keys
+    blocks_computed: float = 0.0  # sum over those of the share of their blocks that was computed
     scratch_bytes: int = 0  # memory of one call beside inputs and result, where it is known
     steps: list[str] = field(default_factory=list)
     steps_run: int = -1

@@ -19,13 +19,15 @@ from torch import Tensor
 from accel.kernels import shared_keys
 from accel.kernels.attention_call import DTYPES, AttentionCall, new_result
 from accel.kernels.cpu.native import require
+from accel.kernels.sparse import KEY_BLOCK, QUERY_BLOCK
 
 NUMBERS = {dtype: n for n, dtype in enumerate(DTYPES)}  # as enum Dtype in csrc/api.h
 _Strides = ctypes.c_int64 * 4
 _OutStrides = ctypes.c_int64 * 3
 
 
-_POINTERS = ["q", "k", "v", "out", "lse", "mask", "key_lengths", "key_valid"]
+_POINTERS = ["q", "k", "v", "out", "lse", "mask", "key_lengths", "key_valid",
+             "block_mask"]  # fmt: skip
 
 
 class _Call(ctypes.Structure):
@@ -58,7 +60,8 @@ def attention(
     [B, Tk], False where no query sees the key. Returns output ``[B, H, Tq, Dv]`` in q's layout and,
     if asked for, log-sum-exp fp32 ``[B, H, Tq]``.
 
-    Raises RuntimeError without the native library, MemoryError if scratch memory is not to be had.
+    Raises ValueError for a block mask of another size or layout, RuntimeError without the native
+    library, MemoryError if scratch memory is not to be had.
     """
     lib = require()
     use_torchs_threads(lib)
@@ -74,6 +77,7 @@ def attention(
     native.smooth_k, native.smooth_q = True, options.smooth_q
     native.smooth_v, native.hadamard = options.smooth_v, options.hadamard
     masks = _point_at_masks(native, call, key_valid)  # kept alive until the call has read them
+    _point_at_blocks(native, call)
     if shared_keys.shares((k, v)):
         # By content: every slice of a mask hides keys in a tensor of its own.
         hidden = [None if x is None else x.numpy().tobytes() for x in masks[1:]]
@@ -105,6 +109,20 @@ def _point_at_masks(
         key_valid = key_valid.contiguous()
         native.key_valid = key_valid.data_ptr()
     return mask, key_lengths, key_valid
+
+
+def _point_at_blocks(native: _Call, call: AttentionCall) -> None:
+    """Fill in the block mask, if there is one."""
+    mask = call.block_mask
+    if mask is None:
+        return
+    size = (*call.shape[:2], -(-call.shape[2] // QUERY_BLOCK), -(-call.shape[3] // KEY_BLOCK))
+    if mask.shape != size or mask.dtype != torch.uint8 or not mask.is_contiguous():
+        raise ValueError(
+            f"block_mask must be contiguous uint8 {list(size)}, got {mask.dtype} "
+            f"{list(mask.shape)} with strides {list(mask.stride())}"
+        )
+    native.block_mask = mask.data_ptr()
 
 
 class _Packed:

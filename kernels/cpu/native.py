@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 
-ABI = 9
+ABI = 10
 DISTRIBUTION = "accel-diffusion"
 
 

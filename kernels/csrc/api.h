@@ -10,7 +10,7 @@
 #endif
 
 // Number of this interface; native.py refuses a library with another one.
-#define ACCEL_ABI 9
+#define ACCEL_ABI 10
 
 namespace accel {
 

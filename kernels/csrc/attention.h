@@ -46,6 +46,7 @@ struct AttentionCall {
   const void* mask;                // uint8 (bool) or additive in mask_dtype, see mask_stride
   const int64_t* key_lengths;      // [B] or null
   const uint8_t* key_valid;        // [B, Tk] contiguous or null; 0: no query sees this key
+  const uint8_t* block_mask;       // [B, H, query blocks, key blocks] contiguous or null; 0: left out
   int64_t batch, heads, key_heads, queries, keys, dim, value_dim;
   int64_t q_stride[4], k_stride[4], v_stride[4], mask_stride[4];  // in elements
   int64_t out_stride[3];

@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from accel import AttentionConfig, Plan, Rule
-from accel.attention.policy import precision_at
+from accel import AttentionConfig, LinearConfig, Plan, Rule
+from accel.attention.policy import kept_share_at, precision_at
 from accel.core.quality import psnr, ssim
 from accel.core.run_state import RunState
 
@@ -61,6 +61,43 @@ def test_unknown_step_is_treated_with_the_most_accurate_precision():
     config = AttentionConfig("int4", rules=(Rule("int8", end=0.2),))
     assert precision_at(config, "blocks.3.attn1", None, None) == "int8"
     assert precision_at(AttentionConfig("int4"), "x", None, None) == "int4"
+
+
+def test_a_rule_may_have_a_share_of_its_own():
+    rules = (Rule("int8", end=0.2, kept_share=1.0), Rule("int6", "blocks.0.*"))
+    config = AttentionConfig("int8", rules, kept_share=0.9)
+    assert [kept_share_at(config, "blocks.3.attn1", k, 5) for k in range(5)] == [1.0] + [0.9] * 4
+    assert kept_share_at(config, "blocks.0.attn1", 4, 5) == 0.9
+    assert kept_share_at(AttentionConfig("int8", rules), "x", 4, 5) is None
+
+
+def test_an_unknown_step_has_the_largest_share():
+    late = Rule("int8", start=0.5, kept_share=0.8)
+    assert kept_share_at(AttentionConfig(rules=(late,), kept_share=0.9), "x", None, None) == 0.9
+    assert kept_share_at(AttentionConfig(rules=(late,)), "x", None, None) is None
+    assert kept_share_at(AttentionConfig(kept_share=0.9), "x", None, None) == 0.9
+    every = Rule("int8", kept_share=0.8)
+    assert kept_share_at(AttentionConfig(rules=(every,)), "x", None, None) == 0.8
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5, -1, "x", True, math.nan])
+def test_a_share_is_above_0_and_at_most_1(share):
+    for make in (lambda: AttentionConfig(kept_share=share), lambda: Rule("int8", kept_share=share)):
+        with pytest.raises(ValueError, match="kept_share must be"):
+            make()
+
+
+def test_linear_layers_have_no_share():
+    with pytest.raises(ValueError, match="kept_share, which is attention's"):
+        LinearConfig(rules=(Rule("int8", kept_share=0.9),))
+
+
+def test_plans_without_a_share_are_written_as_before():
+    plan = Plan(attention=AttentionConfig(rules=(Rule("int6"),)), linear=LinearConfig())
+    assert "kept_share" not in json.dumps(plan.to_dict())
+    plan = Plan(attention=AttentionConfig(rules=(Rule("int6", kept_share=0.5),), kept_share=0.9))
+    assert plan.to_dict()["attention"]["kept_share"] == 0.9
+    assert Plan.from_dict(plan.to_dict()) == plan
 
 
 class Pipe:

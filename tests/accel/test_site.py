@@ -19,6 +19,7 @@ from accel.calibration.probing import Probe, Sums
 from accel.kernels import dispatch
 from accel.kernels.attention_call import Options
 from accel.kernels.dispatch import Decision
+from accel.reporting import site_report
 
 LOSES = "torch's own attention is faster on this card: measured 0.50x"
 
@@ -162,3 +163,24 @@ def test_calibration_measures_what_some_precision_would_run(four_bits_lose):
     assert why(("int8", "int4"), "auto") == ""
     assert why(("int4",), "auto") == LOSES
     assert why(("int4",), "reference") == ""
+
+
+def test_a_kept_share_leaves_out_blocks_and_the_report_says_how_many():
+    def near(tokens=2304):
+        place = torch.arange(tokens, dtype=torch.float32)[:, None] / tokens
+        waves = torch.cat([(place * 3.14 * f).sin() for f in range(32)], 1)
+        waves = torch.cat([waves, (place * 3.14 * torch.arange(32)).cos()], 1)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(1, 1, tokens, 64, generator=generator)
+        return 2 * waves[None, None], 2 * waves[None, None], noise
+
+    config = AttentionConfig("int8", (Rule("int8", end=0.2, kept_share=1.0),), kept_share=0.95)
+    dense, sparse = Site("x", config, state(1)), Site("x", config, state(3))
+    first, second = attend(dense, *near()), attend(sparse, *near())
+    assert dense.record.sparse_calls == 0 and sparse.record.sparse_calls == 1
+    assert not torch.equal(first, second)
+    assert (first - second).abs().sum() < 0.1 * first.abs().sum()
+    report = site_report(sparse)
+    assert 0 < report.blocks_computed < 0.8 and "share 0.95" in next(iter(
+        sparse.verdicts.values())).kind  # fmt: skip
+    assert sparse.record.error < 0.1

@@ -19,13 +19,14 @@ names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_siz
 counts = st.integers(1, 4096)
 numbers = st.floats(-1e3, 1e3, allow_nan=False)
 precisions = st.sampled_from(get_args(Precision))
+shares = st.none() | st.floats(1e-3, 1)
 
 
 @st.composite
 def rules(draw: st.DrawFn) -> Rule:
     start, end = sorted(draw(st.tuples(st.floats(0, 1), st.floats(0, 1)).filter(len_differs)))
     sites = draw(st.one_of(names, st.lists(names, min_size=1, max_size=3).map(tuple)))
-    return Rule(draw(precisions), sites, start, end)
+    return Rule(draw(precisions), sites, start, end, draw(shares))
 
 
 def len_differs(pair: tuple[float, float]) -> bool:
@@ -68,6 +69,7 @@ attentions = st.builds(
     hadamard=st.booleans(),
     check_rows=st.integers(0, 512),
     max_error=st.none() | st.floats(1e-3, 10),
+    kept_share=shares,
 )
 slicings = st.builds(SlicingConfig, counts, counts, st.booleans())
 plans = st.builds(
