@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from accel.attention import guard
+from accel.attention import guard, simpler
 from accel.attention.apply import apply_attention
 from accel.attention.deferred import Deferred
 from accel.attention.notes import attention_notes
 from accel.attention.provider_report import provider_reports
-from accel.attention.site import Site, unsmoothed
+from accel.attention.site import Site
 from accel.core.clean_copies import CleanCopies
 from accel.core.placed import kept
 from accel.core.run_log import RunLog, Totals
@@ -24,6 +24,7 @@ from accel.core.run_state import RunState
 from accel.core.structure import attention_modules, denoisers
 from accel.core.waiting import may_wait
 from accel.families import only_returns_frames
+from accel.kernels import measured
 from accel.kernels.dispatch import environment
 from accel.linear.apply import apply_linear
 from accel.linear.linear_layers import linear_layers
@@ -171,7 +172,8 @@ class Handle:
         run = self._state.refresh()
         state: dict[str, Any] = {
             **guard.saved(self.sites, run),
-            "unsmoothed": unsmoothed(self.sites, run),
+            **simpler.saved(self.sites, run),
+            "measured": measured.remembered(),
         }
         if self.layers:
             state["linear"] = guard.saved(self.layers, run)
@@ -182,9 +184,8 @@ class Handle:
         run = self._state.refresh()
         guard.restore(self.sites, run, state)
         guard.restore(self.layers, run, state.get("linear", {}))
-        for name, precisions in state.get("unsmoothed", {}).items():
-            self.sites[name].enter_run(run)
-            self.sites[name].unsmoothed = set(precisions)
+        simpler.restore(self.sites, run, state)
+        measured.remember(state.get("measured", {}))
         if self._rehash is not None and "rehash" in state:
             self._rehash.restore(state["rehash"])
 

@@ -13,8 +13,9 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,43 @@ SPREAD = 0.25  # of ratios of rounds; on a quiet machine it is a few hundredths
 
 def cache_file(kind: str, holds_for: str, code: Iterable[Path]) -> Path:
     """Return ``$XDG_CACHE_HOME/accel-diffusion/<kind>-<what it holds for>-<hash of code>.json``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     own = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(code))).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{holds_for} {own}")
-    return Path(base) / "accel-diffusion" / f"{kind}-{name}.json"
+    return _folder() / f"{kind}-{name}.json"
+
+
+def _folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "accel-diffusion"
+
+
+_memories: dict[str, dict[tuple[Path, str], Any]] = {}
+
+
+def memory(what: str) -> dict[tuple[Path, str], Any]:
+    """Return what this process knows of ``what``, by the file that it would be kept in and kind."""
+    return _memories.setdefault(what, {})
+
+
+def remembered() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return all that this process knows as plain values, also what is too doubtful to be kept.
+
+    By what it is about, the name of its file, and kind: for a run that goes on in another process.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for what, known in _memories.items():
+        for (file, kind), value in known.items():
+            plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+            found.setdefault(what, {}).setdefault(file.name, {})[kind] = plain
+    return found
+
+
+def remember(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """Take over what ``remembered`` gave in another process; what is known here stays."""
+    for what, files in found.items():
+        for name, kinds in files.items():
+            for kind, value in kinds.items():
+                memory(what).setdefault((_folder() / name, kind), value)
 
 
 def measuring() -> bool:

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-from accel.attention import check, choice, sdpa, trial
+from accel.attention import check, choice, sdpa, simpler, trial
 from accel.attention import policy as policy
 from accel.attention.baseline import Baseline, rescued
 from accel.attention.call import Call, finite
@@ -36,23 +35,20 @@ from accel.kernels.cpu.attention import scratch_bytes
 from accel.kernels.dispatch import PAYS_FROM, Decision, decide
 from accel.kernels.sparse import computed
 
-UNSMOOTHED = "ran without smooth_v, which is further off here"
-
 
 @dataclass
 class Site(GuardedSite):
     """One attention module, or a denoiser itself (``config`` None).
 
-    ``short``: sizes of queries and keys that are too short to gain, and the reason. ``unsmoothed``:
-    the precisions that in run ``checked_run`` are nearer to full precision without
-    ``smooth_v``. ``out``: providers that failed in that run. ``verdicts``: who computes each kind
-    of call.
+    ``short``: sizes of queries and keys that are too short to gain, and the reason. ``simpler``:
+    options that calls of run ``checked_run`` go without. ``out``: providers that failed in that
+    run. ``verdicts``: who computes each kind of call.
     """
 
     config: AttentionConfig | None
     finished: int = 0
     baseline: Baseline = field(default_factory=Baseline)
-    unsmoothed: set[str] = field(default_factory=set)
+    simpler: simpler.Simpler = field(default_factory=simpler.Simpler)
     out: dict[str, str] = field(default_factory=dict)
     short: dict[Any, str] = field(default_factory=dict)
     verdicts: dict[Any, Verdict] = field(default_factory=dict)
@@ -77,7 +73,7 @@ class Site(GuardedSite):
     def enter_run(self, run: int) -> None:
         """Forget what was found in an earlier run."""
         if self.checked_run != run:
-            self.unsmoothed, self.out = set(), {}
+            self.simpler, self.out = simpler.Simpler(), {}
         super().enter_run(run)
 
     def attend(self, *arguments: Any) -> Tensor:
@@ -206,9 +202,7 @@ class Site(GuardedSite):
     ) -> tuple[Tensor, str]:
         """Return our kernel's result, and why it is not usable, or ""."""
         precision = decision.precision
-        if precision in self.unsmoothed:
-            ours = _unsmoothed(ours)
-            self.record.instead[f"{precision} {UNSMOOTHED}"] += 1
+        ours, decision = self.simpler.found(ours, decision, self.record.instead)
         out = self._run(ours, decision)
         later = self.defers(out, precision)
         if later:
@@ -239,11 +233,9 @@ class Site(GuardedSite):
     ) -> tuple[Tensor, str]:
         """Return a precision's first result in a quarter, and why it is not usable, or "".
 
-        ``rows`` of them are compared with full precision.
-
-        Where ``smooth_v`` costs more than half of what the precision may cost, the call runs
-        without it too; the better result is taken, and later calls run like it. Scratch memory and
-        error are noted.
+        ``rows`` of them are compared with full precision. Where the result is off by more than half
+        of what the precision may be, the call runs without some options too (``simpler.py``).
+        Scratch memory and error are noted.
         """
         record, config, precision = self.record, self.config, decision.precision
         assert config is not None
@@ -254,13 +246,15 @@ class Site(GuardedSite):
             return out, ""
         sample, limit = check.sample(call, rows), check.limit(config, precision)
         error, cosine = sample.error(out)
-        if ours.options.smooth_v and not error <= limit / 2:
-            other = self._run(_unsmoothed(ours), decision)
+        for name in simpler.WITHOUT:
+            way = simpler.less(name, ours, decision)
+            if error <= limit / 2 or way is None:
+                continue
+            other = self._run(*way)
             error2, cosine2 = sample.error(other)
             if error2 < error and finite(other):
-                out, error, cosine = other, error2, cosine2
-                self.unsmoothed.add(precision)
-                record.instead[f"{precision} {UNSMOOTHED}"] += 1
+                out, error, cosine, (ours, decision) = other, error2, cosine2, way
+                self.simpler.take(name, precision, record.instead)
         return out, self.judge(precision, (error, cosine), limit)
 
     def _demote(self, call: Call, why: str, now: Now) -> Tensor:
@@ -273,16 +267,3 @@ class Site(GuardedSite):
         self.record.at(now, "full")
         counter[f"{why}; computed {how}" if how else why] += 1
         return out
-
-
-def unsmoothed(sites: Mapping[str, Site], run: int) -> dict[str, list[str]]:
-    """Return the precisions that ran without ``smooth_v`` in that run, by site."""
-    return {
-        name: sorted(site.unsmoothed)
-        for name, site in sites.items()
-        if site.unsmoothed and site.checked_run == run
-    }
-
-
-def _unsmoothed(ours: AttentionCall) -> AttentionCall:
-    return replace(ours, options=replace(ours.options, smooth_v=False))

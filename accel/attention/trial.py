@@ -87,7 +87,7 @@ class Verdict:
         return None if not mine or not theirs else theirs / mine
 
 
-_known: dict[tuple[Path, str], Verdict] = {}
+_known: dict[tuple[Path, str], Any] = measured.memory("attention")
 
 
 def kind_of(call: Call, precision: str, options: str) -> str:
@@ -109,14 +109,15 @@ def find(device: torch.device, kind: str, names: tuple[str, ...]) -> Verdict | N
     """Return what is known of a kind of call among contenders ``names``, the baseline last."""
     file = _file(device, torch.get_num_threads())
     key = _key(kind, names)
-    if (file, key) not in _known:
-        stored: Any = measured.read(file).get(key)
+    found = _known.get((file, key))
+    if not isinstance(found, Verdict):  # as stored, in the file or by another process
+        stored: Any = found or measured.read(file).get(key)
         try:
-            verdict = Verdict(**{**stored, "order": tuple(stored["order"])})
+            found = Verdict(**{**stored, "order": tuple(stored["order"])})
         except (TypeError, KeyError):
             return None
-        _known[file, key] = verdict
-    return _known[file, key]
+        _known[file, key] = found
+    return found
 
 
 def hold(

@@ -5,11 +5,13 @@ rows share the cost of a call between them. The layer's own weight and the rows 
 used, ours and torch's product taking turns. More than ``MOST_ROWS`` rows cost what that many cost,
 each. A file of the user's cache holds the results for one device, number of threads, instruction
 set, version of torch and code of ours. What was measured while the machine was busy with other work
-holds for this process only, and the next one measures again.
+holds for this process only, and the next one measures again. With ``ACCEL_MEASURE=0`` nothing is
+measured, and every layer that a kernel takes runs in 8 bits.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from functools import cache
@@ -28,7 +30,7 @@ TURN = 2e8  # operations of a turn, about a millisecond, so that a call of a few
 MOST_CALLS = 32  # of a turn
 MIN_GAIN = 1.05  # time of torch's product over this one, quantization of the rows included
 
-_known: dict[tuple[Path, str], float] = {}
+_known: dict[tuple[Path, str], float] = measured.memory("linear")
 _doubts: dict[tuple[Path, str], str] = {}
 
 
@@ -69,6 +71,8 @@ def gain(
     torchs: Callable[[Tensor], object],
 ) -> float:
     """Measure how many times as fast as torch's our call is, with rows of ``x`` [rows, K]."""
+    if not measured.measuring():
+        return math.inf
     file = _file(x.device, torch.get_num_threads())
     rows = x[: rows_of(x.shape[0])]
     jobs: list[Callable[[], object]] = [lambda: ours(rows), lambda: torchs(rows)]

@@ -12,7 +12,8 @@ from accel import AttentionConfig
 from accel.attention import check
 from accel.attention import site as module
 from accel.attention.call import Call, compare
-from accel.attention.site import UNSMOOTHED, Site
+from accel.attention.simpler import WITHOUT
+from accel.attention.site import Site
 from accel.reporting import site_report
 
 
@@ -124,7 +125,9 @@ def test_one_hot_value_runs_without_smooth_v(hot):
     for _ in range(2):
         out = attend(at, q, k, v)
         assert float((out - exact).abs().sum() / exact.abs().sum()) < 0.05
-    assert at.record.ran == {("int8", "cpu"): 2} and at.record.instead == {f"int8 {UNSMOOTHED}": 2}
+    assert at.record.ran == {("int8", "cpu"): 2} and at.record.instead == {
+        f"int8 {WITHOUT['unsmoothed']}": 2
+    }
     assert "without smooth_v" in site_report(at).note
 
 
@@ -133,7 +136,7 @@ def test_smooth_v_stays_where_it_helps():
     v += 50
     at = site("int4")
     attend(at, q, k, v)
-    assert at.record.ran and not at.unsmoothed and at.record.error < 0.01
+    assert at.record.ran and not at.simpler.unsmoothed and at.record.error < 0.01
 
 
 @pytest.mark.parametrize("size", [1e-13, 1e-20, 1e-35])

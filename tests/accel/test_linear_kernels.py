@@ -43,6 +43,7 @@ def test_a_model_runs_and_is_what_it_was(family, impl):
 
 
 def test_auto_gives_a_reason_or_runs(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCEL_MEASURE", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     layer, at = torch.nn.Linear(64, 64).requires_grad_(False), site(impl="auto")
     called(at, layer, torch.randn(128, 64))

@@ -184,3 +184,16 @@ def test_a_kept_share_leaves_out_blocks_and_the_report_says_how_many():
     assert 0 < report.blocks_computed < 0.8 and "share 0.95" in next(iter(
         sparse.verdicts.values())).kind  # fmt: skip
     assert sparse.record.error < 0.1
+
+
+def test_blocks_are_all_computed_where_leaving_some_out_is_too_far_off():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 2304, 64, generator=generator) for _ in range(3))
+    site = Site("x", AttentionConfig("int8", kept_share=0.3), state())
+    dense = Site("x", AttentionConfig("int8"), state())
+    for _ in range(2):
+        assert torch.equal(attend(site, q, k, v), attend(dense, q, k, v))
+    assert site.simpler.dense == {"int8"} and site.record.sparse_calls == 1
+    assert sum(n for why, n in site.record.instead.items() if "all blocks of keys" in why) == 2
+    site.enter_run(1)
+    assert not site.simpler.dense

@@ -119,6 +119,7 @@ def put_in(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
     for user in ("linear_site", "packed"):
         monkeypatch.setattr(f"accel.linear.{user}.kernels", sys.modules[__name__])
+    monkeypatch.setenv("ACCEL_MEASURE", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setattr(pays, "_known", {})
     monkeypatch.setattr(pays, "_doubts", {})
