@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
 
 WIDTH, LEFT, RIGHT, PANEL, GAP = 900, 90, 24, 150, 52  # pixels
 COLORS = ("#2f6fde", "#c77d2b", "#3f9d6b", "#a04fc0", "#c0444f", "#3a9fb5", "#777733", "#8a8f98")
 
-Lines = dict[str, Sequence[float]]
+Lines = Mapping[str, Sequence[float]]
 
 
 def line_chart(title: str, panels: Sequence[tuple[str, Lines]]) -> str:
@@ -52,9 +52,7 @@ def _panel(label: str, lines: Lines, color: dict[str, str], top: float) -> list[
     for share in (0.0, 0.5, 1.0):
         value = low + room + (high - low - 2 * room) * share
         y = float(place(0, value).split(",")[1])
-        parts.append(
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}" stroke="#d8dbe0"/>'
-        )
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}" stroke="#d8dbe0"/>')
         parts.append(_text(LEFT - 8, y + 4, f"{value:.4g}" if finite else "", anchor="end"))
     for name, values in lines.items():
         for points in _runs(values):
