@@ -110,13 +110,13 @@ def _of_scales(a: np.ndarray, b: np.ndarray, scales: int) -> float:
     """Return MS-SSIM of two frames uint8 [H, W, 3]."""
     x, y = _planes(a), _planes(b)
     total = torch.ones(len(x), dtype=torch.float64, device="cpu")
-    weight_sum = sum(WEIGHTS[:scales])
+    whole_sum = 1.0 if scales == len(WEIGHTS) else sum(WEIGHTS[:scales])
     for scale, weight in enumerate(WEIGHTS[:scales]):
         if scale:
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
         whole, contrast = _similarity(x, y)
         part = (whole if scale == scales - 1 else contrast).mean((1, 2, 3))
-        total *= part.clamp_min(0) ** (weight / weight_sum)
+        total *= part.clamp_min(0) ** (weight / whole_sum)
     return float(total.mean())
 
 
