@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import accel
+from accel.cli import main
 from accel.core.quality import (
     color_video_vdp,
     lpips_alexnet,
@@ -22,6 +23,7 @@ from accel.core.quality import (
     temporal_metrics,
     vmaf_ffmpeg,
 )
+from accel.pipelines.video import write_video
 
 quality = accel.quality
 VDP = pytest.mark.skipif(find_spec("pycvvdp") is None, reason="the package cvvdp is not installed")
@@ -332,6 +334,22 @@ def test_lpips_without_weights(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(lpips_alexnet, "find_spec", lambda name: None)
     with pytest.raises(quality.CannotMeasure, match="pip install 'torchmetrics>="):
         quality.lpips(backbone)
+
+
+def test_the_command_takes_weights(weights, tmp_path, monkeypatch, capsys):
+    _, _, (backbone, heads) = weights
+    monkeypatch.setattr(lpips_alexnet, "_linear", lambda given: heads)
+    a, b = noise(0, (2, 40, 52, 3)), noise(1, (2, 40, 52, 3))
+    files = [str(tmp_path / name) for name in ("a.mkv", "b.mkv")]
+    for file, frames in zip(files, (a, b), strict=True):
+        write_video(file, frames, fps=16)
+    expected = quality.measure(a, b, [quality.lpips(backbone, heads)])["lpips"]
+    for names in ("psnr", "psnr,lpips"):
+        command = ["compare", *files, "--metrics", names, "--lpips-weights", str(backbone)]
+        assert main(command) == 0
+        shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert [words[0] for words in shown] == ["PSNR", "LPIPS"]
+        assert float(shown[1][-1]) == pytest.approx(expected, rel=1e-2)
 
 
 # ------------------------------------------------------------------------------------- the registry
