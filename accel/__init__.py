@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from accel.config import RehashConfig as RehashConfig
     from accel.config import Rule as Rule
     from accel.config import SlicingConfig as SlicingConfig
+    from accel.core import quality as quality
     from accel.core.key_steps import Multistep as Multistep
     from accel.patching import Handle as Handle
     from accel.patching import is_patched as is_patched
@@ -63,6 +64,7 @@ _PUBLIC = {
     "patch": "accel.patching",
     "patched": "accel.patching",
     "plan": "accel.planning",
+    "quality": "accel.core.quality",
     "register_backend": "accel.attention.backend",
     "report": "accel.patching",
     "unpatch": "accel.patching",

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from accel.core.optical_flow import estimate
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
-from accel.pipelines.motion.driving import estimate
 from accel.pipelines.motion.flow_pictures import color_wheel
 from accel.pipelines.motion.flows import make_flow
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "render": "render job files to videos",
     "motion": "draw the motion of job files, without a model",
     "info": "print the settings a video was rendered with",
-    "compare": "measure PSNR and SSIM between two videos",
+    "compare": "measure how far videos are from their references",
     "calibrate": "measure what each precision costs a model, and make a plan",
     "plan-diff": "print what two plans do differently",
     "bench-attention": "time attention on this machine: torch, accel, and what is installed",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accel.core.quality import psnr
+from accel.core.quality import psnr_by_frame
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.naming import Naming
 from accel.pipelines.batch.output import Output
@@ -38,7 +38,7 @@ def difference_path(out: Path, name: str) -> Path:
 
 def frame_psnr(a: np.ndarray, b: np.ndarray) -> list[float]:
     """PSNR in dB of each pair of frames of uint8 videos [F, H, W, 3], at most ``CEILING``."""
-    return [min(CEILING, psnr(a[k : k + 1], b[k : k + 1])) for k in range(len(a))]
+    return [min(CEILING, value) for value in psnr_by_frame(a, b)]
 
 
 def keep_reference(

@@ -16,7 +16,7 @@ from accel.calibration.precision import calibrate
 from accel.calibration.probing import sample
 from accel.calibration.table import METRICS, ErrorTable
 from accel.config import AttentionConfig, LinearConfig
-from accel.core.quality import latent_errors, latents_by_step
+from accel.core.latent_errors import latent_errors, latents_by_step
 from accel.patching import patched
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job

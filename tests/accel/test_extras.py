@@ -27,6 +27,7 @@ OPTIONAL = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["opti
         ("torchao", "torchao"),
         ("bitsandbytes", "bitsandbytes"),
         ("gguf", "gguf"),
+        ("jod", "cvvdp"),
     ],
 )
 def test_the_package_is_named_as_its_extra_has_it(extra, package):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from accel.cli import main
+from accel.core.optical_flow import OUT, estimate
 from accel.pipelines.motion.camera import fill_gaps
-from accel.pipelines.motion.driving import OUT, estimate
 from accel.pipelines.motion.flow_pictures import GRAY, arrows, color_wheel
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.motion.layers import Layer

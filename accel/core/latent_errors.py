@@ -1,59 +1,15 @@
-"""Full-reference quality: the distance of an accelerated run from its reference run."""
+"""The distance of an accelerated run from its reference run, step by step, in latents."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from accel.core.structure import denoisers
-
-
-def _check(a: np.ndarray, b: np.ndarray) -> None:
-    if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8 or a.ndim != 4:
-        raise ValueError(
-            "need two uint8 videos [F, H, W, 3] of the same shape, got "
-            f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
-        )
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the peak signal-to-noise ratio in dB over all frames of two uint8 videos [F, H, W, 3].
-
-    Equal videos give inf. Raises ValueError for another dtype or for different shapes.
-    """
-    _check(a, b)
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
-
-
-def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the structural similarity of two uint8 videos [F, H, W, 3], averaged over all frames.
-
-    Wang et al. 2004, with an 11 x 11 Gaussian window of sigma 1.5, averaged over the channels too.
-    Raises ValueError for another dtype, different shapes, or frames smaller than 11 x 11.
-    """
-    _check(a, b)
-    if min(a.shape[1:3]) < 11:
-        raise ValueError(f"SSIM needs frames of 11 x 11 or more, got {a.shape[1:3]}")
-    x, y = (torch.from_numpy(v).double().permute(0, 3, 1, 2).flatten(0, 1)[:, None] for v in (a, b))
-    line = torch.exp(-(torch.arange(-5, 6, dtype=torch.float64, device="cpu") ** 2) / (2 * 1.5**2))
-    window = torch.outer(line, line)[None, None] / line.sum() ** 2
-
-    def blur(image: torch.Tensor) -> torch.Tensor:
-        return F.conv2d(image, window)
-
-    mx, my = blur(x), blur(y)
-    vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    score = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return float(score.mean())
 
 
 @contextmanager
