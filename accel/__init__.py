@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from accel.calibration.step_measurement import Measurement as Measurement
     from accel.calibration.steps import measure_steps as measure_steps
     from accel.calibration.table import ErrorTable as ErrorTable
+    from accel.calibration.whole_plans import search_plan as search_plan
     from accel.config import AttentionConfig as AttentionConfig
     from accel.config import LinearConfig as LinearConfig
     from accel.config import RehashConfig as RehashConfig
@@ -67,6 +68,7 @@ _PUBLIC = {
     "quality": "accel.core.quality",
     "register_backend": "accel.attention.backend",
     "report": "accel.patching",
+    "search_plan": "accel.calibration.whole_plans",
     "unpatch": "accel.patching",
     "unregister_backend": "accel.attention.backend",
 }

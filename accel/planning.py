@@ -1,15 +1,18 @@
 """Make a plan for a budget of memory, of quality, or of both.
 
 For memory the plan has the fewest slices that fit, simulated before anything runs. For quality (dB
-PSNR) it has the fastest measured schedule of step rehash that keeps it.
+PSNR) it has the fastest precision and step rehash that keep it together, found by running them, or
+the fastest measured schedule of step rehash.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from accel.calibration.step_measurement import Measurement
+from accel.calibration.whole_plans import Job, search_plan
 from accel.config import RehashConfig, SlicingConfig
 from accel.core.diffusers_bridge import offloads
 from accel.core.units import gib, parse_bytes
@@ -42,12 +45,14 @@ def plan(
     memory: str | int | None = None,
     quality: float | None = None,
     measured: Measurement | None = None,
+    jobs: Sequence[Job] = (),
 ) -> Plan:
     """Return the plan for a budget of memory, of quality, or of both.
 
     Within ``memory`` it has the fewest slices with which the job fits, and decodes the VAE in
-    strips if that is needed. For ``quality`` it has the fastest schedule of ``measured`` that
-    should keep it in 9 of 10 jobs. ``accel/memory/fit.py`` says what memory is counted.
+    strips if that is needed. For ``quality`` it has the fastest precision and step rehash that
+    keep it in 9 of 10 jobs like ``jobs``, on which they run (``search_plan``); or the fastest
+    schedule of ``measured``. ``accel/memory/fit.py`` says what memory is counted.
 
     Args:
         pipe: A loaded diffusers pipeline.
@@ -55,12 +60,14 @@ def plan(
         memory: Bytes, or text such as "8GiB".
         quality: dB PSNR against the pipeline's own output.
         measured: What ``accel.measure_steps(pipe, jobs)`` returned.
+        jobs: Jobs to search on, see ``accel.search_plan``; instead of ``measured``.
 
     Returns:
         A plan to patch with.
 
     Raises:
-        ValueError: No budget at all, a quality without a measurement, a job without a size, a
+        ValueError: No budget at all, a quality without jobs or a measurement, or with both, a job
+            without a size, a
             pipeline whose classes cannot be simulated, or a phase that does not fit: the error says
             what it needs and what would help.
 
@@ -71,11 +78,20 @@ def plan(
     """
     if memory is None and quality is None:
         raise ValueError("give a budget: memory='8GiB', quality=36.0 (dB PSNR), or both")
-    rehash = None if quality is None else _schedule(quality, measured)
-    found = Plan(f"{quality:g} dB" if quality else "", attention=None, rehash=rehash)
-    if memory is None:
-        return found
-    slicing = _slicing(pipe, job, memory, rehash)
+    if jobs and measured is not None:
+        raise ValueError("give jobs to search on, or what measure_steps measured, not both")
+    if quality is not None and jobs:
+        best = search_plan(pipe, jobs, quality).plan
+        found = replace(best, name=f"{quality:g} dB: {best.name}")
+    else:
+        rehash = None if quality is None else _schedule(quality, measured)
+        found = Plan(f"{quality:g} dB" if quality else "", attention=None, rehash=rehash)
+    return found if memory is None else within(pipe, job, memory, found)
+
+
+def within(pipe: Any, job: Size, memory: str | int, found: Plan) -> Plan:
+    """Return a plan with the fewest slices with which a job fits ``memory``; raises as ``plan``."""
+    slicing = _slicing(pipe, job, memory, found.rehash)
     name = f"within {memory}" + (f", {found.name}" if found.name else "")
     return replace(found, name=name, slicing=slicing)
 
@@ -86,7 +102,8 @@ def _schedule(quality: float, measured: Measurement | None) -> RehashConfig:
             f"quality={quality:g} dB needs a measurement of this pipeline: "
             "m = accel.measure_steps(pipe, jobs) runs a few jobs once (m.save(file) keeps it), "
             "then accel.plan(pipe, job, quality=..., measured=m); without one, ask for a speed-up: "
-            "accel.Plan(rehash=accel.RehashConfig(speedup=1.9))"
+            "accel.Plan(rehash=accel.RehashConfig(speedup=1.9)); or give jobs=[...], and plans run "
+            "on them until one keeps it"
         )
     return measured.at_quality(quality)
 

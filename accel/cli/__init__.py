@@ -24,6 +24,7 @@ COMMANDS = {
     "info": "print the settings a video was rendered with",
     "compare": "measure how far videos are from their references",
     "calibrate": "measure what each precision costs a model, and make a plan",
+    "plan": "find the fastest plan that keeps a quality and fits a memory",
     "plan-diff": "print what two plans do differently",
     "bench-attention": "time attention on this machine: torch, accel, and what is installed",
     "memory": "predict peak memory from a model's config, without downloading it",

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     _check_impl(args.impl)
     earlier = [ErrorTable.load(path) for path in args.merge]
     args.out.mkdir(parents=True, exist_ok=True)
-    pipe, runs = load(models[0]), [_run(job) for job in jobs]
+    pipe, runs = load(models[0]), [plain_run(job) for job in jobs]
     plain: list[np.ndarray] = []
 
     def first(pipe: Any) -> np.ndarray:
@@ -103,7 +103,8 @@ def _check_impl(impl: Impl) -> None:
         raise ValueError(str(error)) from error
 
 
-def _run(job: Job) -> Callable[[Any], np.ndarray]:
+def plain_run(job: Job) -> Callable[[Any], np.ndarray]:
+    """Return a function that runs a job without acceleration and returns its frames."""
     plain = replace(job, preset=None, plan=None)
     return lambda pipe: generate(pipe, plain).frames
 
