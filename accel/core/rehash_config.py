@@ -10,6 +10,9 @@ from accel.core.validate import from_dict, number, one_of, whole
 
 Level = Literal["output", "features"]
 Storage = Literal["native", "int8", "cpu"]
+MOST = 5.0  # steps per computed one
+MOST_WISHED = 3.6  # without a measurement: beyond it fewer steps are better (docs/rehash.md)
+_SHORTER = " (beyond it a run of fewer steps, num_inference_steps, keeps more)"
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class RehashConfig:
     where a ``Wish`` leaves few) and the last one are always computed; 8 steps or fewer all are.
 
     Args:
-        speedup: Steps of a run per computed one, 1 to 5, or less where outputs change too fast.
+        speedup: Steps of a run per computed one, 1 to 3.6, or less where outputs change too fast;
+            to 5 for a measured schedule. Beyond 3.6 a run of fewer steps keeps more.
         keys: 0-based computed steps of a run of ``steps`` steps, stretched to other lengths.
         steps: Length of the run that ``keys`` belong to.
         level: "output" predicts the denoiser's output from its last ones. "features" keeps what a
@@ -64,8 +68,12 @@ class RehashConfig:
             raise ValueError(f"rehash keys must be a list of steps, got {self.keys!r}")
         object.__setattr__(self, "keys", tuple(whole("rehash key", k) for k in self.keys))
         number("rehash speedup", self.speedup)
-        if not 1.0 <= self.speedup <= 5.0:
-            raise ValueError(f"rehash speedup must be from 1 to 5, got {self.speedup}")
+        most = MOST if self.keys else MOST_WISHED
+        if not 1.0 <= self.speedup <= most:
+            raise ValueError(
+                f"rehash speedup must be from 1 to {most:g}{'' if self.keys else _SHORTER}, got "
+                f"{self.speedup}"
+            )
         if self.order not in (None, 0, 1) or (self.order == 1 and self.level == "features"):
             got = f"got {self.order} at level {self.level!r}"
             raise ValueError(f"rehash order must be None, 0 or, at level 'output', 1, {got}")

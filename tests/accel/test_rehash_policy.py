@@ -209,7 +209,8 @@ def test_config_and_plan_round_trip(tmp_path):
     ("wrong", "named"),
     [
         ({"speedup": 0.5}, "0.5"),
-        ({"speedup": 9}, "from 1 to 5"),
+        ({"speedup": 3.7}, r"from 1 to 3.6 \(beyond it a run of fewer steps, num_inference_steps"),
+        ({"speedup": 9, "keys": (0, 5), "steps": 10}, "from 1 to 5, got 9"),
         ({"level": "outputs"}, "did you mean 'output'"),
         ({"store": "fp4"}, "int8"),
         ({"order": 2}, "order"),
