@@ -7,6 +7,7 @@ blocks runs on a UNet in diffusers 0.42.1 or cache-dit 1.5.3.
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 from collections.abc import Callable, Iterator
@@ -125,13 +126,16 @@ def cache_dit(**settings: Any) -> Callable[[Any], AbstractContextManager[Any]]:
         )
         if isinstance(pipe, FluxPipeline):  # its two branches of guidance are calls of their own
             options["enable_separate_cfg"] = True
-        library.enable_cache(
-            pipe, cache_config=library.DBCacheConfig(**options), calibrator_config=calibrator
-        )
+        plain = pipe.transformer
+        pipe.transformer = copy.deepcopy(plain)  # its patch of FLUX's forward is not undone
         try:
+            library.enable_cache(
+                pipe, cache_config=library.DBCacheConfig(**options), calibrator_config=calibrator
+            )
             yield
         finally:
             library.disable_cache(pipe)
+            pipe.transformer = plain
 
     return on
 
