@@ -103,6 +103,9 @@ bench-memory: $(READY)
 bench-rehash: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python tests/bench/bench_rehash.py --json build/bench-rehash.json
+	$(BIN)/python tests/bench/bench_rehash_models.py --model wan --json build/bench-rehash.json
+	$(BIN)/python tests/bench/bench_rehash_models.py --model dit --json build/bench-rehash.json
+	$(BIN)/python tests/bench/bench_rehash_models.py --model unet --json build/bench-rehash.json
 
 clean:
 	rm -rf $(VENV) out build

@@ -1,15 +1,15 @@
-"""Step rehash against fewer steps and the caches people use, on the embedded model.
+"""Step rehash against fewer steps and the caches people use, on the embedded model or a small one.
 
-    python tests/bench/bench_rehash.py [--jobs 30] [--sweep 4] [--timed 5] [--group ours]
+    python tests/bench/bench_rehash.py [--model wan] [--jobs 30] [--sweep 4] [--timed 5]
 
 Every method runs the same jobs with the same seeds and is compared with the pipeline's own output.
-``computed``: multiply-adds of the denoiser's linear layers, full run over this one; ``state``:
-bytes of tensors alive after a step beyond those of a full run, the most of three. Schedules are
-measured on jobs that are not among those. Every setting is swept on the first jobs (``--sweep``);
-the rest run ours, fewer steps, and of each other method the two best settings that compute at
-least 1.85× less. The last lines are the best setting of each method among those, with ``seconds``
-of the whole call, full over this one, in turn and fresh on each start; how many jobs reach the
-decibels that were asked of a measured schedule; and whether our curve is monotone.
+``computed``: multiply-adds of the denoiser's linear layers and 2-D convolutions, full run over this
+one; ``state``: bytes of tensors alive after a step beyond those of a full run, the most of three.
+Schedules are measured on jobs that are not among those. Every setting is swept on the first jobs
+(``--sweep``); the rest run ours, fewer steps, and of each other method the two best settings that
+compute at least 1.85× less. The last lines are the best setting of each method among those, with
+``seconds`` of the whole call, full over this one, in turn and fresh on each start; how many jobs
+reach the decibels that were asked of a measured schedule; and whether our curve is monotone.
 
 Results are kept per setting and job in ``build/rehash``: after an interruption the same command
 goes on, and with more ``--jobs`` only the new ones run. Those of another model count for nothing.
@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import gc
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from rehash_caches import Contender, Job, nothing, of, ours, theirs
+from rehash_caches import Contender, nothing, of, ours, theirs
+from rehash_models import MODELS, Job, denoiser_of
 from rehash_results import (
     ASKED_FOR,
     LIMIT,
@@ -56,27 +56,9 @@ from accel.config import RehashConfig
 from accel.core.quality import psnr, ssim
 from accel.core.run_pipeline import call
 from accel.kernels import linear as kernels
-from accel.pipelines.load import load
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "samples"))
-from clips import PATTERNS, SHAPES
-
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple")
+LEVELS = ("output", "features")
 MEASURED_ON, ASKED = 8, (24.0, 28.0, 32.0, 36.0, 40.0)
-
-
-def make_jobs(count: int, steps: int, first: int) -> list[Job]:
-    """Jobs with captions like those of the training clips, seeds from ``first``."""
-    rng = np.random.default_rng(first)
-    jobs = []
-    for i in range(count):
-        a, b = rng.choice(COLORS, 2, replace=False)
-        prompt = f"a {a} {rng.choice(SHAPES)} on a {rng.choice(PATTERNS)} {b} background"
-        jobs.append(
-            {"prompt": prompt, "seed": first + i, "height": 64, "width": 64, "num_frames": 17,
-             "num_inference_steps": steps, "guidance_scale": 3.0, "max_sequence_length": 64}
-        )  # fmt: skip
-    return jobs
 
 
 def alive() -> int:
@@ -90,19 +72,27 @@ def alive() -> int:
 
 
 class Meter:
-    """Counts the denoiser's linear work and, if ``weigh``, the tensors alive after each step."""
+    """Counts the denoiser's work and, if ``weigh``, the tensors alive after each step."""
 
     def __init__(self, pipe: Any) -> None:
         self.work, self.weigh = 0, False
         self.weights: dict[int, int] = {}
         self.steps = 0
-        self._parts = {p for p in pipe.transformer.modules() if isinstance(p, nn.Linear)}
+        for part in denoiser_of(pipe).modules():
+            part.counted = isinstance(part, (nn.Linear, nn.Conv2d))  # and so are those of copies
         plain = nn.Linear.forward  # a hook on each would tell rehash that somebody looks inside
+        convolve = nn.Conv2d.forward
 
         def forward(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
             output = plain(module, x)
-            if module in self._parts:
+            if getattr(module, "counted", False):
                 self.work += output.numel() * module.in_features
+            return output
+
+        def convolved(module: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+            output = convolve(module, x)
+            if getattr(module, "counted", False):
+                self.work += output.numel() * module.weight[0].numel()
             return output
 
         ours = kernels.run
@@ -112,6 +102,7 @@ class Meter:
             return ours(x, packed, *rest)
 
         nn.Linear.forward = forward  # type: ignore[method-assign]
+        nn.Conv2d.forward = convolved  # type: ignore[method-assign]
         kernels.run = eight_bits
 
     def step_done(self, pipe: Any, step: int, t: Any, tensors: Any) -> Any:
@@ -212,6 +203,7 @@ HEAD = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=tuple(MODELS), default="wan")
     parser.add_argument("--jobs", type=int, default=30)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--measured-on", type=int, default=MEASURED_ON)
@@ -221,17 +213,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/rehash"), help="results")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    pipe = load("tiny")
-    pipe.set_progress_bar_config(disable=True)
+    model = MODELS[args.model]
+    pipe = model.load()
     results = Results(args.folder, model_digest(pipe))
-    training = make_jobs(args.measured_on, args.steps, 5000)
+    training = model.jobs(args.measured_on, args.steps, 5000)
     contenders = []
     if args.group != "theirs":
-        name = digest([results.model, training])
-        maps = _measured(pipe, training, args.folder / f"map-{name}.json")
+        maps = measured(pipe, training, args.folder, results.model)
         contenders += [*ours(*maps), *asked_for(maps[0])]
-    contenders += [] if args.group == "ours" else theirs(pipe, training[0], args.steps)
-    jobs = make_jobs(args.jobs, args.steps, 9000)
+    contenders += [] if args.group == "ours" else theirs(model, pipe, training[0], args.steps)
+    jobs = model.jobs(args.jobs, args.steps, 9000)
     rows = run_all(pipe, jobs, contenders, results, args.sweep)
     print("\n" + "\n".join([HEAD, *map(str, rows)]))
     fast = best(rows)
@@ -251,11 +242,13 @@ def asked_for(measured: Measurement) -> list[Contender]:
     return [of(ASKED_FOR, f"{wanted:g} dB", config) for wanted, config in configs.items()]
 
 
-def _measured(pipe: Any, jobs: Sequence[Job], path: Path) -> tuple[Measurement, Measurement]:
-    """Measurements of both levels, from ``path`` and the file beside it where they exist."""
+def measured(
+    pipe: Any, jobs: Sequence[Job], folder: Path, name: str, levels: Sequence[str] = LEVELS
+) -> list[Measurement]:
+    """Measurements of some levels of the model whose digest is ``name``, kept in ``folder``."""
     found = []
-    for level in ("output", "features"):
-        file = path.with_name(f"{path.stem}-{level}.json")
+    for level in levels:
+        file = folder / f"map-{digest([name, jobs])}-{level}.json"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             config = RehashConfig(level=level)
@@ -266,7 +259,7 @@ def _measured(pipe: Any, jobs: Sequence[Job], path: Path) -> tuple[Measurement, 
                     file
                 )
         found.append(Measurement.load(file))
-    return found[0], found[1]
+    return found
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Step rehash without a measurement: its rule, SeaCache and fewer steps, from 1.5× to 3×.
 
-    python tests/bench/bench_rehash_rules.py [--half report] [--jobs 30] [--guidance 3]
+    python tests/bench/bench_rehash_rules.py [--model wan] [--half report] [--jobs 30]
 
 Constants of the rule and of its prediction are chosen on the jobs of ``--half tuning`` alone;
 ``--half report`` (the default) has other prompts and seeds. Each row is the mean and the worst PSNR
@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_rehash import Full, Meter, compare, make_jobs
+from bench_rehash import Full, Meter, compare
 from diffusers import SeaCacheConfig
-from rehash_caches import Contender, Job, nothing, of, of_diffusers
+from rehash_caches import Contender, nothing, of, sea
+from rehash_models import MODELS, Job
 from rehash_results import Results, Row, model_digest
 
 from accel.config import RehashConfig
 from accel.patching import patched
-from accel.pipelines.load import load
 from accel.plans import Plan
 from accel.rehash.schedule import budget
 
@@ -52,10 +52,7 @@ def contenders(method: str, label: str, steps: int) -> list[Contender]:
             ]
         case "SeaCache":
             configs = [SeaCacheConfig(t) for t in THRESHOLDS]
-            return [
-                Contender(method, f"threshold {c.threshold}", of_diffusers(lambda _, c=c: c))
-                for c in configs
-            ]
+            return [Contender(method, f"threshold {c.threshold}", sea(c)) for c in configs]
         case "fast":
             plan = Plan.preset("fast")
             return [Contender(label + method, "", lambda pipe: patched(pipe, plan=plan))]
@@ -112,6 +109,7 @@ def targets(rows: Sequence[Row]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=tuple(MODELS), default="wan")
     parser.add_argument("--half", choices=tuple(HALVES), default="report")
     parser.add_argument("--jobs", type=int, default=30)
     parser.add_argument("--steps", type=int, default=25)
@@ -120,10 +118,9 @@ def main() -> None:
     parser.add_argument("--label", default="", help="put before the names of our rows")
     parser.add_argument("--folder", type=Path, default=Path("build/rehash"), help="results")
     args = parser.parse_args()
-    pipe = load("tiny")
-    pipe.set_progress_bar_config(disable=True)
-    jobs = make_jobs(args.jobs, args.steps, HALVES[args.half])
-    jobs = [{**job, "guidance_scale": args.guidance} for job in jobs]
+    model = MODELS[args.model]
+    pipe = model.load()
+    jobs = model.jobs(args.jobs, args.steps, HALVES[args.half], args.guidance)
     label = f"{args.label} " if args.label else ""
     wanted = [c for m in args.method or METHODS for c in contenders(m, label, args.steps)]
     rows = measure(pipe, jobs, wanted, Results(args.folder, model_digest(pipe)))

@@ -1,11 +1,13 @@
 """The caches that step rehash is compared with, each as its documentation sets it and swept.
 
 Every entry is a name, its setting as text, and a context in which the pipeline has it. An entry
-that cannot run on the embedded model raises in its context or run; the benchmark prints why.
+that cannot run on a model raises in its context or run; the benchmark prints why. No cache of
+blocks runs on a UNet in diffusers 0.42.1 or cache-dit 1.5.3.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 from collections.abc import Callable, Iterator
@@ -16,20 +18,22 @@ from typing import Any
 from diffusers import (
     FasterCacheConfig,
     FirstBlockCacheConfig,
+    FluxPipeline,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
     SeaCacheConfig,
     TaylorSeerCacheConfig,
+    WanPipeline,
 )
+from rehash_models import Job, Model
+from rehash_rivals import Chebyshev, Transformation, skipping
+from torch import Tensor
 
 from accel.calibration.step_measurement import Measurement
 from accel.config import AttentionConfig, RehashConfig
 from accel.core.run_pipeline import call
 from accel.patching import patched
 from accel.plans import Plan
-
-Job = dict[str, Any]
-PARTS = [r"blocks\.\d+\.attn1", r"blocks\.\d+\.attn2", r"blocks\.\d+\.ffn"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,41 @@ def of(
     return Contender(method, setting, lambda pipe: patched(pipe, plan=plan), detail=asdict(plan))
 
 
+def sea(config: SeaCacheConfig) -> Callable[[Any], AbstractContextManager[Any]]:
+    """SeaCache. FLUX's pipeline does not tell it the step and the noise level; here it is told."""
+
+    @contextmanager
+    def on(pipe: Any) -> Iterator[None]:
+        if isinstance(pipe, WanPipeline):
+            with of_diffusers(lambda _: config)(pipe):
+                yield
+            return
+        transformer, scheduler = pipe.transformer, pipe.scheduler
+        plain = transformer.cache_context
+
+        def context(name: str) -> Any:
+            step, steps = scheduler.step_index or 0, len(scheduler.timesteps)
+            sigma = float(scheduler.sigmas[step])
+            return plain(name, step_index=step, sigma=sigma, num_inference_steps=steps)
+
+        transformer.cache_context = context
+        try:
+            with of_diffusers(lambda _: replace(config, raw_vision_callback=_latents))(pipe):
+                yield
+        finally:
+            del transformer.cache_context
+
+    return on
+
+
+def _latents(module: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """Latents [C, 1, H, W] of FLUX's tokens [1, H W / 4, 4 C] of a square picture."""
+    tokens = kwargs["hidden_states"][0]
+    side = round(len(tokens) ** 0.5)
+    x = tokens.view(side, side, -1, 2, 2).permute(2, 0, 3, 1, 4)
+    return [x.reshape(x.shape[0], 1, 2 * side, 2 * side)]
+
+
 def cache_dit(**settings: Any) -> Callable[[Any], AbstractContextManager[Any]]:
     """cache-dit's DBCache; ``taylor`` adds its TaylorSeer calibrator of that order."""
 
@@ -85,13 +124,18 @@ def cache_dit(**settings: Any) -> Callable[[Any], AbstractContextManager[Any]]:
         calibrator = (
             None if order is None else library.TaylorSeerCalibratorConfig(taylorseer_order=order)
         )
-        library.enable_cache(
-            pipe, cache_config=library.DBCacheConfig(**options), calibrator_config=calibrator
-        )
+        if isinstance(pipe, FluxPipeline):  # its two branches of guidance are calls of their own
+            options["enable_separate_cfg"] = True
+        plain = pipe.transformer
+        pipe.transformer = copy.deepcopy(plain)  # its patch of FLUX's forward is not undone
         try:
+            library.enable_cache(
+                pipe, cache_config=library.DBCacheConfig(**options), calibrator_config=calibrator
+            )
             yield
         finally:
             library.disable_cache(pipe)
+            pipe.transformer = plain
 
     return on
 
@@ -129,13 +173,26 @@ def ours(measured: Measurement, features: Measurement) -> list[Contender]:
     return found
 
 
-def theirs(pipe: Any, job: Job, steps: int) -> list[Contender]:
-    """Fewer steps and every cache, documented setting first."""
+def theirs(model: Model, pipe: Any, job: Job, steps: int) -> list[Contender]:
+    """Fewer steps, the methods of ``rehash_rivals``, and every cache, documented setting first."""
+    speedups = (1.25, 1.5, 1.7, 1.9, 2.1, 2.4, 2.75, 3.0)
     found = [
         Contender("fewer steps", str(n), nothing, lambda j, n=n: {**j, "num_inference_steps": n})
-        for n in sorted({round(steps / s) for s in (1.25, 1.5, 1.7, 1.9, 2.4, 3.0)}, reverse=True)
+        for n in sorted({round(steps / s) for s in speedups}, reverse=True)
     ]
-    for t in (0.2, 0.05, 0.1, 0.25, 0.3):
+    for gap, growth in ((2, 0.75), (1, 0.25), (2, 0.25), (2, 0.5), (3, 0.5), (3, 1), (4, 1.5)):
+        on = skipping(lambda g=gap, w=growth: Chebyshev(g, w))
+        found.append(Contender("like Spectrum", f"gap {gap}, growth {growth}", on))
+    for t in (0.05, 0.03, 0.07, 0.1, 0.15, 0.2, 0.3):
+        on = skipping(lambda t=t: Transformation(t))
+        found.append(Contender("like EasyCache", f"threshold {t}", on))
+    return found if not model.parts else [*found, *_of_blocks(model, pipe, job, steps)]
+
+
+def _of_blocks(model: Model, pipe: Any, job: Job, steps: int) -> list[Contender]:
+    """Caches that leave out blocks of a transformer."""
+    found = []
+    for t in (0.2, 0.05, 0.1, 0.25, 0.3, 0.5):
         on = of_diffusers(lambda _, t=t: FirstBlockCacheConfig(t))
         found.append(Contender("FirstBlockCache", f"threshold {t}", on))
     ratios = magnitudes(pipe, job, steps)
@@ -144,17 +201,16 @@ def theirs(pipe: Any, job: Job, steps: int) -> list[Contender]:
         on = of_diffusers(lambda _, c=config: c)
         found.append(Contender("MagCache", f"threshold {t}, at most {k}", on))
     found += [_broadcast(2, None), _broadcast(2, 6), _broadcast(3, 6), _broadcast(5, 6)]
-    for n in (5, 2, 3):
+    for n in (5, 2, 3, 4):
         lite = TaylorSeerCacheConfig(cache_interval=n, use_lite_mode=True)
-        parts = TaylorSeerCacheConfig(cache_interval=n, cache_identifiers=PARTS)
+        parts = TaylorSeerCacheConfig(cache_interval=n, cache_identifiers=list(model.parts))
         found.append(
             Contender("TaylorSeer lite", f"interval {n}", of_diffusers(lambda _, c=lite: c))
         )
         found.append(Contender("TaylorSeer", f"interval {n}", of_diffusers(lambda _, c=parts: c)))
-    for t, order in ((0.25, 1), (0.3, 1), (0.1, 1), (0.5, 1), (0.25, 0)):
+    for t, order in ((0.25, 1), (0.3, 1), (0.1, 1), (0.5, 1), (0.25, 0), (0.15, 1), (0.7, 1)):
         config = SeaCacheConfig(t, residual_order=order)
-        on = of_diffusers(lambda _, c=config: c)
-        found.append(Contender("SeaCache", f"threshold {t}, order {order}", on))
+        found.append(Contender("SeaCache", f"threshold {t}, order {order}", sea(config)))
     return [*found, *_faster(), *_of_cache_dit(steps)]
 
 
@@ -187,7 +243,7 @@ def _faster() -> list[Contender]:
 def _of_cache_dit(steps: int) -> list[Contender]:
     """Its F8 needs more than six blocks, so one block decides."""
     found = []
-    for t in (0.08, 0.2, 0.4):
+    for t in (0.08, 0.2, 0.4, 0.8):
         settings = {
             "Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "residual_diff_threshold": t,
             "num_inference_steps": steps,
