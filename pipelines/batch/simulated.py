@@ -187,9 +187,10 @@ def key_of(request: Request) -> str:
     """Return hash of all that decides the peak of denoiser and VAE, wherever the folder lies."""
     configs = [config_of(request.folder, name) for name in (denoiser_of(request.folder), "vae")]
     rest = {k: v for k, v in asdict(request).items() if k != "folder"}
+    plan = Plan("", None, rehash=request.rehash, linear=request.linear).to_dict()
+    rest |= {"rehash": plan["rehash"], "linear": plan.get("linear")}  # as it always was
     if request.linear is None:
         del rest["linear"]
-    rest["rehash"] = Plan("", None, rehash=request.rehash).to_dict()["rehash"]  # as it always was
     return digest([configs, rest])
 
 

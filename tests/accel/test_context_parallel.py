@@ -73,8 +73,10 @@ def test_a_ring_is_as_far_from_fp64_as_one_process(backend, found) -> None:
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_the_mean_of_its_keys_is_all_that_a_part_of_a_ring_rounds_by(precision) -> None:
-    """With that of all keys it is one process again, if parts are whole key blocks (128). Queries
-    behind a part's own, which see all keys, make them count for the mean; its own see its keys.
+    """With that of all keys it is one process again, if parts are whole key blocks (128), but for
+    the few rows whose highest keys are taken out of a block after what they saw in earlier ones.
+    Queries behind a part's own, which see all keys, make them count for the mean; its own see its
+    keys.
     """
     tokens, more = 1024, 96
     q, k, v = qkv(tokens, tokens, 64)
@@ -95,8 +97,8 @@ def test_the_mean_of_its_keys_is_all_that_a_part_of_a_ring_rounds_by(precision) 
         return attention(q, k[:, :, keys], v[:, :, keys], precision=precision, return_lse=True)
 
     halves = slice(None, tokens // 2), slice(tokens // 2, None)
-    assert parallel.relative(merged(*map(part, halves)), one) < 1e-6
-    assert parallel.relative(merged(*map(alone, halves)), one) > 1e-3
+    same, apart = (parallel.relative(merged(*map(how, halves)), one) for how in (part, alone))
+    assert same < 2e-3 and apart > 5 * same
 
 
 def test_merging_a_ring_by_log_sum_exp_costs_nothing_but_rounding(found) -> None:

@@ -14,6 +14,10 @@ from accel.slicing.vae.row_spans import Unit, spans
 from accel.slicing.vae.stream import Streamed
 from accel.slicing.vae.video_run import Waiting
 
+# Relative L2 in fp32: a convolution of another width may sum in another order (1.05e-6 on an
+# Intel Xeon with AVX-512).
+ROUNDING = 2e-6
+
 WAN = {"base_dim": 16, "z_dim": 4, "dim_mult": [1, 2, 2], "num_res_blocks": 1,
        "temperal_downsample": [True, True], "latents_mean": (0.0,) * 4,
        "latents_std": (1.0,) * 4}  # fmt: skip
@@ -45,7 +49,7 @@ def test_deep_strips_decode_the_same_video(name, frames, height, batch, n):
         out = decode(vae, z)
         assert deep(handle)[0] == (height > 15) and not deep(handle)[1].whole.keys() - SMALLER
     assert type(out) is torch.Tensor and out.shape == plain.shape
-    assert relative(out, plain) <= 1e-6
+    assert relative(out, plain) <= ROUNDING
     assert torch.equal(decode(vae, z), plain)
     assert not any("forward" in vars(m) for m in vae.modules())
 
@@ -98,7 +102,7 @@ def test_beside_tiles_slices_and_an_encoder(name):
     plain = decode(vae, z)
     encoded = vae.encode(plain[..., :64, :16].clone()).latent_dist.mean
     with accel.patched(Pipe(vae), plan=plan(8)) as handle:
-        assert relative(decode(vae, z), plain) <= 1e-6 and deep(handle)[0]
+        assert relative(decode(vae, z), plain) <= ROUNDING and deep(handle)[0]
         assert torch.equal(vae.encode(plain[..., :64, :16].clone()).latent_dist.mean, encoded)
 
 
@@ -119,10 +123,12 @@ def test_a_caller_may_look_at_frames_before_the_next_ones():
         for look in ([0, 1, 2, 3], [2], []):
             found = pieces(look)
             assert isinstance(found[-1], Waiting) == (3 not in look)
-            assert relative(torch.cat([x.clone() for x in found], 2), torch.cat(plain, 2)) <= 1e-6
+            assert (
+                relative(torch.cat([x.clone() for x in found], 2), torch.cat(plain, 2)) <= ROUNDING
+            )
         again = pieces([])
-        assert relative(again[2].clone(), plain[2]) <= 1e-6
-        assert relative(torch.cat(again[:2], 2).clone(), torch.cat(plain[:2], 2)) <= 1e-6
+        assert relative(again[2].clone(), plain[2]) <= ROUNDING
+        assert relative(torch.cat(again[:2], 2).clone(), torch.cat(plain[:2], 2)) <= ROUNDING
 
 
 @pytest.mark.proof
@@ -132,7 +138,7 @@ def test_frames_that_go_to_the_cpu_wait_there(monkeypatch):
     plain = decode(vae, z)
     monkeypatch.setattr(Streamed, "_possible", lambda self, frames: True)  # as on an accelerator
     with accel.patched(WanPipeline(vae), plan=plan(8)) as handle:
-        assert relative(decode(vae, z), plain) <= 1e-6 and deep(handle)[0]
+        assert relative(decode(vae, z), plain) <= ROUNDING and deep(handle)[0]
 
 
 @pytest.mark.parametrize("name", ["wan", "hunyuan15"])
@@ -147,7 +153,7 @@ def test_a_failure_runs_whole_and_is_told(monkeypatch, name):
     monkeypatch.setattr("accel.slicing.vae.video_run.spans", fails)
     with accel.patched(Pipe(vae), plan=plan(8)) as handle:
         for _ in range(2):
-            assert relative(decode(vae, z), plain) <= 1e-6
+            assert relative(decode(vae, z), plain) <= ROUNDING
         assert deep(handle)[1].whole == {"running it in slices failed (AssertionError: spans)": 1}
 
 
@@ -163,7 +169,7 @@ def test_a_later_blocks_own_error_comes_out_as_it_is(name):
         with pytest.raises(RuntimeError, match="bias"):
             decode(vae, z)
         part.bias = bias
-        assert relative(decode(vae, z), plain) <= 1e-6
+        assert relative(decode(vae, z), plain) <= ROUNDING
         assert not any("failed" in why for why in deep(handle)[1].whole)
 
 
@@ -175,7 +181,7 @@ def test_hooks_and_autocast_see_whole_pictures(name):
     hook = part.register_forward_hook(lambda m, a, y: seen.append(y.shape[-2]))
     plain, rows = decode(vae, z), seen[:]
     with accel.patched(Pipe(vae), plan=plan(8)) as handle:
-        assert relative(decode(vae, z), plain) <= 1e-6 and seen == 2 * rows
+        assert relative(decode(vae, z), plain) <= ROUNDING and seen == 2 * rows
         hook.remove()
         with torch.autocast("cpu", torch.bfloat16):
             decode(vae, z)
@@ -194,7 +200,7 @@ def test_beside_weights_that_are_offloaded(name, kind):
     more = {"num_blocks_per_group": 1} if kind == "block_level" else {}
     vae.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type=kind, **more)
     with accel.patched(Pipe(vae), plan=plan(8)) as handle:
-        assert relative(decode(vae, z), plain) <= 1e-6 and deep(handle)[0]
+        assert relative(decode(vae, z), plain) <= ROUNDING and deep(handle)[0]
 
 
 @pytest.mark.proof

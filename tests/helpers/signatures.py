@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from accel import AttentionConfig
+from accel.attention.apply import apply_attention
 from accel.attention.check import LIMITS
-from accel.attention.site import Site, apply_attention
+from accel.attention.site import Site
 
 FULL = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 DTYPES = tuple(FULL)

@@ -36,7 +36,7 @@ def len_differs(pair: tuple[float, float]) -> bool:
 @st.composite
 def rehashes(draw: st.DrawFn) -> RehashConfig:
     settings = {
-        "speedup": draw(st.floats(1, 5)),
+        "speedup": draw(st.floats(1, 3.6)),
         "entries": draw(st.integers(2, 6)),
         "tail": draw(st.integers(0, 4)),
         "store": draw(st.sampled_from(get_args(Storage))),
