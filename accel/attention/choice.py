@@ -11,7 +11,7 @@ from torch import Tensor
 from accel.attention import check, trial
 from accel.attention.backend import BACKENDS
 from accel.attention.baseline import Baseline
-from accel.attention.call import Call
+from accel.attention.call import Call, finite
 from accel.attention.providers import CLASSES, NATIVE, OURS, candidates
 from accel.attention.trial import Contender, Verdict
 from accel.config import AttentionConfig
@@ -60,6 +60,7 @@ def verdict(
         mine = any(one.name == OURS for one in contenders)
         fixed = _unmeasured(kind, decision if mine else None, baseline)
         return replace(fixed, why_not={**reasons, **fixed.why_not})
+    contenders = [replace(one, run=_checked(one.run)) for one in contenders]
     names = (*(one.name for one in contenders), baseline.name)
     found = trial.find(call.query.device, kind, names)
     if found is None:
@@ -85,6 +86,17 @@ def _contenders(
         else:
             contenders.append(Contender(one.name, one.claim, one.run))
     return contenders, reasons
+
+
+def _checked(run: Callable[[Call], Tensor]) -> Callable[[Call], Tensor]:
+    """Return a contender's run with the check that each of its results will have."""
+
+    def checked(call: Call) -> Tensor:
+        out = run(call)
+        finite(out)
+        return out
+
+    return checked
 
 
 def _allowed(precision: str) -> tuple[str, ...]:

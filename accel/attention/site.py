@@ -17,6 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from accel.attention import check, choice, sdpa, simpler, trial
@@ -42,7 +43,8 @@ class Site(GuardedSite):
 
     ``short``: sizes of queries and keys that are too short to gain, and the reason. ``simpler``:
     options that calls of run ``checked_run`` go without. ``out``: providers that failed in that
-    run. ``verdicts``: who computes each kind of call.
+    run. ``verdicts``: who computes each kind of call; ``lost``: of those that stay with the
+    baseline, why.
     """
 
     config: AttentionConfig | None
@@ -51,6 +53,7 @@ class Site(GuardedSite):
     simpler: simpler.Simpler = field(default_factory=simpler.Simpler)
     out: dict[str, str] = field(default_factory=dict)
     short: dict[Any, str] = field(default_factory=dict)
+    lost: dict[Any, str] = field(default_factory=dict)
     verdicts: dict[Any, Verdict] = field(default_factory=dict)
     options: Options = field(init=False)
 
@@ -61,6 +64,8 @@ class Site(GuardedSite):
             if config is None
             else Options(config.smooth_q, config.smooth_v, config.hadamard)
         )
+        parts = () if config is None else (config, *config.rules)
+        self._sparse = any(part.kept_share is not None for part in parts)
 
     def begin(self) -> None:
         """Note that a call of the module begins."""
@@ -88,19 +93,32 @@ class Site(GuardedSite):
         precision = policy.precision_at(config, self.name, step, self.state.steps)
         if precision == "full":
             return self._full(raw, BY_PLAN, now)
+        share = None
+        if self._sparse:
+            share = policy.kept_share_at(config, self.name, step, self.state.steps)
+        lost = (*self._place(raw), precision, share)
+        if (reason := self.lost.get(lost)) is not None:
+            return self._full(raw, reason, now)
         call = Call(*sdpa.autocast(*arguments))
         if reason := call.why_not_ours():
             return self._full(raw, reason, now)
-        share = policy.kept_share_at(config, self.name, step, self.state.steps)
         options = self.options if share is None else replace(self.options, kept_share=share)
         ours = call.for_kernels(options)
         decision = self._decide(ours, precision)
         verdict = self._verdict(call, ours, decision)
         if len(verdict.order) == 1:
-            return self._full(raw, self._why_full(raw, verdict, decision), now)
+            self.lost[lost] = self._why_full(raw, verdict, decision)
+            return self._full(raw, self.lost[lost], now)
         if self.demoted_run == run:
             return self._rescue(raw, f"demoted: {self.demoted_why}", self.record.kept, now)
         return self._quantized(raw, call, ours, decision, verdict, now)
+
+    def _place(self, call: Call) -> tuple[Any, ...]:
+        """Return what a lost call is known by; others of it may win, but none is ever wrong."""
+        q, k = call.query, call.key
+        cast = torch.is_autocast_enabled(q.device.type) if q.device.type != "meta" else False
+        masked = call.attn_mask is not None
+        return q.shape, k.shape, q.dtype, cast, masked, call.is_causal, self.baseline.name
 
     def _full(self, call: Call, reason: str, now: Now) -> Tensor:
         """Compute a call as the user's code would, and count it with the reason."""
@@ -125,8 +143,11 @@ class Site(GuardedSite):
         found = self.verdicts.get(key)
         if found is None:
 
-            def run(part: Call) -> Tensor:
-                return run_attention(part.for_kernels(ours.options), decision)[0]
+            def run(part: Call) -> Tensor:  # with what a call costs around it
+                part.why_not_ours()
+                mine = part.for_kernels(ours.options)
+                self._decide(mine, decision.asked)
+                return run_attention(with_blocks(mine, decision), decision)[0]
 
             found = self.verdicts[key] = choice.verdict(
                 call, decision.asked, self.config, self.baseline, decision, run
