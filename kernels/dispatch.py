@@ -119,18 +119,21 @@ class Decision:
     kept_share: float = sparse.DENSE
 
 
-def decide(call: AttentionCall, precision: str, impl: str) -> Decision:
+def decide(call: AttentionCall, precision: str, impl: str, timed: bool = False) -> Decision:
     """Choose what runs for a call in ``precision`` with ``impl``, "auto" or a name.
 
     "auto" takes the fastest: torch's own attention at full precision where quantizing does not
     pay, and a more exact precision where the asked one has no fast kernel, never a less exact one.
-    On a card the first call of a kind measures (``gpu/tuning.py``).
+    On a card the first call of a kind measures (``gpu/tuning.py``), and in half precision on some
+    processors (``cpu/half_precision.py``), there not if the caller has ``timed`` such calls itself.
 
     Raises ValueError for an unknown ``impl``, and RuntimeError, with the reason and what can run
     instead, where a named one cannot run here as asked.
     """
     if impl == "auto":
-        return _full(call, precision, "") if precision == "full" else _fastest(call, precision)
+        found = _full(call, precision, "") if precision == "full" else _fastest(call, precision)
+        slow = "" if timed or found.impl != "cpu" else _why_not_half(call, precision)
+        return _full(call, precision, slow) if slow else found
     device = call.q.device
     if precision == "full":
         return Decision(precision, precision, resolve(FULL, impl, device))
@@ -159,7 +162,7 @@ def _fastest(call: AttentionCall, precision: str) -> Decision:
             return _full(call, precision, f"no fast quantized kernel here: {missing}")
         queries, keys = q.shape[2], call.k.shape[2]
         if keys >= CPU_MIN_KEYS and queries >= CPU_MIN_QUERIES:
-            if why := _unreadable(call) or _why_not_half(call, precision):
+            if why := _unreadable(call):
                 return _full(call, precision, why)
             kept = sparse.share(call, sparse.MIN_TOKENS)
             return Decision(precision, precision, "cpu", kept_share=kept)

@@ -101,7 +101,7 @@ def test_calls_that_stay_at_full_precision_say_why(config, change, reason):
 def test_a_call_is_decided_once(monkeypatch, impl):
     asked = []
 
-    def decide(call, precision, impl):
+    def decide(call, precision, impl, timed):
         asked.append((precision, impl))
         return dispatch.decide(call, precision, impl)
 

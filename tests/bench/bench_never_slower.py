@@ -1,6 +1,6 @@
 """A patch beside none: attention of many lengths, in turn, after the first seconds.
 
-    python tests/bench/bench_never_slower.py [--dtype fp32|bf16] [--rounds N]
+    python tests/bench/bench_never_slower.py [--dtype fp32|bf16] [--rounds N] [--tokens N ...]
 
 Four attention modules of diffusers, with their projections, run patched with INT8 and
 "auto", which measures each kind of call once, and unpatched. Both take turns, A B A B ..., and the
@@ -77,13 +77,14 @@ def ratio(tokens: int, size: int, dtype: torch.dtype, rounds: int) -> tuple[floa
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tokens", type=int, nargs="+", default=LENGTHS)
     args = parser.parse_args()
     print(environment())
     print(f"{args.dtype}: times as fast as unpatched (half of the rounds within), and what ran")
     lowest = 9.9
     for size in SIZES:
-        for tokens in LENGTHS:
+        for tokens in args.tokens:
             gain, spread, ran = ratio(tokens, size, DTYPES[args.dtype], args.rounds)
             lowest = min(lowest, gain)
             print(
