@@ -115,7 +115,8 @@ def _unmeasured(kind: str, decision: Decision | None, baseline: Baseline) -> Ver
 def _options(config: AttentionConfig, decision: Decision) -> str:
     named = ("smooth_q", "smooth_v", "hadamard")
     share = [f"share {decision.kept_share:g}"] if decision.kept_share < 1 else []
-    return " ".join([*(name for name in named if getattr(config, name)), *share])
+    limit = [] if config.max_error is None else [f"error {config.max_error:g}"]
+    return " ".join([*(name for name in named if getattr(config, name)), *share, *limit])
 
 
 def _capturing(call: Call) -> bool:

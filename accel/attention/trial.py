@@ -7,17 +7,19 @@ sampled rows than its precision may be. Then they are timed in alternation, conv
 What is not at least ``MIN_GAIN`` times as fast as the baseline is not used.
 
 A file of the user's cache holds verdicts for one device, number of threads, instruction set,
-versions of torch and diffusers, and code of ours. What was measured while the machine was busy
-holds for this process only. ``ACCEL_MEASURE=0`` turns measuring off: then our kernel runs from
-fixed lengths on, and no other provider.
+versions of torch, diffusers and packages with attention, and code of ours. What was measured while
+the machine was busy holds for this process only. ``ACCEL_MEASURE=0`` turns measuring off: then our
+kernel runs from fixed lengths on, and no other provider.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,9 @@ MOST_HEADS = 8  # that are compared
 MOST_WORK = 2e11  # operations of a call on the CPU that is tried whole; heads of others are
 SECONDS = 1.0  # of all timed turns together
 ROUNDS = 3, 9
+
+# Another version of one of them is measured anew.
+PACKAGES = ("sageattention", "flash-attn", "flash-attn-4", "fa3-fwd", "xformers", "kernels")
 
 Run = Callable[[Call], Tensor]
 
@@ -267,7 +272,16 @@ def _file(device: torch.device, threads: int) -> Path:
 
     where = measured.machine(device, native.library().isa, threads)
     versions = f"torch {torch.__version__} diffusers {diffusers.__version__}"
-    return measured.cache_file("attention", f"{where} {versions}", _code())
+    return measured.cache_file("attention", f"{where} {versions}{_packages()}", _code())
+
+
+def _packages() -> str:
+    """Return the versions of the packages that have attention and are installed."""
+    found = ""
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found += f" {name} {version(name)}"
+    return found
 
 
 def _code() -> list[Path]:

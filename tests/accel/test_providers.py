@@ -324,3 +324,20 @@ def test_the_report_says_who_won_and_why_not_others(put):
     (kind, *_) = [p for p in handle.report().providers if p.winner == "sage"]
     assert kind.gain == 5.0 and kind.milliseconds["accel"] == stand_ins.OURS
     json.dumps(handle.report().to_dict())
+
+
+def test_another_limit_or_package_is_measured_anew(put, monkeypatch):
+    faults = put(sage=StandIn(noise=0.03))
+    loose, strict = site(), site(max_error=0.001)
+    call(loose)
+    assert loose.record.ran == {("int8", "sage"): 1}
+    call(strict)
+    (verdict,) = strict.verdicts.values()
+    assert "over the limit" in verdict.why_not["sage"] and "error 0.001" in verdict.kind
+    before = trial._file(torch.device("cpu"), 1)
+    monkeypatch.setattr(trial, "version", lambda name: "9.9")
+    trial._file.cache_clear()
+    assert trial._file(torch.device("cpu"), 1) != before
+    asked = faults["sage"].calls
+    call(site())
+    assert faults["sage"].calls > asked + 3
