@@ -39,7 +39,8 @@ def test_a_strip_without_halo_would_be_wrong(monkeypatch):
     plain = decode(vae, z)
     monkeypatch.setattr("accel.slicing.vae.strips.rows", lambda h, n, halo: rows(h, n, halo - 1))
     with accel.patched(Pipe(vae), plan=plan(2)):
-        assert (decode(vae, z) - plain).norm() > 1e-3 * plain.norm()
+        off = (decode(vae, z) - plain).norm()  # rows that nobody wrote may hold NaN
+    assert not off <= 1e-3 * plain.norm()
 
 
 def test_blocks_that_draw_noise_run_whole_and_say_so():
