@@ -183,7 +183,7 @@ def _why_not_half(call: AttentionCall, precision: str) -> str:
         return cpu.attention(AttentionCall(a, b, v, options=call.options), bits, None)
 
     gained = half_precision.gain(q, call.v.shape[-1], call.k.shape[2], precision, ours)
-    if gained >= half_precision.MIN_GAIN:
+    if gained >= measured.MIN_GAIN:
         return ""
     return f"torch's own attention is faster on this processor: measured {gained:.2f}x"
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+MIN_GAIN = 1.05  # time of what would run over what is tried, from which it is used
 SPREAD = 0.25  # of ratios of rounds; on a quiet machine it is a few hundredths
 
 
@@ -90,6 +91,38 @@ def write(path: Path, data: dict[str, Any]) -> None:
     except OSError:
         with suppress(OSError):
             part.unlink()
+
+
+def add(path: Path, key: str, value: Any) -> None:
+    """Store one value beside the others of a file."""
+    write(path, {**read(path), key: value})
+
+
+def recall(known: dict[tuple[Path, str], float], path: Path, key: str) -> float | None:
+    """Return the number of ``key`` that ``known`` or else the file has, None without one."""
+    if (path, key) not in known:
+        stored = read(path).get(key)
+        if not isinstance(stored, (int, float)):
+            return None
+        known[path, key] = float(stored)
+    return known[path, key]
+
+
+def gain(
+    known: dict[tuple[Path, str], float], path: Path, key: str,
+    jobs: tuple[Callable[[], object], Callable[[], object]], device: torch.device, repeats: int,
+    burst: int = 1,
+) -> tuple[float, str]:  # fmt: skip
+    """Time two jobs, ours and torch's; return how many times as fast ours is, and the doubt.
+
+    The gain goes to ``known``, and to the file if there is no doubt (``busy``).
+    """
+    mine, theirs = turns(list(jobs), device, repeats, burst)
+    found = known[path, key] = statistics.median(theirs) / max(statistics.median(mine), 1e-9)
+    doubt = busy(mine, theirs)
+    if not doubt:
+        add(path, key, found)
+    return found, doubt
 
 
 def alternate(

@@ -19,6 +19,7 @@ from accel.attention import check, trial
 from accel.attention.call import Call
 from accel.attention.providers import CLASSES, NATIVE, candidates
 from accel.attention.trial import Contender, Verdict
+from accel.config import AttentionConfig
 from accel.kernels.attention import run
 from accel.kernels.attention_call import Options
 from accel.kernels.dispatch import PAYS_FROM, Decision, decide
@@ -104,7 +105,7 @@ def _verdict(call: Call, kind: str) -> Verdict:
             continue
         ours = partial(_ours, decision=decision)
         contenders.append(Contender(f"accel {precision}", precision, ours))
-    limits = {p: check.LIMITS[p] for p in CLASSES[1:]}
+    limits = {p: check.limit(AttentionConfig(), p, call.query.dtype) for p in CLASSES}
     last = Contender(NATIVE, "full", Call.full)
     verdict = trial.compare(call, kind, contenders, last, limits)
     verdict.why_not.update(reasons)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from accel.attention import sdpa
 from accel.attention.call import Call, finite
-from accel.attention.providers import Provider, first_line, provider
+from accel.attention.providers import Provider, provider
+from accel.core.described import described
 from accel.core.diffusers_providers import NATIVE, Chosen
 
 
@@ -51,14 +52,6 @@ class Baseline:
             self._provider = None if self.name == NATIVE else provider(self.name)
             self._refused = {}
 
-    def tried(self, call: Call) -> Tensor:
-        """Compute a call without counting it."""
-        known = self.ran.copy(), self.instead.copy()
-        try:
-            return self.run(call)
-        finally:
-            self.ran, self.instead = known
-
     def run_plain(self, *arguments: Any) -> Tensor:
         """Compute a call that is given by its arguments, see ``Call``; short ones cost little."""
         if self._provider is not None:
@@ -70,19 +63,30 @@ class Baseline:
 
     def run(self, call: Call) -> Tensor:
         """Compute a call as the user's code would have."""
+        out, why = self._tried(call)
+        if why:
+            said = f"{self.name} did not take a call, torch computed it ({why})"
+            self.instead[said] += 1
+        elif self._provider is not None:
+            self.ran[self.name] += 1
+        return out
+
+    def tried(self, call: Call) -> Tensor:
+        """Compute a call without counting it."""
+        return self._tried(call)[0]
+
+    def _tried(self, call: Call) -> tuple[Tensor, str]:
+        """Return a call's result, and why it is torch's instead of the user's backend's, or ""."""
         if self._provider is None:
-            return call.full()
+            return call.full(), ""
         kind = _kind(call)
-        why = self._refused.get(kind)
-        if why is None:
+        why = self._refused.get(kind, "")
+        if not why:
             try:
-                out = self._provider.run(call)
-                self.ran[self.name] += 1
-                return out
+                return self._provider.run(call), ""
             except Exception as error:  # of whatever kind somebody's backend raises
-                why = self._refused[kind] = f"{type(error).__name__}: {first_line(error)}"
-        self.instead[f"{self.name} did not take a call, torch computed it ({why})"] += 1
-        return call.full()
+                why = self._refused[kind] = described(error)
+        return call.full(), why
 
 
 def _kind(call: Call) -> tuple[object, ...]:
@@ -101,14 +105,13 @@ def rescued(call: Call, baseline: Baseline) -> tuple[Tensor, str]:
     out = baseline.run(call)
     if finite(out):
         return out, ""
-    q, k, v = (t.float() for t in (call.query, call.key, call.value))
-    how = "in fp32, since it overflows in half precision"
-    if not all(finite(t) for t in (q, k, v)):
+    wide, how = call.wide(), "in fp32, since it overflows in half precision"
+    tensors = {name: getattr(wide, name) for name in ("query", "key", "value")}
+    if not all(map(finite, tensors.values())):
         how = "with NaN and infinite inputs replaced by finite numbers"
-        q, k, v = (t.nan_to_num().clamp(-1e18, 1e18) for t in (q, k, v))
-    mask = call.attn_mask
-    mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+        clean = {name: x.nan_to_num().clamp(-1e18, 1e18) for name, x in tensors.items()}
+        wide = replace(wide, **clean)
     with torch.autocast(out.device.type, enabled=False):
-        wide = replace(call, query=q, key=k, value=v, attn_mask=mask).full()
+        exact = wide.full()
     most = torch.finfo(out.dtype).max
-    return wide.nan_to_num().clamp(-most, most).to(out.dtype), how
+    return exact.nan_to_num().clamp(-most, most).to(out.dtype), how

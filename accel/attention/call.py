@@ -50,6 +50,13 @@ class Call:
         seen = index[:, None] >= keys  # the causal mask of these rows, aligned top left
         return replace(self, query=query, attn_mask=seen, is_causal=False).full()
 
+    def wide(self) -> Call:
+        """Return this call in fp32."""
+        mask = self.attn_mask
+        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+        q, k, v = (x.float() for x in (self.query, self.key, self.value))
+        return replace(self, query=q, key=k, value=v, attn_mask=mask)
+
     def for_kernels(self, options: Options) -> AttentionCall:
         """Return this call as the kernels take it; only where ``why_not_ours`` is ""."""
         return AttentionCall(

@@ -22,6 +22,8 @@ from accel.config import AttentionConfig
 
 NORMAL = {"int8": 0.026, "int6": 0.045, "int4": 0.164}  # relative L1 of the worst head on N(0, 1)
 LIMITS = {precision: round(4 * error, 2) for precision, error in NORMAL.items()}
+# Of full precision by another kernel.
+EXACT = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 ROW = 2.0  # an eighth of a head's rows may be this many times over the limit, no more
 
 
@@ -63,6 +65,8 @@ def spread(tokens: int, rows: int, device: torch.device) -> Tensor:
     return torch.linspace(*ends, min(rows, tokens), dtype=torch.float32, device=device).long()
 
 
-def limit(config: AttentionConfig, precision: str) -> float:
-    """Return the error that a result in ``precision`` may have."""
+def limit(config: AttentionConfig, precision: str, dtype: torch.dtype = torch.float32) -> float:
+    """Return the error that a result in ``precision`` may have; of "full" by its dtype."""
+    if precision == "full":
+        return EXACT[dtype]
     return LIMITS[precision] if config.max_error is None else config.max_error

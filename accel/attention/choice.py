@@ -64,7 +64,8 @@ def verdict(
     names = (*(one.name for one in contenders), baseline.name)
     found = trial.find(call.query.device, kind, names)
     if found is None:
-        limits = {p: check.limit(config, p) for p in _allowed(precision) if p != "full"}
+        dtype = call.query.dtype
+        limits = {p: check.limit(config, p, dtype) for p in _allowed(precision)}
         last = Contender(baseline.name, "full", baseline.tried)
         found = trial.hold(call, kind, contenders, last, limits)
     return replace(found, why_not={**reasons, **found.why_not})

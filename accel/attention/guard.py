@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from accel.attention.call import finite
 from accel.attention.site_record import Now, SiteRecord
 from accel.config import Quantized
+from accel.core.described import described
 from accel.core.run_state import RunState
 
 # Parts of a run. In each the first call of a precision is compared with full precision, in the
@@ -79,13 +81,22 @@ class GuardedSite:
             return ""
         return f"{precision} has error {error:.3g} on sampled rows, over the limit of {limit}"
 
-    def defers(self, out: Tensor, precision: str) -> bool:
-        """Return whether the check of a result may be read later."""
-        return self.checks is not None and self.checks.takes(out, self, precision)
+    def usable(self, out: Tensor, precision: str) -> tuple[bool, bool]:
+        """Return whether a result is finite as far as is read now, and whether more is read later.
 
-    def judge_later(self, precision: str, values: Tensor, limit: float) -> None:
-        """Judge error and cosine [2] at the end of the denoiser's call."""
-        self.checks.add(self, values, lambda found: self.judge(precision, found, limit))
+        Later is the end of the denoiser's call, on a card.
+        """
+        if self.checks is not None and self.checks.takes(out, self, precision):
+            self.checks.finite(self, out)
+            return True, True
+        return finite(out), False
+
+    def compare(self, precision: str, values: Tensor, limit: float, later: bool) -> str:
+        """Judge error and cosine [2]; return why they are too far off, or "", as if later."""
+        if later:
+            self.checks.add(self, values, lambda found: self.judge(precision, found, limit))
+            return ""
+        return self.judge(precision, values.tolist(), limit)
 
     def demote(self, why: str, run: int) -> None:
         """Keep the site at full precision for the rest of a run."""
@@ -94,8 +105,7 @@ class GuardedSite:
 
 def failed(what: str, error: Exception) -> str:
     """Return a reason for what raised."""
-    first = (str(error).splitlines() or [""])[0]
-    return f"{what} failed: {type(error).__name__}: {first}"
+    return f"{what} failed: {described(error)}"
 
 
 def ran(sites: Iterable[GuardedSite]) -> int:

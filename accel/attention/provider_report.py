@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from accel.attention.providers import NATIVE
+from accel.attention.providers import COMMON, NATIVE, absent
 from accel.attention.site import Site
 from accel.attention.trial import Verdict
 
 MOST_KINDS = 6  # in the text; the values have all
-# Reasons that many providers share and that are not about a call.
-COMMON = ("not installed", "from a hub, and the plan does not name it")
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,8 @@ def provider_lines(reports: list[ProviderReport]) -> list[str]:
     lines = [line for r in measured[:MOST_KINDS] for line in _lines(r)]
     if len(measured) > MOST_KINDS:
         lines.append(f"{len(measured) - MOST_KINDS} more kinds of call were measured")
-    for reason in COMMON:
-        names = {name for r in reports for name, why in r.why_not.items() if why == reason}
-        if names and (measured or any(r.baseline != NATIVE for r in reports)):
-            lines.append(f"{reason}: {', '.join(sorted(names))}")
+    if measured or any(r.baseline != NATIVE for r in reports):
+        lines += absent([r.why_not for r in reports])
     return lines
 
 

@@ -9,6 +9,7 @@ others (``accel/attention/trial.py``).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,14 @@ from torch import Tensor
 
 from accel.attention import sdpa
 from accel.attention.call import Call
+from accel.core.described import first_line
 from accel.core.diffusers_providers import NATIVE as NATIVE
-from accel.core.diffusers_providers import Backend, backends, call_arguments
+from accel.core.diffusers_providers import Backend, backend, backends, call_arguments
 
 OURS = "accel"
+# Reasons that many providers share and that are not about a call.
+NOT_INSTALLED, NOT_NAMED = "not installed", "from a hub, and the plan does not name it"
+COMMON = NOT_INSTALLED, NOT_NAMED
 # Precision of the products of what is not exact, by the start of a name, the longest first.
 CLAIMS = {
     "sage_blackwell": "int4",  # SageAttention3: FP4 (arXiv 2505.11594)
@@ -57,7 +62,7 @@ class Provider:
             for check in self.backend.checks:
                 check(**arguments)
         except Exception as error:  # of whatever kind somebody's check raises
-            return first_line(error)
+            return first_line(error) or type(error).__name__
         return ""
 
     def run(self, call: Call) -> Tensor:
@@ -91,7 +96,7 @@ def claim_of(name: str) -> str:
 
 def provider(name: str) -> Provider | None:
     """Return a registered backend as a provider, None if there is none of that name."""
-    found = backends().get(name)
+    found = backend(name)
     return None if found is None else Provider(found, claim_of(name))
 
 
@@ -103,23 +108,33 @@ def candidates(
     ``names``: those that a plan allows; () for all that are installed and exact or quantized.
     """
     found, out = [], {}
-    for name, backend in backends().items():
+    for name in backends():
         if name in (baseline, NATIVE) or name.startswith(OURS):
             continue
         if names and name not in names:
             continue
-        claim = claim_of(name)
         if not names and (name in ONLY_BY_NAME or (device.type == "cpu" and name in OF_CARDS)):
             continue
-        if not names and backend.remote and not backend.fetched():
-            out[name] = "from a hub, and the plan does not name it"
-        elif not names and claim not in CLASSES:
-            out[name] = f"{claim} attention has to be named by the plan"
-        elif missing := backend.missing():
-            out[name] = "not installed" if not names else first_line(missing)
+        one = provider(name)
+        assert one is not None
+        if not names and one.backend.remote and not one.backend.fetched():
+            out[name] = NOT_NAMED
+        elif not names and one.claim not in CLASSES:
+            out[name] = f"{one.claim} attention has to be named by the plan"
+        elif missing := one.backend.missing():
+            out[name] = missing if names else NOT_INSTALLED
         else:
-            found.append(Provider(backend, claim))
+            found.append(one)
     return found, out
+
+
+def absent(why_not: Iterable[Mapping[str, str]]) -> list[str]:
+    """Return a line for each of ``COMMON``, of the providers that several calls had it for."""
+    lines = []
+    for common in COMMON:
+        names = {name for reasons in why_not for name, why in reasons.items() if why == common}
+        lines += [f"{common}: {', '.join(sorted(names))}"] if names else []
+    return lines
 
 
 def check_names(names: tuple[str, ...]) -> None:
@@ -127,9 +142,3 @@ def check_names(names: tuple[str, ...]) -> None:
     known = [NATIVE, OURS, *(name for name in backends() if not name.startswith(OURS))]
     if wrong := [name for name in names if name not in known]:
         raise ValueError(f"attention providers {wrong} are not known; known: {known}")
-
-
-def first_line(error: object) -> str:
-    """Return an error's message in one line, or its class."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

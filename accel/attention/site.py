@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accel.attention import check, choice, sdpa, simpler, trial
+from accel.attention import check, choice, sdpa, simpler
 from accel.attention import policy as policy
 from accel.attention.baseline import Baseline, rescued
 from accel.attention.call import Call, finite
@@ -148,7 +148,7 @@ class Site(GuardedSite):
                 part.why_not_ours()
                 mine = part.for_kernels(ours.options)
                 self._decide(mine, decision.asked)
-                return run_attention(with_blocks(mine, decision), decision)[0]
+                return run_attention(mine, decision)[0]
 
             found = self.verdicts[key] = choice.verdict(
                 call, decision.asked, self.config, self.baseline, decision, run
@@ -203,21 +203,15 @@ class Site(GuardedSite):
         start = time.perf_counter()
         out = one.run(call)
         self.record.seconds += time.perf_counter() - start
-        later = self.defers(out, name)
-        if later:
-            self.checks.finite(self, out)
-        elif not finite(out):
+        fine, later = self.usable(out, name)
+        if not fine:
             return out, f"result of {name} not finite"
         rows = self.rows_due(name, now[1])
         if not rows:
             return out, ""
-        exact = precision == "full"
-        limit = trial.EXACT[call.query.dtype] if exact else check.limit(self.config, precision)
-        values, what = check.sample(call, rows).values(out), f"{precision} by {name}"
-        if later:
-            self.judge_later(what, values, limit)
-            return out, ""
-        return out, self.judge(what, values.tolist(), limit)
+        limit = check.limit(self.config, precision, call.query.dtype)
+        values = check.sample(call, rows).values(out)
+        return out, self.compare(f"{precision} by {name}", values, limit, later)
 
     def _attempt(
         self, call: Call, ours: AttentionCall, decision: Decision, now: Now
@@ -226,19 +220,17 @@ class Site(GuardedSite):
         precision = decision.precision
         ours, decision = self.simpler.found(ours, decision, self.record.instead)
         out = self._run(ours, decision)
-        later = self.defers(out, precision)
-        if later:
-            self.checks.finite(self, out)
-        elif not finite(out):
+        fine, later = self.usable(out, precision)
+        if not fine:
             return out, "result not finite"
         rows = self.rows_due(precision, now[1])
-        if later and rows:
-            assert self.config is not None
-            values = check.sample(call, rows).values(out)
-            self.judge_later(precision, values, check.limit(self.config, precision))
-        if rows is None or later:
+        if rows is None or (later and not rows):
             return out, ""
-        return self._first(call, ours, decision, out, rows)
+        if not later:
+            return self._first(call, ours, decision, out, rows)
+        assert self.config is not None
+        limit = check.limit(self.config, precision, call.query.dtype)
+        return out, self.compare(precision, check.sample(call, rows).values(out), limit, later)
 
     def _run(self, ours: AttentionCall, decision: Decision) -> Tensor:
         record, start = self.record, time.perf_counter()
@@ -266,7 +258,7 @@ class Site(GuardedSite):
             record.scratch_bytes = max(record.scratch_bytes, bytes_)
         if not rows:
             return out, ""
-        sample, limit = check.sample(call, rows), check.limit(config, precision)
+        sample, limit = check.sample(call, rows), check.limit(config, precision, out.dtype)
         error, cosine = sample.error(out)
         for name in simpler.WITHOUT:
             way = simpler.less(name, ours, decision)

@@ -4,7 +4,7 @@ Contenders take turns with the baseline, which is the backend that the user's ow
 First each computes copies of the call's tensors, and is out if it raises, changes them, gives
 another shape or numbers that are not finite, needs far more memory, or is further from fp32 on
 sampled rows than its precision may be. Then they are timed in alternation, conversions included.
-What is not at least ``MIN_GAIN`` times as fast as the baseline is not used.
+What is not at least ``measured.MIN_GAIN`` times as fast as the baseline is not used.
 
 A file of the user's cache holds verdicts for one device, number of threads, instruction set,
 versions of torch, diffusers and packages with attention, and code of ours. What was measured while
@@ -18,7 +18,7 @@ import statistics
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,13 @@ from torch import Tensor
 
 from accel.attention import check
 from accel.attention.call import Call, finite
-from accel.attention.providers import CLASSES, first_line
+from accel.attention.providers import CLASSES
+from accel.core.described import described
 from accel.core.process_memory import bytes_taken
 from accel.kernels import measured
 from accel.kernels.cpu import native
 
-MIN_GAIN = 1.05  # time of the baseline over this one
 ROWS = 64  # query rows that are compared with fp32
-EXACT = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}  # relative L1 of "full"
 MEMORY = 2.0  # times the call's tensors: scratch beyond the baseline's that is tolerated
 LEAST_MEMORY = 64 * 2**20
 MOST_HEADS = 8  # that are compared
@@ -135,7 +134,7 @@ def hold(
     file = _file(device, torch.get_num_threads())
     _known[file, _key(kind, names)] = verdict
     if not verdict.doubt:
-        measured.write(file, {**measured.read(file), _key(kind, names): asdict(verdict)})
+        measured.add(file, _key(kind, names), asdict(verdict))
     return verdict
 
 
@@ -145,14 +144,13 @@ def compare(
 ) -> Verdict:  # fmt: skip
     """Return who computes a call fastest among those that may.
 
-    ``limits``: relative L1 error that each precision but "full" may have; what is further off, or
-    of a precision that is not among them, is not used.
+    ``limits``: relative L1 error that each precision may have, "full" among them; what is further
+    off, or of a precision that is not among them, is not used.
     """
     device = call.query.device
     with torch.autocast(device.type, enabled=False):
-        sample = check.sample(_wide(_narrowed(call, MOST_HEADS)), ROWS)
+        sample = check.sample(_narrowed(call, MOST_HEADS).wide(), ROWS)
     verdict = Verdict(kind, (baseline.name,), {baseline.name: "full"})
-    limits = {"full": EXACT.get(call.query.dtype, 1e-3), **limits}
     least = bytes_taken(lambda: baseline.run(call), device)
     usual = sum(x.numel() * x.element_size() for x in (call.query, call.key, call.value))
     most = least + max(MEMORY * usual, LEAST_MEMORY)
@@ -179,7 +177,7 @@ def _tested(
     try:
         memory = bytes_taken(lambda: out.append(one.run(copy)), call.query.device)
     except Exception as error:
-        return f"failed: {type(error).__name__}: {first_line(error)}"
+        return f"failed: {described(error)}"
     for name in ("query", "key", "value"):
         if not torch.equal(_bits(getattr(copy, name)), _bits(getattr(call, name))):
             return f"it changes the {name} it is given"
@@ -205,7 +203,7 @@ def _tested(
 def _timed(verdict: Verdict, call: Call, able: list[Contender]) -> Verdict:
     """Time contenders in alternation, the baseline last, and put the fast ones in order."""
     device = call.query.device
-    jobs: list[Callable[[], object]] = [_job(one.run, call) for one in able]
+    jobs: list[Callable[[], object]] = [partial(one.run, call) for one in able]
     times = measured.turns(jobs, device, 1)
     each = sum(t[0] for t in times) / 1e3
     most = min(max(int(SECONDS / max(each, 1e-6)), ROUNDS[0]), ROUNDS[1])
@@ -215,18 +213,14 @@ def _timed(verdict: Verdict, call: Call, able: list[Contender]) -> Verdict:
     middle = [statistics.median(t) for t in times]
     doubts = [measured.busy(t, times[-1]) for t in times[:-1]] if len(times[0]) > 1 else [""]
     verdict.milliseconds.update({one.name: t for one, t in zip(able, middle, strict=True)})
-    ranked = sorted(zip(middle, (one.name for one in able[:-1]), strict=False))
-    fast = [name for t, name in ranked if middle[-1] >= MIN_GAIN * t]
+    ranked = sorted((t, one.name) for t, one in zip(middle[:-1], able[:-1], strict=True))
+    fast = [name for t, name in ranked if middle[-1] >= measured.MIN_GAIN * t]
     for t, name in ranked:
         if name not in fast:
             gain = middle[-1] / max(t, 1e-9)
             why = f"{able[-1].name} is faster on this machine: measured {gain:.2f}x"
             verdict.why_not[name] = why
     return replace(verdict, order=(*fast, able[-1].name), doubt=next(filter(None, doubts), ""))
-
-
-def _job(run: Run, call: Call) -> Callable[[], object]:
-    return lambda: run(call)
 
 
 def _part(call: Call) -> Call:
@@ -246,14 +240,6 @@ def _narrowed(call: Call, heads: int) -> Call:
     if mask is not None:
         mask = mask.expand(*q.shape[:3], k.shape[2])[:1, :heads]
     q, k, v = (x[:1, :heads] for x in (q, k, v))
-    return replace(call, query=q, key=k, value=v, attn_mask=mask)
-
-
-def _wide(call: Call) -> Call:
-    """Return a call in fp32."""
-    q, k, v = (x.float() for x in (call.query, call.key, call.value))
-    mask = call.attn_mask
-    mask = mask.float() if mask is not None and mask.is_floating_point() else mask
     return replace(call, query=q, key=k, value=v, attn_mask=mask)
 
 

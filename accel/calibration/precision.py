@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -28,15 +28,13 @@ from accel.calibration.sensitivity import fit, probes
 from accel.calibration.table import ErrorTable
 from accel.config import AttentionConfig, Impl, LinearConfig
 from accel.core.quality import psnr
-from accel.core.run_pipeline import call
+from accel.core.run_pipeline import Run, as_run
 from accel.core.structure import denoisers
 from accel.kernels.attention_call import Options
 from accel.patching import Handle, is_patched, patched
 from accel.plans import Plan
 
 MOST = 80.0  # dB that count as no difference
-
-Run = Callable[[Any], np.ndarray]  # generates with a pipeline: frames uint8 [F, H, W, 3]
 
 
 def calibrate(
@@ -73,7 +71,7 @@ def calibrate(
     """
     _check(pipe, jobs, precisions)
     options: dict[str, Any] = {"smooth_q": smooth_q, "smooth_v": smooth_v, "hadamard": hadamard}
-    runs = [_as_run(job) for job in jobs]
+    runs = [as_run(job) for job in jobs]
     bar = tqdm(total=len(runs) + probe_runs, desc="calibrate", disable=not progress)
     every = tuple(dict.fromkeys((*precisions, *(LAYERED if linear else ()))))
     sums = Sums(every, rows, impl, Options(**options))
@@ -147,10 +145,6 @@ def _effects(pipe: Any, handle: Handle, sums: Sums) -> AbstractContextManager[Er
         sums.low = group
 
     return output_errors(modules, where, only)
-
-
-def _as_run(job: Mapping[str, Any] | Run) -> Run:
-    return job if callable(job) else lambda pipe: call(pipe, job)
 
 
 def _with_sensitivity(

@@ -23,11 +23,11 @@ import numpy as np
 from accel.calibration.step_measurement import LOSSLESS, Point
 from accel.config import AttentionConfig, LinearConfig, RehashConfig, Rule
 from accel.core.quality import psnr
-from accel.core.run_pipeline import call
+from accel.core.run_pipeline import Run, as_run
 from accel.patching import patched
 from accel.plans import Plan
 
-Job = Mapping[str, Any] | Callable[[Any], np.ndarray]
+Job = Mapping[str, Any] | Run
 Say = Callable[[str], None]
 
 LATE = (Rule("full", end=0.5),)
@@ -190,7 +190,7 @@ class _Bench:
 
     def __init__(self, pipe: Any, jobs: Sequence[Job], say: Say) -> None:
         self.pipe, self.say = pipe, say
-        self.jobs = [job if callable(job) else _runner(job) for job in jobs]
+        self.jobs = [as_run(job) for job in jobs]
         self.frames: list[np.ndarray] = []
 
     def run(self, plan: Plan, plain: Ran | None) -> Ran:
@@ -212,7 +212,3 @@ class _Bench:
         start = time.perf_counter()
         frames = self.jobs[i](self.pipe)
         return time.perf_counter() - start, frames
-
-
-def _runner(job: Mapping[str, Any]) -> Callable[[Any], np.ndarray]:
-    return lambda pipe: call(pipe, job)

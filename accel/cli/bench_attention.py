@@ -7,11 +7,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from accel.attention.providers import COMMON, absent
 from accel.core.strict_json import dumps
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
-# Reasons of those that took no part at all (accel/attention/providers.py).
-COMMON = ("not installed", "from a hub, and the plan does not name it")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             if not args.json:
                 print(text(row), flush=True)
     if not args.json:
-        print("\n".join(absent(rows)))
+        print("\n".join(absent([row["why_not"] for row in rows])))
     if args.json:
         print(dumps({"environment": environment(), "rows": rows}, indent=2))
     if args.plot:
@@ -96,12 +95,3 @@ def text(row: Mapping[str, Any]) -> str:
     lines += [f"  not {n}: {why}" for n, why in left.items() if why not in COMMON]
     lines += [f"  doubtful, the machine was busy: {row['doubt']}"] if row["doubt"] else []
     return "\n".join(lines)
-
-
-def absent(rows: list[dict[str, Any]]) -> list[str]:
-    """Return lines on what took no part at all."""
-    found = []
-    for common in COMMON:
-        names = {n for row in rows for n, why in row["why_not"].items() if why == common}
-        found += [f"{common}: {', '.join(sorted(names))}"] if names else []
-    return found

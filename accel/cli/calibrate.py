@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +11,13 @@ import torch
 from accel.calibration import choose
 from accel.calibration.precision import calibrate
 from accel.calibration.table import ErrorTable
+from accel.cli.one_model import jobs_of_one_model, plain_run
 from accel.config import AttentionConfig, Impl, LinearConfig
 from accel.core.quality import psnr, ssim
 from accel.core.validate import number
 from accel.kernels.dispatch import ATTENTION, resolve
 from accel.patching import patched
-from accel.pipelines.batch.jobfile import read_jobs
-from accel.pipelines.generate import generate
-from accel.pipelines.job import Job, JobError
+from accel.pipelines.job import JobError
 from accel.pipelines.load import load
 from accel.pipelines.paths import user_path
 from accel.pipelines.pictures import frame_strip, heat_map
@@ -53,10 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises ValueError or OSError, which mean exit code 2.
     """
-    jobs = [job.resolved() for file in args.jobfiles for job in read_jobs(file)]
-    models = sorted({job.model for job in jobs})
-    if len(models) != 1:
-        raise ValueError(f"calibrate one model at a time; the jobs have {models}")
+    model, jobs = jobs_of_one_model("calibrate", args.jobfiles)
     for name, most in (("share", 1.0), ("bound", 1e3), ("quality", 1e3)):
         if (value := getattr(args, name)) is not None:
             number(f"--{name}", value, 0.0, most)
@@ -65,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     _check_impl(args.impl)
     earlier = [ErrorTable.load(path) for path in args.merge]
     args.out.mkdir(parents=True, exist_ok=True)
-    pipe, runs = load(models[0]), [plain_run(job) for job in jobs]
+    pipe, runs = load(model), [plain_run(job) for job in jobs]
     plain: list[np.ndarray] = []
 
     def first(pipe: Any) -> np.ndarray:
@@ -101,12 +95,6 @@ def _check_impl(impl: Impl) -> None:
         resolve(ATTENTION, impl, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-
-
-def plain_run(job: Job) -> Callable[[Any], np.ndarray]:
-    """Return a function that runs a job without acceleration and returns its frames."""
-    plain = replace(job, preset=None, plan=None)
-    return lambda pipe: generate(pipe, plain).frames
 
 
 def _choice(table: ErrorTable, args: argparse.Namespace) -> choose.Choice:

@@ -6,10 +6,9 @@ import argparse
 import sys
 
 from accel.calibration.whole_plans import search_plan
-from accel.cli.calibrate import plain_run
+from accel.cli.one_model import jobs_of_one_model, plain_run
 from accel.core.units import parse_bytes
 from accel.core.validate import number
-from accel.pipelines.batch.jobfile import read_jobs
 from accel.pipelines.load import load
 from accel.pipelines.paths import user_path
 from accel.planning import within
@@ -38,13 +37,10 @@ def run(args: argparse.Namespace) -> int:
         number("--quality", args.quality, 1.0, 99.0)
     if args.memory is not None:
         parse_bytes(args.memory)
-    jobs = [job.resolved() for file in args.jobfiles for job in read_jobs(file)]
-    models = sorted({job.model for job in jobs})
-    if len(models) != 1:
-        raise ValueError(f"plan for one model at a time; the jobs have {models}")
+    model, jobs = jobs_of_one_model("plan for", args.jobfiles)
     if args.quality is not None and len(jobs) < 2:
         raise ValueError(f"a plan by quality needs two jobs or more, got {len(jobs)}")
-    pipe, found = load(models[0]), Plan("", attention=None)
+    pipe, found = load(model), Plan("", attention=None)
     if args.memory is not None:
         within(pipe, jobs[0], args.memory, found)  # what cannot fit is known before anything runs
     if args.quality is not None:

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from accel.core.copied_state import copied_with
+from accel.core.described import first_line
 from accel.core.diffusers_backends import rings
 
 NATIVE = "native"  # the backend that calls torch's attention, which accel stands before
@@ -44,7 +45,7 @@ class Backend:
         try:
             dispatch._check_attention_backend_requirements(dispatch.AttentionBackendName(self.name))
         except (RuntimeError, ValueError) as error:
-            return str(error)
+            return first_line(error)
         return ""
 
     def fetch(self) -> None:
@@ -63,21 +64,28 @@ class Backend:
         return config is None or config.kernel_fn is not None
 
 
-def backends() -> dict[str, Backend]:
-    """Return every registered backend by name, in the order of the registry."""
+def backends() -> list[str]:
+    """Return the names of all registered backends, in the order of the registry."""
+    return [_text(key) for key in _registry()._backends]
+
+
+def backend(name: str) -> Backend | None:
+    """Return a registered backend, None if there is none of that name."""
     from diffusers.models import attention_dispatch as dispatch
 
-    registry, found = dispatch._AttentionBackendRegistry, {}
-    for key, function in registry._backends.items():
-        name = _text(key)
-        found[name] = Backend(
-            name,
-            function,
-            frozenset(registry._supported_arg_names[key]),
-            tuple(registry._constraints.get(key, ())),
-            key in dispatch._HUB_KERNELS_REGISTRY,
-        )
-    return found
+    registry = _registry()
+    try:
+        key = dispatch.AttentionBackendName(name)
+        function = registry._backends[key]
+    except (ValueError, KeyError):
+        return None
+    return Backend(
+        name,
+        function,
+        frozenset(registry._supported_arg_names[key]),
+        tuple(registry._constraints.get(key, ())),
+        key in dispatch._HUB_KERNELS_REGISTRY,
+    )
 
 
 def active() -> str:

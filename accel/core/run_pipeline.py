@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+
+Run = Callable[[Any], np.ndarray]  # from a pipeline to its frames, uint8 [F, H, W, 3]
 
 
 def shown(output: Any) -> Any:
@@ -17,6 +19,11 @@ def shown(output: Any) -> Any:
 def to_uint8(video: Any) -> np.ndarray:
     """Return levels from 0 to 1 [F, H, W, 3] as uint8 from 0 to 255; NaN becomes black."""
     return np.clip(np.nan_to_num(np.asarray(video)) * 255, 0, 255).round().astype(np.uint8)
+
+
+def as_run(job: Mapping[str, Any] | Run) -> Run:
+    """Return a job, or the arguments of a pipeline's call, as a function of the pipeline."""
+    return job if callable(job) else lambda pipe: call(pipe, job)
 
 
 def call(pipe: Any, job: Mapping[str, Any]) -> np.ndarray:

@@ -243,11 +243,8 @@ class LinearSite(GuardedSite):
             start = time.perf_counter()
             out = ours(x)
             self.record.seconds += time.perf_counter() - start
-            later, why = self.defers(out, precision), ""
-            if later:
-                self.checks.finite(self, out)
-            elif not finite(out):
-                why = "result not finite"
+            fine, later = self.usable(out, precision)
+            why = "" if fine else "result not finite"
             count = None if why else self.rows_due(precision, now[1])
             if count:
                 why = self._compare(layer, x, out, ours.then, precision, count, later)
@@ -278,10 +275,7 @@ class LinearSite(GuardedSite):
         exact = exact if then is None else then.exact(exact)
         values = Sample(index, exact[None]).values(mine)
         most = LIMITS[precision] if self.config.max_error is None else self.config.max_error
-        if later:
-            self.judge_later(precision, values, most)
-            return ""
-        return self.judge(precision, values.tolist(), most)
+        return self.compare(precision, values, most, later)
 
     def _full(self, layer: nn.Linear, forward: Forward, x: Tensor, then: Then | None) -> Tensor:
         """Return what the layer gives by itself, also where we keep its weight on the CPU."""

@@ -12,9 +12,8 @@ measured, and every layer that a kernel takes runs in 8 bits.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ MOST_ROWS = 2048
 REPEATS = 7
 TURN = 2e8  # operations of a turn, about a millisecond, so that a call of a few is well timed
 MOST_CALLS = 32  # of a turn
-MIN_GAIN = 1.05  # time of torch's product over this one, quantization of the rows included
+MIN_GAIN = measured.MIN_GAIN  # quantization of the rows included
 
 _known: dict[tuple[Path, str], float] = measured.memory("linear")
 _doubts: dict[tuple[Path, str], str] = {}
@@ -50,12 +49,7 @@ def kind(x: Tensor, features: int, precision: str, config: LinearConfig) -> str:
 def known(device: torch.device, name: str) -> float | None:
     """Return the gain of calls of the kind ``name``, None where it was never measured here."""
     file = _file(device, torch.get_num_threads())
-    if (file, name) not in _known:
-        stored = measured.read(file).get(name)
-        if not isinstance(stored, (int, float)):
-            return None
-        _known[file, name] = float(stored)
-    return _known[file, name]
+    return measured.recall(_known, file, name)
 
 
 def doubt(device: torch.device, name: str) -> str:
@@ -75,14 +69,10 @@ def gain(
         return math.inf
     file = _file(x.device, torch.get_num_threads())
     rows = x[: rows_of(x.shape[0])]
-    jobs: list[Callable[[], object]] = [lambda: ours(rows), lambda: torchs(rows)]
     work = 2 * rows.shape[0] * x.shape[1] * features
     calls = max(1, min(MOST_CALLS, round(TURN / max(work, 1))))
-    mine, theirs = measured.turns(jobs, x.device, REPEATS, calls)
-    found = statistics.median(theirs) / max(statistics.median(mine), 1e-9)
-    _known[file, name], _doubts[file, name] = found, measured.busy(mine, theirs)
-    if not _doubts[file, name]:
-        measured.write(file, {**measured.read(file), name: found})
+    jobs = (partial(ours, rows), partial(torchs, rows))
+    found, _doubts[file, name] = measured.gain(_known, file, name, jobs, x.device, REPEATS, calls)
     return found
 
 

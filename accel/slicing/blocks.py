@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from accel.config import SlicingConfig
 from accel.core.autocast import autocasts
+from accel.core.described import described
 from accel.core.diffusers_bridge import (
     innermost,
     keeping_hook,
@@ -34,7 +35,7 @@ from accel.slicing.overwritable import overwritable
 from accel.slicing.program.cache import Programs, signature
 from accel.slicing.program.ir import Program
 from accel.slicing.program.run import Run
-from accel.slicing.reasons import broken, described, failed
+from accel.slicing.reasons import broken, failed
 from accel.slicing.trace.record import Underivable
 
 Reusable = Callable[[], tuple[frozenset[str], str]]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
+from accel.core.described import described, first_line
+
 # Of torch's messages where code wants the values of a tensor that has none.
 DATA_DEPENDENT = ("meta tensor", "Meta tensor", "register_meta", "meta device type")
 BROKEN = "running it in slices failed"
-
-
-def described(error: Exception) -> str:
-    """Return an error's class and first line."""
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def broken(error: Exception) -> str:
@@ -20,7 +16,7 @@ def broken(error: Exception) -> str:
 
 def failed(error: Exception) -> str:
     """Return the reason for an error that the dry runs of a block, or making its key, raised."""
-    first = (str(error).splitlines() or [""])[0]
+    first = first_line(error)
     if any(sign in first for sign in DATA_DEPENDENT):
         return "its operations depend on the values in a tensor"
     if "meta and" in first or "and meta" in first:

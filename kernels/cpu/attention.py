@@ -61,7 +61,7 @@ def attention(
     if asked for, log-sum-exp fp32 ``[B, H, Tq]``.
 
     Raises ValueError for a block mask of another size or layout, RuntimeError without the native
-    library, MemoryError if scratch memory is not to be had.
+    library, MemoryError if scratch memory cannot be allocated.
     """
     lib = require()
     use_torchs_threads(lib)

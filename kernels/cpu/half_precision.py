@@ -9,9 +9,8 @@ machine holds for this process only. ``ACCEL_MEASURE=0`` turns measuring off.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor
 from accel.kernels import measured
 from accel.kernels.cpu import native
 
-MIN_GAIN = 1.05  # time of torch's attention over this one, packing included
 MOST_TOKENS = 2048  # of a call that is timed; more gain about what that many do
 REPEATS = 7
 Run = Callable[[Tensor, Tensor, Tensor], object]
@@ -47,12 +45,8 @@ def gain(q: Tensor, value_dim: int, keys: int, precision: str, ours: Run) -> flo
     name = f"{precision} {str(q.dtype).removeprefix('torch.')} {queries} on {keys} keys"
     name = f"{name} {q.shape[-1]} {value_dim}"
     file = _file(torch.get_num_threads())
-    if (file, name) not in _known:
-        stored = measured.read(file).get(name)
-        if not isinstance(stored, (int, float)):
-            return _measure(q, value_dim, (queries, keys), file, name, ours)
-        _known[file, name] = float(stored)
-    return _known[file, name]
+    known = measured.recall(_known, file, name)
+    return _measure(q, value_dim, (queries, keys), file, name, ours) if known is None else known
 
 
 def _measure(
@@ -66,13 +60,8 @@ def _measure(
         for n, dim in zip((*tokens, tokens[1]), (q.shape[-1], q.shape[-1], value_dim), strict=True)
     )  # fmt: skip
     torchs = torch.nn.functional.scaled_dot_product_attention
-    jobs: list[Callable[[], object]] = [lambda: ours(a, b, v), lambda: torchs(a, b, v)]
-    mine, theirs = measured.turns(jobs, q.device, REPEATS)
-    found = statistics.median(theirs) / max(statistics.median(mine), 1e-9)
-    _known[file, name] = found
-    if not measured.busy(mine, theirs):
-        measured.write(file, {**measured.read(file), name: found})
-    return found
+    jobs = (partial(ours, a, b, v), partial(torchs, a, b, v))
+    return measured.gain(_known, file, name, jobs, q.device, REPEATS)[0]
 
 
 @cache

@@ -26,7 +26,6 @@ TOKENS = (2048, 4096, 8192, 16384, 32768, 65536)
 MOST_HEADS, ROWS = 12, 131072  # limits of a synthetic call: enough to fill a GPU
 REPEATS = 7
 BURST = 3  # calls in a row that are timed together: a pipeline's next call does not wait either
-MIN_GAIN = 1.05  # time of torch's attention over this one, packing included
 TOLERANCE = {"e4m3": 0.08, "fp16": 0.03, "e2m1": 0.4}  # relative L1 to torch on N(0, 1)
 
 
@@ -46,7 +45,7 @@ class Choice:
         """The reason why "auto" does not use the kernel; "" if it won or was not measured."""
         if self.note:
             return self.note
-        if self.gain is not None and self.gain < MIN_GAIN:
+        if self.gain is not None and self.gain < measured.MIN_GAIN:
             return f"torch's own attention is faster on this card: measured {self.gain:.2f}x"
         return ""
 

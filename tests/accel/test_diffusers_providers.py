@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from helpers.families import FAMILIES
 
-from accel.core.diffusers_providers import Chosen, active, backends, call_arguments
+from accel.core.diffusers_providers import Chosen, active, backend, call_arguments
 
 
 @pytest.fixture
@@ -53,13 +53,13 @@ def test_a_choice_of_the_native_backend_while_patched_is_noted(module):
 
 def test_calls_in_the_layout_of_a_backend():
     q, k, v = (torch.zeros(2, 3, n, 8) for n in (5, 7, 7))
-    sage = backends()["sage"]
+    sage = backend("sage")
     given = call_arguments(sage, q, k, v, None, True, 8**-0.5, True)
     assert given["query"].shape == (2, 5, 3, 8) and given["key"].shape == (2, 7, 3, 8)
     assert given["is_causal"] is True and "enable_gqa" not in given
-    native = backends()["native"]
+    native = backend("native")
     mask = torch.ones(5, 7, dtype=torch.bool)
     assert call_arguments(native, q, k, v, mask, False, None, False)["attn_mask"].dim() == 4
-    narrow = backends()["sage_blackwell_hub"]
+    narrow = backend("sage_blackwell_hub")
     assert "scale" in narrow.arguments  # it raises for one that it cannot use
     assert not narrow.fetched() and sage.fetched()

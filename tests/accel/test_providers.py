@@ -22,7 +22,7 @@ from accel import AttentionConfig, Plan, Rule
 from accel.attention import trial
 from accel.attention.providers import candidates, claim_of
 from accel.attention.site import Site
-from accel.core.diffusers_providers import backends
+from accel.core.diffusers_providers import backend, backends
 
 TORCHS = F.scaled_dot_product_attention
 INT8 = Plan("t", AttentionConfig("int8"))
@@ -293,8 +293,9 @@ def test_a_new_backend_of_the_registry_takes_part(put, monkeypatch):
 
 
 def test_the_registry_is_read_as_it_stands():
-    known = backends()
+    known = {name: backend(name) for name in backends()}
     assert {"native", "flash", "sage", "sage_blackwell_hub", "xformers"} <= set(known)
+    assert backend("nobody's") is None
     assert known["sage_hub"].remote and not known["sage"].remote
     assert not known["native"].missing() and "sageattention" in known["sage"].missing()
     assert claim_of("sage_blackwell_hub") == "int4" and claim_of("_sage_x") == "int8"

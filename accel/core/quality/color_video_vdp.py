@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accel.core.extras import how_to_install
-from accel.core.quality.pixel_metrics import CannotMeasure, check_pair
+from accel.core.quality.pixel_metrics import CannotMeasure, check_pair, check_size
 from accel.core.quality.temporal_metrics import FPS
 
 DISPLAY = "standard_4k"  # 30 inches, seen from 0.75 m, 200 cd/m2: the package's default
@@ -55,9 +55,7 @@ def jod(reference: np.ndarray, frames: np.ndarray, fps: float = FPS) -> float:
             cvvdp is missing; the message says how to have it.
     """
     check_pair(reference, frames)
-    if min(frames.shape[1:3]) < LEAST:
-        size = f"{frames.shape[1]} x {frames.shape[2]}"
-        raise CannotMeasure(f"ColorVideoVDP needs frames of {LEAST} x {LEAST}, got {size}")
+    check_size("ColorVideoVDP", frames, LEAST)
     if reason := why_not_jod():
         raise CannotMeasure(reason)
     with torch.no_grad():

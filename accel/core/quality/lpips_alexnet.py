@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from accel.core.extras import how_to_install
-from accel.core.quality.pixel_metrics import CannotMeasure, check_pair
+from accel.core.quality.pixel_metrics import CannotMeasure, check_pair, check_size
 
 BACKBONE = (
     "alexnet-owt-7be5be79.pth"  # https://download.pytorch.org/models/alexnet-owt-7be5be79.pth
@@ -77,9 +77,7 @@ class Lpips:
         Raises ValueError for another dtype, different shapes, or frames smaller than 31 x 31.
         """
         check_pair(a, b)
-        if min(a.shape[1:3]) < LEAST:
-            size = f"{a.shape[1]} x {a.shape[2]}"
-            raise CannotMeasure(f"LPIPS needs frames of {LEAST} x {LEAST} or more, got {size}")
+        check_size("LPIPS", a, LEAST)
         with torch.no_grad():
             return float(np.mean([self._frame(x, y) for x, y in zip(a, b, strict=True)]))
 

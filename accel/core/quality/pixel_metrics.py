@@ -28,6 +28,15 @@ def check_pair(a: np.ndarray, b: np.ndarray) -> None:
         )
 
 
+def check_size(what: str, frames: np.ndarray, least: int, hint: str = "") -> None:
+    """Raise CannotMeasure for frames [F, H, W, 3] of fewer than ``least`` pixels a side."""
+    height, width = frames.shape[1:3]
+    if min(height, width) < least:
+        raise CannotMeasure(
+            f"{what} needs frames of {least} x {least} or more, got {height} x {width}{hint}"
+        )
+
+
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Return the peak signal-to-noise ratio in dB over all frames of two uint8 videos [F, H, W, 3].
 
@@ -70,8 +79,7 @@ def ssim_by_frame(a: np.ndarray, b: np.ndarray) -> list[float]:
     Raises ValueError as ``ssim`` does.
     """
     check_pair(a, b)
-    if min(a.shape[1:3]) < WINDOW:
-        raise CannotMeasure(f"SSIM needs frames of {WINDOW} x {WINDOW} or more, got {_size(a)}")
+    check_size("SSIM", a, WINDOW)
     return [float(_similarity(_planes(x), _planes(y))[0].mean()) for x, y in zip(a, b, strict=True)]
 
 
@@ -96,13 +104,10 @@ def ms_ssim(a: np.ndarray, b: np.ndarray, scales: int = len(WEIGHTS)) -> float:
     if scales not in range(1, len(WEIGHTS) + 1):
         raise ValueError(f"scales must be 1 to {len(WEIGHTS)}, got {scales!r}")
     least = WINDOW * 2 ** (scales - 1)
-    if min(a.shape[1:3]) < least:
-        fitting = int(math.log2(min(a.shape[1:3]) / WINDOW)) + 1 if min(a.shape[1:3]) > 10 else 0
-        hint = f"; accel.quality.ms_ssim(a, b, scales={fitting}) takes these" if fitting else ""
-        raise CannotMeasure(
-            f"MS-SSIM with {scales} scales needs frames of {least} x {least} or more, "
-            f"got {_size(a)}{hint}"
-        )
+    side = min(a.shape[1:3])
+    fitting = int(math.log2(side / WINDOW)) + 1 if side >= WINDOW else 0
+    hint = f"; accel.quality.ms_ssim(a, b, scales={fitting}) takes these" if fitting else ""
+    check_size(f"MS-SSIM with {scales} scales", a, least, hint)
     return float(np.mean([_of_scales(x, y, scales) for x, y in zip(a, b, strict=True)]))
 
 
@@ -140,7 +145,3 @@ def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     contrast = (2 * cov + c2) / (vx + vy + c2)
     return contrast * (2 * mx * my + c1) / (mx * mx + my * my + c1), contrast
-
-
-def _size(a: np.ndarray) -> str:
-    return f"{a.shape[1]} x {a.shape[2]}"

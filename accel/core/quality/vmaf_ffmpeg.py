@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from accel.core.extras import how_to_install
-from accel.core.quality.pixel_metrics import CannotMeasure, check_pair
+from accel.core.quality.pixel_metrics import CannotMeasure, check_pair, check_size
 from accel.core.strict_json import loads
 
 MODEL = "vmaf_v0.6.1"
@@ -58,9 +58,7 @@ def vmaf(reference: np.ndarray, frames: np.ndarray) -> float:
         OSError: ffmpeg failed.
     """
     check_pair(reference, frames)
-    if min(frames.shape[1:3]) < LEAST:
-        size = f"{frames.shape[1]} x {frames.shape[2]}"
-        raise CannotMeasure(f"VMAF needs frames of {LEAST} x {LEAST} or more, got {size}")
+    check_size("VMAF", frames, LEAST)
     if reason := why_not_vmaf():
         raise CannotMeasure(reason)
     with tempfile.TemporaryDirectory(prefix="accel-vmaf-") as folder:
