@@ -11,7 +11,7 @@ from PIL import Image
 from accel.calibration import precision
 from accel.calibration.choose import uniform
 from accel.calibration.table import ErrorTable
-from accel.cli import calibrate, main
+from accel.cli import calibrate, main, one_model
 from accel.pipelines.pictures import COLORS, frame_strip, heat_map
 from accel.plans import Plan
 
@@ -39,10 +39,10 @@ def test_twenty_four_mixed_plans_are_run_unless_told_otherwise():
 
 @pytest.mark.slow
 def test_job_files_become_a_table_a_plan_and_pictures(jobs, tmp_path, capsys, monkeypatch):
-    out, real, made = tmp_path / "out", calibrate.generate, []
+    out, real, made = tmp_path / "out", one_model.generate, []
     monkeypatch.setitem(precision.calibrate.__kwdefaults__, "probe_runs", 5)
     monkeypatch.setattr(
-        calibrate, "generate", lambda pipe, job: made.append(job) or real(pipe, job)
+        one_model, "generate", lambda pipe, job: made.append(job) or real(pipe, job)
     )
     assert main(["calibrate", str(jobs), "--out", str(out), "--share", "0.5", "--impl",
                  "reference"]) == 0  # fmt: skip
