@@ -11,7 +11,7 @@ from PIL import Image
 from accel.calibration import precision
 from accel.calibration.choose import uniform
 from accel.calibration.table import ErrorTable
-from accel.cli import calibrate, main, one_model
+from accel.cli import main, one_model
 from accel.pipelines.pictures import COLORS, frame_strip, heat_map
 from accel.plans import Plan
 
