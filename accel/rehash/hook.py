@@ -163,7 +163,7 @@ class RehashHook(ModelHook):
         state, entries = self.state, branch.entries
         if state.by_rate and state.leads(branch) and len(entries) > state.order:
             if state.chosen:
-                tried = state.tries(branch, time).items()
+                tried = state.tries(branch, step, time).items()
                 errors = {n: _relative_error(combine(w, entries)[0], values[0]) for n, w in tried}
                 choice = state.prediction(branch.denoiser)
                 state.observe(step, time, choice.among(errors), entries)

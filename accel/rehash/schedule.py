@@ -125,15 +125,15 @@ def similar_keys_of_count(similarity: Sequence[Sequence[float]], count: int) -> 
     return best
 
 
-def weights(times: Sequence[float], at: float, damping: float = 1.0) -> list[float]:
-    """Return weights of values at ``times``, newest first, that predict the value at ``at``.
+def weights(known: Sequence[float], at: float, damping: float = 1.0) -> list[float]:
+    """Return weights of values at places ``known``, newest first, that predict the one at ``at``.
 
     Two values give the line through them, with a part ``damping`` of its slope; one value gives a
-    constant. Equal times, as in Heun's method, count as one value.
+    constant. Equal places, as in Heun's method, count as one value.
     """
-    if len(times) == 1:
+    if len(known) == 1:
         return [1.0]
-    newest, before = times[0], times[1]
+    newest, before = known[0], known[1]
     if newest == before:
         return [1.0, 0.0]
     a = damping * (at - newest) / (newest - before)
@@ -172,7 +172,7 @@ class Rate:
     """
 
     MEMORY = 0.9  # share of the mean that each observation keeps
-    LEAN = 1.7
+    LEAN = 1.4
     SURPRISE = 8.0
     REACH = 2.0  # how much longer or shorter than planned a gap can be
 

@@ -8,6 +8,7 @@ from typing import Any, assert_never
 
 from accel.config import RehashConfig
 from accel.core.key_steps import MeasuredSchedule, Multistep, Schedule, Wish
+from accel.core.noise_levels import places
 from accel.core.run_log import logger
 from accel.core.run_state import RunState
 from accel.rehash.origin import moved
@@ -36,8 +37,8 @@ LATE = 0.8  # share of a run after which no further denoiser is expected
 class RehashState:
     """Run state of a pipeline's rehash, shared by its denoisers and their branches.
 
-    So all of them take the same decision at a step. It is cleared when a run starts and when the
-    pipeline call ends. Steps are those of the schedule; a run can go through a part of it.
+    So all of them take the same decision at a step. It is cleared when a run starts and ends. Steps
+    are those of the schedule; a run can go through a part of it.
     """
 
     def __init__(self, config: RehashConfig, order: int, run: RunState) -> None:
@@ -59,6 +60,7 @@ class RehashState:
         self.steadiness = Steadiness()
         self._rows: tuple[tuple[float, ...], ...] = ()  # fitted weights, if they hold for this run
         self._first = 0.0  # largest timestep of the run
+        self._places: list[float] = []  # of each step of the schedule, from 1 to 0
         self._choices: dict[str, Choice] = {}  # of each denoiser, where the prediction is chosen
         self._computed: Counter[str] = Counter()  # computed steps of each denoiser
         self._last_key = -1
@@ -96,6 +98,7 @@ class RehashState:
             return
         if why := moved(self.config.origin, self.denoisers, self.run.scheduler):
             self.record.note(why, logger.warning)
+        self._places = places(self.run.scheduler)
         match self.config.choice:
             case MeasuredSchedule(keys, _, Multistep() as fitted) if self._fits(fitted):
                 self._keys, self._rows = frozenset(keys), fitted.weights
@@ -116,8 +119,7 @@ class RehashState:
 
     def _fits(self, fitted: Multistep) -> bool:
         """Return whether fitted weights hold for this run's sampler and timesteps."""
-        why = holds_for(fitted, *self.run.schedule, len(self._span))
-        if why:
+        if why := holds_for(fitted, *self.run.schedule, len(self._span)):
             self.record.note(f"measured weights hold for {why}: reuse extrapolates linearly")
         return not why
 
@@ -140,18 +142,17 @@ class RehashState:
             return (1.0,)
         if len(entries) < self.needed:
             return None
-        if self.chosen:
-            times = [e.time for e in entries]
-            return self.prediction(branch.denoiser).weights(times, time, self._first)
-        return weights([e.time for e in entries[: self.needed]], time)
+        known, at = branch.places(self._places, step, time, self._first)
+        choice = self.prediction(branch.denoiser)
+        return choice.weights(known, at) if self.chosen else weights(known[: self.needed], at)
 
     def prediction(self, denoiser: str) -> Choice:
         """Return the choice of the prediction of a denoiser's outputs."""
         return self._choices.setdefault(denoiser, Choice())
 
-    def tries(self, branch: Branch, time: float) -> dict[str, list[float]]:
-        """Return the weights of all candidates for the output at ``time``, by name."""
-        return candidates([e.time for e in branch.entries], time, self._first)
+    def tries(self, branch: Branch, step: int, time: float) -> dict[str, list[float]]:
+        """Return the weights of all candidates for the output of a step, by name."""
+        return candidates(*branch.places(self._places, step, time, self._first))
 
     @property
     def fitted(self) -> bool:
@@ -196,9 +197,9 @@ class RehashState:
             why = "first steps" if at < self._rate.head < head(steps) else why
             always = at < self._rate.head or at == steps - 1
             return compute, why if always else reason if must else "by rate"
-        assert self._keys is not None
         if at in forced(steps):
             return True, why
+        assert self._keys is not None
         return (True, reason) if must else (step in self._keys, "scheduled")
 
     @property

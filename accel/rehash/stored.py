@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,19 @@ class Branch:
     def bytes(self) -> int:
         """Size of what is kept."""
         return sum(value.bytes for entry in self.entries for value in entry.values)
+
+    def places(
+        self, schedule: Sequence[float], step: int | None, time: float, first: float
+    ) -> tuple[list[float], float]:
+        """Return where the entries and a step lie in the run, from 1 at its start to 0.
+
+        ``schedule`` has the places of the run's steps. Where it has not all of these, the share of
+        the largest timestep ``first`` stands in.
+        """
+        last = max([-1 if step is None else step, *(e.step for e in self.entries)])
+        if step is None or last >= len(schedule):
+            return [e.time / (first or 1.0) for e in self.entries], time / (first or 1.0)
+        return [schedule[e.step] for e in self.entries], schedule[step]
 
     def to_dict(self) -> dict[str, Any]:
         """Return tensors and plain values for a checkpoint."""

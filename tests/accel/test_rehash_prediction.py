@@ -17,7 +17,7 @@ from accel.memory.fit import Kept
 from accel.rehash.prediction import DAMPING, DEFAULT, Choice, candidates, ridge
 
 WISH = {"speedup": 1.6}
-TIMES = [400.0, 520.0, 700.0, 860.0, 1000.0]
+PLACES = [0.40, 0.52, 0.70, 0.86, 1.00]
 
 
 def predicted(weights, outputs):
@@ -25,54 +25,49 @@ def predicted(weights, outputs):
 
 
 def quadratic(t):
-    return 3 * (t / 1000) ** 2 - 2 * t / 1000 + 5
+    return 3 * t**2 - 2 * t + 5
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-@pytest.mark.parametrize("at", [0.0, 310.0, 520.0])
+@pytest.mark.parametrize("at", [0.0, 0.31, 0.52])
 def test_constants_are_kept_by_every_candidate(count, at):
-    for name, weights in candidates(TIMES[:count], at, 1000.0).items():
+    for name, weights in candidates(PLACES[:count], at).items():
         assert sum(weights) == pytest.approx(1.0), name
         assert len(weights) <= count
-    assert ("ridge" in candidates(TIMES[:count], at, 1000.0)) == (count > 2)
+    assert ("ridge" in candidates(PLACES[:count], at)) == (count > 2)
 
 
 def test_a_ridge_polynomial_without_penalty_is_exact_on_quadratics():
-    outputs, true = [quadratic(t) for t in TIMES], quadratic(250.0)
+    outputs, true = [quadratic(t) for t in PLACES], quadratic(0.25)
     off = [
-        abs(predicted(ridge(TIMES, 250.0, 1000.0, penalty), outputs) - true)
+        abs(predicted(ridge(PLACES, 0.25, penalty), outputs) - true)
         for penalty in (1e-1, 1e-3, 1e-6, 1e-10)
     ]
     assert off == sorted(off, reverse=True) and off[-1] < 1e-6 < off[0]
 
 
 def test_a_large_penalty_leaves_the_mean():
-    assert ridge(TIMES, 250.0, 1000.0, 1e9) == pytest.approx([0.2] * 5, abs=1e-6)
+    assert ridge(PLACES, 0.25, 1e9) == pytest.approx([0.2] * 5, abs=1e-6)
 
 
-def test_the_unit_of_time_does_not_matter():
-    small = ridge([t / 1000 for t in TIMES], 0.25, 1.0)
-    assert small == pytest.approx(ridge(TIMES, 250.0, 1000.0))
-
-
-def test_equal_times_of_heuns_method_define_no_line():
-    found = candidates([500.0, 500.0], 400.0, 1000.0)
+def test_equal_places_of_heuns_method_define_no_line():
+    found = candidates([0.5, 0.5], 0.4)
     assert "ridge" not in found and found["line"] == [1.0, 0.0] == found[DEFAULT]
-    assert sum(ridge([500.0, 500.0, 700.0], 400.0, 1000.0)) == pytest.approx(1.0)
+    assert sum(ridge([0.5, 0.5, 0.7], 0.4)) == pytest.approx(1.0)
 
 
 def test_the_damped_line_is_between_repeat_and_line():
-    found = candidates(TIMES[:2], 310.0, 1000.0)
+    found = candidates(PLACES[:2], 0.31)
     assert found[DEFAULT][1] == pytest.approx(DAMPING * found["line"][1])
 
 
 def chosen(outputs):
     """Names of the predictions along a run whose outputs are all computed."""
     choice, names = Choice(), []
-    times = np.linspace(1000, 100, len(outputs)).tolist()
+    times = np.linspace(1.0, 0.1, len(outputs)).tolist()
     for j in range(2, len(outputs)):
         known, before = times[:j][::-1][:5], outputs[:j][::-1][:5]
-        tried = candidates(known, times[j], 1000.0).items()
+        tried = candidates(known, times[j]).items()
         true = outputs[j]
         choice.observe({n: abs(predicted(w, before) - true) / (1 + abs(true)) for n, w in tried})
         names.append(choice.name)
@@ -83,7 +78,7 @@ def test_the_order_falls_back_and_rises_by_itself():
     assert chosen([3.0 * j for j in range(10)])[-1] == "line"
     assert set(chosen([8.0 + (-1) ** j for j in range(12)])) & {"repeat", "ridge"}
     assert chosen([8.0] * 6)[-1] == DEFAULT, "all are exact"
-    assert chosen([quadratic(900 - 80 * j) for j in range(10)])[0] == DEFAULT
+    assert chosen([quadratic(0.9 - 0.08 * j) for j in range(10)])[0] == DEFAULT
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])

@@ -5,10 +5,11 @@
 Each method runs its settings on ``--tuning`` jobs, but those that are far from the range of
 speed-ups on the first job. For each speed-up the setting with the
 highest mean PSNR among those that leave out as much work is chosen there, and runs ``--jobs`` other
-jobs; only those are printed: mean PSNR in dB to the plain run, worst job, and the mean speed-up in
-computed work. ``seconds``: of the whole call at the speed-up ``--at``, plain over this one, in turn
-in one process, median of ``--timed`` jobs. The measured schedule knows 8 jobs more. The rule of
-step rehash has no setting but the speed-up.
+jobs, unless it was more than ``--within`` dB below the best there; only those are printed: mean
+PSNR in dB to the plain run, worst job, and the mean speed-up in computed work. ``seconds``: of the
+whole call at the speed-up ``--at``, plain over this one, in turn in one process, median of
+``--timed`` jobs. The measured schedule knows 8 jobs more. The rule of step rehash has no setting
+but the speed-up.
 
 ``--steadiness`` instead says what ``FAST`` does at guidance 1, 3, 5 and 7 at 1.9×: the largest
 relative change of the guided output in plain steps, and PSNR with and without the steps that are
@@ -57,14 +58,21 @@ def contenders(model: Model, pipe: Any, steps: int, results: Results) -> list[Co
     return [*found, *theirs(model, pipe, training[0], steps)]
 
 
-def chosen(rows: Sequence[Row], target: float) -> dict[str, Contender]:
-    """Of each method the setting with the highest PSNR that leaves out enough for ``target``."""
+def chosen(rows: Sequence[Row], target: float, within: float) -> dict[str, Contender]:
+    """Of each method the setting with the highest PSNR that leaves out enough for ``target``.
+
+    Methods that are more than ``within`` dB below the best are left out, and printed.
+    """
     found: dict[str, Row] = {}
     for row in rows:
         if row.failed or row.computed < NEAR * target:
             continue
         if row.method not in found or row.psnr > found[row.method].psnr:
             found[row.method] = row
+    best = max((row.psnr for row in found.values()), default=0.0)
+    for row in [row for row in found.values() if row.psnr < best - within]:
+        print(f"{target:g}×: {row.method} left out, {row.psnr:.1f} dB, the best has {best:.1f}")
+        del found[row.method]
     return {method: row.contender for method, row in found.items()}
 
 
@@ -119,7 +127,7 @@ def compare_all(model: Model, pipe: Any, args: argparse.Namespace, results: Resu
     for row in rows:
         why = row.failed or f"{row.computed:5.2f}× {row.psnr:6.2f} dB"
         print(f"{row.method:<26}{row.setting:<26}{why}")
-    picks = {t: chosen(rows, t) for t in args.target or TARGETS}
+    picks = {t: chosen(rows, t, args.within) for t in args.target or TARGETS}
     every = list({id(c): c for picked in picks.values() for c in picked.values()}.values())
     jobs = model.jobs(args.jobs, args.steps, HALVES["report"])
     reported = {id(r.contender): r for r in measure(pipe, jobs, every, results)}
@@ -198,6 +206,7 @@ def main() -> None:
     parser.add_argument("--model", choices=tuple(MODELS), default="wan")
     parser.add_argument("--tuning", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=30)
+    parser.add_argument("--within", type=float, default=6.0, help="dB below the best; see above")
     parser.add_argument("--timed", type=int, default=5)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--target", type=float, action="append", help="more than one: repeat")
