@@ -35,9 +35,10 @@ screenshots: $(READY)
 bench-ui: $(READY)
 	$(BIN)/python tests/bench/bench_ui.py
 
-# Two processes with one thread each: most tests are too small for two threads to pay.
+# Processes with one thread each: most tests are too small for two threads to pay. The third works
+# while one of the others waits for a page.
 test: $(READY) browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not proof' -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not proof' -n 3 --dist loadfile
 
 # The slow proofs that `make test` leaves out.
 proofs: $(READY)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch as dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
+from helpers.compilers import backends
 from helpers.families import FAMILIES, rand
 from helpers.runs import forward
 
@@ -338,8 +339,9 @@ def test_the_op_keeps_the_contract_of_torch_library() -> None:
 
 
 @pytest.mark.slow
+@backends
 @pytest.mark.parametrize("name", ["wan", "flux"])
-def test_a_compiled_denoiser_has_one_opaque_op_a_call(name) -> None:
+def test_a_compiled_denoiser_has_one_opaque_op_a_call(name, compiler) -> None:
     model, inputs = FAMILIES[name]()
     if name == "wan":
         inputs["hidden_states"] = rand(1, 4, 5, 16, 16)
@@ -349,7 +351,7 @@ def test_a_compiled_denoiser_has_one_opaque_op_a_call(name) -> None:
     eager = forward(model, inputs)
     seen = dict(backend.record.ran)
     backend.record.clear()
-    out = forward(torch.compile(model, fullgraph=True), inputs)
+    out = forward(torch.compile(model, fullgraph=True, backend=compiler), inputs)
     torch.testing.assert_close(out, eager, atol=1e-3, rtol=1e-3)
     assert error(out, eager) < 1e-4
     assert backend.record.ran == seen == {INT8: 2}

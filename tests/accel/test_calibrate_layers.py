@@ -19,11 +19,11 @@ from accel.pipelines.load import load
 from accel.plans import Plan
 from tests.helpers.error_tables import LAYERS, with_layers
 
-STEPS = 4
+STEPS = 3
 
 
 def run(pipe):
-    job = Job("a red circle", seed=0, steps=STEPS, frames=9, width=96, height=96, preset=None)
+    job = Job("a red circle", seed=0, steps=STEPS, frames=5, width=64, height=64, preset=None)
     return generate(pipe, job).frames
 
 

@@ -119,6 +119,7 @@ def test_too_few_tokens_are_compiled_whole_and_named(deep, fresh):
     assert len(graphs.ops) == 1 and not any("sliced_block" in op for op in graphs.ops[0])
 
 
+@pytest.mark.proof
 def test_inductor_sees_the_same_numbers(deep, fresh):
     module, inputs = deep
     plain = forward(module, inputs)

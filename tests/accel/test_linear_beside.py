@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from helpers import linear_kernels
+from helpers.compilers import backends
 from helpers.families import FAMILIES
 from helpers.linear_kernels import ours
 from helpers.rehash_pipe import Pipe
@@ -75,11 +76,12 @@ def test_the_log_counts_linear_calls(caplog):
 
 
 @pytest.mark.slow
+@backends
 @pytest.mark.parametrize("family", ["wan", "flux"])
-def test_compiled_without_a_graph_break_and_back(family):
+def test_compiled_without_a_graph_break_and_back(family, compiler):
     model, inputs = FAMILIES[family]()
     plain = forward(model, inputs)
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=compiler)
     handle = accel.patch(model, plan=ours())
     eager, calls = forward(model, inputs), ran(handle)
     near = {"atol": 2e-3, "rtol": 2e-3}  # fused norms round otherwise before they are quantized
@@ -107,9 +109,10 @@ def test_equal_blocks_share_a_compiled_graph():
 
 
 @pytest.mark.slow
-def test_a_changed_weight_is_seen_in_a_compiled_graph():
+@backends
+def test_a_changed_weight_is_seen_in_a_compiled_graph(compiler):
     model, inputs = FAMILIES["wan"]()
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=compiler)
     accel.patch(model, plan=ours())
     forward(compiled, inputs)
     with torch.no_grad():
@@ -122,9 +125,10 @@ def test_a_changed_weight_is_seen_in_a_compiled_graph():
 
 
 @pytest.mark.slow
-def test_gradients_and_autocast_in_a_compiled_graph_are_torchs():
+@backends
+def test_gradients_and_autocast_in_a_compiled_graph_are_torchs(compiler):
     model, inputs = FAMILIES["wan"]()
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=compiler)
     handle = accel.patch(model, plan=ours())
     out = compiled(**inputs, return_dict=False)[0]
     out.sum().backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
+from helpers.compilers import backends
 from helpers.families import FAMILIES
 from helpers.linear_kernels import ours
 from helpers.runs import forward
@@ -123,9 +124,10 @@ def test_what_stays_at_full_precision_has_torchs_bits(wan, why, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_compiled_graph_has_them_apart(wan):
+@backends
+def test_a_compiled_graph_has_them_apart(wan, compiler):
     model, inputs = wan
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=compiler)
     handle = accel.patch(model, plan=ours(impl="reference"))
     eager = forward(model, inputs)
     calls = sum(site.activated for site in handle.layers.values())

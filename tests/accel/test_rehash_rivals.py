@@ -99,7 +99,12 @@ def test_a_setting_is_chosen_by_what_it_leaves_out_and_keeps():
         row("a", "worse", 2.2, 35.0),
         row("b", "broken", 2.5, 50.0, "no"),
     ]
-    assert {m: c.setting for m, c in bench.chosen(rows, 2.0).items()} == {"a": "good"}
-    assert bench.chosen(rows, 3.0) == {}
+    assert {m: c.setting for m, c in bench.chosen(rows, 2.0, 6.0).items()} == {"a": "good"}
+    assert bench.chosen(rows, 3.0, 6.0) == {}
+    far = [*rows, row("c", "far", 2.0, 33.0)]
+    assert set(bench.chosen(far, 2.0, 6.0)) == {"a"} and set(bench.chosen(far, 2.0, 9.0)) == {
+        "a",
+        "c",
+    }
     lines = bench.table({1.5: [rows[0]], 2.0: [rows[1]]}, {"a": 1.8})
     assert lines[-1] == "| a | 60.0 (60.0) at 1.50× | 40.0 (40.0) at 1.96× | 1.80× |"
