@@ -217,7 +217,8 @@ def test_the_demo_bench_gives_ranges_by_preset():
         compared = {"speedup": speedup, "psnr_db": decibels}
         return {"job": {"preset": preset}, "comparison": compared}
 
-    found = demo_figures([sidecar("fast", 2.0, 40.0), sidecar("fast", 1.5, 40.0)])
+    plain = {"job": {"preset": None}, "comparison": None}
+    found = demo_figures([sidecar("fast", 2.0, 40.0), plain, sidecar("fast", 1.5, 40.0)])
     assert [tuple(f) for f in found] == [
         ("demo/fast/speedup", [1.5, 2.0], "×"),
         ("demo/fast/psnr", 40.0, "dB"),

@@ -1,6 +1,6 @@
 """How much faster the sample jobs are with their presets, and how near to the plain renders.
 
-    python tests/bench/bench_demo.py [--out out/bench-demo] [--json FILE]
+    python tests/bench/bench_demo.py [--json FILE]
 
 What ``make demo`` does: ``accel render samples/demo.yaml --compare``, which renders each job plain
 too. A figure is the range over the jobs of a preset.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ NAMES = {"speedup": "speedup", "psnr_db": "psnr"}
 
 
 def figures(sidecars: Iterable[Mapping[str, Any]]) -> Iterator[Figure]:
-    """Lowest and highest of each figure by preset; one number where they are equal."""
+    """Lowest and highest of each figure by preset; one number where they are equal.
+
+    Sidecars of references, which are compared with nothing, do not count.
+    """
     found: dict[tuple[str, str], list[float]] = {}
-    for sidecar in sidecars:
+    for sidecar in (s for s in sidecars if s["comparison"]):
         for key in NAMES:
             preset = str(sidecar["job"]["preset"])
             found.setdefault((preset, key), []).append(sidecar["comparison"][key])
@@ -40,13 +44,12 @@ def figures(sidecars: Iterable[Mapping[str, Any]]) -> Iterator[Figure]:
 def main() -> None:
     """Render, print, optionally write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench-demo")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    jobs, out = str(ROOT / "samples" / "demo.yaml"), str(args.out)
-    command = [sys.executable, "-m", "accel", "render", jobs, "--out", out]
-    subprocess.run([*command, "--compare", "--overwrite"], check=True)
-    found = list(figures(load_sidecar(path) for path in sorted(args.out.glob("*.json"))))
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "accel", "render", str(ROOT / "samples" / "demo.yaml")]
+        subprocess.run([*command, "--out", out, "--compare"], check=True)
+        found = list(figures(load_sidecar(path) for path in sorted(Path(out).glob("*.json"))))
     for figure in found:
         print(figure.name, figure.value, figure.unit)
     if args.json:

@@ -19,7 +19,7 @@ from accel.core.units import gib
 from accel.memory import cards
 from accel.memory.meta_models import Video, find
 from accel.memory.pieces import PLAIN, Demand, demand
-from accel.memory.placement import WHOLE, Decision
+from accel.memory.placement import WHOLE, Decision, Placement
 from accel.memory.simulate import simulate
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -80,6 +80,13 @@ def cell(decision: Decision) -> str:
     return f"{row.name}{slices}{strips}; {gib(size, 1)} ({phase})"
 
 
+def fits(row: Placement) -> str:
+    """Return whether a call of stock diffusers fits, and if not, where."""
+    if not row.why_not:
+        return "fits"
+    return "no: host" if " in host, " in row.why_not else "no"
+
+
 def needs(name: str, video: Video) -> tuple[Demand, Demand]:
     """Return what a model needs, with weights as they are and with those in 8 bits."""
     model = find(name)
@@ -93,7 +100,7 @@ def verdicts(plain: Demand, eight: Demand, card: int) -> list[str]:
     as_it_comes, tiled = (cards.stock_on(plain, room, tiles=tiles) for tiles in (False, True))
     whole, model, _ = as_it_comes.values()
     *_, sequential = tiled.values()
-    stock = ["no" if row.why_not else "fits" for row in (whole, model, sequential)]
+    stock = [fits(row) for row in (whole, model, sequential)]
     alone, allowed = (
         cell(cards.by_card(plain, (card,), cards.HOST, kinds)[card])
         for kinds in (None, {EIGHT_BITS: eight})
