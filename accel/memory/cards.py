@@ -9,17 +9,17 @@ from typing import Any
 from accel.core.units import gib
 from accel.memory.decide import decide, placement
 from accel.memory.pieces import Demand
-from accel.memory.placement import WHOLE, Decision, Room, phases_text
+from accel.memory.placement import WHOLE, Decision, Placement, Room, phases_text
 from accel.memory.ways import Way
 
-CARDS = tuple(n * 10**9 for n in (8, 12, 16, 24, 48, 80))
+CARDS = tuple(n * 10**9 for n in (8, 12, 16, 24, 32, 48, 80))
 HOST = 64 * 10**9  # bytes of host memory that are assumed
 STOCK = {
     'pipe.to("cuda")': Way.RESIDENT,
     "pipe.enable_model_cpu_offload()": Way.MODEL,
     "pipe.enable_sequential_cpu_offload()": Way.SEQUENTIAL,
 }
-USABLE = 0.95  # of a card: the rest is the driver's, and lost between allocations
+_USABLE = 0.95  # of a card: the rest is the driver's, and lost between allocations
 _ENDLESS = Room(2**62, 2**62)
 
 
@@ -30,7 +30,12 @@ def by_card(
 
     5 % of a card are kept back. ``allowed``: needs by kind of weights that may be taken.
     """
-    return {card: decide(demand, Room(int(USABLE * card), host), allowed=allowed) for card in cards}
+    return {card: decide(demand, usable(card, host), allowed=allowed) for card in cards}
+
+
+def usable(card: int, host: int) -> Room:
+    """Return what a model may take of a card and a host of so many bytes."""
+    return Room(int(_USABLE * card), host)
 
 
 def stock(demand: Demand) -> dict[str, dict[str, int]]:
@@ -38,13 +43,22 @@ def stock(demand: Demand) -> dict[str, dict[str, int]]:
 
     Where the VAE has no tiles, it decodes whole.
     """
-    tiled = {**demand.decode, **{WHOLE: min(demand.approximate.values(), default=0)}}
-    if not demand.approximate:
-        tiled = dict(demand.decode)
-    least = min(demand.denoise)
-    plain = replace(demand, decode=tiled)
+    rows = stock_on(demand, _ENDLESS, tiles=True)
+    return {call: dict(row.device) for call, row in rows.items()}
+
+
+def stock_on(demand: Demand, room: Room, *, tiles: bool) -> dict[str, Placement]:
+    """Return where diffusers' own calls place the weights, and what of each does not fit.
+
+    Args:
+        demand: What the job needs.
+        room: What is free on the card and in the host, in bytes.
+        tiles: Decode in tiles, which is approximate, where the VAE has them.
+    """
+    if tiles and demand.approximate:
+        demand = replace(demand, decode={WHOLE: min(demand.approximate.values())})
     return {
-        call: dict(placement(plain, _ENDLESS, way, least, WHOLE).device)
+        call: placement(demand, room, way, min(demand.denoise), WHOLE)
         for call, way in STOCK.items()
     }
 

@@ -101,7 +101,7 @@ def main() -> None:
         print(f"{shape!s:22s}", " | ".join(cells), flush=True)
     if args.json:
         for row in rows:
-            append(args.json, flat(row, f"attention/{row['shape']}", UNITS))
+            append(args.json, flat(row, f"attention/{row['shape']}", UNITS), weights=None)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = cache  # which layers pay is measured anew
         every = run(args)
     if args.json:
-        append(args.json, flat(every, "blocks", UNITS))
+        append(args.json, flat(every, "blocks", UNITS), weights=None)
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from bench_motion import correlation, measured_flow, pooled
-from rows import append, flat
+from rows import append, flat, weights_of
 
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.ui import drawing
@@ -93,7 +93,8 @@ def main() -> None:
     print(f"drawn flow against the video's: correlation {result['drawn']:.3f}")
     print(f"the same seeds without the drawing: {result['free']:.3f}")
     if args.json:
-        append(args.json, flat(result, "drawn-motion", {"": "correlation"}))
+        figures = flat(result, "drawn-motion", {"": "correlation"})
+        append(args.json, figures, weights=weights_of("tiny"))
 
 
 if __name__ == "__main__":

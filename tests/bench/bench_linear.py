@@ -190,7 +190,7 @@ def main() -> None:
             found[f"{name} {kind}"] = row
             print(line(name, shape, kind, row), flush=True)
     if args.json:
-        append(args.json, flat(found, "linear", UNITS))
+        append(args.json, flat(found, "linear", UNITS), weights=None)
 
 
 if __name__ == "__main__":

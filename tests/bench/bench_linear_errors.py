@@ -68,7 +68,7 @@ def main() -> None:
         each = ", ".join(f"{name} {error:.4f}" for name, error in found.items())
         print(f"{args.block}, {args.tokens} tokens, {row}: {each}", flush=True)
     if args.json:
-        append(args.json, flat({args.block: every}, "linear-errors", UNITS))
+        append(args.json, flat({args.block: every}, "linear-errors", UNITS), weights=None)
 
 
 if __name__ == "__main__":

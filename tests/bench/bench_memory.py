@@ -1,12 +1,14 @@
 """Activations of transformer blocks, as they come and sliced, and what slicing costs in time.
 
-    python tests/bench/bench_memory.py [--unets | --decoders | --time] [--tokens 8190] [--json FILE]
+    python tests/bench/bench_memory.py [--denoisers | --unets | --decoders | --time]
+        [--tokens 8190] [--json FILE]
 
 The table is simulated on the meta device (bf16, fused attention and RMS norm, in GiB).
-``--unets`` simulates whole UNet pipelines, beside diffusers' own tools: forward chunking of the
-UNet, chunks of frames for the VAE. ``--decoders`` simulates VAEs as diffusers sets them up, in as
-many strips of rows. ``--time`` measures a Wan-1.3B-wide block in fp32 on this CPU:
-seconds with and without 8 slices in turn, and its measured peak against the simulated one.
+``--denoisers`` simulates whole transformers. ``--unets`` simulates whole UNet pipelines, beside
+diffusers' own tools: forward chunking of the UNet, chunks of frames for the VAE. ``--decoders``
+simulates VAEs as diffusers sets them up, in as many strips of rows. ``--time`` measures a
+Wan-1.3B-wide block in fp32 on this CPU: seconds with and without 8 slices in turn, and its measured
+peak against the simulated one.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
 )
 from diffusers.models.transformers.transformer_mochi import MochiTransformerBlock
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
-from rows import append, flat
+from rows import SIMULATED, append, flat
 from torch import nn
 
 from accel import families
@@ -178,18 +180,31 @@ def unets(videos: dict[str, Video]) -> dict[str, Any]:
     results = {}
     for name, video in videos.items():
         family = families.models()[name]
-        found = simulate(family, video, (1, 8))
+        found = simulate(family, video, (1, 8, 16))
         chunked = simulate(family, video, (1,), decode=False, prepare=forward_chunking)
         ways = {
             "as it comes": found.denoise[1],
             "forward chunking": chunked.denoise[1],
             "8 slices": found.denoise[8],
+            "16 slices": found.denoise[16],
             **{f"decode, {way}": size for way, size in found.decode.items()},
         }
         results[name] = ways
         print(
             name, "  ".join(f"{way} {b / 2**30:.2f}" for way, b in ways.items()), "GiB", flush=True
         )
+    return results
+
+
+def denoisers(videos: dict[str, Video]) -> dict[str, Any]:
+    """Activations of denoising in bytes, as it comes and in slices."""
+    results = {}
+    for name, video in videos.items():
+        found = simulate(families.models()[name], video, (1, 8, 16), decode=False).denoise
+        results[name] = {
+            "as it comes" if n == 1 else f"{n} slices": size for n, size in found.items()
+        }
+        print(name, "  ".join(f"n={n} {b / 2**30:.2f}" for n, b in found.items()), "GiB")
     return results
 
 
@@ -227,6 +242,7 @@ def decoders() -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--denoisers", action="store_true")
     parser.add_argument("--unets", action="store_true")
     parser.add_argument("--decoders", action="store_true")
     parser.add_argument("--time", action="store_true")
@@ -235,7 +251,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     results: dict[str, Any] = {}
-    if args.unets:
+    if args.denoisers:
+        results = denoisers({"wan-14b": Video(1280, 720, 81), "mochi": Video(848, 480, 163)})
+    elif args.unets:
         results = unets({"animatediff": Video(1024, 576, 16), "svd": Video(1024, 576, 14)})
     elif args.decoders:
         results = decoders()
@@ -257,12 +275,13 @@ def _append(args: argparse.Namespace, results: dict[str, Any]) -> None:
     """Add the figures to the rows, sizes in GiB."""
     if args.time:
         units = {"seconds": "s", "ratio": "×", "relative": "relative L2", "": "B"}
-        append(args.json, flat(results["time"], "memory/time", units))
+        append(args.json, flat(results["time"], "memory/time", units), weights=None)
         return
-    part = "memory/denoiser" if args.unets else "memory/decoders" if args.decoders else "memory"
+    whole = args.unets or args.denoisers
+    part = "memory/denoiser" if whole else "memory/decoders" if args.decoders else "memory"
     sizes = flat(results, part, {"": "GiB"})
-    on = {"processor": "simulated", "isa": None, "cores": None}
-    append(args.json, (f._replace(value=f.value / 2**30) for f in sizes), on=on)
+    in_gib = (f._replace(value=f.value / 2**30) for f in sizes)
+    append(args.json, in_gib, weights=None, on=SIMULATED)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rows import append, flat
+from rows import append, flat, weights_of
 from tqdm import tqdm
 
 from accel.core.run_pipeline import to_uint8
@@ -109,7 +109,7 @@ def main() -> None:
     for name, value in result.items():
         print(f"{name:10s} correlation {value:.3f}")
     if args.json:
-        append(args.json, flat(result, "motion", {"": "correlation"}))
+        append(args.json, flat(result, "motion", {"": "correlation"}), weights=weights_of("tiny"))
 
 
 if __name__ == "__main__":

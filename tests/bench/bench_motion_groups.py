@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bench_motion import UNSEEN, correlation, following, measured_flow, pooled
-from rows import append, flat
+from rows import append, flat, weights_of
 from tqdm import tqdm
 
 from accel.core.quality import psnr
@@ -150,7 +150,7 @@ def main() -> None:
     for name, value in result.items():
         print(f"{name:50s} {value:.3f}")
     if args.json:
-        append(args.json, flat(result, "motion-groups", UNITS))
+        append(args.json, flat(result, "motion-groups", UNITS), weights=weights_of(args.model))
 
 
 if __name__ == "__main__":

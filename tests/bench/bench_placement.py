@@ -135,7 +135,8 @@ def main() -> None:
         from rows import append, flat
 
         figures = {"weights": weights, "held": less, "plain": plain}
-        append(args.json, flat(figures, "placement/proof", {"seconds": "s", "": "B"}))
+        units = {"seconds": "s", "": "B"}
+        append(args.json, flat(figures, "placement/proof", units), weights=None)
 
 
 if __name__ == "__main__":

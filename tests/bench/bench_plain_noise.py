@@ -1,6 +1,6 @@
 """How far motion would be followed without any training on warped noise, in closed form.
 
-    python tests/bench/bench_plain_noise.py [--clips 1000] [--flows 10]
+    python tests/bench/bench_plain_noise.py [--clips 1000] [--flows 10] [--json FILE]
 
 An ablation that needs no training: a Gaussian model with the mean and covariance of the latents of
 clips like those of training, at their full range of speeds (stationary over the picture, full over
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from bench_motion import UNSEEN, correlation, following, measured_flow, pooled
 from bench_motion_groups import KINDS, STRENGTHS, clip_of, slope
+from rows import append, flat, weights_of
 from torch import Tensor
 from tqdm import tqdm
 
@@ -63,10 +64,11 @@ def video(pipe: object, noise: Tensor, mean: Tensor, root: Tensor) -> np.ndarray
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print; with ``--json`` also write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--flows", type=int, default=10, help="of each kind")
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     mean, root = gaussian(args.clips)
     pipe, commanded = load("tiny"), []
@@ -80,9 +82,14 @@ def main() -> None:
                     job = following(clip, folder, seed=i, strength=strength)
                     noise = motion_latents(pipe, job.resolved())
                     found[strength].append(pooled(measured_flow(video(pipe, noise, mean, root))))
+    result = {}
     for strength, flows in found.items():
         r, share = correlation(commanded, flows), slope(commanded, flows)
         print(f"strength {strength}: r {r:.3f}, slope {share:.2f}")
+        result |= {f"r, strength {strength}": r, f"slope, strength {strength}": share}
+    if args.json:
+        units = {"slope": "of the commanded motion", "": "correlation"}
+        append(args.json, flat(result, "plain-noise", units), weights=weights_of("tiny"))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rows import append, flat
+from rows import append, flat, weights_of
 from tqdm import tqdm
 
 from accel.calibration import choose
@@ -245,7 +245,7 @@ def main() -> None:
     if "random" in args.parts:
         found["random"] = measured_random(bench, args.plans)
     if args.json:
-        append(args.json, flat(found, "precision", UNITS))
+        append(args.json, flat(found, "precision", UNITS), weights=weights_of("tiny"))
 
 
 if __name__ == "__main__":

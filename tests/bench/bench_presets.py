@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import Figure, append
+from rows import Figure, append, weights_of
 
 import accel
 from accel.core.quality import psnr
@@ -125,7 +125,7 @@ def main() -> None:
         if args.quality and name in SIZES:
             found += decibels(name, quiet(build()), render, args.quality)
     if args.json:
-        append(args.json, found)
+        append(args.json, found, weights=weights_of("tiny"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rows import ROOT, append, flat
+from rows import ROOT, append, flat, weights_of
 from tqdm import tqdm
 
 import accel
@@ -103,7 +103,7 @@ def main() -> None:
         print(f"| {titles[name]} | {' | '.join(cells)} |")
     if args.json:
         means = {run: {k: mean for k, (mean, _) in v.items()} for run, v in found.items()}
-        append(args.json, flat(means, "quality", UNITS))
+        append(args.json, flat(means, "quality", UNITS), weights=weights_of("tiny"))
 
 
 if __name__ == "__main__":

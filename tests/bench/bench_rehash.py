@@ -43,11 +43,10 @@ from rehash_results import (
     digest,
     figures,
     finalists,
-    model_digest,
     monotone,
     promises,
 )
-from rows import append, flat
+from rows import append, flat, weights_of
 from torch import nn
 
 from accel.calibration.step_measurement import Measurement
@@ -215,7 +214,7 @@ def main() -> None:
     args = parser.parse_args()
     model = MODELS[args.model]
     pipe = model.load()
-    results = Results(args.folder, model_digest(pipe))
+    results = Results(args.folder, weights_of(model.source)["hash"])
     training = model.jobs(args.measured_on, args.steps, 5000)
     contenders = []
     if args.group != "theirs":
@@ -232,7 +231,8 @@ def main() -> None:
     lines = [*promises(rows), monotone(rows)] if args.group != "theirs" else []
     print("\n" + "\n".join(lines))
     if args.json:
-        append(args.json, flat(figures(rows, fast), "rehash", UNITS))
+        found = flat(figures(rows, fast), "rehash", UNITS)
+        append(args.json, found, weights=weights_of(model.source))
 
 
 def asked_for(measured: Measurement) -> list[Contender]:

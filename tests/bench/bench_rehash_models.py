@@ -30,8 +30,8 @@ from bench_rehash import MEASURED_ON, measured, time_all
 from bench_rehash_rules import HALVES, measure
 from rehash_caches import Contender, of, theirs
 from rehash_models import MODELS, Job, Model
-from rehash_results import Results, Row, model_digest
-from rows import append, flat
+from rehash_results import Results, Row
+from rows import append, flat, weights_of
 
 from accel.config import RehashConfig
 from accel.rehash import steadiness
@@ -137,7 +137,8 @@ def compare_all(model: Model, pipe: Any, args: argparse.Namespace, results: Resu
     seconds = {r.method: float(np.median(r.seconds)) for r in timed if r.seconds}
     print("\n" + "\n".join(table(by_target, seconds)))
     if args.json:
-        append(args.json, flat(figures(by_target, seconds), f"rehash/{model.name}", UNITS))
+        found = flat(figures(by_target, seconds), f"rehash/{model.name}", UNITS)
+        append(args.json, found, weights=weights_of(model.source))
     for target, found in by_target.items():
         ours = next((r for r in found if r.method == RULE), None)
         for rival in found if ours else ():
@@ -217,7 +218,7 @@ def main() -> None:
     args = parser.parse_args()
     model = MODELS[args.model]
     pipe = model.load()
-    results = Results(args.folder, model_digest(pipe))
+    results = Results(args.folder, weights_of(model.source)["hash"])
     (follow if args.steadiness else compare_all)(model, pipe, args, results)
 
 

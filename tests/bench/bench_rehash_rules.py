@@ -26,7 +26,8 @@ from bench_rehash import Full, Meter, compare
 from diffusers import SeaCacheConfig
 from rehash_caches import Contender, nothing, of, sea
 from rehash_models import MODELS, Job
-from rehash_results import Results, Row, model_digest
+from rehash_results import Results, Row
+from rows import weights_of
 
 from accel.config import RehashConfig
 from accel.patching import patched
@@ -123,7 +124,8 @@ def main() -> None:
     jobs = model.jobs(args.jobs, args.steps, HALVES[args.half], args.guidance)
     label = f"{args.label} " if args.label else ""
     wanted = [c for m in args.method or METHODS for c in contenders(m, label, args.steps)]
-    rows = measure(pipe, jobs, wanted, Results(args.folder, model_digest(pipe)))
+    results = Results(args.folder, weights_of(model.source)["hash"])
+    rows = measure(pipe, jobs, wanted, results)
     print(f"\n{'method':<24}{'setting':<18}{'computed':>7}{'mean dB':>8}{'worst':>8}")
     print("\n".join(map(line, rows)))
     print("\n" + "\n".join(targets(rows)))

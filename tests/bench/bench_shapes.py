@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from bench_motion import UNSEEN, following
 from bench_plain_noise import decoded
-from rows import append, flat
+from rows import append, flat, weights_of
 from tqdm import tqdm
 
 from accel.core.run_pipeline import to_uint8
@@ -178,7 +178,8 @@ def main() -> None:
     for name, row in result.items():
         print(f"{name:22s}" + "".join(f"{value:9.2f}" for value in row.values()))
     if args.json:
-        append(args.json, flat(result, "shapes", {"": "share"}))
+        figures = flat(result, "shapes", {"": "share"})
+        append(args.json, figures, weights=weights_of(args.model))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rows import append, flat
+from rows import append, flat, weights_of
 from torch import Tensor
 
 from accel.kernels import sparse
@@ -165,7 +165,8 @@ def show(name: str, table: dict[str, dict[str, float]], json: Path | None) -> No
             flush=True,
         )
     if json:
-        append(json, flat(table, f"sparse/{name}", UNITS))
+        weights = weights_of("tiny") if name.startswith("model") else None
+        append(json, flat(table, f"sparse/{name}", UNITS), weights=weights)
 
 
 # ------------------------------------------------------------------------------------- estimates

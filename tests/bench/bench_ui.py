@@ -59,7 +59,7 @@ def main() -> int:
     for key, value in result.items():
         print(f"{key:<32}{value:6.2f} s")
     if args.json:
-        append(args.json, flat(result, "ui", {"": "s"}))
+        append(args.json, flat(result, "ui", {"": "s"}), weights=None)
     return 0
 
 

@@ -1,6 +1,6 @@
 """One Wan-1.3B transformer block at real width, patched against unpatched, and long sequences.
 
-    python tests/bench/bench_wan_block.py [--tokens 8190] [--slices 8 | --long]
+    python tests/bench/bench_wan_block.py [--tokens 8190] [--slices 8 | --long] [--json FILE]
 
 Random weights (1536 channels, 12 heads of 128, ffn 8960), fp32, the two variants in turn; 8-bit
 linear layers, other dtypes and other models are in ``bench_blocks.py``.
@@ -15,10 +15,12 @@ import argparse
 import statistics
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from real_blocks import real_block
+from rows import append, flat
 
 import accel
 from accel import AttentionConfig, Plan, SlicingConfig
@@ -103,15 +105,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slices", type=int)
     parser.add_argument("--long", action="store_true")
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.slices:
         shared_times(args.tokens, args.slices, args.repeats)
         return
     times = block_times(args.tokens, args.repeats)
-    base = statistics.median(times["unpatched"])
-    for name, values in times.items():
-        median = statistics.median(values)
-        print(f"Wan-1.3B block, {args.tokens} tokens, {name}: {median:.2f} s {base / median:.2f}x")
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratios = {name: medians["unpatched"] / median for name, median in medians.items()}
+    for name, median in medians.items():
+        print(f"Wan-1.3B block, {args.tokens} tokens, {name}: {median:.2f} s {ratios[name]:.2f}x")
+    if args.json:
+        found = {"seconds": medians, "speedup": ratios}
+        figures = flat(found, f"wan-block/{args.tokens} tokens", {"speedup": "×", "": "s"})
+        append(args.json, figures, weights=None)
     if args.long:
         long_sequence()
         attention_sink()

@@ -212,7 +212,7 @@ def main() -> None:
     for name, value in result.items():
         print(f"{name:40s} {value:.4f}")
     if args.json:
-        append(args.json, flat(result, f"warp/{args.size}", {" / ": "×", "": "s"}))
+        append(args.json, flat(result, f"warp/{args.size}", {" / ": "×", "": "s"}), weights=None)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def main() -> None:
     rows = measure(device, args.repeats)
     print("\n".join(markdown(rows)))
     if args.json:
-        append(args.json, flat(figures(rows), "gpu-attention", UNITS), on=card())
+        append(args.json, flat(figures(rows), "gpu-attention", UNITS), weights=None, on=card())
 
 
 if __name__ == "__main__":

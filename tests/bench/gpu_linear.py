@@ -165,7 +165,7 @@ def main() -> None:
     shapes = {n: size for n, size in SHAPES.items() if any(part in n for part in parts)}
     rows = measure(device, args.repeats, shapes)
     if args.json:
-        append(args.json, flat(figures(rows), "gpu-linear", UNITS), on=card())
+        append(args.json, flat(figures(rows), "gpu-linear", UNITS), weights=None, on=card())
 
 
 if __name__ == "__main__":

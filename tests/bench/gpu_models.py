@@ -214,7 +214,7 @@ def main() -> None:
     if args.decode:
         results["decode"] = decode(args.decode)
     if args.json:
-        append(args.json, flat(results, "gpu-models", UNITS), on=card())
+        append(args.json, flat(results, "gpu-models", UNITS), weights=None, on=card())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from rows import append, flat
+from rows import SIMULATED, append, flat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import gpu_model
@@ -153,8 +153,8 @@ def main() -> int:
     found = problems(kernels)
     print("\n".join(predictions()))
     if args.json:
-        compiled = {"processor": "compiled, not run", "isa": None, "cores": None}
-        append(args.json, flat(figures(kernels), "gpu-report", UNITS), on=compiled)
+        compiled = {**SIMULATED, "processor": "compiled, not run"}
+        append(args.json, flat(figures(kernels), "gpu-report", UNITS), weights=None, on=compiled)
     print("\n" + ("\n".join(found) or f"{len(kernels)} kernels, no problem"))
     return 1 if found else 0
 

@@ -1,7 +1,7 @@
 """Results of the step rehash benchmark: on disk, so that a long run goes on where it ended, and as
 the rows of its table.
 
-One JSON line per setting and job. The key holds a digest of the model's weights and everything that
+One JSON line per setting and job. The key holds the model's hash (``rows.weights_of``) and all that
 a setting is made of, so results of another model or of other measured weights are never mixed in.
 """
 
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from rehash_caches import Contender
-from torch import nn
 
 LIMIT = 1.85
 ASKED_FOR = "asked for"
@@ -46,15 +45,6 @@ class Result:
 def digest(value: Any) -> str:
     """Short hash of plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def model_digest(pipe: Any) -> str:
-    """Short hash of all weights and of the scheduler's settings."""
-    found = hashlib.sha256(json.dumps(dict(pipe.scheduler.config), default=str).encode())
-    for part in (p for p in pipe.components.values() if isinstance(p, nn.Module)):
-        for tensor in part.state_dict().values():
-            found.update(np.ascontiguousarray(tensor.float().numpy()).tobytes())
-    return found.hexdigest()[:16]
 
 
 class Results:

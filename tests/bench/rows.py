@@ -1,9 +1,11 @@
 """Figures as JSON rows, which benchmarks append to and ``tables.py`` makes the README's tables of.
 
-A row is ``{figure, value, unit, machine, date, commit, command}``. ``figure``: a name like
+A row is ``{figure, value, unit, machine, weights, date, commit, command}``. ``figure``: a name like
 "attention/(1, 8, 4096, 128)/speedup/int8"; ``value``: a number, or [lowest, highest] of several
-runs; ``machine``: processor, instruction set and cores; what is not known is null. A ``note`` says
-what else a figure depends on. Rows are only ever added, and the last one of a figure counts.
+runs; ``machine``: processor, instruction set, cores and torch's device type; ``weights``: the model
+that was measured and a hash of its files, null for a figure that needs no weights. What is not
+known is null. A ``note`` says what else a figure depends on. Rows are only ever added, and the last
+one of a figure counts.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ if TYPE_CHECKING:
     import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-KEYS = ("figure", "value", "unit", "machine", "date", "commit", "command")
+KEYS = ("figure", "value", "unit", "machine", "weights", "date", "commit", "command")
+SIMULATED = {"processor": "simulated", "isa": None, "cores": None, "device": "meta"}
+HASH = 12  # hexadecimal digits of a model's hash
 
 
 class Figure(NamedTuple):
-    """One measured number."""
+    """One measured number, or the [lowest, highest] of several runs."""
 
     name: str
-    value: float
+    value: float | list[float]
     unit: str
 
 
@@ -56,7 +60,8 @@ def machine() -> dict[str, Any]:
         lines = []
     named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     processor = named[0] if named else platform.processor() or platform.machine()
-    return {"processor": processor, "isa": library().isa, "cores": len(os.sched_getaffinity(0))}
+    cores = len(os.sched_getaffinity(0))
+    return {"processor": processor, "isa": library().isa, "cores": cores, "device": "cpu"}
 
 
 def card() -> dict[str, Any]:
@@ -64,7 +69,25 @@ def card() -> dict[str, Any]:
     import torch
 
     major, minor = torch.cuda.get_device_capability()
-    return {"processor": torch.cuda.get_device_name(), "isa": f"sm_{major}{minor}", "cores": None}
+    name = torch.cuda.get_device_name()
+    return {"processor": name, "isa": f"sm_{major}{minor}", "cores": None, "device": "cuda"}
+
+
+def weights_of(model: str) -> dict[str, str]:
+    """The name of a model's folder and the beginning of what stands for its content in job ids.
+
+    Args:
+        model: "tiny", a folder that a pipeline was saved to, or a hub id, whose commit counts.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no pipeline in it.
+    """
+    from accel.pipelines.batch.identity import model_fingerprint
+    from accel.pipelines.load import local_folder
+
+    folder = local_folder(model)
+    name = model if folder is None else folder.resolve().name
+    return {"model": name, "hash": model_fingerprint(model).rpartition("@")[2][:HASH]}
 
 
 def why_no_card(device: torch.device) -> str:
@@ -87,24 +110,30 @@ def commit() -> str | None:
 
 
 def command() -> str:
-    """The command that is running, without ``--json FILE``."""
+    """The command that is running, with ``ACCEL_ISA`` if it is set and without ``--json FILE``."""
     words = [os.path.relpath(os.path.abspath(sys.argv[0]), ROOT), *sys.argv[1:]]
     kept, skip = [], False
     for word in words:
         if not skip and word != "--json" and not word.startswith("--json="):
             kept.append(word)
         skip = word == "--json"
-    return shlex.join(["python", *kept])
+    isa = os.environ.get("ACCEL_ISA")
+    return (f"ACCEL_ISA={isa} " if isa else "") + shlex.join(["python", *kept])
 
 
 def append(
-    path: Path, figures: Iterable[Figure], *, on: Mapping[str, Any] | None = None
+    path: Path,
+    figures: Iterable[Figure],
+    *,
+    weights: Mapping[str, str] | None,
+    on: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Add figures of this run to the rows in ``path``, which is made where it is missing.
 
     Args:
         path: A JSON file of rows, such as ``tests/bench/results/memory.json``.
         figures: What was measured.
+        weights: ``weights_of(model)`` of the model that was measured, None if there was none.
         on: The machine, ``machine()`` by default.
 
     Returns:
@@ -114,20 +143,22 @@ def append(
     if not isinstance(rows, list) or not all(set(KEYS) <= set(row) for row in rows):
         other = path.with_suffix(".rows.json")  # what was measured is not thrown away
         print(f"{path} holds something else than rows; they go to {other}", file=sys.stderr)
-        return append(other, figures, on=on)
+        return append(other, figures, weights=weights, on=on)
     same = {
         "machine": dict(on or machine()),
+        "weights": None if weights is None else dict(weights),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
         "command": command(),
     }
-    added = [
-        {"figure": f.name, "value": float(f"{f.value:.6g}"), "unit": f.unit, **same}
-        for f in figures
-    ]
+    added = [{"figure": f.name, "value": _short(f.value), "unit": f.unit, **same} for f in figures]
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, [*rows, *added])
     return added
+
+
+def _short(value: float | list[float]) -> float | list[float]:
+    return [float(f"{v:.6g}") for v in value] if isinstance(value, list) else float(f"{value:.6g}")
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
