@@ -1,8 +1,8 @@
-"""Make a plan for a budget of memory, of quality, or of both.
+"""Make a plan for budgets of memory, quality and speed.
 
-For memory the plan has the fewest slices that fit, simulated before anything runs. For quality (dB
-PSNR) it has the fastest precision and step rehash that keep it together, found by running them, or
-the fastest measured schedule of step rehash.
+For memory alone the plan has the fewest slices that fit, simulated before anything runs. For
+quality (dB PSNR) or speed it has what keeps the budgets together, found by running plans on jobs
+(``plan_search.py``), or for quality the fastest measured schedule of step rehash.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from accel.calibration.ladders import Effort
+from accel.calibration.plan_runs import Job, Say
 from accel.calibration.step_measurement import Measurement
-from accel.calibration.whole_plans import Job, search_plan
 from accel.config import RehashConfig, SlicingConfig
 from accel.core.diffusers_bridge import offloads
 from accel.core.units import gib, parse_bytes
 from accel.memory import fit
 from accel.memory.fit import DoesNotFit
 from accel.memory.meta_models import Video
+from accel.planning.plan_search import Found, PlanSearch
+from accel.planning.wishes import NoPlan, Wishes
 from accel.plans import Plan
 
 
@@ -44,56 +47,104 @@ def plan(
     *,
     memory: str | int | None = None,
     quality: float | None = None,
+    speed: float | None = None,
     measured: Measurement | None = None,
     jobs: Sequence[Job] = (),
 ) -> Plan:
-    """Return the plan for a budget of memory, of quality, or of both.
+    """Return the plan for a budget of memory, quality or speed, or of several.
 
     Within ``memory`` it has the fewest slices with which the job fits, and decodes the VAE in
-    strips if that is needed. For ``quality`` it has the fastest precision and step rehash that
-    keep it in 9 of 10 jobs like ``jobs``, on which they run (``search_plan``); or the fastest
-    schedule of ``measured``. ``accel/memory/fit.py`` says what memory is counted.
+    strips if that is needed. For ``quality`` it is the fastest that keeps it in 9 of 10 jobs like
+    ``jobs``, on which plans run; or it has the fastest schedule of ``measured``. With a ``speed``
+    it is the one that keeps most. ``accel/memory/fit.py`` says what memory is counted.
 
     Args:
         pipe: A loaded diffusers pipeline.
         job: Anything with ``width``, ``height`` (pixels) and ``frames``.
         memory: Bytes, or text such as "8GiB".
         quality: dB PSNR against the pipeline's own output.
+        speed: Least times as fast as the plain pipeline.
         measured: What ``accel.measure_steps(pipe, jobs)`` returned.
-        jobs: Jobs to search on, see ``accel.search_plan``; instead of ``measured``.
+        jobs: Jobs to search on, see ``accel.PlanSearch``; instead of ``measured``. Memory is
+            confirmed on the first.
 
     Returns:
         A plan to patch with.
 
     Raises:
-        ValueError: No budget at all, a quality without jobs or a measurement, or with both, a job
-            without a size, a
-            pipeline whose classes cannot be simulated, or a phase that does not fit: the error says
-            what it needs and what would help.
+        NoPlan: The budgets together are too much; it has the plans that miss one of them least.
+        ValueError: No budget at all, a quality or speed without jobs or a measurement, or with
+            both, a job without a size, a pipeline whose classes cannot be simulated, or a phase
+            that does not fit: the error says what it needs and what would help.
 
     Example::
 
         plan = accel.plan(pipe, job, memory="8GiB")
         accel.patch(pipe, plan=plan)
     """
-    if memory is None and quality is None:
-        raise ValueError("give a budget: memory='8GiB', quality=36.0 (dB PSNR), or both")
+    limit = None if memory is None else parse_bytes(memory)
+    wishes = Wishes(limit, quality, speed)
     if jobs and measured is not None:
         raise ValueError("give jobs to search on, or what measure_steps measured, not both")
-    if quality is not None and jobs:
-        best = search_plan(pipe, jobs, quality).plan
-        found = replace(best, name=f"{quality:g} dB: {best.name}")
-    else:
-        rehash = None if quality is None else _schedule(quality, measured)
-        found = Plan(f"{quality:g} dB" if quality else "", attention=None, rehash=rehash)
+    if (speed is not None or quality is not None) and jobs:
+        search = PlanSearch(pipe, jobs, needs=lambda: fit.of_loaded(pipe, _video(job)))
+        best = search.within(memory=memory, quality=quality, speed=speed).plan
+        return replace(best, name=named(wishes, memory, best.name))
+    if speed is not None:
+        raise ValueError(f"speed={speed:g} needs jobs=[...]: plans run on them, and are timed")
+    rehash = None if quality is None else _schedule(quality, measured)
+    found = Plan(wishes.name(), attention=None, rehash=rehash)
     return found if memory is None else within(pipe, job, memory, found)
+
+
+def named(wishes: Wishes, memory: str | int | None, name: str) -> str:
+    """Return a plan's name after the budgets that it was found for."""
+    start = [] if memory is None else [f"within {memory}"]
+    return ": ".join(filter(None, (", ".join(filter(None, (*start, wishes.name()))), name)))
 
 
 def within(pipe: Any, job: Size, memory: str | int, found: Plan) -> Plan:
     """Return a plan with the fewest slices with which a job fits ``memory``; raises as ``plan``."""
-    slicing = _slicing(pipe, job, memory, found.rehash)
+    slicing = _slicing(pipe, job, memory, found)
     name = f"within {memory}" + (f", {found.name}" if found.name else "")
     return replace(found, name=name, slicing=slicing)
+
+
+def search_plan(
+    pipe: Any,
+    jobs: Sequence[Job],
+    quality: float | None = None,
+    *,
+    speed: float | None = None,
+    memory: str | int | None = None,
+    job: Size | None = None,
+    largest: int = 0,
+    effort: Effort | None = None,
+    say: Say = lambda text: None,
+) -> Found:
+    """Return the plan for budgets, and what was measured on a few jobs to find it.
+
+    Args:
+        pipe: A diffusers pipeline, not patched.
+        jobs: Two or more, see ``accel.PlanSearch``.
+        quality: dB PSNR to the pipeline's own output that 9 of 10 further jobs should keep.
+        speed: Least times as fast as the plain pipeline; of those plans the one that keeps most.
+        memory: Bytes that a job may take, or text such as "8GiB".
+        job: The size for which memory is simulated; anything with ``width``, ``height`` (pixels)
+            and ``frames``.
+        largest: The one of ``jobs`` on which it is confirmed.
+        effort: What is measured, see ``accel.PlanSearch``.
+        say: Called with one line of text after each plan.
+
+    Raises:
+        NoPlan: The budgets together are too much; it has the plans that miss one of them least.
+        ValueError: Fewer than two jobs, no budget or a wrong one, or a memory without ``job``.
+    """
+    if memory is not None and job is None:
+        raise ValueError("a memory needs job=..., anything with width, height and frames")
+    needs = None if job is None else lambda: fit.of_loaded(pipe, _video(job))
+    search = PlanSearch(pipe, jobs, needs=needs, largest=largest, effort=effort, say=say)
+    return search.within(memory=memory, quality=quality, speed=speed)
 
 
 def _schedule(quality: float, measured: Measurement | None) -> RehashConfig:
@@ -108,15 +159,13 @@ def _schedule(quality: float, measured: Measurement | None) -> RehashConfig:
     return measured.at_quality(quality)
 
 
-def _slicing(
-    pipe: Any, job: Size, memory: str | int, rehash: RehashConfig | None
-) -> SlicingConfig | None:
+def _slicing(pipe: Any, job: Size, memory: str | int, found: Plan) -> SlicingConfig | None:
     budget = parse_bytes(memory)
     needs = fit.of_loaded(pipe, _video(job))
     try:
-        slices = needs.fewest_slices(budget, rehash)
+        slices = needs.fewest_slices(budget, found.rehash, found.linear)
     except DoesNotFit as error:
-        raise ValueError(_too_much(pipe, needs, error)) from error
+        raise NoPlan(Wishes(budget), why=_too_much(pipe, needs, error)) from error
     return SlicingConfig(slices, 1) if slices > 1 else None
 
 
