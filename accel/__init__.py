@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from accel.patching import report as report
     from accel.patching import unpatch as unpatch
     from accel.pipelines.fitting import load as load
-    from accel.planning.budgets import plan as plan
+    from accel.pipelines.planned import plan as plan
     from accel.planning.budgets import search_plan as search_plan
     from accel.planning.plan_search import PlanSearch as PlanSearch
     from accel.planning.wishes import NoPlan as NoPlan
@@ -68,7 +68,7 @@ _PUBLIC = {
     "measure_steps": "accel.calibration.steps",
     "patch": "accel.patching",
     "patched": "accel.patching",
-    "plan": "accel.planning.budgets",
+    "plan": "accel.pipelines.planned",
     "quality": "accel.core.quality",
     "register_backend": "accel.attention.backend",
     "report": "accel.patching",

@@ -10,8 +10,8 @@ from dataclasses import replace
 from accel.cli.one_model import jobs_of_one_model, plain_run
 from accel.core.units import parse_bytes
 from accel.core.validate import number
+from accel.pipelines.fitting import load
 from accel.pipelines.job import Job
-from accel.pipelines.load import load
 from accel.pipelines.paths import user_path
 from accel.planning.budgets import named, search_plan, within
 from accel.planning.wishes import MOST_SPEED, Wishes
@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     searched = args.quality is not None or args.speed is not None
     if searched and len(jobs) < 2:
         raise ValueError(f"a plan by quality or speed needs two jobs or more, got {len(jobs)}")
-    pipe, at = load(model), _largest(jobs)
+    at = _largest(jobs)
+    pipe = load(model, job=jobs[at])
     if searched:
         search = search_plan(
             pipe, [plain_run(job) for job in jobs], args.quality, speed=args.speed,

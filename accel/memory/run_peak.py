@@ -36,3 +36,13 @@ def run_peak(pipe: Any, work: Callable[[], object]) -> int:
     with looking_on(), torch.no_grad(), tracker:
         work()
     return tracker.peak + sum(size_of(part) for part in parts)
+
+
+def process_peak(pipe: Any, work: Callable[[], object]) -> int:
+    """Run ``work`` and return the most bytes held: by the card's allocator, else by the process.
+
+    It is what ``accel.load(model, memory=...)`` counts, which also reads weights from disk.
+    """
+    reset_peak()
+    work()
+    return peak_bytes()

@@ -12,14 +12,16 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from accel.calibration.ladders import Effort
-from accel.calibration.plan_runs import Job, Say
+from accel.calibration.plan_runs import Job, Peak, Say
 from accel.calibration.step_measurement import Measurement
 from accel.config import RehashConfig, SlicingConfig
 from accel.core.diffusers_bridge import offloads
+from accel.core.placed import kept
 from accel.core.units import gib, parse_bytes
 from accel.memory import fit
-from accel.memory.fit import DoesNotFit
+from accel.memory.fit import DoesNotFit, Needs
 from accel.memory.meta_models import Video
+from accel.memory.run_peak import process_peak, run_peak
 from accel.planning.plan_search import Found, PlanSearch
 from accel.planning.wishes import NoPlan, Wishes
 from accel.plans import Plan
@@ -51,50 +53,37 @@ def plan(
     measured: Measurement | None = None,
     jobs: Sequence[Job] = (),
 ) -> Plan:
-    """Return the plan for a budget of memory, quality or speed, or of several.
-
-    Within ``memory`` it has the fewest slices with which the job fits, and decodes the VAE in
-    strips if that is needed. For ``quality`` it is the fastest that keeps it in 9 of 10 jobs like
-    ``jobs``, on which plans run; or it has the fastest schedule of ``measured``. With a ``speed``
-    it is the one that keeps most. ``accel/memory/fit.py`` says what memory is counted.
-
-    Args:
-        pipe: A loaded diffusers pipeline.
-        job: Anything with ``width``, ``height`` (pixels) and ``frames``.
-        memory: Bytes, or text such as "8GiB".
-        quality: dB PSNR against the pipeline's own output.
-        speed: Least times as fast as the plain pipeline.
-        measured: What ``accel.measure_steps(pipe, jobs)`` returned.
-        jobs: Jobs to search on, see ``accel.PlanSearch``; instead of ``measured``. Memory is
-            confirmed on the first.
-
-    Returns:
-        A plan to patch with.
-
-    Raises:
-        NoPlan: The budgets together are too much; it has the plans that miss one of them least.
-        ValueError: No budget at all, a quality or speed without jobs or a measurement, or with
-            both, a job without a size, a pipeline whose classes cannot be simulated, or a phase
-            that does not fit: the error says what it needs and what would help.
-
-    Example::
-
-        plan = accel.plan(pipe, job, memory="8GiB")
-        accel.patch(pipe, plan=plan)
-    """
-    limit = None if memory is None else parse_bytes(memory)
-    wishes = Wishes(limit, quality, speed)
-    if jobs and measured is not None:
-        raise ValueError("give jobs to search on, or what measure_steps measured, not both")
+    """Return the plan for budgets; ``accel.plan`` says what they are and what is raised."""
+    wishes = check(memory, quality, speed, measured, jobs)
     if (speed is not None or quality is not None) and jobs:
-        search = PlanSearch(pipe, jobs, needs=lambda: fit.of_loaded(pipe, _video(job)))
-        best = search.within(memory=memory, quality=quality, speed=speed).plan
+        best = search_plan(pipe, jobs, quality, speed=speed, memory=memory, job=job).plan
         return replace(best, name=named(wishes, memory, best.name))
-    if speed is not None:
-        raise ValueError(f"speed={speed:g} needs jobs=[...]: plans run on them, and are timed")
     rehash = None if quality is None else _schedule(quality, measured)
     found = Plan(wishes.name(), attention=None, rehash=rehash)
     return found if memory is None else within(pipe, job, memory, found)
+
+
+def check(
+    memory: str | int | None,
+    quality: float | None,
+    speed: float | None,
+    measured: Measurement | None,
+    jobs: Sequence[Job],
+) -> Wishes:
+    """Return the budgets; raise ValueError for none, or for what cannot be answered with them."""
+    wishes = Wishes(None if memory is None else parse_bytes(memory), quality, speed)
+    if jobs and measured is not None:
+        raise ValueError("give jobs to search on, or what measure_steps measured, not both")
+    if speed is not None and not jobs:
+        raise ValueError(f"speed={speed:g} needs jobs=[...]: plans run on them, and are timed")
+    return wishes
+
+
+def needs_of(pipe: Any, job: Size) -> Needs:
+    """Return what a job needs on a pipeline, where its weights lie."""
+    arrangement = kept(pipe)
+    found: Needs | None = None if arrangement is None else arrangement.needs(_video(job))
+    return fit.of_loaded(pipe, _video(job)) if found is None else found
 
 
 def named(wishes: Wishes, memory: str | int | None, name: str) -> str:
@@ -142,9 +131,19 @@ def search_plan(
     """
     if memory is not None and job is None:
         raise ValueError("a memory needs job=..., anything with width, height and frames")
-    needs = None if job is None else lambda: fit.of_loaded(pipe, _video(job))
-    search = PlanSearch(pipe, jobs, needs=needs, largest=largest, effort=effort, say=say)
+    search = PlanSearch(
+        pipe, jobs, needs=None if job is None else lambda: needs_of(pipe, job), largest=largest,
+        effort=effort, peak=_peak(pipe, job), say=say,
+    )  # fmt: skip
     return search.within(memory=memory, quality=quality, speed=speed)
+
+
+def _peak(pipe: Any, job: Size | None) -> Peak:
+    """Return what measures as the needs of a pipeline are counted."""
+    arrangement = kept(pipe)
+    if job is None or arrangement is None or arrangement.needs(_video(job)) is None:
+        return run_peak
+    return process_peak
 
 
 def _schedule(quality: float, measured: Measurement | None) -> RehashConfig:
@@ -161,7 +160,7 @@ def _schedule(quality: float, measured: Measurement | None) -> RehashConfig:
 
 def _slicing(pipe: Any, job: Size, memory: str | int, found: Plan) -> SlicingConfig | None:
     budget = parse_bytes(memory)
-    needs = fit.of_loaded(pipe, _video(job))
+    needs = needs_of(pipe, job)
     try:
         slices = needs.fewest_slices(budget, found.rehash, found.linear)
     except DoesNotFit as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from accel.calibration.ladders import Effort, Ladders, Pair
-from accel.calibration.plan_runs import PLAIN, Checked, Job, Ran, Runs, Say
+from accel.calibration.plan_runs import PLAIN, Checked, Job, Peak, Ran, Runs, Say
 from accel.calibration.rungs import EVERY, FULL
 from accel.calibration.step_measurement import LOSSLESS
 from accel.config import SlicingConfig
@@ -102,6 +102,7 @@ class PlanSearch:
         needs: Returns what a job needs; it is called once, when a memory is asked about.
         largest: The job whose memory is confirmed, by its place among ``jobs``.
         effort: What is measured beside the rungs that need no measurement; None for all of it.
+        peak: Runs a function and returns bytes as ``needs`` counts them; by default all tensors.
         say: Called with one line of text after each plan.
 
     Raises:
@@ -121,11 +122,12 @@ class PlanSearch:
         needs: Callable[[], Needs] | None = None,
         largest: int = 0,
         effort: Effort | None = None,
+        peak: Peak | None = None,
         say: Say = lambda text: None,
     ) -> None:
         if len(jobs) < 2:
             raise ValueError(f"a plan by quality or speed needs two jobs or more, got {len(jobs)}")
-        self._runs, self._say = Runs(pipe, jobs, run_peak, say), say
+        self._runs, self._say = Runs(pipe, jobs, peak or run_peak, say), say
         self._ladders: Ladders | None = None
         self._make = lambda: Ladders(pipe, jobs, self._runs, effort or Effort(), say)
         self._asked, self._known, self._largest = needs, list[Needs](), largest

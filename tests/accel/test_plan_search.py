@@ -327,7 +327,9 @@ def test_the_command_refuses_wrong_wishes(tmp_path, capsys, words, error):
 
 
 @pytest.mark.slow
-def test_the_command_finds_a_plan_for_the_embedded_model(tmp_path, capsys):
+def test_the_command_finds_a_plan_for_the_embedded_model(tmp_path, capsys, monkeypatch):
+    for name, few in (("SPEEDUPS", (1.9,)), ("SCHEDULES", (1.5,)), ("PROBES", 2)):
+        monkeypatch.setattr(ladders, name, few)
     jobs = "\n".join(
         f"  - {{prompt: a {c} circle, seed: {i}}}" for i, c in enumerate(["red", "blue"])
     )
@@ -336,6 +338,7 @@ def test_the_command_finds_a_plan_for_the_embedded_model(tmp_path, capsys):
     words = ["--quality", "20", "--memory", "8GiB", "--out", str(out)]
     assert main(["plan", str(tmp_path / "jobs.yaml"), *words]) == 0
     printed = capsys.readouterr()
-    assert "for 20 dB in 9 of 10 jobs, 2 jobs measured:" in printed.out
+    assert "for 20 dB in 9 of 10 jobs, within 8.00 GiB, 2 jobs measured in " in printed.out
+    assert "of 8,589,934,592 bytes" in printed.out
     assert "INT8 attention, 8-bit layers: " in printed.err
     assert accel.Plan.load(out).name.startswith("within 8GiB, ")
