@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from accel.calibration.step_measurement import Measurement as Measurement
     from accel.calibration.steps import measure_steps as measure_steps
     from accel.calibration.table import ErrorTable as ErrorTable
-    from accel.calibration.whole_plans import search_plan as search_plan
     from accel.config import AttentionConfig as AttentionConfig
     from accel.config import LinearConfig as LinearConfig
     from accel.config import RehashConfig as RehashConfig
@@ -39,7 +38,10 @@ if TYPE_CHECKING:
     from accel.patching import report as report
     from accel.patching import unpatch as unpatch
     from accel.pipelines.fitting import load as load
-    from accel.planning import plan as plan
+    from accel.pipelines.planned import plan as plan
+    from accel.planning.budgets import search_plan as search_plan
+    from accel.planning.plan_search import PlanSearch as PlanSearch
+    from accel.planning.wishes import NoPlan as NoPlan
     from accel.plans import Plan as Plan
     from accel.reporting import Report as Report
 
@@ -51,7 +53,9 @@ _PUBLIC = {
     "LinearConfig": "accel.config",
     "Measurement": "accel.calibration.step_measurement",
     "Multistep": "accel.core.key_steps",
+    "NoPlan": "accel.planning.wishes",
     "Plan": "accel.plans",
+    "PlanSearch": "accel.planning.plan_search",
     "RehashConfig": "accel.config",
     "Report": "accel.reporting",
     "Rule": "accel.config",
@@ -64,11 +68,11 @@ _PUBLIC = {
     "measure_steps": "accel.calibration.steps",
     "patch": "accel.patching",
     "patched": "accel.patching",
-    "plan": "accel.planning",
+    "plan": "accel.pipelines.planned",
     "quality": "accel.core.quality",
     "register_backend": "accel.attention.backend",
     "report": "accel.patching",
-    "search_plan": "accel.calibration.whole_plans",
+    "search_plan": "accel.planning.budgets",
     "unpatch": "accel.patching",
     "unregister_backend": "accel.attention.backend",
 }

@@ -162,6 +162,7 @@ class SlicingConfig:
         stream_frames: Where a VAE on an accelerator decodes a video piece by piece, move finished
             frames to the CPU at once, if the pipeline only returns them. Videos requested as
             tensors (``output_type="pt"``) are then on the CPU; arrays and pictures always are.
+        tiling: Let the VAE decode in diffusers' tiles as well, which changes the picture a little.
 
     Raises:
         ValueError: A value that is not allowed.
@@ -174,8 +175,10 @@ class SlicingConfig:
     slices: int = 8
     min_tokens: int = 128
     stream_frames: bool = True
+    tiling: bool = False
 
     def __post_init__(self) -> None:
         for name in ("slices", "min_tokens"):
             whole(f"slicing {name}", getattr(self, name), 1)
-        flag("slicing stream_frames", self.stream_frames)
+        for name in ("stream_frames", "tiling"):
+            flag(f"slicing {name}", getattr(self, name))

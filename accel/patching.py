@@ -37,6 +37,7 @@ from accel.reporting import Report, block_report, site_report, totals
 from accel.slicing.block_record import BlockRecord
 from accel.slicing.blocks import apply_slicing
 from accel.slicing.vae.apply import apply_strips
+from accel.slicing.vae.tiles import apply_tiles
 
 Kinds = tuple[Callable[..., Site], Callable[..., LinearSite]]  # what makes the sites
 _handles: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictionary()
@@ -75,6 +76,8 @@ class Handle:
             if plan.slicing is not None:
                 streamed = only_returns_frames(pipe)
                 self.blocks.update(apply_strips(vae, plan.slicing, self._undo, streamed))
+                if plan.slicing.tiling:
+                    self._said.append(apply_tiles(vae, self._undo))
             copies.watch([*modules.values(), *([vae] if isinstance(vae, nn.Module) else [])])
         except BaseException:
             self.unpatch()

@@ -89,6 +89,8 @@ class Plan:
                     part.pop("kept_share", None)
         if self.linear is None:
             del data["linear"]
+        if self.slicing is not None and not self.slicing.tiling:
+            del data["slicing"]["tiling"]
         if self.attention is not None and not self.attention.providers:
             del data["attention"]["providers"]
         if self.rehash is not None and self.rehash.entries == RehashConfig.entries:

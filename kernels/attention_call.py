@@ -6,6 +6,8 @@ the launcher that runs it, so that no function in between repeats its fields.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -109,6 +111,20 @@ def why_not_read(tensors: tuple[Tensor, ...], others: tuple[Tensor, ...] = ()) -
     return why_not_eager(first)
 
 
+_looking_on = 0  # dispatch modes that are active and only count what others do
+
+
+@contextmanager
+def looking_on() -> Iterator[None]:
+    """Let a dispatch mode inside count tensors without making calls go to torch."""
+    global _looking_on
+    _looking_on += 1
+    try:
+        yield
+    finally:
+        _looking_on -= 1
+
+
 def why_not_eager(x: Tensor) -> str:
     """Return why the values of a tensor cannot be read here and now, or ""."""
     if type(x) is not Tensor and type(x) is not torch.nn.Parameter:
@@ -119,7 +135,7 @@ def why_not_eager(x: Tensor) -> str:
         return "inside a transform of torch.func"
     if forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
-    if torch._C._len_torch_dispatch_stack():
+    if torch._C._len_torch_dispatch_stack() > _looking_on:
         return "inside a dispatch mode of torch, such as make_fx"
     return "inside torch.jit.trace" if torch._C._get_tracing_state() is not None else ""
 

@@ -16,15 +16,17 @@ from accel.core.placed import kept
 from accel.core.units import gib
 from accel.families.family import Model
 from accel.memory.decide import decide
-from accel.memory.fit import Kept
+from accel.memory.fit import Kept, Needs
 from accel.memory.meta_models import Video, find, in_dtype
 from accel.memory.pieces import PLAIN, Demand, demand
+from accel.memory.placed_needs import of_placed
 from accel.memory.placement import Decision, Placement, Room
 from accel.memory.simulate import Peaks, simulate
 from accel.memory.ways import COSTS, Way
 from accel.pipelines.load_options import ALL, LoadOptions
 from accel.pipelines.safetensors_header import numbers, weight_files
 
+_AS_USUAL = (Way.RESIDENT, "")
 ROUGH = 8192  # bytes of activations for each pixel of each frame, that no model known here needs
 
 
@@ -90,6 +92,19 @@ class Arrangement:
         Raises NoWay if none fits.
         """
         return self.decision.required()
+
+    def needs(self, video: Video) -> Needs | None:
+        """Return what a job of another size or plan needs where the weights lie now.
+
+        None where all lie on the device, whole and as they are, as in any pipeline.
+        """
+        taken = self.placement
+        if not self.simulated or self.source is None or (taken.way, taken.weights) == _AS_USUAL:
+            return None
+        source, kind = self.source, taken.weights or kind_of_weights(self.source.options)
+        model, peaks = simulated(str(source.folder), video, source.dtype)
+        demand = demand_of(str(source.folder), video, source.dtype, kind)
+        return of_placed(demand, taken, source.room, Kept.of(model, peaks), peaks.packed)
 
     def __str__(self) -> str:
         return str(self.decision) if self.simulated else f"placement: {self.why}"
@@ -168,14 +183,15 @@ def demand_of(
 
     Raises ValueError for a model that cannot be simulated, or not at this size.
     """
-    model, peaks = _simulated(folder, video, dtype)
+    model, peaks = simulated(folder, video, dtype)
     job = job or Techniques()
     kept = Kept.of(model, peaks).bytes(job.rehash)
     return demand(model, peaks, kind=kind, kept=kept, packed=peaks.packed.bytes(job.linear))
 
 
 @lru_cache(maxsize=64)
-def _simulated(folder: str, video: Video, dtype: torch.dtype) -> tuple[Model, Peaks]:
+def simulated(folder: str, video: Video, dtype: torch.dtype) -> tuple[Model, Peaks]:
+    """Return a stored model and its peaks, simulated once for each size; raises ``ValueError``."""
     model = in_dtype(find(folder), dtype)
     return model, simulate(model, video)
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accel.core.run_pipeline import call
+from accel.core.run_pipeline import Run as Job
+from accel.core.run_pipeline import as_run
 from accel.core.structure import denoisers
 from accel.patching import patched
 from accel.plans import Plan
@@ -59,10 +60,10 @@ class Run:
         return ""
 
 
-def full_run(pipe: Any, job: Mapping[str, Any], plan: Plan) -> Run:
+def full_run(pipe: Any, job: Mapping[str, Any] | Job, plan: Plan) -> Run:
     """Run ``job`` with every step computed, under the rest of ``plan``, and return the run."""
     with patched(pipe, plan=replace(plan, rehash=None)), listening(pipe) as run:
-        run.frames = call(pipe, job)
+        run.frames = as_run(job)(pipe)
     return run
 
 

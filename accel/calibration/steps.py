@@ -28,7 +28,8 @@ from accel.calibration.step_weights import Sampler
 from accel.config import RehashConfig
 from accel.core.key_steps import Multistep
 from accel.core.quality import psnr
-from accel.core.run_pipeline import call
+from accel.core.run_pipeline import Run as Job
+from accel.core.run_pipeline import as_run
 from accel.core.structure import denoisers
 from accel.patching import patched
 from accel.plans import Plan
@@ -47,7 +48,7 @@ Say = Callable[[str], None]
 
 def measure_steps(
     pipe: Any,
-    jobs: Sequence[Mapping[str, Any]],
+    jobs: Sequence[Mapping[str, Any] | Job],
     *,
     config: RehashConfig | None = None,
     plan: Plan | None = None,
@@ -62,7 +63,8 @@ def measure_steps(
 
     Args:
         pipe: A diffusers pipeline.
-        jobs: Arguments of the pipeline's call, and ``seed``. All need the same number of steps.
+        jobs: Arguments of the pipeline's call, and ``seed``; or functions that take the pipeline
+            and return its frames, uint8 [F, H, W, 3]. All need the same number of steps.
         config: Gives level, tail and store, and the order where no weights can be fitted.
         plan: What else will be patched.
         speedups: Denoising steps per computed one to find schedules for.
@@ -119,7 +121,7 @@ class _Trial:
     """Real runs of the proposals, on the jobs that were measured."""
 
     pipe: Any
-    jobs: Sequence[Mapping[str, Any]]
+    jobs: Sequence[Mapping[str, Any] | Job]
     runs: Sequence[Run]
     plan: Plan
     say: Say
@@ -158,11 +160,11 @@ class _Trial:
         self.say(f"{speedup:g}×: {mean:.1f} dB, worst {worst:.1f}, by {point.found}")
 
     def reached(
-        self, job: Mapping[str, Any], config: RehashConfig, run: Run
+        self, job: Mapping[str, Any] | Job, config: RehashConfig, run: Run
     ) -> tuple[float, tuple[int, ...]]:
         """Return the PSNR in dB of a run with rehash against the full one, and computed steps."""
         with patched(self.pipe, plan=replace(self.plan, rehash=config)) as handle:
-            decibel = min(LOSSLESS, psnr(run.frames, call(self.pipe, job)))
+            decibel = min(LOSSLESS, psnr(run.frames, as_run(job)(self.pipe)))
             report = handle.report().rehash
         return decibel, () if report is None else tuple(report.keys)
 

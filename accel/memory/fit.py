@@ -107,21 +107,42 @@ class Needs:
         """The largest number of slices that was simulated."""
         return max(self.denoise)
 
+    @property
+    def tiled(self) -> int | None:
+        """Bytes of decoding in diffusers' tiles, None where the VAE has none."""
+        return next((size for way, size in self.others.items() if way.startswith("tiled")), None)
+
     def phases(
-        self, slices: int, rehash: RehashConfig | None = None, linear: LinearConfig | None = None
+        self,
+        slices: int,
+        rehash: RehashConfig | None = None,
+        linear: LinearConfig | None = None,
+        *,
+        tiled: bool = False,
     ) -> dict[str, int]:
-        """Return bytes by phase, for a plan's number of slices, step rehash and linear layers."""
+        """Return bytes by phase, for a plan's number of slices, step rehash and linear layers.
+
+        ``tiled``: decoded in tiles, in as few bytes as strips where these need fewer.
+        """
         way = STRIPS if slices == self.slices else WHOLE
         first = {"encode": self.encode} if self.encode else {}
         packed = self.packed.bytes(linear)
         denoise = self.denoise[slices] + self.kept.bytes(rehash) + packed
-        return {**first, "denoise": denoise, "decode": self.decode[way] + packed}
+        decode = self.decode[way]
+        if tiled and self.tiled is not None:
+            decode = min(decode, self.tiled)
+        return {**first, "denoise": denoise, "decode": decode + packed}
 
     def peak(
-        self, slices: int, rehash: RehashConfig | None = None, linear: LinearConfig | None = None
+        self,
+        slices: int,
+        rehash: RehashConfig | None = None,
+        linear: LinearConfig | None = None,
+        *,
+        tiled: bool = False,
     ) -> int:
         """Return the bytes of the phase that needs most."""
-        return max(self.phases(slices, rehash, linear).values())
+        return max(self.phases(slices, rehash, linear, tiled=tiled).values())
 
     def fewest_slices(
         self, budget: int, rehash: RehashConfig | None = None, linear: LinearConfig | None = None

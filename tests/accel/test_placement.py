@@ -9,9 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from accel.config import RehashConfig
 from accel.memory import cards
 from accel.memory.decide import decide
+from accel.memory.fit import Kept
+from accel.memory.packed_layers import PackedLayers
 from accel.memory.pieces import Demand, Piece, piece_of
+from accel.memory.placed_needs import of_placed
 from accel.memory.placement import NoWay, Room
 from accel.memory.simulate import STREAMED, STRIPS
 from accel.memory.ways import Way
@@ -63,6 +67,20 @@ def test_every_cheaper_way_says_what_it_lacks():
     text = str(decision)
     assert text.count("taken") == 1 and "costs more" in text
     assert "moves 26.08 GiB to the device each denoiser call" in text
+
+
+@pytest.mark.parametrize("memory", [100, 44, 35, 33, 20, 9, 7])
+def test_a_placed_pipeline_needs_what_its_way_takes_and_more_with_a_plan(memory):
+    free = replace(room(memory, 10), held=GB)
+    taken = decide(DEMAND, free).required()
+    needs = of_placed(DEMAND, taken, free, Kept({"output": GB}, 2), PackedLayers())
+    phases = needs.phases(taken.slices)
+    assert phases["denoise"] == taken.device["denoise"] + GB  # the process held as much before
+    assert phases["encode"] == taken.device["encode"] + GB
+    if taken.decode in ("whole", STREAMED):
+        assert phases["decode"] == taken.device["decode"] + GB
+    assert needs.phases(1, RehashConfig())["denoise"] == needs.denoise[1] + 2 * GB
+    assert needs.tiled is not None and needs.tiled < needs.decode["strips"]
 
 
 def test_less_memory_never_takes_a_cheaper_way():

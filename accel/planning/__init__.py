@@ -1,0 +1,1 @@
+"""Plans for budgets of memory, quality and speed."""
