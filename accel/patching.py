@@ -15,9 +15,11 @@ from accel.attention import guard, simpler
 from accel.attention.apply import apply_attention
 from accel.attention.deferred import Deferred
 from accel.attention.notes import attention_notes
+from accel.attention.policy import unmatched
 from accel.attention.provider_report import provider_reports
 from accel.attention.site import Site
 from accel.core.clean_copies import CleanCopies
+from accel.core.origin_check import OriginCheck
 from accel.core.placed import kept
 from accel.core.run_log import RunLog, Totals
 from accel.core.run_state import RunState
@@ -45,7 +47,7 @@ _handles: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictiona
 class Handle:
     """A live patch.
 
-    ``plan`` is what was asked for; ``report()`` says what happened.
+    ``plan`` is what was asked for; ``report()`` says what happened; ``origin`` compares runs.
     """
 
     def __init__(self, pipe: Any, plan: Plan, kinds: Kinds = (Site, LinearSite)) -> None:
@@ -64,8 +66,8 @@ class Handle:
         self._rehash = new_state(plan.rehash, plan.attention, self._state)
         self._log = RunLog(plan.name, self._totals, self._demoted)
         self._undo.callback(self._log.finish)
-        self._said: list[str] = []
         copies = CleanCopies(self._undo)
+        self.origin = OriginCheck(pipe, plan.origin, plan.rehash, self._state, self._undo)
         modules, vae = denoisers(pipe), getattr(pipe, "vae", None)
         # Only weak references: a pipeline that is dropped without unpatch must go, and take the
         # patch with it.
@@ -75,6 +77,7 @@ class Handle:
             if plan.slicing is not None:
                 streamed = only_returns_frames(pipe)
                 self.blocks.update(apply_strips(vae, plan.slicing, self._undo, streamed))
+            self.origin.say(unmatched(plan.attention, self.sites, plan.linear, self.layers))
             copies.watch([*modules.values(), *([vae] if isinstance(vae, nn.Module) else [])])
         except BaseException:
             self.unpatch()
@@ -223,7 +226,8 @@ class Handle:
 
     def _notes(self) -> list[str]:
         plan, lost = self.plan.attention, self._state.lost
-        notes = [*self._said, *attention_notes(plan, self.sites.values(), self.calls, lost)]
+        notes = [*self.origin.notes]
+        notes += attention_notes(plan, self.sites.values(), self.calls, lost)
         notes += linear_notes(self.plan.linear, self.layers.values(), self.calls)
         return notes if self.active else [*notes, "this patch has been taken back"]
 
@@ -255,9 +259,8 @@ def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Han
     taken = [h for h in _all(pipe) if h._pipe() is not pipe]
     unpatch(pipe)
     handle = Handle(pipe, plan)
-    handle._said += [
-        f"took back the patch of a {h._pipeline} with the same denoiser" for h in taken
-    ]
+    said = (f"took back the patch of a {h._pipeline} with the same denoiser" for h in taken)
+    handle.origin.notes |= dict.fromkeys(said)
     return handle
 
 

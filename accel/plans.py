@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from accel.config import AttentionConfig, LinearConfig, RehashConfig, Rule, SlicingConfig
 from accel.core.atomic_write import write_atomic
+from accel.core.plan_origin import PlanOrigin
 from accel.core.strict_json import dumps, loads
 from accel.core.validate import from_dict, instance, known_keys, one_of, text
 
@@ -19,6 +20,7 @@ _CONFIGS: dict[str, type] = {
     "slicing": SlicingConfig,
     "rehash": RehashConfig,
     "linear": LinearConfig,
+    "origin": PlanOrigin,
 }
 
 
@@ -32,6 +34,8 @@ class Plan:
         slicing: Feature slicing; None runs blocks on all tokens at once.
         rehash: Step rehash; None computes every step.
         linear: 8-bit linear layers; None leaves them unchanged.
+        origin: Where the plan comes from. It changes nothing that the plan does: equal plans may
+            have different ones. Patching compares it, and the report says what no longer holds.
 
     Raises:
         ValueError: A value of another type.
@@ -48,6 +52,7 @@ class Plan:
     slicing: SlicingConfig | None = None
     rehash: RehashConfig | None = None
     linear: LinearConfig | None = None
+    origin: PlanOrigin | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         text("plan name", self.name)
@@ -55,6 +60,7 @@ class Plan:
         instance("plan slicing", self.slicing, SlicingConfig, "SlicingConfig(8)")
         instance("plan rehash", self.rehash, RehashConfig, "RehashConfig(speedup=1.9)")
         instance("plan linear", self.linear, LinearConfig, "LinearConfig('int8')")
+        instance("plan origin", self.origin, PlanOrigin, "PlanOrigin('hand')")
 
     @classmethod
     def preset(cls, name: str) -> Plan:
@@ -79,10 +85,11 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values.
 
-        What was not there in earlier plans (``linear``, ``kept_share``, ``providers``) is left out
-        where it is as usual, so that ids made of plans stay what they were.
+        What was not there in earlier plans (``linear``, ``kept_share``, ``providers``, ``origin``)
+        is left out where it is as usual, so that ids made of plans stay what they were.
         """
-        data = {"version": VERSION, **asdict(self)}
+        data = {"version": VERSION, **asdict(replace(self, origin=None))}
+        del data["origin"]
         for config in filter(None, (data["attention"], data["linear"])):
             for part in (config, *config["rules"]):
                 if part.get("kept_share") is None:
@@ -95,6 +102,8 @@ class Plan:
             del data["rehash"]["entries"]
         if self.rehash is not None and self.rehash.origin is None:
             del data["rehash"]["origin"]
+        if self.origin is not None:
+            data["origin"] = self.origin.to_dict()
         return data
 
     @classmethod

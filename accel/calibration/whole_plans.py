@@ -5,7 +5,8 @@ ran. First each precision and each speed-up runs alone on the jobs. Their mean s
 per job, order all pairs of both by what they are expected to keep and to take; then the fastest
 pairs that should keep the quality run on all jobs, until one does by the rule of
 ``Point.expected``: 9 of 10 further jobs. At most ``TRIES`` pairs run, and a plan that ran alone
-stands in where none of them keeps it.
+stands in where none of them keeps it. Runs of few steps skip none, so there precision is searched
+by step (``accel/calibration/step_precisions.py``).
 """
 
 from __future__ import annotations
@@ -15,17 +16,23 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from accel.calibration.step_measurement import LOSSLESS, Point
+from accel.calibration.step_precisions import decibels, error, full_but, worth_running
 from accel.config import AttentionConfig, LinearConfig, RehashConfig, Rule
+from accel.core.origin import plan_origin_of
+from accel.core.plan_origin import PlanOrigin
 from accel.core.quality import psnr
 from accel.core.run_pipeline import Run, as_run
+from accel.core.run_state import RunState
 from accel.patching import patched
 from accel.plans import Plan
+from accel.rehash.schedule import FEW, OFF
 
 Job = Mapping[str, Any] | Run
 Say = Callable[[str], None]
@@ -38,6 +45,7 @@ PRECISIONS: dict[str, tuple[AttentionConfig | None, LinearConfig | None]] = {
     "INT8 attention, late 8-bit layers": (AttentionConfig("int8"), LinearConfig(rules=LATE)),
     "INT8 attention, 8-bit layers": (AttentionConfig("int8"), LinearConfig()),
 }
+FOR_FEW = ("INT8 attention", "INT8 attention, 8-bit layers")  # by step, in runs of few steps
 SPEEDUPS = (1.0, 1.5, 1.9, 2.3, 2.8)  # steps per computed one
 TRIES = 5
 BUSY = 1.25  # change of plain runs' times from which others are doubtful
@@ -110,7 +118,9 @@ def search_plan(
 
     It costs a run per job for the plain pipeline, for each of ``PRECISIONS`` and ``SPEEDUPS``, and
     for up to ``TRIES`` pairs of them, and two runs more per plan: one to warm up, and a plain one
-    beside it, which shows how fast the machine is then.
+    beside it, which shows how fast the machine is then. In runs of 8 steps or fewer it costs a run
+    per job for each precision, and where that keeps less, for each step alone and up to ``TRIES``
+    sets of steps.
 
     Args:
         pipe: A diffusers pipeline, not patched.
@@ -128,6 +138,71 @@ def search_plan(
         raise ValueError(f"quality must be a positive number of dB, got {quality}")
     bench = _Bench(pipe, jobs, say)
     plain = bench.run(Plan("plain", attention=None), None)
+    steps = _steps_of(pipe)
+    if 0 < steps <= FEW:
+        say(f"step reuse is {OFF}: precision is searched by step")
+    ran = (
+        _by_step(bench, plain, steps, quality) if 0 < steps <= FEW else _both(bench, plain, quality)
+    )
+    keep = [one for one in ran if one.expected >= quality]
+    search = PlanSearch(quality, plain.plan, tuple(ran))
+    best = max(keep, key=search.speedup, default=plain)
+    fastest = best if search.speedup(best) > 1.0 else plain
+    return replace(search, plan=replace(fastest.plan, origin=_origin(bench, search, fastest)))
+
+
+def _steps_of(pipe: Any) -> int:
+    """Return how many steps the last run of a pipeline had, 0 where that is unknown."""
+    state = RunState(pipe)
+    state.refresh()
+    return len(state.span)
+
+
+def _origin(bench: _Bench, search: PlanSearch, found: Ran) -> PlanOrigin:
+    """Return the origin of what was found, with what was measured of it."""
+    made = replace(bench.origin, jobs=len(found.psnr))
+    if found is search.ran[0]:
+        return made
+    return replace(
+        made, decibels=found.expected, decibels_are="expected in 9 of 10 jobs, measured",
+        speedup=search.speedup(found), speedup_is="of whole runs, measured",
+    )  # fmt: skip
+
+
+def _by_step(bench: _Bench, plain: Ran, steps: int, quality: float) -> list[Ran]:
+    """Run each precision in all steps, and where that keeps too little in some of them."""
+    ran = [plain]
+
+    def run(precision: str, quantized: Sequence[int]) -> Ran:
+        ran.append(bench.run(_in_steps(precision, steps, quantized), plain))
+        return ran[-1]
+
+    for precision in FOR_FEW:
+        if run(precision, range(steps)).expected >= quality:
+            continue
+        alone = [run(precision, (step,)).psnr for step in range(steps)]
+        for chosen in islice(worth_running(alone, quality - SLACK), TRIES):
+            if run(precision, chosen).expected >= quality:
+                break
+    return ran
+
+
+def _in_steps(precision: str, steps: int, quantized: Sequence[int]) -> Plan:
+    """Return the plan of a precision in some of a run's steps."""
+    rules = full_but(steps, quantized)
+    name = precision
+    if rules:
+        name += f" in steps {', '.join(str(step + 1) for step in quantized)} of {steps}"
+    attention, linear = PRECISIONS[precision]
+    return Plan(
+        name,
+        None if attention is None else replace(attention, rules=rules),
+        linear=None if linear is None else replace(linear, rules=rules),
+    )
+
+
+def _both(bench: _Bench, plain: Ran, quality: float) -> list[Ran]:
+    """Run each precision and each speed-up alone, then pairs until one keeps the quality."""
     alone: dict[tuple[str, float], Ran] = {}
     for precision in PRECISIONS:
         for speedup in SPEEDUPS:
@@ -140,11 +215,7 @@ def search_plan(
         ran.append(bench.run(plan, plain))
         if ran[-1].expected >= quality:
             break
-    keep = [one for one in ran if one.expected >= quality]
-    search = PlanSearch(quality, plain.plan, tuple(ran))
-    best = max(keep, key=search.speedup, default=plain)
-    fastest = best if search.speedup(best) > 1.0 else plain
-    return PlanSearch(quality, fastest.plan, tuple(ran))
+    return ran
 
 
 def _plan(precision: str, speedup: float) -> Plan:
@@ -161,8 +232,8 @@ def _pairs(alone: Mapping[tuple[str, float], Ran], plain: Ran, quality: float) -
     for precision in list(PRECISIONS)[1:]:
         for speedup in SPEEDUPS[1:]:
             a, b = alone[precision, SPEEDUPS[0]], alone[exact, speedup]
-            errors = (_error(x) + _error(y) for x, y in zip(a.psnr, b.psnr, strict=True))
-            kept = Point((), tuple(_decibels(e) for e in errors), "").expected
+            errors = (error(x) + error(y) for x, y in zip(a.psnr, b.psnr, strict=True))
+            kept = Point((), tuple(decibels(e) for e in errors), "").expected
             times = zip(a.seconds, b.seconds, plain.seconds, strict=True)
             took = statistics.median(x * y / (z * z) for x, y, z in times)
             if kept >= quality - SLACK:
@@ -176,15 +247,6 @@ def _pairs(alone: Mapping[tuple[str, float], Ran], plain: Ran, quality: float) -
             yield _plan(precision, speedup)
 
 
-def _error(decibels: float) -> float:
-    """Return the mean squared error of a PSNR, relative to the range squared."""
-    return 10.0 ** (-decibels / 10)
-
-
-def _decibels(error: float) -> float:
-    return min(-10 * math.log10(max(error, 1e-30)), LOSSLESS)
-
-
 class _Bench:
     """Runs plans on all jobs."""
 
@@ -192,21 +254,25 @@ class _Bench:
         self.pipe, self.say = pipe, say
         self.jobs = [as_run(job) for job in jobs]
         self.frames: list[np.ndarray] = []
+        self.origin = plan_origin_of(pipe, "search")
 
     def run(self, plan: Plan, plain: Ran | None) -> Ran:
         """Return what a plan did; ``plain`` None for the pipeline as it is."""
-        decibels, seconds = [], []
+        found, seconds = [], []
         drift = 1.0 if plain is None else self._seconds(0)[0] / plain.seconds[0]
-        with nullcontext() if plain is None else patched(self.pipe, plan=plan):
+        with nullcontext() if plain is None else patched(self.pipe, plan=plan) as handle:
             self.jobs[0](self.pipe)  # what is measured or compiled at first costs nobody
             for i in range(len(self.jobs)):
                 took, frames = self._seconds(i)
                 seconds.append(took / drift)
                 if plain is None:
                     self.frames.append(frames)
-                decibels.append(min(psnr(self.frames[i], frames), LOSSLESS))
-        self.say(f"{plan.name}: {statistics.fmean(decibels):.1f} dB, {sum(seconds):.1f} s")
-        return Ran(plan, tuple(decibels), tuple(seconds), drift)
+                found.append(min(psnr(self.frames[i], frames), LOSSLESS))
+            if handle is not None:
+                steps, inputs = handle.steps, handle.origin.inputs
+                self.origin = self.origin.measured_on(steps, inputs, self.frames[0])
+        self.say(f"{plan.name}: {statistics.fmean(found):.1f} dB, {sum(seconds):.1f} s")
+        return Ran(plan, tuple(found), tuple(seconds), drift)
 
     def _seconds(self, i: int) -> tuple[float, np.ndarray]:
         start = time.perf_counter()

@@ -8,9 +8,9 @@ from typing import Any, assert_never
 
 from accel.config import RehashConfig
 from accel.core.key_steps import MeasuredSchedule, Multistep, Schedule, Wish
+from accel.core.origin import moved
 from accel.core.run_log import logger
 from accel.core.run_state import RunState
-from accel.rehash.origin import moved
 from accel.rehash.prediction import Choice, candidates
 from accel.rehash.rehash_record import RehashRecord
 from accel.rehash.schedule import (
@@ -95,7 +95,7 @@ class RehashState:
             self.record.note(OFF, logger.info)
             return
         if why := moved(self.config.origin, self.denoisers, self.run.scheduler):
-            self.record.note(why, logger.warning)
+            self.record.note(f"its schedule was {why}", logger.warning)
         match self.config.choice:
             case MeasuredSchedule(keys, _, Multistep() as fitted) if self._fits(fitted):
                 self._keys, self._rows = frozenset(keys), fitted.weights

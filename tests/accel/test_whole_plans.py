@@ -8,17 +8,37 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import accel
+from accel.attention.policy import precision_at
 from accel.calibration import whole_plans
 from accel.calibration.whole_plans import PRECISIONS, search_plan
 from accel.cli import main
+from accel.config import Rule
+
+
+class Pipe:
+    """A denoiser and a sampler that has run."""
+
+    def __init__(self, steps):
+        self.transformer = torch.nn.Linear(2, 2)
+        times = torch.arange(steps, 0, -1)
+        self.scheduler = SimpleScheduler(times)
+
+
+class SimpleScheduler:
+    """What is read of a scheduler."""
+
+    def __init__(self, timesteps):
+        self.timesteps, self.num_inference_steps = timesteps, len(timesteps)
 
 
 class World:
     """A pipeline whose plans cost and keep what is stated; time passes by what runs."""
 
-    def __init__(self, monkeypatch, together=0.0, busy=lambda run: 1.0):
+    def __init__(self, monkeypatch, together=0.0, busy=lambda run: 1.0, steps=25):
+        self.steps = steps
         self.now, self.plan, self.runs, self.plans = 0.0, None, 0, []
         self.together, self.busy = together, busy
         monkeypatch.setattr(whole_plans, "patched", self.patched)
@@ -28,7 +48,7 @@ class World:
     def patched(self, pipe, plan):
         self.plan = plan
         self.plans.append(plan.name)
-        yield
+        yield SimpleNamespace(steps=self.steps, origin=SimpleNamespace(inputs=(4, 2)))
         self.plan = None
 
     def job(self, number):
@@ -36,27 +56,29 @@ class World:
 
         def run(pipe):
             self.runs += 1
-            seconds, error = 10.0, 0.0
-            plan = self.plan
+            seconds, error = (10.0, 0.0) if self.plan is None else self.costs(self.plan)
+            error *= 1 + 0.02 * number
             frames = np.full((2, 16, 16, 3), 100.0)
-            if plan is not None:
-                attention, rehash = plan.attention is not None, plan.rehash
-                linear = plan.linear is not None
-                seconds /= 1.2 if attention else 1.0
-                seconds /= (1.1 if plan.linear.rules else 1.3) if linear else 1.0
-                seconds /= rehash.speedup if rehash else 1.0
-                error += 2.0 * attention + 2.0 * linear
-                error += 4.0 * (rehash.speedup - 1) if rehash else 0.0
-                error += self.together if rehash and attention else 0.0
-                error *= 1 + 0.02 * number
             frames += np.resize([error, -error], frames.shape)
             self.now += seconds * self.busy(self.runs)
             return frames.round().astype(np.uint8)
 
         return run
 
+    def costs(self, plan):
+        """Return a plan's seconds, and the error of each value of its frames."""
+        attention, rehash = plan.attention is not None, plan.rehash
+        linear = plan.linear is not None
+        seconds, error = 10.0, 2.0 * attention + 2.0 * linear
+        seconds /= 1.2 if attention else 1.0
+        seconds /= (1.1 if plan.linear.rules else 1.3) if linear else 1.0
+        seconds /= rehash.speedup if rehash else 1.0
+        error += 4.0 * (rehash.speedup - 1) if rehash else 0.0
+        error += self.together if rehash and attention else 0.0
+        return seconds, error
+
     def search(self, quality, jobs=4):
-        return search_plan(SimpleNamespace(), [self.job(i) for i in range(jobs)], quality)
+        return search_plan(Pipe(self.steps), [self.job(i) for i in range(jobs)], quality)
 
 
 def test_a_pair_wins_where_it_keeps_the_quality(monkeypatch):
@@ -100,6 +122,41 @@ def test_each_precision_and_speedup_runs_alone_first(monkeypatch):
     world.search(30.0)
     assert world.plans[:4] == [f"full precision, step rehash {s:g}x" for s in (1.5, 1.9, 2.3, 2.8)]
     assert world.plans[4:7] == list(PRECISIONS)[1:]
+
+
+class FewSteps(World):
+    """Four steps, the first of which forgives little; layers gain more and cost more."""
+
+    errors = (12.0, 3.0, 2.0, 4.0)
+
+    def costs(self, plan):
+        assert plan.rehash is None
+        squared, seconds = 0.0, 10.0
+        for config, harm, gain in ((plan.attention, 0.5, 0.2), (plan.linear, 1.0, 0.5)):
+            for step, error in enumerate(self.errors):
+                if config and precision_at(config, "blocks.0", step, len(self.errors)) == "int8":
+                    squared, seconds = squared + (harm * error) ** 2, seconds - gain
+        return seconds, math.sqrt(squared)
+
+
+def test_runs_of_few_steps_are_searched_by_step_and_skip_none(monkeypatch):
+    world = FewSteps(monkeypatch, steps=4)
+    found = world.search(31.0)
+    assert found.plan.name == "INT8 attention, 8-bit layers in steps 2, 3, 4 of 4"
+    assert found.plan.linear.rules == found.plan.attention.rules == (Rule("full", end=0.25),)
+    assert found.chosen.expected >= 31.0
+    origin = found.plan.origin
+    assert (origin.made_by, origin.steps, origin.inputs, origin.jobs) == ("search", 4, (4, 2), 4)
+    assert origin.decibels == found.chosen.expected
+    assert origin.speedup == found.speedup(found.chosen) > 1
+    assert all(one.plan.origin is None for one in found.ran)
+
+
+def test_all_steps_are_quantized_where_that_keeps_the_quality(monkeypatch):
+    world = FewSteps(monkeypatch, steps=4)
+    found = world.search(20.0)
+    assert found.plan.name == "INT8 attention, 8-bit layers" and not found.plan.linear.rules
+    assert len(world.plans) == 2  # no step had to be tried alone
 
 
 def test_wrong_wishes_are_refused_before_anything_runs(monkeypatch):
