@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from accel.config import SlicingConfig as SlicingConfig
     from accel.core import quality as quality
     from accel.core.key_steps import Multistep as Multistep
+    from accel.core.plan_origin import PlanOrigin as PlanOrigin
     from accel.patching import Handle as Handle
     from accel.patching import is_patched as is_patched
     from accel.patching import patch as patch
@@ -52,6 +53,7 @@ _PUBLIC = {
     "Measurement": "accel.calibration.step_measurement",
     "Multistep": "accel.core.key_steps",
     "Plan": "accel.plans",
+    "PlanOrigin": "accel.core.plan_origin",
     "RehashConfig": "accel.config",
     "Report": "accel.reporting",
     "Rule": "accel.config",

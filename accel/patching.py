@@ -68,6 +68,7 @@ class Handle:
         self._undo.callback(self._log.finish)
         copies = CleanCopies(self._undo)
         self.origin = OriginCheck(pipe, plan.origin, plan.rehash, self._state, self._undo)
+        self.origin.long = plan.name == "balanced"
         modules, vae = denoisers(pipe), getattr(pipe, "vae", None)
         # Only weak references: a pipeline that is dropped without unpatch must go, and take the
         # patch with it.
@@ -245,9 +246,9 @@ def _find(pipe: Any) -> Handle | None:
 def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Handle:
     """Accelerate a diffusers pipeline (or a bare denoiser) in place.
 
-    ``preset``: "lossless", "balanced" (the default) or "fast"; or give a ``plan``. Patching a
-    patched pipeline takes the old patch back first. Only instances are changed; ``unpatch``
-    restores them exactly.
+    ``preset``: "lossless", "balanced" (the default), "few-step" or "fast"; or give a ``plan``.
+    Patching a patched pipeline takes the old patch back first. Only instances are changed;
+    ``unpatch`` restores them exactly.
 
     Raises ValueError for both preset and plan, an unknown preset, or a pipeline without a known
     denoiser.

@@ -14,7 +14,7 @@ from accel.core.strict_json import dumps, loads
 from accel.core.validate import from_dict, instance, known_keys, one_of, text
 
 VERSION = 1
-PRESETS = ("lossless", "balanced", "fast")
+PRESETS = ("lossless", "balanced", "few-step", "fast")  # from the slowest on, in short runs too
 _CONFIGS: dict[str, type] = {
     "attention": AttentionConfig,
     "slicing": SlicingConfig,
@@ -67,8 +67,9 @@ class Plan:
         """Return a named plan.
 
         "lossless": exact feature slicing, nothing else. "balanced": INT8 attention, and 8-bit
-        linear layers in the second half of the run. "fast": INT8 attention, and 1.9 denoising steps
-        per computed one in runs of more than 8 steps.
+        linear layers in the second half of the run. "few-step": both in all steps, for runs of 8
+        steps or fewer, which skip none. "fast": INT8 attention, and 1.9 denoising steps per
+        computed one in runs of more than 8 steps.
 
         Raises:
             ValueError: An unknown name.
@@ -79,6 +80,8 @@ class Plan:
         attention = AttentionConfig("int8")
         if name == "balanced":  # errors of early steps decide what the picture shows
             return cls(name, attention, linear=LinearConfig("int8", (Rule("full", end=0.5),)))
+        if name == "few-step":  # sparing one of few steps costs much and keeps little more
+            return cls(name, attention, linear=LinearConfig("int8"))
         # Guidance multiplies the noise of 8-bit layers, which steps cannot be predicted from.
         return cls(name, attention, rehash=RehashConfig(speedup=1.9))
 

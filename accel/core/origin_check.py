@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accel.core.key_steps import FEW, INSTEAD
 from accel.core.origin import here, moved
 from accel.core.plan_origin import PlanOrigin
 from accel.core.rehash_config import RehashConfig
@@ -22,9 +23,14 @@ from accel.core.run_log import logger
 from accel.core.run_state import RunState
 from accel.core.structure import denoisers
 
+SHORT = f"8-bit layers in a part of the run; in {FEW} steps or fewer {INSTEAD}"
+
 
 class OriginCheck:
-    """Follows the runs of one patch; ``inputs`` are sizes of the last run's input without batch.
+    """Follows the runs of one patch.
+
+    ``inputs`` are sizes of the last run's input without batch. ``long``: the plan is a preset for
+    more than ``FEW`` steps, which the report says in shorter runs.
 
     Args:
         pipe: What is patched.
@@ -43,6 +49,7 @@ class OriginCheck:
         undo: ExitStack,
     ) -> None:
         self.inputs: tuple[int, ...] = ()
+        self.long = False
         self.notes: dict[str, None] = {}
         self._origin, self._state, self._run = origin, state, 0
         known = None if origin is None else origin.measured
@@ -73,6 +80,8 @@ class OriginCheck:
         self._run = run
         sample = kwargs.get("hidden_states", kwargs.get("sample", args[0] if args else None))
         self.inputs = tuple(sample.shape[1:]) if isinstance(sample, Tensor) else ()
+        if self.long and 0 < (self._state.steps or 0) <= FEW:
+            self.notes[SHORT] = None
         if self._origin is not None:
             why = moved(self._measured, self._modules, self._state.scheduler)
             self.say([f"it was {why}"] if why else [])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, assert_never
 
 from accel.config import RehashConfig
-from accel.core.key_steps import MeasuredSchedule, Multistep, Schedule, Wish
+from accel.core.key_steps import INSTEAD, MeasuredSchedule, Multistep, Schedule, Wish
 from accel.core.origin import moved
 from accel.core.run_log import logger
 from accel.core.run_state import RunState
@@ -92,7 +92,7 @@ class RehashState:
     def _plan(self, steps: int) -> None:
         """Choose how the steps of a run are selected."""
         if self.off:
-            self.record.note(OFF, logger.info)
+            self.record.note(f"{OFF}; {INSTEAD}", logger.info)
             return
         if why := moved(self.config.origin, self.denoisers, self.run.scheduler):
             self.record.note(f"its schedule was {why}", logger.warning)

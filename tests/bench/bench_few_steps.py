@@ -1,6 +1,6 @@
 """Runs of few steps on the embedded model: what each precision keeps, and where the time goes.
 
-    python tests/bench/bench_few_steps.py [--steps 4 8] [--guidance 1 3] [--jobs 6] [--json FILE]
+    python tests/bench/bench_few_steps.py [--steps 4 8] [--guidance 1 3] [--jobs 6] [--only END ...]
     python tests/bench/bench_few_steps.py --shares
     python tests/bench/bench_few_steps.py --speed [--rounds 9] [--size 64] [--frames 17]
 
@@ -70,11 +70,15 @@ def arguments(i: int, steps: int, guidance: float, size: int = 64, frames: int =
     return {**described(i), **changed, "height": size, "width": size, "num_frames": frames}
 
 
-def decibels(pipe: Any, steps: int, guidance: float, jobs: int) -> Iterator[Figure]:
-    """Print and yield what each plan keeps."""
+def decibels(
+    pipe: Any, steps: int, guidance: float, jobs: int, only: list[str]
+) -> Iterator[Figure]:
+    """Print and yield what each plan keeps, or those whose name ends with one of ``only``."""
     asked = [arguments(i, steps, guidance) for i in range(jobs)]
     plain = [call(pipe, one) for one in asked]
     for name, plan in plans(steps):
+        if only and not name.endswith(tuple(only)):
+            continue
         with accel.patched(pipe, plan=plan):
             found = [psnr(a, call(pipe, one)) for a, one in zip(plain, asked, strict=True)]
         mean, lowest = float(np.mean(found)), min(found)
@@ -171,6 +175,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--shares", action="store_true")
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--only", nargs="+", default=[], metavar="END", help="ends of plans' names")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     print(environment())
@@ -183,7 +188,7 @@ def main() -> None:
             if args.speed:
                 found += speed(asked, args.rounds)
             if not (args.shares or args.speed):
-                found += decibels(pipe, steps, guidance, args.jobs)
+                found += decibels(pipe, steps, guidance, args.jobs, args.only)
     if args.json:
         append(args.json, found)
 
