@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from accel.config import SlicingConfig as SlicingConfig
     from accel.core import quality as quality
     from accel.core.key_steps import Multistep as Multistep
+    from accel.core.plan_origin import PlanOrigin as PlanOrigin
     from accel.patching import Handle as Handle
     from accel.patching import is_patched as is_patched
     from accel.patching import patch as patch
@@ -55,6 +56,7 @@ _PUBLIC = {
     "Multistep": "accel.core.key_steps",
     "NoPlan": "accel.planning.wishes",
     "Plan": "accel.plans",
+    "PlanOrigin": "accel.core.plan_origin",
     "PlanSearch": "accel.planning.plan_search",
     "RehashConfig": "accel.config",
     "Report": "accel.reporting",

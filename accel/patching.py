@@ -15,9 +15,11 @@ from accel.attention import guard, simpler
 from accel.attention.apply import apply_attention
 from accel.attention.deferred import Deferred
 from accel.attention.notes import attention_notes
+from accel.attention.policy import unmatched
 from accel.attention.provider_report import provider_reports
 from accel.attention.site import Site
 from accel.core.clean_copies import CleanCopies
+from accel.core.origin_check import OriginCheck
 from accel.core.placed import kept
 from accel.core.run_log import RunLog, Totals
 from accel.core.run_state import RunState
@@ -46,7 +48,7 @@ _handles: weakref.WeakKeyDictionary[nn.Module, Handle] = weakref.WeakKeyDictiona
 class Handle:
     """A live patch.
 
-    ``plan`` is what was asked for; ``report()`` says what happened.
+    ``plan`` is what was asked for; ``report()`` says what happened; ``origin`` compares runs.
     """
 
     def __init__(self, pipe: Any, plan: Plan, kinds: Kinds = (Site, LinearSite)) -> None:
@@ -65,19 +67,20 @@ class Handle:
         self._rehash = new_state(plan.rehash, plan.attention, self._state)
         self._log = RunLog(plan.name, self._totals, self._demoted)
         self._undo.callback(self._log.finish)
-        self._said: list[str] = []
         copies = CleanCopies(self._undo)
+        self.origin = OriginCheck(pipe, plan.origin, plan.rehash, self._state, self._undo)
+        self.origin.long = plan.name == "balanced"
         modules, vae = denoisers(pipe), getattr(pipe, "vae", None)
-        # Only weak references: a pipeline that is dropped without unpatch must go, and take the
-        # patch with it.
+        # Only weak references: a pipeline dropped without unpatch must go and take the patch along.
         self._denoisers = {name: weakref.ref(module) for name, module in modules.items()}
         try:
             self._apply(modules)
             if plan.slicing is not None:
-                streamed = only_returns_frames(pipe)
-                self.blocks.update(apply_strips(vae, plan.slicing, self._undo, streamed))
+                strips = apply_strips(vae, plan.slicing, self._undo, only_returns_frames(pipe))
+                self.blocks.update(strips)
                 if plan.slicing.tiling:
-                    self._said.append(apply_tiles(vae, self._undo))
+                    self.origin.say([apply_tiles(vae, self._undo)])
+            self.origin.say(unmatched(plan.attention, self.sites, plan.linear, self.layers))
             copies.watch([*modules.values(), *([vae] if isinstance(vae, nn.Module) else [])])
         except BaseException:
             self.unpatch()
@@ -226,7 +229,8 @@ class Handle:
 
     def _notes(self) -> list[str]:
         plan, lost = self.plan.attention, self._state.lost
-        notes = [*self._said, *attention_notes(plan, self.sites.values(), self.calls, lost)]
+        found = attention_notes(plan, self.sites.values(), self.calls, lost)
+        notes = [*self.origin.notes, *found]
         notes += linear_notes(self.plan.linear, self.layers.values(), self.calls)
         return notes if self.active else [*notes, "this patch has been taken back"]
 
@@ -244,9 +248,9 @@ def _find(pipe: Any) -> Handle | None:
 def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Handle:
     """Accelerate a diffusers pipeline (or a bare denoiser) in place.
 
-    ``preset``: "lossless", "balanced" (the default) or "fast"; or give a ``plan``. Patching a
-    patched pipeline takes the old patch back first. Only instances are changed; ``unpatch``
-    restores them exactly.
+    ``preset``: "lossless", "balanced" (the default), "few-step" or "fast"; or give a ``plan``.
+    Patching a patched pipeline takes the old patch back first. Only instances are changed;
+    ``unpatch`` restores them exactly.
 
     Raises ValueError for both preset and plan, an unknown preset, or a pipeline without a known
     denoiser.
@@ -258,17 +262,13 @@ def patch(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> Han
     taken = [h for h in _all(pipe) if h._pipe() is not pipe]
     unpatch(pipe)
     handle = Handle(pipe, plan)
-    handle._said += [
-        f"took back the patch of a {h._pipeline} with the same denoiser" for h in taken
-    ]
+    said = (f"took back the patch of a {h._pipeline} with the same denoiser" for h in taken)
+    handle.origin.notes |= dict.fromkeys(said)
     return handle
 
 
 def is_patched(pipe: Any) -> bool:
-    """Return whether a patch is on the pipeline.
-
-    Raises ValueError without a known denoiser.
-    """
+    """Return whether a patch is on the pipeline; ValueError without a known denoiser."""
     return _find(pipe) is not None
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from accel.config import AttentionConfig, LinearConfig, RehashConfig, Rule, SlicingConfig
 from accel.core.atomic_write import write_atomic
+from accel.core.plan_origin import PlanOrigin
 from accel.core.strict_json import dumps, loads
 from accel.core.validate import from_dict, instance, known_keys, one_of, text
 
 VERSION = 1
-PRESETS = ("lossless", "balanced", "fast")
+PRESETS = ("lossless", "balanced", "few-step", "fast")  # from the slowest on, in short runs too
 _CONFIGS: dict[str, type] = {
     "attention": AttentionConfig,
     "slicing": SlicingConfig,
     "rehash": RehashConfig,
     "linear": LinearConfig,
+    "origin": PlanOrigin,
 }
 
 
@@ -32,6 +34,8 @@ class Plan:
         slicing: Feature slicing; None runs blocks on all tokens at once.
         rehash: Step rehash; None computes every step.
         linear: 8-bit linear layers; None leaves them unchanged.
+        origin: Where the plan comes from. It changes nothing that the plan does: equal plans may
+            have different ones. Patching compares it, and the report says what no longer holds.
 
     Raises:
         ValueError: A value of another type.
@@ -48,6 +52,7 @@ class Plan:
     slicing: SlicingConfig | None = None
     rehash: RehashConfig | None = None
     linear: LinearConfig | None = None
+    origin: PlanOrigin | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         text("plan name", self.name)
@@ -55,14 +60,16 @@ class Plan:
         instance("plan slicing", self.slicing, SlicingConfig, "SlicingConfig(8)")
         instance("plan rehash", self.rehash, RehashConfig, "RehashConfig(speedup=1.9)")
         instance("plan linear", self.linear, LinearConfig, "LinearConfig('int8')")
+        instance("plan origin", self.origin, PlanOrigin, "PlanOrigin('hand')")
 
     @classmethod
     def preset(cls, name: str) -> Plan:
         """Return a named plan.
 
         "lossless": exact feature slicing, nothing else. "balanced": INT8 attention, and 8-bit
-        linear layers in the second half of the run. "fast": INT8 attention, and 1.9 denoising steps
-        per computed one in runs of more than 8 steps.
+        linear layers in the second half of the run. "few-step": both in all steps, for runs of 8
+        steps or fewer, which skip none. "fast": INT8 attention, and 1.9 denoising steps per
+        computed one in runs of more than 8 steps.
 
         Raises:
             ValueError: An unknown name.
@@ -73,16 +80,19 @@ class Plan:
         attention = AttentionConfig("int8")
         if name == "balanced":  # errors of early steps decide what the picture shows
             return cls(name, attention, linear=LinearConfig("int8", (Rule("full", end=0.5),)))
+        if name == "few-step":  # sparing one of few steps costs much and keeps little more
+            return cls(name, attention, linear=LinearConfig("int8"))
         # Guidance multiplies the noise of 8-bit layers, which steps cannot be predicted from.
         return cls(name, attention, rehash=RehashConfig(speedup=1.9))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON values.
 
-        What was not there in earlier plans (``linear``, ``kept_share``, ``providers``) is left out
-        where it is as usual, so that ids made of plans stay what they were.
+        What was not there in earlier plans (``linear``, ``kept_share``, ``providers``, ``origin``)
+        is left out where it is as usual, so that ids made of plans stay what they were.
         """
-        data = {"version": VERSION, **asdict(self)}
+        data = {"version": VERSION, **asdict(replace(self, origin=None))}
+        del data["origin"]
         for config in filter(None, (data["attention"], data["linear"])):
             for part in (config, *config["rules"]):
                 if part.get("kept_share") is None:
@@ -97,6 +107,8 @@ class Plan:
             del data["rehash"]["entries"]
         if self.rehash is not None and self.rehash.origin is None:
             del data["rehash"]["origin"]
+        if self.origin is not None:
+            data["origin"] = self.origin.to_dict()
         return data
 
     @classmethod

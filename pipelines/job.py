@@ -268,6 +268,8 @@ def settings_text(job: Job, job_id: str = "") -> str:
     if isinstance(job.plan, str):
         plan = job.accel_plan()
         data["plan"] = None if plan is None else plan.to_dict()
+    if isinstance(data["plan"], dict):  # where it was measured decides no byte
+        data["plan"] = {k: v for k, v in data["plan"].items() if k != "origin"}
     head = {"accel_job": SETTINGS_VERSION, **({"id": job_id} if job_id else {})}
     return json.dumps({**head, **data}, sort_keys=True)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from accel.config import AttentionConfig, Quantized, Rule, RulePrecision
+from accel.config import AttentionConfig, LinearConfig, Quantized, Rule, RulePrecision
 
 _ACCURACY: tuple[RulePrecision, ...] = ("int4", "int6", "fp8", "int8", "full")
+
+MOST_NAMED = 3  # sites that one line names
 
 
 def covers(rule: Rule, site: str) -> bool:
@@ -14,6 +17,27 @@ def covers(rule: Rule, site: str) -> bool:
     if isinstance(rule.sites, str):
         return fnmatchcase(site, rule.sites)
     return site in rule.sites or any(fnmatchcase(site, pattern) for pattern in rule.sites)
+
+
+def unmatched(
+    attention: AttentionConfig | None,
+    sites: Iterable[str],
+    linear: LinearConfig | None,
+    layers: Iterable[str],
+) -> list[str]:
+    """Return a line for each technique whose rules name sites that are not there."""
+    found = []
+    for what, config, names in (("attention", attention, sites), ("linear", linear, layers)):
+        known, lost = {"*", *names}, dict[str, None]()
+        for rule in () if config is None else config.rules:
+            for pattern in (rule.sites,) if isinstance(rule.sites, str) else rule.sites:
+                if pattern not in known and not any(fnmatchcase(s, pattern) for s in known):
+                    lost[pattern] = None
+        if lost:
+            more = f" and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
+            first = ", ".join(list(lost)[:MOST_NAMED])
+            found.append(f"{what} rules name what this model does not have: {first}{more}")
+    return found
 
 
 def always(rule: Rule) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 
 from accel.calibration.table import ErrorTable
 from accel.config import AttentionConfig, LinearConfig, Rule
+from accel.core.plan_origin import PlanOrigin
 from accel.plans import Plan
 
 MAX_BOUNDARIES = 21  # steps at which a phase may end, chosen evenly where a run has more
@@ -182,7 +183,8 @@ def to_plan(
 
     Returns:
         A plan whose most frequent precisions are the defaults and whose rules set the others. It
-        has no attention, or no linear layers, where the choice leaves all of them at "full".
+        has no attention, or no linear layers, where the choice leaves all of them at "full". It has
+        the table's origin, with what is predicted of the choice.
     """
     like = Plan() if like is None else like
     layers = np.array([site in table.linear for site in table.sites], bool)
@@ -193,7 +195,20 @@ def to_plan(
         base = getattr(like, field) or kind()
         quantized = bool((part != "full").any())
         made[field] = replace(base, **_rules(part, sites)) if quantized else None
-    return replace(like, name=name, **made)
+    return replace(like, name=name, origin=_origin(table, choice), **made)
+
+
+def _origin(table: ErrorTable, choice: Choice) -> PlanOrigin | None:
+    """Return the table's origin with what is predicted of a choice [S, N]."""
+    if table.origin is None:
+        return None
+    decibels = None if table.site_weight is None else predicted(table, choice)
+    known = decibels is not None and math.isfinite(decibels)
+    return replace(
+        table.origin, jobs=table.jobs, decibels=decibels if known else None,
+        decibels_are="predicted" if known else "",
+        speedup=1 / relative_cost(table, choice), speedup_is="of its sites alone, predicted",
+    )  # fmt: skip
 
 
 def _rules(choice: Choice, sites: list[str]) -> dict[str, Any]:

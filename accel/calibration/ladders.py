@@ -14,6 +14,7 @@ from typing import Any
 from accel.calibration.plan_runs import PLAIN, Job, Ran, Runs, Say, decibels_of, error_of
 from accel.calibration.precision import calibrate
 from accel.calibration.rungs import (
+    AIMS,
     EVERY,
     FULL,
     PRECISIONS,
@@ -22,15 +23,18 @@ from accel.calibration.rungs import (
     bare_plan,
     by_rule,
     calibrated,
+    in_steps,
     scheduled,
 )
 from accel.calibration.step_measurement import Point
+from accel.calibration.step_precisions import worth_running
 from accel.calibration.steps import measure_steps
 from accel.calibration.table import ErrorTable
 from accel.plans import Plan
 from accel.rehash.schedule import FEW
 
 PROBES = 12  # runs that measure what errors of precision do to the video
+WHOLE = (PRECISIONS[1], PRECISIONS[-1])  # those that are tried in single steps of short runs
 SCHEDULES = (1.5, 2.0, 2.6)  # speed-ups for which schedules are measured
 
 
@@ -82,7 +86,8 @@ class Ladders:
             say("8 bits change nothing, so none of their kernels pays here: no calibration")
         self.speeds = [EVERY]
         if runs.steps is not None and runs.steps <= FEW:
-            say(f"runs of {runs.steps} steps leave nothing to skip: only precisions are tried")
+            say(f"runs of {runs.steps} steps leave nothing to skip: precision is tried by step")
+            self.precisions = self._that_change([*self.precisions, *self._by_step(runs.steps)])
             return
         self.speeds += [by_rule(speedup) for speedup in SPEEDUPS]
         for rung in self.speeds[1:]:
@@ -103,6 +108,22 @@ class Ladders:
             if before is None or (before[0] is not FULL and gain > before[1]):
                 found[ran.psnr] = rung, gain
         return [rung for rung, _ in found.values()]
+
+    def _by_step(self, steps: int) -> list[Rung]:
+        """Return precisions in some steps of a short run, after each ran in each step alone."""
+        found: dict[str, Rung] = {}
+        for rung in self.precisions[1:]:
+            if rung not in WHOLE:
+                continue
+            alone = [
+                self._runs.run(bare_plan(in_steps(rung, steps, (step,)), EVERY)).psnr
+                for step in range(steps)
+            ]
+            for aim in AIMS:
+                if chosen := next(worth_running(alone, aim), None):
+                    some = in_steps(rung, steps, chosen)
+                    found[some.name] = some
+        return list(found.values())
 
     def _calibrated(self) -> list[Rung]:
         table = self._effort.table

@@ -29,7 +29,8 @@ class Run:
     ``frames`` are uint8 [F, H, W, 3]. ``outputs`` [N][E] are elements of the outputs that the
     sampler was stepped with, ``times`` [N] their timesteps, and ``names`` [N] the denoisers that
     ran. ``first`` and ``final`` [E] are the same elements of the latents. ``response`` is what
-    ``answer`` returns. ``sampler`` is the scheduler's class name.
+    ``answer`` returns. ``sampler`` is the scheduler's class name. ``inputs`` are the sizes of a
+    denoiser's input without the batch.
     """
 
     frames: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -40,6 +41,7 @@ class Run:
     final: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32, device="cpu"))
     response: np.ndarray | str = "the sampler was not stepped"
     sampler: str = ""
+    inputs: tuple[int, ...] = ()
 
     def gram(self) -> np.ndarray:
         """Return the inner products [N, N] of the outputs, divided by the final latent's own."""
@@ -62,8 +64,9 @@ class Run:
 
 def full_run(pipe: Any, job: Mapping[str, Any] | Job, plan: Plan) -> Run:
     """Run ``job`` with every step computed, under the rest of ``plan``, and return the run."""
-    with patched(pipe, plan=replace(plan, rehash=None)), listening(pipe) as run:
+    with patched(pipe, plan=replace(plan, rehash=None)) as handle, listening(pipe) as run:
         run.frames = as_run(job)(pipe)
+        run.inputs = handle.origin.inputs
     return run
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from accel.calibration.step_measurement import LOSSLESS, Point
+from accel.core.origin import plan_origin_of
+from accel.core.plan_origin import PlanOrigin
 from accel.core.quality import psnr
 from accel.core.run_pipeline import Run, as_run
 from accel.patching import patched
@@ -73,6 +75,7 @@ class Runs:
         self.jobs = [as_run(job) for job in jobs]
         self.steps: int | None = None
         self._peak, self._frames = peak, list[np.ndarray]()
+        self._inputs: tuple[int, ...] = ()
         self._ran: dict[Plan, Ran] = {}
         self._checked: dict[Plan, Checked] = {}
 
@@ -153,7 +156,20 @@ class Runs:
     def _patched(self, plan: Plan) -> Iterator[None]:
         with patched(self.pipe, plan=plan) as handle:
             yield
-            self.steps = getattr(handle, "steps", None) or self.steps
+            self.steps = handle.steps or self.steps
+            self._inputs = handle.origin.inputs or self._inputs
+
+    def origin(self, one: Ran) -> PlanOrigin:
+        """Return where a plan comes from, with what was measured of it."""
+        made = plan_origin_of(self.pipe, "search")
+        made = made.measured_on(self.steps, self._inputs, self._frames[0])
+        made, plain = replace(made, jobs=len(one.psnr)), self.plain()
+        if one is plain:
+            return made
+        return replace(
+            made, decibels=one.expected, decibels_are="expected in 9 of 10 jobs, measured",
+            speedup=one.gain(plain), speedup_is="of whole runs, measured",
+        )  # fmt: skip
 
     def _timed(self, i: int) -> tuple[float, np.ndarray]:
         self.count += 1

@@ -27,6 +27,7 @@ from accel.calibration.probing import ATTENDED, LAYERED, LinearProbe, Probe, Sum
 from accel.calibration.sensitivity import fit, probes
 from accel.calibration.table import ErrorTable
 from accel.config import AttentionConfig, Impl, LinearConfig
+from accel.core.origin import plan_origin_of
 from accel.core.quality import psnr
 from accel.core.run_pipeline import Run, as_run
 from accel.core.structure import denoisers
@@ -81,7 +82,7 @@ def calibrate(
         linear=LinearConfig("full", impl=impl, check_rows=0) if linear else None,
     )
     why_not: Counter[str] = Counter()
-    lengths, videos = set(), []
+    lengths, videos, origin = set(), [], plan_origin_of(pipe, "calibrate")
     with bar:
         for i, run in enumerate(runs):
             first = probe_runs > 0 and not i
@@ -95,6 +96,7 @@ def calibrate(
             for site in (*handle.sites.values(), *handle.layers.values()):
                 why_not.update(site.record.kept)
             lengths.add(handle.steps)
+            origin = origin.measured_on(handle.steps, handle.origin.inputs, frames)
             videos += [frames] if i < probe_runs else []
             bar.update()
         if not sums.calls:
@@ -104,7 +106,7 @@ def calibrate(
             )
         if len(lengths) > 1:
             raise ValueError(f"jobs must have one number of steps, got {sorted(map(str, lengths))}")
-        table = sums.table(len(runs))
+        table = replace(sums.table(len(runs)), origin=origin)
         if not probe_runs:
             return table
         return _with_sensitivity(pipe, runs, videos, table, gain, base, probe_runs, bar)

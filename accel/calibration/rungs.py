@@ -6,13 +6,14 @@ site and step out of an error table, and step schedules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from accel.calibration import choose
 from accel.calibration.step_measurement import Measurement
+from accel.calibration.step_precisions import full_but
 from accel.calibration.table import ErrorTable
 from accel.config import AttentionConfig, LinearConfig, RehashConfig, Rule, SlicingConfig
 from accel.plans import Plan
@@ -58,6 +59,18 @@ SPEEDUPS = (1.5, 1.9, 2.3, 2.8)  # steps per computed one
 def by_rule(speedup: float) -> Rung:
     """Return step rehash by its own rule."""
     return Rung(f"step rehash {speedup:.3g}x", rehash=RehashConfig(speedup=speedup))
+
+
+def in_steps(rung: Rung, steps: int, quantized: Collection[int]) -> Rung:
+    """Return a precision in some of a run's steps, the others at full precision."""
+    rules = full_but(steps, quantized)
+    some = ", ".join(str(step + 1) for step in sorted(quantized))
+    return replace(
+        rung,
+        name=f"{rung.name} in steps {some} of {steps}" if rules else rung.name,
+        attention=None if rung.attention is None else replace(rung.attention, rules=rules),
+        linear=None if rung.linear is None else replace(rung.linear, rules=rules),
+    )
 
 
 def bare_plan(precision: Rung, speed: Rung, *, tiled: bool = False) -> Plan:

@@ -14,6 +14,7 @@ import numpy as np
 from accel.config import RehashConfig
 from accel.core.atomic_write import write_atomic
 from accel.core.key_steps import Multistep
+from accel.core.plan_origin import PlanOrigin
 from accel.core.validate import from_dict
 from accel.rehash.schedule import budget
 
@@ -75,7 +76,8 @@ class Measurement:
 
     ``times`` [steps] are timesteps. ``gram`` [steps][steps] holds inner products of the outputs
     divided by the final latent's own, as a mean over the jobs. ``points`` run from most to fewest
-    keys. ``plain`` says why no weights were fitted, if none were.
+    keys. ``plain`` says why no weights were fitted, if none were. ``origin`` is that of plans made
+    of it.
     """
 
     steps: int
@@ -85,6 +87,7 @@ class Measurement:
     order: int
     points: tuple[Point, ...]
     plain: str = ""
+    origin: PlanOrigin | None = None
 
     def similarity(self) -> np.ndarray:
         """Return the cosine similarity [steps, steps] of the outputs.
@@ -131,7 +134,8 @@ class Measurement:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the measurement as plain JSON values."""
-        return asdict(self)
+        data = asdict(replace(self, origin=None))
+        return data | {"origin": None if self.origin is None else self.origin.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
@@ -150,6 +154,8 @@ class Measurement:
             )
             for p in points
         )  # fmt: skip
+        if data.get("origin") is not None:
+            data["origin"] = from_dict(PlanOrigin, data["origin"], "rehash measurement origin")
         data["times"] = tuple(data.get("times", ()))
         data["gram"] = tuple(map(tuple, data.get("gram", ())))
         found: Measurement = from_dict(cls, data, "rehash measurement")

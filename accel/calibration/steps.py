@@ -27,14 +27,13 @@ from accel.calibration.step_measurement import LOSSLESS, Measurement, Point, cos
 from accel.calibration.step_weights import Sampler
 from accel.config import RehashConfig
 from accel.core.key_steps import Multistep
+from accel.core.origin import plan_origin_of
 from accel.core.quality import psnr
 from accel.core.run_pipeline import Run as Job
 from accel.core.run_pipeline import as_run
-from accel.core.structure import denoisers
 from accel.patching import patched
 from accel.plans import Plan
 from accel.rehash.apply import order_of
-from accel.rehash.origin import origin_of
 from accel.rehash.schedule import FEW, budget, head, similar_keys_of_count
 
 SPEEDUPS = (1.25, 1.5, 1.9, 2.4, 3.0)
@@ -84,10 +83,8 @@ def measure_steps(
         measured = accel.measure_steps(pipe, jobs)
         accel.patch(pipe, plan=accel.Plan(rehash=measured.at_quality(36)))
     """
-    config = replace(
-        config or RehashConfig(),
-        origin=origin_of(denoisers(pipe), getattr(pipe, "scheduler", None)),
-    )
+    made = plan_origin_of(pipe, "measure_steps")
+    config = replace(config or RehashConfig(), origin=made.measured)
     base = plan or Plan("measured", attention=None)
     if not jobs:
         raise ValueError("measuring step rehash needs at least one job")
@@ -105,9 +102,10 @@ def measure_steps(
     trial = _Trial(pipe, jobs, runs, base, say)
     points = [trial.best(s, propose(s), config) for s in sorted(set(speedups))]
     gram = np.mean([run.gram() for run in runs], axis=0)
+    made = made.measured_on(steps, runs[0].inputs, runs[0].frames)
     return Measurement(
         steps, tuple(runs[0].times), tuple(map(tuple, gram.tolist())), config,
-        order_of(config, base.attention)[0], curve(points), why,
+        order_of(config, base.attention)[0], curve(points), why, replace(made, jobs=len(runs)),
     )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from accel.core.atomic_write import write_atomic
+from accel.core.plan_origin import PlanOrigin
+from accel.core.validate import from_dict
 
 VERSION = 3
 METRICS = ("l1", "cosine", "score", "l2", "worst")
@@ -46,6 +48,8 @@ class ErrorTable:
             (levels 0 to 1) per unit of relative squared L2 error at a site and step.
         spread: Typical error in dB of a prediction for one job and a plan that was not measured.
         jobs: Number of measured jobs.
+        origin: Model, sampler, machine and jobs that were measured; plans made of the table have
+            it. A merged table has that of the first one.
 
     Example::
 
@@ -64,6 +68,7 @@ class ErrorTable:
     step_weight: np.ndarray | None = None
     spread: float | None = None
     jobs: int = 1
+    origin: PlanOrigin | None = None
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -198,9 +203,11 @@ class ErrorTable:
         costs = {
             p: [float(c) if np.isfinite(c) else None for c in v] for p, v in self.costs.items()
         }
+        origin = {} if self.origin is None else {"origin": self.origin.to_dict()}
         return {
             "version": VERSION, "sites": list(self.sites), **arrays, "errors": errors,
             "costs": costs, "linear": sorted(self.linear), "spread": self.spread, "jobs": self.jobs,
+            **origin,
         }  # fmt: skip
 
     @classmethod
@@ -230,6 +237,7 @@ class ErrorTable:
                 linear=frozenset(data["linear"]),
                 spread=data["spread"],
                 jobs=data["jobs"],
+                origin=None if data.get("origin") is None else _origin(data["origin"]),
                 **arrays,
             )
         except (KeyError, TypeError) as error:
@@ -249,3 +257,7 @@ class ErrorTable:
             return cls.from_dict(json.loads(Path(path).read_text()))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not a calibration table: {error}") from error
+
+
+def _origin(data: Any) -> PlanOrigin:
+    return from_dict(PlanOrigin, data, "calibration table origin")

@@ -15,11 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a line for each field that differs, and return the exit code.
+    """Print where the plans come from and each field that differs, and return the exit code.
 
     Raises ValueError or OSError for what is no plan.
     """
     a, b = (_plan(text) for text in (args.a, args.b))
+    for name, plan in (("A", a), ("B", b)):
+        if plan.origin is not None:
+            print(f"{name} was {plan.origin}")
     lines = list(differences(a.to_dict(), b.to_dict()))
     print("\n".join(lines) if lines else "no difference")
     return 0

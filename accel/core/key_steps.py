@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from accel.core.validate import text
 
+FEW = 8  # runs of this many steps or fewer leave nothing to skip
+INSTEAD = "preset 'few-step' has 8-bit layers in all of them"
+
 
 @dataclass(frozen=True)
 class Multistep:

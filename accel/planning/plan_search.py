@@ -92,7 +92,8 @@ class PlanSearch:
     jobs each plan costs n + 2 runs: one to warm up, and a plain one beside it, which shows how fast
     the machine is then. There are 7 rungs beside the plain pipeline; rules by site and step add up
     to 5 (and n + 12 runs that calibrate), measured schedules up to 3 (and at most 19 n runs, most
-    of them shorter than a plain one). A question runs up to ``TRIES`` + ``FINER`` further plans,
+    of them shorter than a plain one). Runs of 8 steps or fewer skip none: there two precisions run
+    in each step alone, and in up to 6 sets of steps. A question runs up to ``TRIES`` + ``FINER`` further plans,
     and with a memory three runs for each of up to ``CHECKS``.
 
     Args:
@@ -180,7 +181,8 @@ class PlanSearch:
         assert best.pair.ran is not None
         runs = self._runs
         checked = runs.checked(best.plan) if best.peak else None
-        return Found(wishes, best.plan, best.pair.ran, runs.ran, runs.count, checked)
+        made = replace(best.plan, origin=runs.origin(best.pair.ran))
+        return Found(wishes, made, best.pair.ran, runs.ran, runs.count, checked)
 
     @property
     def ran(self) -> tuple[Ran, ...]:

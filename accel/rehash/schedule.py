@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from accel.core.key_steps import FEW as FEW
 from accel.core.key_steps import Multistep
 
 HEAD = 0.2  # fraction of a run, from its start, that is always computed
 LEAD = 0.3  # largest fraction of the rule's computed steps that are in that part
-FEW = 8  # runs of this many steps or fewer leave nothing to skip
 OFF = f"off in runs of {FEW} steps or fewer, which leave nothing to skip"
 UNMEASURED = 25 / 8  # steps per computed one up to which the rule is known to beat a shorter run
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, assert_never
 
 from accel.config import RehashConfig
-from accel.core.key_steps import MeasuredSchedule, Multistep, Schedule, Wish
+from accel.core.key_steps import INSTEAD, MeasuredSchedule, Multistep, Schedule, Wish
 from accel.core.noise_levels import places
+from accel.core.origin import moved
 from accel.core.run_log import logger
 from accel.core.run_state import RunState
-from accel.rehash.origin import moved
 from accel.rehash.prediction import Choice, candidates
 from accel.rehash.rehash_record import RehashRecord
 from accel.rehash.schedule import (
@@ -94,10 +94,10 @@ class RehashState:
     def _plan(self, steps: int) -> None:
         """Choose how the steps of a run are selected."""
         if self.off:
-            self.record.note(OFF, logger.info)
+            self.record.note(f"{OFF}; {INSTEAD}", logger.info)
             return
         if why := moved(self.config.origin, self.denoisers, self.run.scheduler):
-            self.record.note(why, logger.warning)
+            self.record.note(f"its schedule was {why}", logger.warning)
         self._places = places(self.run.scheduler)
         match self.config.choice:
             case MeasuredSchedule(keys, _, Multistep() as fitted) if self._fits(fitted):

@@ -65,7 +65,7 @@ def load_content(job: Job) -> dict[str, Any]:
 
 
 def plan_digest(job: Job) -> str:
-    """Return short hash of what acceleration does to the job; its name does not count."""
+    """Return short hash of what acceleration does to a job; not of a plan's name and origin."""
     return digest(_plan(job))[:16]
 
 
@@ -73,7 +73,7 @@ def _plan(job: Job) -> dict[str, Any] | None:
     plan = job.accel_plan()
     if plan is None:
         return None
-    data = {k: v for k, v in plan.to_dict().items() if k != "name"}
+    data = {k: v for k, v in plan.to_dict().items() if k not in ("name", "origin")}
     if (attention := data.get("attention")) is not None:
         # 0.5 was the default in the ids that are stored; today's has no number of its own.
         most = attention["max_error"]

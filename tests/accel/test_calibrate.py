@@ -58,6 +58,9 @@ def test_every_site_step_and_branch_is_measured(measured):
     assert (table.mean("score", "int8") <= 1).all()
     assert table.site_weight.shape == (12, STEPS) and (table.site_weight > 0).all()
     assert table.step_weight.mean() == pytest.approx(1) and 0 < table.spread < 20
+    origin = table.origin
+    assert (origin.made_by, origin.steps, origin.frames, origin.width) == ("calibrate", 5, 5, 64)
+    assert origin.pipeline == "WanPipeline" and len(origin.inputs) == 4
 
 
 @pytest.mark.slow
@@ -77,9 +80,11 @@ def test_prediction_is_as_near_as_the_table_says(pipe, measured):
     ):
         # Without the check that sends a site back to full precision: it is no part of the choice.
         plan = choose.to_plan(table, choice, like=like)
-        with patched(pipe, plan=plan):
+        with patched(pipe, plan=plan) as handle:
             found = accel.core.quality.psnr(plain, run(0)(pipe))
+            assert not any("promised" in note or "it was" in note for note in handle.report().notes)
         predicted = choose.predicted(table, choice)
+        assert (plan.origin.decibels, plan.origin.jobs) == (predicted, 1)
         assert abs(found - predicted) < 3 * table.spread  # one job of five steps: a typical error
         decibels.append((predicted, found))
     assert decibels == sorted(decibels)  # predicted in the order in which they are measured

@@ -243,7 +243,7 @@ def test_plans_and_their_ids(tmp_path):
     assert Plan.load(tmp_path / "plan.json") == plan and plan.linear.rules == (
         Rule("int8", end=0.5),
     )
-    assert {name for name in PRESETS if Plan.preset(name).linear} == {"balanced"}
+    assert {name for name in PRESETS if Plan.preset(name).linear} == {"balanced", "few-step"}
     assert "linear" not in Plan(rehash=RehashConfig()).to_dict()
     jobs = [
         make_job({"prompt": "x", "plan": p.to_dict()})

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from helpers.error_tables import made
 
 import accel
+from accel.attention.policy import precision_at
 from accel.calibration import ladders, plan_runs
 from accel.calibration.ladders import Effort
 from accel.calibration.rungs import PRECISIONS, SPEEDUPS, calibrated, scheduled
 from accel.calibration.step_measurement import Measurement, Point
 from accel.cli import main
-from accel.config import RehashConfig
+from accel.config import RehashConfig, Rule
 from accel.memory.fit import Needs
 from accel.planning import plan_search
 from accel.planning.wishes import NoPlan, Wishes
@@ -27,6 +30,11 @@ NEEDS = Needs(
 )  # fmt: skip
 TILED = Needs({1: 50 * MIB, 2: 45 * MIB}, NEEDS.decode, 40 * MIB, others=NEEDS.others)
 PLAIN = Effort(rules=False, schedules=False)
+
+
+def denoiser():
+    """Return what is read of a pipeline."""
+    return SimpleNamespace(transformer=torch.nn.Linear(2, 2), scheduler=SimpleNamespace())
 
 
 class World:
@@ -47,7 +55,7 @@ class World:
     def patched(self, pipe, plan):
         self.plan = plan
         self.plans.append(plan.name)
-        yield SimpleNamespace(steps=self.steps)
+        yield SimpleNamespace(steps=self.steps, origin=SimpleNamespace(inputs=(4, 2)))
         self.plan = None
 
     def peak(self, pipe, work):
@@ -88,7 +96,7 @@ class World:
 
     def start(self, jobs=4, effort=PLAIN):
         return accel.PlanSearch(
-            SimpleNamespace(), [self.job(i) for i in range(jobs)], needs=lambda: self.needs,
+            denoiser(), [self.job(i) for i in range(jobs)], needs=lambda: self.needs,
             effort=effort,
         )  # fmt: skip
 
@@ -106,6 +114,37 @@ def test_a_pair_wins_where_it_keeps_the_quality(monkeypatch):
     text = str(found)
     assert f"-> {found.plan.name}: " in text and "doubtful" not in text
     assert f"4 jobs measured in {world.runs} runs:" in text
+
+
+class FewSteps(World):
+    """Four steps, the first of which forgives little; layers gain more and cost more."""
+
+    errors = (12.0, 3.0, 2.0, 4.0)
+
+    def error(self, plan):
+        assert plan.rehash is None
+        return math.sqrt(sum((harm * self.errors[k]) ** 2 for harm, _, k in self._eight(plan)))
+
+    def seconds(self, plan):
+        return 10.0 - sum(gain for _, gain, _ in self._eight(plan))
+
+    def _eight(self, plan):
+        for config, harm, gain in ((plan.attention, 0.5, 0.2), (plan.linear, 1.0, 0.5)):
+            for step in range(4):
+                if config and precision_at(config, "blocks.0", step, 4) == "int8":
+                    yield harm, gain, step
+
+
+def test_runs_of_few_steps_are_searched_by_step_and_skip_none(monkeypatch):
+    found = FewSteps(monkeypatch, steps=4).search(30.0)
+    assert found.plan.name == "INT8 attention, 8-bit layers in steps 2, 3, 4 of 4"
+    assert found.plan.linear.rules == found.plan.attention.rules == (Rule("full", end=0.25),)
+    assert found.chosen.expected >= 30.0
+    origin = found.plan.origin
+    assert (origin.made_by, origin.steps, origin.inputs, origin.jobs) == ("search", 4, (4, 2), 4)
+    assert origin.decibels == found.chosen.expected
+    assert origin.speedup == found.speedup(found.chosen) > 1
+    assert all(one.plan.origin is None for one in found.ran)
 
 
 def test_no_pair_of_the_grid_that_keeps_the_quality_is_faster(monkeypatch):
@@ -162,8 +201,7 @@ def test_each_rung_runs_alone_first_and_only_once_for_all_questions(monkeypatch)
 def test_a_few_steps_leave_only_precisions(monkeypatch):
     world = World(monkeypatch, steps=8)
     found = world.search(30.0)
-    assert found.plan.rehash is None and found.plan.attention
-    assert len(found.ran) == len(PRECISIONS)
+    assert found.plan.attention and all(one.plan.rehash is None for one in found.ran)
 
 
 def test_with_a_speed_the_quality_is_the_most_that_is_kept(monkeypatch):
@@ -283,7 +321,7 @@ def test_calibration_that_measures_nothing_is_said(monkeypatch):
     monkeypatch.setattr(ladders, "calibrate", nothing)
     monkeypatch.setattr(ladders, "measure_steps", nothing)
     jobs = [world.job(i) for i in range(4)]
-    accel.PlanSearch(SimpleNamespace(), jobs, say=said.append).within(quality=30.0)
+    accel.PlanSearch(denoiser(), jobs, say=said.append).within(quality=30.0)
     assert "no rules by site and step: no call to measure" in said
     assert "no measured schedules: no call to measure" in said
 

@@ -14,9 +14,10 @@ from accel import AttentionConfig, LinearConfig, Plan, Rule
 from accel.attention.policy import kept_share_at, precision_at
 from accel.core.quality import psnr, ssim
 from accel.core.run_state import RunState
+from accel.plans import PRESETS
 
 
-@pytest.mark.parametrize("name", ["lossless", "balanced", "fast"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_plan_survives_json(name, tmp_path):
     plan = Plan.preset(name)
     plan.save(tmp_path / "plan.json")

@@ -60,6 +60,9 @@ def test_the_map_is_a_similarity(measured):
 def test_round_trip(measured, tmp_path):
     measured.save(tmp_path / "m.json")
     assert Measurement.load(tmp_path / "m.json") == measured
+    origin = measured.origin
+    assert (origin.made_by, origin.steps, origin.frames) == ("measure_steps", 12, 5)
+    assert origin.jobs == 1 and origin.measured == measured.config.origin
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from accel.calibration.step_measurement import Measurement, Point
 from accel.calibration.steps import _Trial
 from accel.config import RehashConfig
 from accel.core.key_steps import Origin
-from accel.rehash.origin import origin_of, weights_hash
+from accel.core.origin import origin_of, weights_hash
 
 FIXED = {"keys": KEYS, "steps": STEPS}
 

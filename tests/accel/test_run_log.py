@@ -100,7 +100,10 @@ def test_warns_once_where_nothing_was_accelerated(lines):
     accel.patch(pipe, plan=plan)
     pipe(4)  # and too few steps
     (_, off), (_, info), (level, text) = lines()
-    assert off == "step rehash: off in runs of 8 steps or fewer, which leave nothing to skip"
+    assert off.startswith(
+        "step rehash: off in runs of 8 steps or fewer, which leave nothing to skip"
+    )
+    assert off.endswith("; preset 'few-step' has 8-bit layers in all of them")
     assert level == "WARNING" and "0 of " in info
     assert text.startswith("run 1 with plan 'fast': nothing in the denoiser was accelerated: ")
     assert re.search(r"\d+ × \w+", text) and "few steps" in text
