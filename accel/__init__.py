@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from accel.core import quality as quality
     from accel.core.key_steps import Multistep as Multistep
     from accel.core.plan_origin import PlanOrigin as PlanOrigin
+    from accel.memory.seconds.time_prediction import TimePrediction as TimePrediction
+    from accel.memory.seconds.time_prediction import predict_time as predict_time
     from accel.patching import Handle as Handle
     from accel.patching import is_patched as is_patched
     from accel.patching import patch as patch
@@ -62,6 +64,7 @@ _PUBLIC = {
     "Report": "accel.reporting",
     "Rule": "accel.config",
     "SlicingConfig": "accel.config",
+    "TimePrediction": "accel.memory.seconds.time_prediction",
     "calibrate": "accel.calibration.precision",
     "choose": "accel.calibration.choose",
     "enable_parallelism": "accel.attention.backend",
@@ -71,6 +74,7 @@ _PUBLIC = {
     "patch": "accel.patching",
     "patched": "accel.patching",
     "plan": "accel.pipelines.planned",
+    "predict_time": "accel.memory.seconds.time_prediction",
     "quality": "accel.core.quality",
     "register_backend": "accel.attention.backend",
     "report": "accel.patching",

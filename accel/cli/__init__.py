@@ -28,6 +28,7 @@ COMMANDS = {
     "plan-diff": "print what two plans do differently",
     "bench-attention": "time attention on this machine: torch, accel, and what is installed",
     "memory": "predict peak memory from a model's config, without downloading it",
+    "time": "predict seconds from a model's config, without downloading it",
     "ui": "serve the web page on this machine",
     "env": "print what a bug report needs: versions, devices, kernels",
 }

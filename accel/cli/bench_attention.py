@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if not shapes:
         names = ", ".join(s.model for s in SHAPES)
         raise ValueError(f"no model named {' '.join(args.model)}; there are: {names}")
-    device = _device(args.device)
+    device = device_of(args.device)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     usual = ("fp32", "bf16") if device.type == "cpu" else ("bf16",)
     rows = []
@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _device(wanted: str | None) -> Any:
+def device_of(wanted: str | None) -> Any:
+    """Return the device that was asked for, or a card if there is one; ValueError for others."""
     import torch
 
     if wanted is None:

@@ -13,7 +13,7 @@ from accel.core.strict_json import dumps
 if TYPE_CHECKING:
     from accel.memory.simulate import Peaks
 
-_MOST = 99_999  # pixels of a side, frames
+MOST = 99_999  # pixels of a side, frames
 KINDS = ("bf16", "int8", "fp8", "nf4")  # of weights
 
 
@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
     from accel.memory.simulate import simulate
     from accel.pipelines.load import TINY, tiny_folder
 
-    width, height = _pixels(args.size)
-    if args.frames > _MOST:
-        raise ValueError(f"--frames must be from 1 to {_MOST}, got {shown(args.frames)}")
+    width, height = pixels(args.size)
+    if args.frames > MOST:
+        raise ValueError(f"--frames must be from 1 to {MOST}, got {shown(args.frames)}")
     sizes = cards.CARDS if args.budget is None else (parse_bytes(args.budget),)
     host = cards.HOST if args.host is None else parse_bytes(args.host)
     model = find(str(tiny_folder()) if args.model == TINY else args.model)
@@ -75,16 +75,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pixels(text: str) -> tuple[int, int]:
+def pixels(text: str) -> tuple[int, int]:
     """Return width and height of ``--size``.
 
     Raises ValueError for anything else.
     """
     found = re.fullmatch(r"([0-9]{1,6})[xX×]([0-9]{1,6})", text.strip())
     width, height = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not (1 <= width <= _MOST and 1 <= height <= _MOST):
+    if not (1 <= width <= MOST and 1 <= height <= MOST):
         raise ValueError(
-            f"--size must look like 832x480, width and height from 1 to {_MOST} pixels, got "
+            f"--size must look like 832x480, width and height from 1 to {MOST} pixels, got "
             f"{shown(text)}"
         )
     return width, height

@@ -25,14 +25,14 @@ def peak(encoder: Encoder, given: Mapping[str, Any] | None = None) -> int:
 
 def _peak(encoder: Encoder, layers: int, given: Mapping[str, Any] | None) -> int:
     module = encoder.build(layers)
-    inputs, states = _inputs(encoder, module.config, given)
+    given_, states = inputs(encoder, module.config, given)
     weights = [*module.parameters(), *module.buffers()]
-    return activation_peak(lambda: module(**inputs, output_hidden_states=states), inputs, weights)[
+    return activation_peak(lambda: module(**given_, output_hidden_states=states), given_, weights)[
         0
     ]
 
 
-def _inputs(
+def inputs(
     encoder: Encoder, config: Any, given: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], bool]:
     """Return the arguments of a call, and whether all hidden states are asked for."""

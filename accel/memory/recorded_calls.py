@@ -67,14 +67,19 @@ class Recorded:
         return {name: given for name, given in found.items() if given is not None}
 
     @property
-    def branches(self) -> int:
-        """Denoiser calls in one step, such as one for each branch of guidance."""
-        count = 0
+    def step(self) -> list[Call]:
+        """Denoiser calls of the first step, such as one for each branch of guidance."""
+        found: list[Call] = []
         for call in self.calls:
-            if call.method == "step" and count:
-                return count
-            count += call.component in DENOISERS
-        return max(1, count)
+            if call.method == "step" and found:
+                break
+            found += [call] if call.component in DENOISERS else []
+        return found
+
+    @property
+    def branches(self) -> int:
+        """Denoiser calls in one step."""
+        return max(1, len(self.step))
 
 
 class CannotRecord(ValueError):

@@ -93,8 +93,8 @@ class PlanSearch:
     the machine is then. There are 7 rungs beside the plain pipeline; rules by site and step add up
     to 5 (and n + 12 runs that calibrate), measured schedules up to 3 (and at most 19 n runs, most
     of them shorter than a plain one). Runs of 8 steps or fewer skip none: there two precisions run
-    in each step alone, and in up to 6 sets of steps. A question runs up to ``TRIES`` + ``FINER`` further plans,
-    and with a memory three runs for each of up to ``CHECKS``.
+    in each step alone, and in up to 6 sets of steps. A question runs up to ``TRIES`` + ``FINER``
+    further plans, and with a memory three runs for each of up to ``CHECKS``.
 
     Args:
         pipe: A diffusers pipeline, not patched.

@@ -1,0 +1,1 @@
+"""Predicts seconds: operators counted on the meta device, times measured on this machine."""
