@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models import attention_dispatch as dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
-from helpers.compilers import backends
 from helpers.families import FAMILIES, rand
+from helpers.proofs import backends
 from helpers.runs import forward
 
 import accel

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 from helpers import linear_kernels
-from helpers.compilers import backends
 from helpers.families import FAMILIES
 from helpers.linear_kernels import ours
+from helpers.proofs import backends
 from helpers.rehash_pipe import Pipe
 from helpers.runs import forward
 

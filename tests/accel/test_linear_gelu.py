@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
-from helpers.compilers import backends
 from helpers.families import FAMILIES
 from helpers.linear_kernels import ours
+from helpers.proofs import backends
 from helpers.runs import forward
 from peft import LoraConfig
 

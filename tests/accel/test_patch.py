@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.families import FAMILIES
+from helpers.proofs import backends
 from helpers.runs import forward
 
 import accel
@@ -203,9 +204,10 @@ def test_deep_copy_is_not_patched(wan):
 
 
 @pytest.mark.slow
-def test_compiled_without_a_graph_break_and_back(wan):
+@backends
+def test_compiled_without_a_graph_break_and_back(wan, compiler):
     plain = forward(*wan)
-    compiled = torch.compile(wan[0], fullgraph=True)
+    compiled = torch.compile(wan[0], fullgraph=True, backend=compiler)
     accel.patch(wan[0], plan=INT8)
     eager = forward(*wan)
     torch.testing.assert_close(forward(compiled, wan[1]), eager, atol=1e-3, rtol=1e-3)

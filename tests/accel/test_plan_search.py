@@ -371,7 +371,9 @@ def test_the_command_finds_a_plan_for_the_embedded_model(tmp_path, capsys, monke
     jobs = "\n".join(
         f"  - {{prompt: a {c} circle, seed: {i}}}" for i, c in enumerate(["red", "blue"])
     )
-    (tmp_path / "jobs.yaml").write_text(f"defaults: {{steps: 9, frames: 5}}\njobs:\n{jobs}\n")
+    (tmp_path / "jobs.yaml").write_text(
+        f"defaults: {{steps: 9, frames: 5, width: 32, height: 32}}\njobs:\n{jobs}\n"
+    )
     out = tmp_path / "plan.json"
     words = ["--quality", "20", "--memory", "8GiB", "--out", str(out)]
     assert main(["plan", str(tmp_path / "jobs.yaml"), *words]) == 0
