@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import numpy as np
 from bench_plan_search import job as described
-from rows import Figure, append
+from rows import Figure, append, weights_of
 
 import accel
 from accel import AttentionConfig, LinearConfig, Plan, Rule
@@ -190,7 +190,7 @@ def main() -> None:
             if not (args.shares or args.speed):
                 found += decibels(pipe, steps, guidance, args.jobs, args.only)
     if args.json:
-        append(args.json, found)
+        append(args.json, found, weights=weights_of("tiny"))
 
 
 if __name__ == "__main__":
