@@ -19,8 +19,7 @@ from accel.plans import Plan
 @pytest.fixture
 def jobs(tmp_path):
     path = tmp_path / "jobs.yaml"
-    defaults = "{steps: 3, frames: 5, width: 32, height: 32}"
-    path.write_text(f"defaults: {defaults}\njobs: [{{prompt: a red crescent, seed: 1}}]\n")
+    path.write_text("defaults: {steps: 3, frames: 5}\njobs: [{prompt: a red crescent, seed: 1}]\n")
     return path
 
 
