@@ -36,10 +36,9 @@ screenshots: $(READY)
 bench-ui: $(READY)
 	$(BIN)/python tests/bench/bench_ui.py
 
-# Processes with one thread each: most tests are too small for two threads to pay. The third works
-# while one of the others waits for a page.
+# Two processes with one thread each: most tests are too small for two threads to pay.
 test: $(READY) browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not proof' -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m 'not proof' -n 2 --dist loadfile
 
 # The slow proofs that `make test` leaves out.
 proofs: $(READY)

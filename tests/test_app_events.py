@@ -17,7 +17,7 @@ from accel.pipelines.load import TINY
 from accel.pipelines.ui.settings import Models
 from accel.pipelines.ui.studio import Studio
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.proof  # the order of events in a browser: minutes on a slow machine
 
 pytest.importorskip("gradio", reason="gradio is not installed (pip install 'gradio>=6.31')")
 

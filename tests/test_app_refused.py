@@ -18,7 +18,7 @@ from accel.pipelines.ui.settings import Models
 from accel.pipelines.ui.studio import Studio
 from accel.pipelines.video import write_video
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.proof  # refusals in a browser: minutes on a slow machine
 
 pytest.importorskip("gradio", reason="gradio is not installed (pip install 'gradio>=6.31')")
 
