@@ -111,7 +111,7 @@ def predict_time(
 ) -> TimePrediction:
     """Return the seconds that a job is predicted to take on this machine.
 
-    Times of operators are measured when they are first needed, about a minute for a new machine,
+    Times of operators are measured when they are first needed, some minutes on a new machine,
     and kept in the user's cache. Operators of a model are counted once per size, so further plans
     cost next to nothing. Not counted: loading, first calls, compiled graphs, moving weights.
 
