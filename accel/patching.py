@@ -68,8 +68,8 @@ class Handle:
         self._log = RunLog(plan.name, self._totals, self._demoted)
         self._undo.callback(self._log.finish)
         copies = CleanCopies(self._undo)
-        self.origin = OriginCheck(pipe, plan.origin, plan.rehash, self._state, self._undo)
-        self.origin.long = plan.name == "balanced"
+        long = plan.name == "balanced"
+        self.origin = OriginCheck(pipe, plan.origin, plan.rehash, self._state, long=long)
         modules, vae = denoisers(pipe), getattr(pipe, "vae", None)
         # Only weak references: a pipeline dropped without unpatch must go and take the patch along.
         self._denoisers = {name: weakref.ref(module) for name, module in modules.items()}
@@ -131,7 +131,9 @@ class Handle:
             if torch.compiler.is_compiling():
                 return
             self._state.count(kwargs.get("timestep", args[1] if len(args) > 1 else None))
-            self._log.call(self._state.refresh(), self._state.step)
+            run = self._state.refresh()
+            self.origin.called(run, args, kwargs)
+            self._log.call(run, self._state.step)
             self.calls += 1
             started.append(time.perf_counter())
 
@@ -289,10 +291,7 @@ def patched(pipe: Any, preset: str | None = None, plan: Plan | None = None) -> I
 
 
 def report(pipe: Any) -> Report:
-    """Return what the pipeline's patch did so far.
-
-    Raises ValueError if it is not patched.
-    """
+    """Return what the pipeline's patch did so far; ValueError if it is not patched."""
     handle = _find(pipe)
     if handle is None:
         raise ValueError(f"this {type(pipe).__name__} is not patched; call accel.patch(pipe) first")

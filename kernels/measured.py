@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from accel.kernels.cpu import native
+
 MIN_GAIN = 1.05  # time of what would run over what is tried, from which it is used
 SPREAD = 0.25  # of ratios of rounds; on a quiet machine it is a few hundredths
 
@@ -31,6 +33,23 @@ def cache_file(kind: str, holds_for: str, code: Iterable[Path]) -> Path:
     own = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(code))).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{holds_for} {own}")
     return _folder() / f"{kind}-{name}.json"
+
+
+def times_file(
+    kind: str, device: torch.device, threads: int, code: Iterable[str | Path], also: str = ""
+) -> Path:
+    """Return the file of times that hold for a device, its instructions, torch and some code.
+
+    ``code``: patterns of files of this package, or files; the compiled library belongs to it.
+    ``also``: what else the times hold for.
+    """
+    folder, library = Path(__file__).parent, native.library()
+    files = [
+        file for part in code for file in ([part] if isinstance(part, Path) else folder.glob(part))
+    ]
+    files += [] if library.lib is None else [Path(library.lib._name)]
+    where = f"{machine(device, library.isa, threads)} torch {torch.__version__}{also}"
+    return cache_file(kind, where, files)
 
 
 def _folder() -> Path:

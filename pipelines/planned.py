@@ -7,9 +7,9 @@ from typing import Any
 
 from accel.calibration.plan_runs import Job
 from accel.calibration.step_measurement import Measurement
+from accel.memory.meta_models import Size
 from accel.pipelines.fitting import load
 from accel.planning import budgets
-from accel.planning.budgets import Size
 from accel.plans import Plan
 
 

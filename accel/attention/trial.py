@@ -32,7 +32,6 @@ from accel.attention.providers import CLASSES
 from accel.core.described import described
 from accel.core.process_memory import bytes_taken
 from accel.kernels import measured
-from accel.kernels.cpu import native
 
 ROWS = 64  # query rows that are compared with fp32
 MEMORY = 2.0  # times the call's tensors: scratch beyond the baseline's that is tolerated
@@ -256,9 +255,9 @@ def _key(kind: str, names: tuple[str, ...]) -> str:
 def _file(device: torch.device, threads: int) -> Path:
     import diffusers
 
-    where = measured.machine(device, native.library().isa, threads)
-    versions = f"torch {torch.__version__} diffusers {diffusers.__version__}"
-    return measured.cache_file("attention", f"{where} {versions}{_packages()}", _code())
+    also = f" diffusers {diffusers.__version__}{_packages()}"
+    code = ("attention*.py", "shared_keys.py", "cpu/attention.py", "gpu/attention.py")
+    return measured.times_file("attention", device, threads, (*code, Path(__file__)), also)
 
 
 def _packages() -> str:
@@ -268,12 +267,3 @@ def _packages() -> str:
         with suppress(PackageNotFoundError):
             found += f" {name} {version(name)}"
     return found
-
-
-def _code() -> list[Path]:
-    """Return the files whose code decides how fast attention of ours is."""
-    folder = Path(native.__file__).parents[1]
-    names = ("attention*.py", "shared_keys.py", "cpu/attention.py", "gpu/attention.py")
-    files = [file for name in names for file in folder.glob(name)]
-    lib = native.library().lib
-    return [*files, Path(__file__), *([] if lib is None else [Path(lib._name)])]

@@ -24,14 +24,14 @@ def places(scheduler: Any) -> list[float]:
     if not isinstance(times, Tensor) or not times.numel():
         return []
     if isinstance(sigmas, Tensor):
-        levels = [float(s) for s in sigmas.double().flatten()[: len(times)]]
+        levels = sigmas.double().flatten()[: len(times)].tolist()
         flow = max(levels, default=0.0) <= 1.0
         found = [_of_flow(s) if flow else -math.log(max(s, LEAST)) for s in levels]
     else:
         kept = getattr(scheduler, "alphas_cumprod", None)
         if not isinstance(kept, Tensor):
             return []
-        shares = [float(a) for a in kept.double()]
+        shares = kept.double().tolist()
         places = [min(max(int(t), 0), len(shares) - 1) for t in times.flatten().tolist()]
         found = [_of_share(shares[place]) for place in places]
     rises = all(before <= after for before, after in pairwise(found))

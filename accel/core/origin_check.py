@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from accel.core.key_steps import FEW, INSTEAD
@@ -29,15 +27,14 @@ SHORT = f"8-bit layers in a part of the run; in {FEW} steps or fewer {INSTEAD}"
 class OriginCheck:
     """Follows the runs of one patch.
 
-    ``inputs`` are sizes of the last run's input without batch. ``long``: the plan is a preset for
-    more than ``FEW`` steps, which the report says in shorter runs.
+    ``inputs`` are sizes of the last run's input without batch.
 
     Args:
         pipe: What is patched.
         origin: The plan's origin, if it has one.
         rehash: The plan's step rehash, which compares what its schedule was measured with itself.
         state: Where the run is.
-        undo: Takes what removes the hooks.
+        long: The plan is a preset for more than ``FEW`` steps, which is noted in shorter runs.
     """
 
     def __init__(
@@ -46,12 +43,12 @@ class OriginCheck:
         origin: PlanOrigin | None,
         rehash: RehashConfig | None,
         state: RunState,
-        undo: ExitStack,
+        *,
+        long: bool,
     ) -> None:
         self.inputs: tuple[int, ...] = ()
-        self.long = False
         self.notes: dict[str, None] = {}
-        self._origin, self._state, self._run = origin, state, 0
+        self._origin, self._state, self._long, self._run = origin, state, long, 0
         known = None if origin is None else origin.measured
         self._measured = None if rehash is not None and rehash.origin == known else known
         modules = denoisers(pipe)
@@ -61,8 +58,6 @@ class OriginCheck:
             self.notes[f"the plan was {origin}"] = None
             self.say(origin.other_model(now))
             self.say(origin.other_machine(now), logger.info)
-        for module in modules.values():
-            undo.callback(module.register_forward_pre_hook(self._call, with_kwargs=True).remove)
 
     def say(self, lines: Iterable[str], log: Any = logger.warning) -> None:
         """Put each line that was not said before into report and log."""
@@ -71,16 +66,14 @@ class OriginCheck:
                 log("plan: %s", line)
             self.notes[line] = None
 
-    def _call(self, module: Any, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        run = self._state.refresh()
+    def called(self, run: int, args: Any, kwargs: Any) -> None:
+        """Compare a run at the first denoiser call of it."""
         if run == self._run:
             return
         self._run = run
         sample = kwargs.get("hidden_states", kwargs.get("sample", args[0] if args else None))
         self.inputs = tuple(sample.shape[1:]) if isinstance(sample, Tensor) else ()
-        if self.long and 0 < (self._state.steps or 0) <= FEW:
+        if self._long and 0 < (self._state.steps or 0) <= FEW:
             self.notes[SHORT] = None
         if self._origin is not None:
             why = moved(self._measured, self._modules, self._state.scheduler)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from accel.config import LinearConfig
 from accel.kernels import measured
-from accel.kernels.cpu import native
 
 MOST_ROWS = 2048
 REPEATS = 7
@@ -85,14 +84,5 @@ def why_not(gained: float) -> str:
 
 @cache
 def _file(device: torch.device, threads: int) -> Path:
-    where = measured.machine(device, native.library().isa, threads)
-    return measured.cache_file("linear", f"{where} torch {torch.__version__}", _code())
-
-
-def _code() -> list[Path]:
-    """Return the files whose code decides how fast a product is."""
-    folder = Path(native.__file__).parents[1]
-    names = ("*linear*.py", "*/*linear*.py", "packed_weight.py")
-    files = [file for name in names for file in folder.glob(name)]
-    lib = native.library().lib
-    return files if lib is None else [*files, Path(lib._name)]
+    code = ("*linear*.py", "*/*linear*.py", "packed_weight.py")
+    return measured.times_file("linear", device, threads, code)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,8 +21,25 @@ from accel.families.sizes import SizeRule
 from accel.memory.configurations import of_pipeline, stored
 
 __all__ = [
-    "Video", "find", "framewise", "in_dtype", "latent_shape", "of_pipeline", "scales", "size_rule",
+    "Size", "Video", "find", "framewise", "in_dtype", "latent_shape", "of_pipeline", "scales",
+    "size_rule",
 ]  # fmt: skip
+
+
+class Size(Protocol):
+    """The attributes of a job that are read: pixels and frames."""
+
+    @property
+    def width(self) -> int | None:
+        """Width in pixels."""
+
+    @property
+    def height(self) -> int | None:
+        """Height in pixels."""
+
+    @property
+    def frames(self) -> int | None:
+        """Number of frames."""
 
 
 @dataclass(frozen=True)

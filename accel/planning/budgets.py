@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from accel.calibration.ladders import Effort
 from accel.calibration.plan_runs import Job, Peak, Say
@@ -22,27 +22,11 @@ from accel.core.plan_origin import PlanOrigin
 from accel.core.units import gib, parse_bytes
 from accel.memory import fit
 from accel.memory.fit import DoesNotFit, Needs
-from accel.memory.meta_models import Video
+from accel.memory.meta_models import Size, Video
 from accel.memory.run_peak import process_peak, run_peak
 from accel.planning.plan_search import Found, PlanSearch
 from accel.planning.wishes import NoPlan, Wishes
 from accel.plans import Plan
-
-
-class Size(Protocol):
-    """The attributes of a job that are read: pixels and frames."""
-
-    @property
-    def width(self) -> int | None:
-        """Width in pixels."""
-
-    @property
-    def height(self) -> int | None:
-        """Height in pixels."""
-
-    @property
-    def frames(self) -> int | None:
-        """Number of frames."""
 
 
 def plan(

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from accel.kernels import measured
-from accel.kernels.cpu import native
 
 MOST_TOKENS = 2048  # of a call that is timed; more gain about what that many do
 REPEATS = 7
@@ -72,7 +71,4 @@ def _tiles() -> bool:
 
 @cache
 def _file(threads: int) -> Path:
-    where = measured.machine(torch.device("cpu"), native.library().isa, threads)
-    folder, lib = Path(native.__file__).parent, native.library().lib
-    code = [folder / "attention.py", *([] if lib is None else [Path(lib._name)])]
-    return measured.cache_file("half", f"{where} torch {torch.__version__}", code)
+    return measured.times_file("half", torch.device("cpu"), threads, ["cpu/attention.py"])

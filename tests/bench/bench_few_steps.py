@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import numpy as np
 from bench_plan_search import job as described
+from bench_presets import in_turn, pipelines, quiet
 from rows import Figure, append, weights_of
 
 import accel
@@ -139,15 +140,8 @@ def shares(pipe: Any, asked: Any, rounds: int) -> Iterator[Figure]:
 def speed(asked: Any, rounds: int) -> Iterator[Figure]:
     """Print and yield how many times as fast as plain each preset is, all in turn."""
     steps, guidance = asked["num_inference_steps"], asked["guidance_scale"]
-    pipes = {name: quiet(load("tiny")) for name in ("plain", *PRESETS)}
-    for name in PRESETS:
-        accel.patch(pipes[name], name)
-    seconds: dict[str, list[float]] = {name: [] for name in pipes}
-    for turn in range(rounds + 1):
-        for name, pipe in pipes.items():
-            start = time.process_time()
-            call(pipe, asked)
-            seconds[name] += [time.process_time() - start] if turn else []
+    pipes = pipelines(lambda: load("tiny"), PRESETS)
+    seconds = in_turn(pipes, lambda pipe, i: call(pipe, asked), rounds)
     for name in PRESETS:
         ratios = [a / b for a, b in zip(seconds["plain"], seconds[name], strict=True)]
         middle = statistics.median(ratios)
@@ -156,12 +150,6 @@ def speed(asked: Any, rounds: int) -> Iterator[Figure]:
         yield Figure(where, middle, "x")
     for name in PRESETS:
         print(accel.report(pipes[name]))
-
-
-def quiet(pipe: Any) -> Any:
-    """Return the pipeline, without its progress bar."""
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,16 @@ def quiet(pipe: Any) -> Any:
     return pipe
 
 
-def in_turn(build: Build, render: Render, rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each round, by preset and "plain"."""
-    pipes = {name: quiet(build()) for name in ("plain", *PRESETS)}
-    for name in PRESETS:
+def pipelines(build: Build, presets: Sequence[str] = PRESETS) -> dict[str, Any]:
+    """A pipeline as it is, by the name "plain", and one patched with each preset."""
+    pipes = {name: quiet(build()) for name in ("plain", *presets)}
+    for name in presets:
         accel.patch(pipes[name], name)
+    return pipes
+
+
+def in_turn(pipes: dict[str, Any], render: Render, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of each round, by the pipelines' names."""
     seconds: dict[str, list[float]] = {name: [] for name in pipes}
     for turn in range(rounds + 1):
         for name, pipe in pipes.items():
@@ -121,7 +126,7 @@ def main() -> None:
     found: list[Figure] = []
     for name, build, render in models(args.only):
         if args.rounds:
-            found += measured(name, in_turn(build, render, args.rounds))
+            found += measured(name, in_turn(pipelines(build), render, args.rounds))
         if args.quality and name in SIZES:
             found += decibels(name, quiet(build()), render, args.quality)
     if args.json:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from accel.kernels import measured
-from accel.kernels.cpu import native
 from accel.memory.seconds.operator_calls import DTYPES, Job, block, of_operator
 from accel.memory.seconds.operators import GLUE, Operator, Sizes, count
 from accel.memory.seconds.rates import Points, Rates, corner
@@ -212,15 +211,6 @@ def _part(op: Operator, seconds: float) -> tuple[Operator, float]:
 
 @cache
 def _file(device: torch.device, threads: int) -> Path:
-    where = measured.machine(device, native.library().isa, threads)
-    return measured.cache_file("seconds", f"{where} torch {torch.__version__}", _code())
-
-
-def _code() -> list[Path]:
-    """Return the files whose code decides what is measured, and how fast ours is."""
-    folder = Path(native.__file__).parents[1]
-    names = ("attention*.py", "*linear*.py", "packed_weight.py", "cpu/*.py", "gpu/*.py")
-    files = [file for name in names for file in folder.glob(name)]
-    files += [Path(__file__), Path(__file__).with_name("operator_calls.py")]
-    lib = native.library().lib
-    return files if lib is None else [*files, Path(lib._name)]
+    own = (Path(__file__), Path(__file__).with_name("operator_calls.py"))
+    code = ("attention*.py", "*linear*.py", "packed_weight.py", "cpu/*.py", "gpu/*.py", *own)
+    return measured.times_file("seconds", device, threads, code)

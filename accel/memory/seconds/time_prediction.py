@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from accel.core.diffusers_bridge import execution_device
 from accel.core.validate import whole
 from accel.families.family import Model
-from accel.memory.meta_models import Video, find, in_dtype, of_pipeline
+from accel.memory.meta_models import Size, Video, find, in_dtype, of_pipeline
 from accel.memory.seconds import rate_bench
 from accel.memory.seconds.job_work import JobWork, job_work
 from accel.memory.seconds.plan_prices import (
@@ -28,22 +28,6 @@ from accel.memory.seconds.plan_prices import (
 )  # fmt: skip
 from accel.memory.seconds.rates import Rates
 from accel.plans import Plan
-
-
-class Sized(Protocol):
-    """The attributes of a job that are read; ``steps`` and ``guidance`` may be missing or None."""
-
-    @property
-    def width(self) -> int | None:
-        """Width in pixels."""
-
-    @property
-    def height(self) -> int | None:
-        """Height in pixels."""
-
-    @property
-    def frames(self) -> int | None:
-        """Number of frames."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +85,7 @@ def _text(seconds: float) -> str:
 
 def predict_time(
     model: Any,
-    job: Sized,
+    job: Size,
     plan: Plan | str | None = None,
     *,
     device: str | torch.device | None = None,
