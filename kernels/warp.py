@@ -133,6 +133,11 @@ class NoiseWarper:
         else:
             _kernels(self.impl).fresh(self.noise, seed=self.seed, frame=0)
 
+    @property
+    def density(self) -> Tensor:
+        """How much source noise each pixel holds, fp32 [H, W]; 1 where nothing moved."""
+        return self._rho
+
     def step(self, flow: Tensor, backward: Tensor | None = None) -> Tensor:
         """Advance one frame along ``flow [2, H, W]`` and return the new frame's noise.
 

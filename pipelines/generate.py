@@ -14,6 +14,7 @@ import torch
 
 from accel.core.run_log import logger
 from accel.core.run_pipeline import shown, to_uint8
+from accel.core.structure import denoisers
 from accel.patching import Handle, patched
 from accel.pipelines.checkpoint import StepCheckpoint
 from accel.pipelines.inputs.binding import Bound, bind, bound, check_call, frame_step, takes
@@ -77,7 +78,15 @@ def motion_latents(pipe: Any, job: Job) -> torch.Tensor:
 
 def _latents(pipe: Any, job: Job, motion: Prepared) -> torch.Tensor:
     latents = motion.latents(job.seed)
-    return latents.to(pipe.unet.dtype) if hasattr(pipe, "unet") else latents
+    return latents if motion.geometry.casts else latents.to(_prompt_dtype(pipe))
+
+
+def _prompt_dtype(pipe: Any) -> torch.dtype:
+    """Return the dtype of a pipeline's encoded prompts."""
+    encoders = (getattr(pipe, name, None) for name in ("text_encoder", "image_encoder"))
+    parts: list[Any] = [encoder for encoder in encoders if encoder is not None]
+    dtype: torch.dtype = [*parts, *denoisers(pipe).values()][0].dtype
+    return dtype
 
 
 def generate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
@@ -11,7 +10,6 @@ from types import NoneType
 from typing import Any
 
 from accel.core.plain_values import shown
-from accel.core.strict_json import loads
 from accel.core.validate import from_dict, number, one_of, text, whole
 from accel.pipelines.load import TINY, defaults
 from accel.pipelines.load_options import LoadOptions
@@ -23,7 +21,6 @@ from accel.plans import PRESETS, Plan
 SEEDS = range(2**63)
 FITS = ("crop", "pad", "stretch")
 FORMATS = ("mp4", "webm", "gif", "png", "lossless")
-SETTINGS_VERSION = 1
 UNACCELERATED = ("none", "off")  # as presets
 FITTED = ("image", "last_image", "video", "mask", "control")  # files brought to the job's size
 # What the first jobs did not have: ids and settings of those that do not use it stay the same.
@@ -253,42 +250,3 @@ def make_job(data: Mapping[str, Any], where: str = "job") -> Job:
         told = str(error)
         raise JobError(told if told.startswith(where) else f"{where}: {told}") from error
     return job
-
-
-def settings_text(job: Job, job_id: str = "") -> str:
-    """Return the job as one line of JSON for a video's ``comment`` tag.
-
-    It holds what decides the bytes of the file, not its name; a plan file goes in with its content.
-    """
-    data, usual = job.to_dict(), Job().to_dict()
-    del data["name"]
-    for key in NEWER:
-        if data[key] == usual[key]:
-            del data[key]
-    if isinstance(job.plan, str):
-        plan = job.accel_plan()
-        data["plan"] = None if plan is None else plan.to_dict()
-    if isinstance(data["plan"], dict):  # where it was measured decides no byte
-        data["plan"] = {k: v for k, v in data["plan"].items() if k != "origin"}
-    head = {"accel_job": SETTINGS_VERSION, **({"id": job_id} if job_id else {})}
-    return json.dumps({**head, **data}, sort_keys=True)
-
-
-def job_from_settings(text: str, where: str) -> tuple[Job, str]:
-    """Return job and id from ``settings_text``.
-
-    Raises JobError for any other text.
-    """
-    try:
-        data = loads(text, where)
-    except ValueError:
-        data = None
-    if not isinstance(data, dict) or "accel_job" not in data:
-        raise JobError(f"{where} was not written by accel render: it carries no settings")
-    version, job_id = data.pop("accel_job"), str(data.pop("id", ""))
-    if version != SETTINGS_VERSION:
-        raise JobError(
-            f"{where} carries settings of version {shown(version)}; this accel reads "
-            f"{SETTINGS_VERSION}"
-        )
-    return make_job(data, where), job_id

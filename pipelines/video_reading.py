@@ -77,6 +77,14 @@ def read_video(path: str | Path, first: int = 0, last: int | None = None) -> np.
     return out[:found]
 
 
+class FewerFramesError(ValueError):
+    """A video that ends before its header says; ``frames`` were there."""
+
+    def __init__(self, frames: int) -> None:
+        super().__init__("its number of frames changes as it is read")
+        self.frames = frames
+
+
 def read_spread(
     path: str | Path, count: int, size: tuple[int, int], first: int = 0, last: int | None = None
 ) -> tuple[np.ndarray, VideoHead]:
@@ -86,23 +94,44 @@ def read_spread(
     scaled to cover ``size`` (H, W) and its middle is cut out; no other frame is kept. Raises
     ValueError as ``read_video`` does.
     """
+    head, out = look(path), np.empty((count, *size, 3), np.uint8)
+    for _ in range(2):  # again if there are not as many frames as packets
+        try:
+            for k, frame in enumerate(stream_spread(path, head, count, size, first, last)):
+                out[k] = frame
+            return out, replace(head, frames=(head.frames if last is None else last + 1) - first)
+        except FewerFramesError as error:
+            head = replace(head, frames=error.frames)
+    raise ValueError(f"{path} cannot be read as a video: {FewerFramesError(0)}")
+
+
+def stream_spread(
+    path: str | Path, head: VideoHead, count: int, size: tuple[int, int], first: int = 0,
+    last: int | None = None,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """Yield the frames of ``read_spread`` one after the other; ``head`` is what ``look`` said.
+
+    Raises FewerFramesError, saying how many there are, where the head is wrong, and ValueError as
+    ``read_video`` does.
+    """
     path = Path(path)
+    expected = head.frames - first if last is None else last + 1 - first
     with _reading(path):
-        head = decoding.look(path)
-        expected = head.frames - first if last is None else last + 1 - first
-        for _ in range(2):  # again if there are not as many frames as packets
-            _check_range(max(expected, 0), first, last, head.frames)
-            index = np.rint(np.linspace(0, expected - 1, count)).astype(int)
-            out, found = np.empty((count, *size, 3), np.uint8), 0
-            only = np.unique(index)
-            for found, frame in enumerate(decoding.frames(path, head, first, last, size, only), 1):
-                if found <= len(only):
-                    out[index == only[found - 1]] = _middle(frame, size)
-            if found == len(only):
-                return out, replace(head, frames=expected)
-            expected = sum(1 for _ in decoding.frames(path, head, first, last, (16, 16)))
-            head = replace(head, frames=first + expected)
-        raise ValueError("its number of frames changes as it is read")
+        _check_range(max(expected, 0), first, last, head.frames)
+    index = np.rint(np.linspace(0, expected - 1, count)).astype(int)
+    chosen, times = np.unique(index, return_counts=True)
+    few, found = 2 * len(chosen) < expected, 0  # then no other frame is even scaled
+    order = times if few else np.bincount(index, minlength=expected)
+    with _reading(path):
+        only = chosen if few else ()
+        for found, frame in enumerate(decoding.frames(path, head, first, last, size, only), 1):
+            for _ in range(order[found - 1] if found <= len(order) else 0):
+                yield _middle(frame, size)
+    if found != len(order):
+        with _reading(path):
+            there = sum(1 for _ in decoding.frames(path, head, first, last, (16, 16)))
+            _check_range(there, first, last, first + there)
+        raise FewerFramesError(first + there)
 
 
 def read_first(

@@ -27,7 +27,8 @@ from helpers.page import (
 from accel.cli import main
 from accel.pipelines.batch.jobfile import read_jobs
 from accel.pipelines.batch.sidecar import read_sidecar
-from accel.pipelines.job import Job, settings_text
+from accel.pipelines.job import Job
+from accel.pipelines.job_settings import settings_text
 from accel.pipelines.video import write_video
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,8 @@ from helpers.page import POOR_CONTRAST, browsing, fill, free_port, opened, shown
 from helpers.studio import Manual, states, studios_in, submit
 
 from accel.pipelines.batch.tasks import Kind, Outcome
-from accel.pipelines.job import Job, settings_text
+from accel.pipelines.job import Job
+from accel.pipelines.job_settings import settings_text
 from accel.pipelines.load import TINY
 from accel.pipelines.ui.settings import Models
 from accel.pipelines.ui.studio import Studio

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the settings in the file as JSON, and return the exit code."""
     from accel.core.strict_json import dumps
-    from accel.pipelines.job import job_from_settings
+    from accel.pipelines.job_settings import job_from_settings
     from accel.pipelines.paths import user_path
     from accel.pipelines.video import existing, read_comment
 

@@ -22,7 +22,8 @@ from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.predict import Prediction, Predictor, Totals, measured_rows
 from accel.pipelines.batch.progress import Progress, counted
 from accel.pipelines.batch.simulated import Simulator
-from accel.pipelines.job import JobError, settings_text
+from accel.pipelines.job import JobError
+from accel.pipelines.job_settings import settings_text
 from accel.pipelines.limits import StoredLimits
 from accel.pipelines.paths import user_path
 

@@ -84,21 +84,49 @@ def _gray(frame: np.ndarray) -> tuple[np.ndarray, int]:
     return large, scale
 
 
-def estimate(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Estimate forward and backward flow [F - 1, H, W, 2] of uint8 frames [F, H, W, 3].
+def estimate(
+    frames: Iterable[np.ndarray], between: int = 1
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Estimate forward and backward flow of every ``between``-th of ``frames``, uint8 [H, W, 3].
 
-    Occluded pixels are sent ``OUT``, so that what moves along the flow neither disappears under
-    something nor is torn from it. Also returns the frames that begin with a scene cut.
+    Args:
+        frames: n * between + 1 frames, looked at one after the other.
+        between: Flows of so many neighbors are added up along the motion, since frames that far
+            apart would be matched wrong.
+
+    Returns:
+        Forward and backward flow float32 [n, H, W, 2] pixels, and the numbers, from 1, of the steps
+        that end in another scene. Occluded pixels are sent ``OUT``, so that what moves along the
+        flow neither disappears under something nor is torn from it.
     """
     forward: list[np.ndarray] = []
     backward: list[np.ndarray] = []
     cuts: list[int] = []
     for k, pair in enumerate(neighbor_flows(frames)):
-        if pair.cut:
-            cuts.append(k + 1)
-        forward.append(np.where(pair.lost[..., None], np.float32(OUT), pair.ahead))
-        backward.append(np.where(pair.found[..., None], np.float32(OUT), pair.back))
+        step = k // between
+        if pair.cut and step + 1 not in cuts:
+            cuts.append(step + 1)
+        ahead = np.where(pair.lost[..., None], np.float32(OUT), pair.ahead)
+        back = np.where(pair.found[..., None], np.float32(OUT), pair.back)
+        if k % between == 0:
+            forward.append(ahead)
+            backward.append(back)
+        else:
+            forward[-1], backward[-1] = along(forward[-1], ahead), along(back, backward[-1])
     return np.stack(forward), np.stack(backward), cuts
+
+
+def along(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the flow [H, W, 2] of following ``first`` and then ``second``.
+
+    What leaves the picture on the way (``OUT``) stays outside.
+    """
+    gone = first[..., 0] >= OUT / 2
+    way = np.where(gone[..., None], np.float32(0), first)
+    missing = second[..., 0] >= OUT / 2
+    rest = sample(np.where(missing[..., None], np.float32(0), second), way)
+    gone |= sample(missing.astype(np.float32), way) > 0.5
+    return np.where(gone[..., None], np.float32(OUT), way + rest)
 
 
 def occluded(flow: np.ndarray, back: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from accel.families.stable_diffusion import KL, kl_scales
 
 
 def _geometry(pipe: Any) -> Geometry:
-    return Geometry(int(pipe.unet.config.in_channels), *kl_scales(pipe.vae.config))
+    return Geometry(int(pipe.unet.config.in_channels), *kl_scales(pipe.vae.config), casts=False)
 
 
 FAMILY = Family(

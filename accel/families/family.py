@@ -151,13 +151,23 @@ class Geometry:
     ``temporal`` is frames per latent frame. "Causal" VAEs (frames = temporal n + 1) keep frames 0,
     temporal, 2 temporal, and so on. ``layout`` is that of the latents the pipeline takes: "tokens"
     are patches of one latent pixel in a sequence, "BCHW" is one image per call. Pipelines multiply
-    latents by their scheduler's first sigma themselves.
+    latents by their scheduler's first sigma themselves. ``casts``: the pipeline brings latents to
+    the dtype that it wants; others are given them in the dtype of their prompt.
     """
 
     channels: int
     spatial: int
     temporal: int
     layout: Layout = "BCFHW"
+    casts: bool = True
+
+    @property
+    def supersample(self) -> int:
+        """Noise samples per pixel and side: a latent pixel is made of 16 x 16 or more.
+
+        Noise moves by whole samples, so a block of n samples a side keeps about 1 - 1 / (2 n).
+        """
+        return -(-16 // self.spatial)
 
     def latent_frames(self, frames: int) -> int:
         """Return the number of latent frames of a clip.

@@ -24,7 +24,7 @@ def kl_scales(config: Mapping[str, Any]) -> tuple[int, int]:
 
 def _geometry(pipe: Any) -> Geometry:
     channels = int(pipe.vae.config.latent_channels)
-    return Geometry(channels, *kl_scales(pipe.vae.config), layout="BCHW")
+    return Geometry(channels, *kl_scales(pipe.vae.config), layout="BCHW", casts=False)
 
 
 _FROM_IMAGE = Pipeline(images=True, needs=("image",))

@@ -16,6 +16,7 @@ from typing import Any
 import accel
 from accel.pipelines.inputs.hashes import digest, file_hash, with_files
 from accel.pipelines.job import FITTED, NEWER, Job, JobError
+from accel.pipelines.job_settings import versioned
 from accel.pipelines.load import local_folder
 from accel.pipelines.loading.source import single_file
 from accel.pipelines.paths import with_home
@@ -44,7 +45,7 @@ def job_id(job: Job) -> str:
     else:
         data.pop("load", None)
     data["strength"] = None if job.motion is None else with_files(job.strength)
-    data["motion"] = with_files(job.motion)
+    data["motion"] = with_files(versioned(job.motion))
     data["plan"] = _plan(job)
     data["model"] = model_fingerprint(job.model)
     data["accel"] = accel.__version__

@@ -11,7 +11,8 @@ from accel.core.plain_values import shown
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.jobfile import Invalid, Override, read
 from accel.pipelines.batch.naming import Naming
-from accel.pipelines.job import Job, JobError, job_from_settings
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.job_settings import job_from_settings
 from accel.pipelines.paths import user_path
 from accel.pipelines.video import is_rendered, read_comment
 

@@ -8,11 +8,10 @@
     count: 4                                    # four jobs: seed, seed + 1, and so on
     jobs: [...]                                 # each may have these four of its own
 
-Without ``jobs`` the file is one job made of ``defaults`` and these four. Each
-document of a YAML file is a job file of its own. In JSON Lines each line is a job, and a line with
-the key ``defaults`` holds for those below it. In CSV the header names the keys; an empty cell is
-left out. Dotted keys reach into mappings. Paths are relative to the working directory. A mistake in
-one job is that job's; one in the file ends the reading.
+Without ``jobs`` the file is one job made of ``defaults`` and these four. Each document of a YAML
+file is a job file of its own. In JSON Lines each line is a job; a line with the key ``defaults``
+holds for those below it. In CSV the header names the keys; an empty cell is left out. Dotted keys
+reach into mappings. Paths are relative to the working directory. A mistake in one job is its own.
 """
 
 from __future__ import annotations
@@ -42,7 +41,8 @@ from accel.pipelines.batch.job_sources import suffix_of
 from accel.pipelines.batch.json_jobs import json_lines, read_json
 from accel.pipelines.batch.yaml_stream import parts
 from accel.pipelines.batch.yaml_values import parse_value, parsed_cell
-from accel.pipelines.job import Job, JobError, job_from_settings, make_job
+from accel.pipelines.job import Job, JobError, make_job
+from accel.pipelines.job_settings import job_from_settings
 from accel.pipelines.paths import user_path
 from accel.pipelines.video import is_rendered, read_comment
 

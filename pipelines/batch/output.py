@@ -25,7 +25,8 @@ from accel.pipelines.batch.identity import content_hash
 from accel.pipelines.batch.lease import lease_path
 from accel.pipelines.batch.owners import owner_of, paths_of
 from accel.pipelines.batch.sidecar import read_sidecar
-from accel.pipelines.job import Job, JobError, settings_text
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.job_settings import made_as, settings_text
 from accel.pipelines.video import SUFFIX, encode, remove, replace, sync
 
 
@@ -128,7 +129,7 @@ class Output:
         data = {
             **data,
             "id": job_id,
-            "job": changed(job, name=self.name).to_dict(),
+            "job": made_as(changed(job, name=self.name)),
             "video": {"file": self.video.name, "sha256": sha256},
         }
         part = part_of(self.sidecar)

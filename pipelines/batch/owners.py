@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from accel.pipelines.batch.sidecar import read_sidecar
-from accel.pipelines.job import JobError, job_from_settings
+from accel.pipelines.job import JobError
+from accel.pipelines.job_settings import job_from_settings
 from accel.pipelines.paths import folded
 from accel.pipelines.video import SUFFIX, read_comment
 

@@ -1,35 +1,37 @@
-"""Camera motion: exact in the picture plane, and over a depth map by reprojection.
+"""Camera motion: exact for a flat scene, and over a depth map by reprojection.
 
 ``pan``, ``zoom`` and ``roll`` move the whole picture. ``orbit`` and ``dolly`` move a pinhole camera
-(focal length ``focal`` widths) round a scene whose depth at the first frame is ``depth``. The
-points of the first frame are projected into every frame; the flow at a pixel is that of the nearest
-point there, and gaps between points are filled from their surroundings.
+(focal length ``focal`` widths) round a scene whose depth at the first frame is ``depth``. Without a
+depth the scene is a plane: frame k is then the first frame under a homography H(k), and the flow
+from frame k to frame k + 1 is H(k + 1) H(k)^-1.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from accel.core.validate import number, pair
-from accel.pipelines.motion.array_file import ArrayFile
-from accel.pipelines.motion.array_formats import open_array
+from accel.core.optical_flow import OUT
+from accel.core.validate import from_dict, number, one_of, pair
+from accel.pipelines.motion.grid import Grid, Step
+from accel.pipelines.motion.layers import EASINGS
+from accel.pipelines.motion.scene import Depth, splat
 
-DARK = 0.2  # a 16-bit picture whose brightest pixel is darker holds distances, not nearness
+NEAREST = 0.02  # of the median depth: nearer than this, nothing is seen
+EDGE_ON = 0.05  # cosine between the line of sight and the scene's normal
 
 
 @dataclass(frozen=True)
-class Camera:
-    """Constant motion per frame.
+class Pose:
+    """Where the camera is: ``pan`` in pixels, ``zoom`` a factor, and ``roll`` in degrees.
 
-    ``pan`` pixels, ``zoom`` a factor, ``roll`` degrees clockwise: of the picture's content, about
-    its center. ``orbit`` degrees (to the right, up) of the camera round the middle of the scene;
-    ``dolly`` forward, as a fraction of the median depth. ``depth``: the distance of every pixel (in
-    any unit) as .npy, .npz, .exr, .pfm or float TIFF, or a gray picture of 8 or 16 bits (white is
-    near); without one the scene is a plane.
+    They move the picture's content about its center. ``orbit``: degrees to the right and up round
+    the middle of the scene; ``dolly``: forward, as a fraction of the median depth.
     """
 
     pan: tuple[float, float] = (0.0, 0.0)
@@ -37,157 +39,253 @@ class Camera:
     roll: float = 0.0
     orbit: tuple[float, float] = (0.0, 0.0)
     dolly: float = 0.0
-    depth: str | None = None
-    focal: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pan", pair("camera pan", self.pan))
         object.__setattr__(self, "orbit", pair("camera orbit", self.orbit))
         number("camera roll", self.roll)
-        number("camera dolly", self.dolly, -0.5, 0.5)
-        number("camera focal length in widths", self.focal, 0.1, 20.0)
-        number("camera zoom", self.zoom)
-        if not 0.5 <= self.zoom <= 2.0:
-            raise ValueError(f"camera zoom is a factor per frame, 0.5 to 2, got {self.zoom!r}")
-        if self.depth is not None and not isinstance(self.depth, str):
-            raise ValueError(f"camera depth must be a file, got {self.depth!r}")
+        number("camera zoom", self.zoom, 0.01, 100.0)
+        number("camera dolly", self.dolly, -100.0, 100.0)
 
     @property
-    def in_plane(self) -> bool:
-        """Whether only the picture plane moves."""
-        return self.orbit == (0.0, 0.0) and self.dolly == 0.0
-
-    def displacement(self, points: np.ndarray, center: np.ndarray, sign: int) -> np.ndarray:
-        """Return the flow of pan, zoom and roll at ``points [..., 2]``.
-
-        To the next frame (``sign`` 1) or to the previous one (-1).
-        """
-        angle = math.radians(self.roll)
-        turn = self.zoom * np.array(
-            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-        )
-        pan = np.asarray(self.pan)
-        if sign > 0:
-            return (points - center) @ turn.T + center + pan - points
-        return (points - pan - center) @ np.linalg.inv(turn).T + center - points
-
-    def flows(self, frames: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return forward and backward flow, [frames - 1, H, W, 2] pixels."""
-        y, x = np.mgrid[0:height, 0:width].astype(np.float64)
-        points, center = np.stack([x, y], -1), np.array([(width - 1) / 2, (height - 1) / 2])
-        if self.in_plane:
-            steps = [self.displacement(points, center, sign) for sign in (1, -1)]
-            both = np.repeat(np.stack(steps)[:, None], frames - 1, 1)
-            return both[0], both[1]
-        depth = read_depth(self.depth, height, width)
-        places, distances = [], []
-        for k in range(frames):
-            place, distance = self.project(points, depth, center, k)
-            for _ in range(k):
-                place = place + self.displacement(place, center, 1)
-            places.append(place)
-            distances.append(distance)
-        forward = [
-            splat(places[k + 1] - places[k], places[k], distances[k]) for k in range(frames - 1)
-        ]
-        backward = [
-            splat(places[k] - places[k + 1], places[k + 1], distances[k + 1])
-            for k in range(frames - 1)
-        ]
-        return np.stack(forward), np.stack(backward)
-
-    def project(
-        self, points: np.ndarray, depth: np.ndarray, center: np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Pixel positions [H, W, 2] and distances [H, W] of the first frame's points at frame k."""
-        focal, middle = self.focal * points.shape[1], float(np.median(depth))
-        world = np.concatenate([(points - center) / focal * depth[..., None], depth[..., None]], -1)
-        yaw, pitch = (math.radians(-k * angle) for angle in self.orbit)
-        across = np.array(
-            [[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]]
-        )
-        up = np.array(
+    def matrix(self) -> np.ndarray:
+        """Homogeneous matrix [3, 3] of pan, zoom and roll about the picture's center."""
+        c, s = math.cos(math.radians(self.roll)), math.sin(math.radians(self.roll))
+        return np.array(
             [
-                [1, 0, 0],
-                [0, math.cos(pitch), math.sin(pitch)],
-                [0, -math.sin(pitch), math.cos(pitch)],
+                [self.zoom * c, -self.zoom * s, self.pan[0]],
+                [self.zoom * s, self.zoom * c, self.pan[1]],
+                [0, 0, 1],
             ]
         )
-        pivot = np.array([0.0, 0.0, middle])
-        seen = (world - pivot) @ (up @ across).T + pivot
-        seen[..., 2] -= k * self.dolly * middle
-        nearest = float(seen[..., 2].min())
-        if nearest <= 0.02 * middle:
-            raise ValueError(
-                f"the camera runs into the scene at frame {k}: the nearest point would be at "
-                f"{nearest:.3g} (median depth {middle:.3g}); use less dolly or orbit"
+
+    @property
+    def turn(self) -> np.ndarray:
+        """Rotation [3, 3] of the scene about its middle."""
+        yaw, pitch = (math.radians(-angle) for angle in self.orbit)
+        across = [[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]]
+        up = [
+            [1, 0, 0],
+            [0, math.cos(pitch), math.sin(pitch)],
+            [0, -math.sin(pitch), math.cos(pitch)],
+        ]
+        return np.asarray(up) @ np.asarray(across)
+
+
+@dataclass(frozen=True)
+class Key(Pose):
+    """The pose that the camera has reached at time ``at`` (0..1) of the clip.
+
+    What is left out is as in the first frame. ``easing`` is that of the way to this key.
+    """
+
+    at: float = 1.0
+    easing: str = "linear"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("camera key at", self.at, 0.0, 1.0)
+        one_of("camera key easing", self.easing, tuple(EASINGS))
+
+
+@dataclass(frozen=True)
+class Camera(Pose):
+    """The same motion in every frame, or ``keys`` with poses of the whole clip.
+
+    ``pan``, ``zoom``, ``roll``, ``orbit`` and ``dolly`` are per frame. ``keys``: poses that are
+    reached at given times, and that the camera stays in after the last one. ``depth``: the distance
+    of every pixel (in any unit) as .npy, .npz, .exr, .pfm or float TIFF, or a gray picture of 8 or
+    16 bits (white is near), or a mapping with ``file``, ``kind`` and ``scale``; without one the
+    scene is a plane. ``focal``: focal length in widths of the picture.
+    """
+
+    depth: str | Mapping[str, Any] | None = None
+    focal: float = 1.0
+    keys: tuple[Key, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("camera dolly", self.dolly, -0.5, 0.5)
+        number("camera focal length in widths", self.focal, 0.1, 20.0)
+        if not 0.5 <= self.zoom <= 2.0:
+            raise ValueError(f"camera zoom is a factor per frame, 0.5 to 2, got {self.zoom!r}")
+        if not isinstance(self.depth, (str, Mapping, type(None))):
+            raise ValueError(f"camera depth must be a file, got {self.depth!r}")
+        _ = self.scene
+        object.__setattr__(self, "keys", self._all_keys())
+
+    def _all_keys(self) -> tuple[Key, ...]:
+        if not isinstance(self.keys, (list, tuple)):
+            raise ValueError(f"camera keys must be a list, got {self.keys!r}")
+        keys = [from_dict(Key, key, "camera key") for key in self.keys]
+        if not keys:
+            return ()
+        still = Pose()
+        for name in (field.name for field in fields(Pose)):
+            if getattr(self, name) != getattr(still, name):
+                raise ValueError(
+                    f"a camera has either {name} per frame or keys, not both; put {name} of the "
+                    "whole clip into a key"
+                )
+        times = [key.at for key in keys]
+        if any(b <= a for a, b in pairwise(times)):
+            raise ValueError(f"camera keys must have rising times at, got {times}")
+        return tuple(keys) if times[0] == 0.0 else (Key(at=0.0), *keys)
+
+    @property
+    def scene(self) -> Depth | None:
+        """``depth``, parsed."""
+        return None if self.depth is None else Depth.parse(self.depth)
+
+    @property
+    def flat(self) -> bool:
+        """Whether no depth map is looked at."""
+        poses = self.keys or (self,)
+        still = all(pose.orbit == (0.0, 0.0) and pose.dolly == 0.0 for pose in poses)
+        return self.depth is None or still
+
+    def pose(self, k: int, frames: int) -> tuple[np.ndarray, Pose]:
+        """Return the matrix [3, 3] of pan, zoom and roll at frame ``k``, and the orbit and dolly.
+
+        Motions per frame are repeated k times: orbit and dolly add up.
+        """
+        if not self.keys:
+            orbit = (k * self.orbit[0], k * self.orbit[1])
+            matrix = np.linalg.matrix_power(self.matrix, k)
+            return matrix, Pose(orbit=orbit, dolly=k * self.dolly)
+        t = k / max(frames - 1, 1)
+        after = next((i for i, key in enumerate(self.keys) if key.at >= t), len(self.keys) - 1)
+        a, b = self.keys[max(after - 1, 0)], self.keys[after]
+        span = b.at - a.at
+        x = EASINGS[b.easing](min(1.0, (t - a.at) / span)) if span > 0 else 1.0
+
+        def between(p: float, q: float) -> float:
+            return (1 - x) * p + x * q
+
+        pose = Pose(
+            pan=(between(a.pan[0], b.pan[0]), between(a.pan[1], b.pan[1])),
+            zoom=math.exp(between(math.log(a.zoom), math.log(b.zoom))),
+            roll=between(a.roll, b.roll),
+            orbit=(between(a.orbit[0], b.orbit[0]), between(a.orbit[1], b.orbit[1])),
+            dolly=between(a.dolly, b.dolly),
+        )
+        return pose.matrix, pose
+
+    def homographies(self, grid: Grid, frames: int) -> Iterator[np.ndarray]:
+        """Yield H(k) [3, 3] from places of the first frame of a plane to those of frame k.
+
+        Places are (x, y, 1) in pixels. Raises ValueError where the camera looks at the plane from
+        behind or runs into it.
+        """
+        center, lens = _middle(grid), np.diag([self.focal * grid.width] * 2 + [1.0])
+        sight = np.linalg.inv(center @ lens)  # from pixels to points (x, y, 1) of the plane
+        corners = np.array([[x, y, 1.0] for x in (0, grid.width - 1) for y in (0, grid.height - 1)])
+        for k in range(frames):
+            matrix, pose = self.pose(k, frames)
+            world = _turn(pose, k)  # turned about the point (0, 0, 1), then brought nearer
+            world[:, 2] = 0.0, 0.0, 1.0 - pose.dolly
+            _check_nearest(float((corners @ (world @ sight)[2]).min()), 1.0, k)
+            yield center @ matrix @ lens @ world @ sight
+
+    def check(self, frames: int, height: int, width: int) -> None:
+        """Raise ValueError if the motion cannot be followed over a clip of that size."""
+        grid = Grid(height, width)
+        if self.flat:
+            list(self.homographies(grid, frames))
+            return
+        depth = self._distances(grid)
+        for k in range(frames):
+            self._project(depth, k, frames, grid)
+
+    def steps(self, grid: Grid, frames: int) -> Iterator[Step]:
+        """Yield forward and backward flow [rows, columns, 2] in noise pixels, frames - 1 times.
+
+        Raises ValueError naming the depth file, or where the camera runs into the scene.
+        """
+        if not self.flat:
+            yield from self._over_depth(grid, frames)
+            return
+        if not self.keys and self.orbit == (0.0, 0.0) and self.dolly == 0.0:
+            center = _middle(grid)
+            step = center @ self.matrix @ np.linalg.inv(center)
+            both = _flow(step, grid), _flow(np.linalg.inv(step), grid)
+            for _ in range(frames - 1):
+                yield both
+            return
+        for now, then in pairwise(self.homographies(grid, frames)):
+            step = then @ np.linalg.inv(now)
+            yield _flow(step, grid), _flow(np.linalg.inv(step), grid)
+
+    def _over_depth(self, grid: Grid, frames: int) -> Iterator[Step]:
+        depth, picture = self._distances(grid), Grid(grid.height, grid.width)
+        projected = (self._project(depth, k, frames, picture) for k in range(frames))
+        for (now, near), (then, nearer) in pairwise(projected):
+            yield (
+                grid.refine(splat(then - now, now, near)),
+                grid.refine(splat(now - then, then, nearer)),
             )
-        return seen[..., :2] / seen[..., 2:] * focal + center, seen[..., 2]
+
+    def _distances(self, grid: Grid) -> np.ndarray:
+        assert self.scene is not None
+        return self.scene.distances(grid.height, grid.width)
+
+    def _project(
+        self, depth: np.ndarray, k: int, frames: int, grid: Grid
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pixel positions [H, W, 2] and distances [H, W] of the first frame's points at frame k."""
+        focal, middle = self.focal * grid.width, float(np.median(depth))
+        matrix, pose = self.pose(k, frames)
+        center = _middle(grid)[:2, 2]
+        flat = (grid.points - center) / focal * depth[..., None]
+        pivot = np.array([0.0, 0.0, middle])
+        seen = (np.concatenate([flat, depth[..., None]], -1) - pivot) @ _turn(pose, k).T + pivot
+        seen[..., 2] -= pose.dolly * middle
+        _check_nearest(float(seen[..., 2].min()), middle, k)
+        place = seen[..., :2] / seen[..., 2:] * focal
+        return place @ matrix[:2, :2].T + matrix[:2, 2] + center, seen[..., 2]
 
 
-def read_depth(path: str | None, height: int, width: int) -> np.ndarray:
-    """Return depth [H, W], positive; ones without a file.
+def follow(step: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where a homography takes ``points [..., 2]``, and whether that is before the camera.
 
-    Raises ValueError naming the file.
+    Points that are not stay where they were.
     """
-    if path is None:
-        return np.ones((height, width))
-    file = open_array("depth file", path)
-    if file.kind == "flo":
-        raise ValueError(f"depth file {path} holds a flow, not depth")
-    if file.kind == "array" and len(file.shape) != 2:
-        raise ValueError(f"depth file {path} must be [H, W], got shape {file.shape}")
-    depth = file.numbers() if file.kind == "array" else file.gray()
-    if file.white:  # white is near: inverse depth from 1/5 to 1
-        _check_range(file, depth)
-        depth = 1 / (0.2 + 0.8 * depth)
-    if depth.min() <= 0:
-        raise ValueError(
-            f"depth file {path} must hold positive distances, has {depth.min():g} in "
-            f"{int((depth <= 0).sum())} of {depth.size} places; replace them by what is around them"
-        )
-    picture = Image.fromarray(depth.astype(np.float32))
-    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR)).astype(float)
+    there = points @ step[:2, :2].T + step[:2, 2]
+    if not (step[2, 0] or step[2, 1] or step[2, 2] != 1.0):
+        return there, np.ones(points.shape[:-1], bool)
+    depth = points @ step[2, :2] + step[2, 2]
+    seen = depth > 1e-9
+    return np.where(seen[..., None], there / np.where(seen, depth, 1.0)[..., None], points), seen
 
 
-def _check_range(file: ArrayFile, near: np.ndarray) -> None:
-    """Raise ValueError for a 16-bit picture that is nearly black, as one of millimeters is."""
-    if file.white > 255 and near.max() < DARK:
-        raise ValueError(
-            f"{file.name} has no value above {near.max() * file.white:.0f} of {file.white}, but "
-            "in a picture white is near; save distances as .npy, .exr or float TIFF, and nearness "
-            "stretched to white"
-        )
+def _flow(step: np.ndarray, grid: Grid) -> np.ndarray:
+    """Return the flow [rows, columns, 2] in noise pixels of a homography of picture pixels.
 
-
-def splat(values: np.ndarray, places: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Put values [H, W, C] at pixel positions ``places [H, W, 2]`` on the pixel grid.
-
-    The nearest point wins; pixels without one are filled from around them.
+    What it takes behind the camera leaves the picture.
     """
-    height, width = distance.shape
-    target = np.rint(places).astype(np.int64).reshape(-1, 2)
-    inside = ((target >= 0) & (target < [width, height])).all(1)
-    order = np.flatnonzero(inside)
-    order = order[np.argsort(-distance.ravel()[order], kind="stable")]  # far first, near last
-    index = target[order, 1] * width + target[order, 0]
-    out, known = np.zeros((height * width, values.shape[-1])), np.zeros(height * width, bool)
-    out[index] = values.reshape(-1, values.shape[-1])[order]
-    known[index] = True
-    return fill_gaps(out.reshape(values.shape), known.reshape(height, width))
+    there, seen = follow(step, grid.points)
+    return np.where(seen[..., None], (there - grid.points) * grid.scale, OUT).astype(np.float32)
 
 
-def fill_gaps(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """``values [H, W, C]`` with unknown pixels taken from means over ever larger blocks."""
-    if known.all() or not known.any():
-        return values
-    height, width = known.shape
-    pad = ((0, height % 2), (0, width % 2))
-    weight = np.pad(known.astype(float), pad)
-    sums = np.pad(values * known[..., None], (*pad, (0, 0)))
-    blocks = (weight.shape[0] // 2, 2, weight.shape[1] // 2, 2)
-    count = weight.reshape(blocks).sum((1, 3))
-    mean = sums.reshape(*blocks, -1).sum((1, 3)) / np.maximum(count, 1)[..., None]
-    coarse = fill_gaps(mean, count > 0)
-    around = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]
-    return np.where(known[..., None], values, around)
+def _middle(grid: Grid) -> np.ndarray:
+    """Return the matrix [3, 3] that moves the origin to the picture's center."""
+    return np.array([[1, 0, (grid.width - 1) / 2], [0, 1, (grid.height - 1) / 2], [0, 0, 1.0]])
+
+
+def _turn(pose: Pose, k: int) -> np.ndarray:
+    turn = pose.turn
+    if turn[2, 2] < EDGE_ON:
+        raise ValueError(
+            f"at frame {k} the camera has gone {pose.orbit[0]:g} and {pose.orbit[1]:g} degrees "
+            "round the scene and sees it from the side or from behind; a picture has no back, so "
+            "use less orbit"
+        )
+    return turn
+
+
+def _check_nearest(nearest: float, middle: float, k: int) -> None:
+    if nearest <= NEAREST * middle:
+        raise ValueError(
+            f"the camera runs into the scene at frame {k}: the nearest point would be at "
+            f"{nearest:.3g} (median depth {middle:.3g}); use less dolly or orbit"
+        )

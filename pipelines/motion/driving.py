@@ -6,7 +6,7 @@ is torn from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,11 @@ import numpy as np
 from accel.core.optical_flow import OUT, estimate
 from accel.core.run_log import logger
 from accel.core.validate import one_of, whole
-from accel.pipelines.video_reading import read_spread
+from accel.pipelines.video_decoding import VideoHead
+from accel.pipelines.video_reading import FewerFramesError, look, stream_spread
 
-APART = 3  # frames from one that is used to the next, beyond which there is a warning
+APART = 3  # frames from one that is looked at to the next, beyond which there is a warning
+MOST_BETWEEN = 16  # frames that are looked at for one that is used
 
 
 @dataclass(frozen=True)
@@ -40,39 +42,25 @@ class Driving:
             whole("motion video last", self.last, self.first + 1)
         one_of("motion video cuts", self.cuts, ("error", "fresh"))
 
-    def frames(self, count: int, height: int, width: int) -> np.ndarray:
-        """``count`` frames uint8 [count, H, W, 3] of the video, cut and scaled to cover H x W.
+    def flows(self, count: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return forward and backward flow, [count - 1, H, W, 2] pixels.
 
-        No more than these are held in memory. Raises ValueError for a video that cannot be used.
+        The video is cut and scaled to cover H x W. Frames between those that are used are looked at
+        too, and few frames are in memory at a time. Raises ValueError for a video that cannot be
+        used, naming its scene cuts.
         """
         if not Path(self.file).exists():
             raise ValueError(f"driving video {self.file} does not exist")
         try:
-            frames, head = read_spread(self.file, count, (height, width), self.first, self.last)
+            head = look(self.file)
+            for _ in range(2):  # again if there are not as many frames as packets
+                try:
+                    forward, backward, cuts = self._estimate(head, count, (height, width))
+                    break
+                except FewerFramesError as error:
+                    head = replace(head, frames=error.frames)
         except ValueError as error:
             raise ValueError(f"driving video {error}") from error
-        if head.frames < 2:
-            raise ValueError(f"driving video {self.file} has {head.frames} frames, needs 2 or more")
-        if head.frames > APART * count:
-            logger.warning(
-                "driving video %s: every %.1fth of %d frames is used; motion between frames that "
-                "far apart may be found wrong: choose first and last closer",
-                self.file, (head.frames - 1) / (count - 1), head.frames,
-            )  # fmt: skip
-        if head.variable:
-            logger.warning(
-                "driving video %s: its frames last unequally long, but each counts as one; encode "
-                "it at a constant rate to keep its timing", self.file,
-            )  # fmt: skip
-        return frames
-
-    def flows(self, count: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return forward and backward flow, [count - 1, H, W, 2] pixels.
-
-        Raises ValueError for a video that cannot be used, naming its scene cuts.
-        """
-        frames = self.frames(count, height, width)
-        forward, backward, cuts = estimate(frames)
         if cuts and self.cuts == "error":
             raise ValueError(
                 f"driving video {self.file} has scene cuts before frame {', '.join(map(str, cuts))}"
@@ -81,3 +69,27 @@ class Driving:
         for k in cuts:
             forward[k - 1], backward[k - 1] = OUT, OUT
         return forward, backward
+
+    def _estimate(
+        self, head: VideoHead, count: int, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        there = (head.frames if self.last is None else self.last + 1) - self.first
+        if head.frames < 2:
+            raise ValueError(f"{self.file} has {head.frames} frames, needs 2 or more")
+        apart = (there - 1) / (count - 1)
+        between = min(max(1, round(apart)), MOST_BETWEEN)
+        if apart > APART * between:
+            logger.warning(
+                "driving video %s: every %.1fth of %d frames is used, and every %.1fth looked at; "
+                "motion between frames that far apart may be found wrong: choose first and last "
+                "closer", self.file, apart, there, apart / between,
+            )  # fmt: skip
+        if head.variable:
+            logger.warning(
+                "driving video %s: its frames last unequally long, but each counts as one; encode "
+                "it at a constant rate to keep its timing", self.file,
+            )  # fmt: skip
+        frames = stream_spread(
+            self.file, head, (count - 1) * between + 1, size, self.first, self.last
+        )
+        return estimate(frames, between)

@@ -12,7 +12,7 @@ from torch import Tensor
 from accel.core.run_log import logger
 from accel.pipelines.motion.array_file import ArrayFile, finite
 from accel.pipelines.motion.array_formats import open_array
-from accel.pipelines.motion.camera import fill_gaps
+from accel.pipelines.motion.scene import fill_gaps
 
 _SUFFIXES = (".flo", ".npy", ".npz", ".pfm", ".png")
 _UNKNOWN = 1e9  # from here on a .flo file means "not known"

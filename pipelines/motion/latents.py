@@ -1,23 +1,28 @@
 """Initial latents that carry a motion: warped noise brought to a model's latent grid.
 
 How latent frames follow from frames, and how a pipeline wants them laid out, differs by family
-(``accel/families``). Spatially every block of VAE-factor squared pixels is
-averaged and rescaled to unit variance; temporally one frame is kept per latent frame
+(``accel/families``). Spatially every block of VAE-factor squared pixels is averaged and rescaled to
+unit variance; temporally one frame is kept per latent frame
 (Go-with-the-Flow's nearest rule). Both keep the noise exactly N(0, 1).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from accel.families import geometry_rules
 from accel.families.family import Geometry, Layout
-from accel.kernels.warp import warp_noise
+from accel.kernels.warp import NoiseWarper
+from accel.pipelines.motion.flows import NEWEST
+from accel.pipelines.motion.grid import Grid, Moving
+from accel.pipelines.motion.sources import Known
 
 
 def latent_geometry(pipe: Any, names: Sequence[str] = ()) -> Geometry:
@@ -51,16 +56,88 @@ def warped_latents(
 ) -> Tensor:
     """Return latent noise [1, C, F', H', W'] that follows ``flow`` [F - 1, 2, H, W].
 
-    Flow is in pixels, previous to next. ``strength`` gamma mixes in fresh noise: 0 follows the
-    flow exactly, 1 is free; a tensor [F, H, W] (or [1, H, W]) in 0..1 gives every place its own.
-    The result is exactly N(0, 1) per element for every gamma, because gamma does not depend on
-    the noise.
+    Flow is in pixels, previous to next; the rest is as for ``followed``.
     """
-    geometry.latent_frames(flow.shape[0] + 1)
-    noise = warp_noise(flow, channels=geometry.channels, seed=seed, backward=backward)
-    pooled = avg_pool2d(noise[:: geometry.temporal], geometry.spatial) * geometry.spatial
-    mixed = mix(pooled.transpose(0, 1), _latent_strength(strength, geometry), seed=seed)
-    return mixed[None].contiguous()
+    arrays = [
+        None if field is None else field.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+        for field in (flow, backward)
+    ]
+    assert arrays[0] is not None
+    size = (flow.shape[0] + 1, flow.shape[2], flow.shape[3])
+    return followed(Known(arrays[0], arrays[1]), geometry, size, seed=seed, strength=strength)
+
+
+def followed(
+    moving: Moving,
+    geometry: Geometry,
+    size: tuple[int, int, int],
+    *,
+    seed: int,
+    strength: float | Tensor,
+    version: int = NEWEST,
+) -> Tensor:
+    """Return latent noise [1, C, F', H', W'] that follows a motion.
+
+    Noise of two frames is in memory at a time. A pixel holds as many samples as ``geometry`` has
+    for the family, so that slow motion is not lost in rounding. They are averaged with the square
+    roots of their densities as weights, which conserves the integral noise as the warp does.
+
+    Args:
+        moving: Where the flow comes from.
+        geometry: The latent grid.
+        size: Frames, height and width in pixels.
+        seed: Same seed and motion, same noise.
+        strength: Gamma mixes in fresh noise: 0 follows the flow exactly, 1 is free; a tensor
+            [F, H, W] (or [1, H, W]) in 0..1 gives every place its own. The result is exactly
+            N(0, 1) per element for every gamma, because gamma does not depend on the noise.
+        version: 1 gives the bytes of the first jobs: one sample a pixel, equal weights.
+
+    Raises:
+        ValueError: A number of frames that the model cannot make.
+    """
+    frames, height, width = size
+    grid = Grid(height, width, 1 if version == 1 else geometry.supersample)
+    latents = torch.empty(
+        geometry.latent_frames(frames), geometry.channels, height // geometry.spatial,
+        width // geometry.spatial, dtype=torch.float32, device="cpu",
+    )  # fmt: skip
+    warper = NoiseWarper(geometry.channels, *grid.shape, seed=seed)
+    spare, block = torch.empty_like(warper.noise), geometry.spatial * grid.scale
+    latents[0] = _pooled(warper, block, weighted=version > 1)
+    for k, step in enumerate(moving.steps(grid, frames), 1):
+        forward, backward = (None if field is None else _planes(field) for field in step)
+        assert forward is not None
+        before = warper.noise
+        warper.advance(forward, backward, out=spare)
+        spare = before
+        if k % geometry.temporal == 0:
+            latents[k // geometry.temporal] = _pooled(warper, block, weighted=version > 1)
+    gamma = _latent_strength(strength, geometry)
+    fresh = seed if version == 1 else _fresh_seed(seed)
+    return mix(latents.transpose(0, 1), gamma, seed=fresh)[None].contiguous()
+
+
+def _planes(field: np.ndarray) -> Tensor:
+    """``field`` [rows, columns, 2] as [2, rows, columns]."""
+    return torch.from_numpy(field).permute(2, 0, 1).contiguous()
+
+
+def _pooled(warper: NoiseWarper, block: int, *, weighted: bool) -> Tensor:
+    """Return the noise of a frame in blocks, [C, H', W'], one channel after the other."""
+    out = [
+        avg_pool2d((q * warper.density.sqrt() if weighted else q)[None], block) * block
+        for q in warper.noise
+    ]
+    pooled = torch.cat(out).cpu()
+    return pooled / avg_pool2d(warper.density[None], block).sqrt().cpu() if weighted else pooled
+
+
+def _fresh_seed(seed: int) -> int:
+    """Return the seed of the noise that a strength mixes in.
+
+    The sampler draws its own from ``seed``; equal draws would make the two one noise.
+    """
+    return int.from_bytes(hashlib.sha256(b"strength %d" % seed).digest()[:8]) >> 1
 
 
 def _latent_strength(strength: float | Tensor, geometry: Geometry) -> float | Tensor:

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from accel.core.validate import from_dict, number, one_of, pair
+from accel.pipelines.motion.grid import Grid
 
 EASINGS: dict[str, Callable[[float], float]] = {
     "linear": lambda t: t,
@@ -120,9 +121,9 @@ class Layer:
         pivot = np.asarray(self.pivot)
         return [tuple(matrix @ (np.asarray(p) - pivot) + pivot + move) for p in self.polygon]
 
-    def mask(self, t: float, height: int, width: int) -> np.ndarray:
-        """Return boolean [H, W]: where the polygon is at time ``t``."""
-        return fill(self.outline(t), height, width)
+    def mask(self, t: float, grid: Grid) -> np.ndarray:
+        """Return boolean [rows, columns]: where the polygon is at time ``t``."""
+        return fill(grid.finer(np.asarray(self.outline(t))), *grid.shape)
 
     def displacement(self, points: np.ndarray, t: float, later: float) -> np.ndarray:
         """Return flow [..., 2] at ``points [..., 2]`` (x, y) of time ``t`` to time ``later``."""

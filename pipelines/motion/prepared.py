@@ -7,27 +7,32 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from accel.families.family import Geometry
-from accel.kernels.warp import check_flow
 from accel.pipelines.job import Job
-from accel.pipelines.motion.flows import make_flow
-from accel.pipelines.motion.latents import arrange, warped_latents
+from accel.pipelines.motion.flows import open_motion
+from accel.pipelines.motion.grid import Moving
+from accel.pipelines.motion.latents import arrange, followed
 from accel.pipelines.motion.strength import make_strength
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a job's ``motion`` comes to before any noise is warped: flows, strength, latent grid."""
+    """What a job's ``motion`` comes to before any noise is warped: source, strength, latent grid.
 
-    flow: Tensor
-    backward: Tensor | None
+    ``size``: frames, height and width. ``version``: of the noise.
+    """
+
+    moving: Moving
     strength: float | Tensor
     geometry: Geometry
+    size: tuple[int, int, int]
+    version: int
 
     def latents(self, seed: int) -> Tensor:
         """Return warped initial latents, laid out as the pipeline takes them."""
-        latents = warped_latents(
-            self.flow, self.geometry, seed=seed, strength=self.strength, backward=self.backward
-        )
+        latents = followed(
+            self.moving, self.geometry, self.size, seed=seed, strength=self.strength,
+            version=self.version,
+        )  # fmt: skip
         return arrange(latents, self.geometry.layout)
 
 
@@ -49,6 +54,7 @@ def prepare(job: Job, geometry: Geometry) -> Prepared:
     assert job.movement is not None and job.frames and job.height and job.width
     size = {"frames": job.frames, "height": job.height, "width": job.width}
     strength = make_strength(job.gamma, **size)
-    flow, backward = make_flow(job.movement, **size)
-    check_flow("flow", flow)
-    return Prepared(flow, backward, strength, geometry)
+    moving = open_motion(job.movement, **size)
+    return Prepared(
+        moving, strength, geometry, (job.frames, job.height, job.width), job.movement.version
+    )

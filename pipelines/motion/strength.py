@@ -22,6 +22,7 @@ from torch import Tensor
 
 from accel.core.validate import from_dict, number, text
 from accel.pipelines.motion.array_formats import open_array
+from accel.pipelines.motion.grid import Grid
 from accel.pipelines.motion.layers import Layer
 
 
@@ -93,11 +94,12 @@ def make_strength(strength: Any, *, frames: int, height: int, width: int) -> flo
         return _read_map(config.map, frames, height, width)
     if not config.regions:
         return float(config.default)
+    grid = Grid(height, width)
     gamma = np.full((frames, height, width), config.default, np.float32)
     for region in config.regions:
         for k in range(frames):
             at = k / max(frames - 1, 1)
-            gamma[k][region.layer.mask(at, height, width)] = region.strength
+            gamma[k][region.layer.mask(at, grid)] = region.strength
     return torch.from_numpy(gamma)
 
 

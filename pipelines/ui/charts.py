@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby, pairwise
 from typing import Any
@@ -32,6 +32,14 @@ def _text(x: float, y: float, text: str, anchor: str = "start", beside: float = 
     return (
         f'<text x="{x:g}%" y="{y:g}" dx="{beside:g}" text-anchor="{anchor}">{escape(text)}</text>'
     )
+
+
+def _beside(names: Iterable[str]) -> float:
+    """Return the pixels that ``names`` take left of a picture, in a font of 12 pixels.
+
+    The widest fonts that a page falls back to take 7 pixels a character.
+    """
+    return 12 + 7 * max((len(name) for name in names), default=0)
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str, more: str = "") -> str:
@@ -137,7 +145,7 @@ def heat_map(rows: Sequence[tuple[str, list[str], str]]) -> str:
         f'<span><i style="background:{_COLORS.get(p, "#000")}"></i>{escape(p)}</span>' for p in used
     )
     label = f"precision of {len(rows)} layers over {steps} steps"
-    left = 118 if high >= 10 else 8
+    left = _beside(name[-20:] for name, _, _ in rows) if high >= 10 else 8
     picture = _svg(bottom + 20, label, "".join(body), left=left, right=4)
     return f'<div class="legend">{legend}</div>{picture}'
 
@@ -160,7 +168,8 @@ def memory_bars(groups: Sequence[tuple[str, Mapping[str, int]]], limit: int = 0)
             body.append(_text(width, y, f"{size / 2**30:.3f} GiB", beside=6))
             y += 22
         y += 6
-    return _svg(y - 8, "peak memory by phase", "".join(body), left=136, right=76)
+    left = _beside(name for rows in shown for name, _ in rows)
+    return _svg(y - 8, "peak memory by phase", "".join(body), left=left, right=76)
 
 
 def scatter(points: Sequence[tuple[str, float, float]]) -> str:

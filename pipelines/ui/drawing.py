@@ -80,8 +80,6 @@ def read_motion(
     try:
         layers = _layers(studio, drawing)
         moving = _camera(camera)
-        if driving and moving:
-            raise JobError("choose a camera motion or a driving video, not both")
         motion: dict[str, Any] = {}
         if layers:
             motion["drag"] = layers
@@ -220,8 +218,12 @@ def _scaled(motion: Mapping[str, Any], scale: tuple[float, float]) -> dict[str, 
 
     scaled = dict(motion)
     if "camera" in motion:
-        pan = motion["camera"].get("pan", [0, 0])
-        scaled["camera"] = {**motion["camera"], "pan": points([pan])[0]}
+        camera = scaled["camera"] = dict(motion["camera"])
+        for pose in (camera, *(keys := [dict(key) for key in camera.get("keys", ())])):
+            if "pan" in pose:
+                pose["pan"] = points([pose["pan"]])[0]
+        if keys:
+            camera["keys"] = keys
     scaled["drag"] = []
     for layer in motion.get("drag", ()):
         layer = {**layer, "polygon": points(layer["polygon"])}

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accel.pipelines.job import FITTED, Job, JobError, job_from_settings
+from accel.pipelines.job import FITTED, Job, JobError
+from accel.pipelines.job_settings import job_from_settings
 from accel.pipelines.ui.settings import Limits, Models, at_most, check_limits
 from accel.pipelines.video import SUFFIXES, read_comment
 
@@ -56,7 +57,7 @@ def _leave_out_files(data: dict[str, Any]) -> list[str]:
                 notes.append(f"its motion came from a {key} file, which is left out")
         if isinstance(camera, dict) and camera.pop("depth", None) is not None:
             notes.append("its depth map is left out")
-        if not motion:
+        if set(motion) <= {"version"}:
             data["motion"] = None
     if isinstance(data.get("strength"), dict) and data["strength"].pop("map", None) is not None:
         notes.append("its strength map is left out")

@@ -17,7 +17,8 @@ from typing import Any
 from accel.pipelines.batch.comparison import CEILING
 from accel.pipelines.batch.output import Output
 from accel.pipelines.batch.sidecar import load_sidecar
-from accel.pipelines.job import Job, make_job
+from accel.pipelines.job import Job
+from accel.pipelines.job_settings import job_made
 from accel.pipelines.video import files_of
 
 
@@ -150,7 +151,7 @@ class FinishedVideos:
         try:
             file.name.encode()  # a name that is no UTF-8 has no address
             data = load_sidecar(file)
-            job = replace(make_job(data["job"], "its job"), name=file.stem)
+            job = replace(job_made(data["job"], "its job"), name=file.stem)
         except UnicodeEncodeError:
             return "its name is no UTF-8"
         except KeyError as error:

@@ -31,7 +31,8 @@ from accel.core.key_steps import Origin
 from accel.core.origin import plan_origin_of
 from accel.core.plan_origin import PlanOrigin
 from accel.pipelines.batch.identity import job_id, plan_digest
-from accel.pipelines.job import Job, job_from_settings, settings_text
+from accel.pipelines.job import Job
+from accel.pipelines.job_settings import job_from_settings, settings_text
 
 WHOLE = PlanOrigin(
     "search", "2026-11-30", "WanPipeline", {"transformer": "A"}, {"transformer": "f0"},

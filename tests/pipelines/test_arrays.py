@@ -19,8 +19,8 @@ from PIL import Image
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.job import Job
 from accel.pipelines.motion.array_formats import open_array
-from accel.pipelines.motion.camera import read_depth
 from accel.pipelines.motion.files import read_flow
+from accel.pipelines.motion.scene import Depth
 from accel.pipelines.motion.strength import make_strength
 
 H, W, FRAMES = 12, 20, 4
@@ -262,11 +262,13 @@ def test_depth_as_nearness_and_as_distance(tmp_path):
     ):  # fmt: skip
         (tmp_path / name).write_bytes(content)
         unit = {"mm.npy": 1000, "a.exr": 100}.get(name, 1)
-        found = read_depth(str(tmp_path / name), H, W)
+        found = Depth(str(tmp_path / name)).distances(H, W)
         np.testing.assert_allclose(found, distance * unit, atol=error * (unit if unit > 1 else 1))
     (tmp_path / "mm.png").write_bytes(png((distance * 1000).astype(np.uint16)))
-    with pytest.raises(ValueError, match=r"no value above 5000 of 65535.*white is near.*\.npy"):
-        read_depth(str(tmp_path / "mm.png"), H, W)
+    with pytest.raises(
+        ValueError, match=r"no value above 5000 of 65535.*white is near.*kind: depth"
+    ):
+        Depth(str(tmp_path / "mm.png")).distances(H, W)
 
 
 # ------------------------------------------------------------------------------------------ errors

@@ -23,7 +23,8 @@ from accel.pipelines.inputs.listing import as_json, lines
 from accel.pipelines.inputs.media import read_frames, read_picture
 from accel.pipelines.inputs.resizing import fitted, how_fitted
 from accel.pipelines.inputs.taken import takes_of
-from accel.pipelines.job import Job, JobError, job_from_settings, make_job, settings_text
+from accel.pipelines.job import Job, JobError, make_job
+from accel.pipelines.job_settings import job_from_settings, settings_text
 from accel.pipelines.limits import StoredLimits
 from accel.pipelines.video import encode
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from accel.pipelines.batch.jobfile import read_jobs
-from accel.pipelines.job import Job, JobError, job_from_settings, make_job, settings_text
+from accel.pipelines.job import Job, JobError, make_job
+from accel.pipelines.job_settings import job_from_settings, settings_text
 from accel.pipelines.load import load
 from accel.plans import Plan
 
@@ -36,8 +40,17 @@ def test_defaults_and_resolution(tmp_path):
 def test_job_survives_its_own_settings_text():
     job = Job("p", motion={"camera": {"pan": [1, 0]}}, plan={"name": "x", "attention": None})
     again, key = job_from_settings(settings_text(job, "abc"), "here")
-    assert (again, key) == (job, "abc") and again.accel_plan().attention is None
+    assert key == "abc" and again.accel_plan().attention is None
+    assert again.movement == job.movement and again.motion == {**job.motion, "version": 2}
+    assert replace(again, motion=job.motion) == job
     assert settings_text(job) == settings_text(make_job({**job.to_dict(), "name": "other"}))
+
+
+def test_settings_from_before_noise_had_versions_mean_the_first():
+    old = json.loads(settings_text(Job("p", motion={"camera": {"pan": [1, 0]}})))
+    del old["motion"]["version"]
+    job, _ = job_from_settings(json.dumps(old), "here")
+    assert job.movement.version == 1 and "version" not in json.loads(settings_text(job))["motion"]
 
 
 def test_settings_hold_the_content_of_a_plan_file(tmp_path):

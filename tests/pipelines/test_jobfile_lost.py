@@ -7,7 +7,8 @@ import json
 import pytest
 
 from accel.pipelines.batch.jobfile import Invalid, parse_override, read
-from accel.pipelines.job import Job, JobError, job_from_settings
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.job_settings import job_from_settings
 from accel.plans import Plan
 
 

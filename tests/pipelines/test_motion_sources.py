@@ -8,13 +8,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from accel.cli import main
-from accel.core.optical_flow import OUT, estimate
-from accel.pipelines.motion.camera import fill_gaps
+from accel.core.optical_flow import OUT, along, estimate
+from accel.pipelines.motion import camera as camera_motion
 from accel.pipelines.motion.flow_pictures import GRAY, arrows, color_wheel
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.motion.layers import Layer
+from accel.pipelines.motion.scene import Depth, fill_gaps
 from accel.pipelines.motion.strength import make_strength
 from accel.pipelines.video import read_video, write_video
 
@@ -77,6 +79,87 @@ def test_camera_that_runs_into_the_scene_is_named():
         make_flow({"camera": {"dolly": 0.2}}, **SIZE)
 
 
+def test_camera_keys_are_poses_of_the_whole_clip():
+    keys = [{"at": 0.5, "pan": [8, 0]}, {"at": 1, "zoom": 2.0, "easing": "in"}]
+    forward, backward = make_flow({"camera": {"keys": keys}}, **SIZE)
+    np.testing.assert_allclose(forward[:4, 0], 2.0, atol=1e-5)
+    place = np.array([40.0, 20.0])
+    for k in range(8):  # the flow is affine, so its value between pixels is the bilinear one
+        x, y = np.floor(place).astype(int)
+        a, b = place - [x, y]
+        field = forward[k].double().numpy()
+        top = (1 - a) * field[:, y, x] + a * field[:, y, x + 1]
+        place = (
+            place + (1 - b) * top + b * ((1 - a) * field[:, y + 1, x] + a * field[:, y + 1, x + 1])
+        )
+    np.testing.assert_allclose(place, [31.5 + 2 * 8.5, 23.5 - 2 * 3.5], atol=1e-3)
+    assert backward is not None
+    for camera, message in (
+        ({"keys": keys, "pan": [1, 0]}, "either pan per frame or keys"),
+        ({"keys": [{"at": 0.5}, {"at": 0.5}]}, "rising"),
+        ({"keys": [{"at": 0.5, "depth": "x"}]}, "depth"),
+        ({"keys": 3}, "list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_flow({"camera": camera}, **SIZE)
+
+
+@pytest.mark.parametrize(
+    "camera", [{"orbit": [3, -1], "dolly": 0.01}, {"orbit": [0, 4], "roll": 2}]
+)
+def test_a_plane_moves_as_its_points_do_over_a_flat_depth_map(camera, tmp_path):
+    np.save(tmp_path / "d.npy", np.ones((48, 64)))
+    exact = make_flow({"camera": camera}, **SIZE)
+    projected = make_flow({"camera": {**camera, "depth": str(tmp_path / "d.npy")}}, **SIZE)
+    for one, other in zip(exact, projected, strict=True):
+        inner = (one - other)[:, :, 14:34, 18:46]
+        assert float(inner.abs().max()) < 0.25  # of the nearest point, which is half a pixel off
+
+
+def test_a_scene_has_no_back(tmp_path):
+    np.save(tmp_path / "d.npy", np.ones((48, 64)))
+    for depth in ({}, {"depth": str(tmp_path / "d.npy")}):
+        with pytest.raises(ValueError, match=r"at frame \d .*from behind.*less orbit"):
+            make_flow({"camera": {"orbit": [30, 0], **depth}}, **SIZE)
+
+
+def test_an_orbit_takes_as_many_renderings_as_frames(tmp_path, monkeypatch):
+    np.save(tmp_path / "d.npy", np.ones((48, 64)))
+    seen = []
+    monkeypatch.setattr(camera_motion, "splat", lambda *a: seen.append(1) or np.zeros((48, 64, 2)))
+    make_flow(
+        {"camera": {"orbit": [0.1, 0], "depth": str(tmp_path / "d.npy")}},
+        frames=33,
+        height=48,
+        width=64,
+    )
+    assert len(seen) == 2 * 32
+    make_flow({"camera": {"orbit": [0.1, 0]}}, frames=33, height=48, width=64)
+    assert len(seen) == 2 * 32
+
+
+def test_depth_is_what_it_is_said_to_be(tmp_path, caplog):
+    far = np.full((48, 64), 4.0, np.float32)
+    far[16:32, 24:40] = 2.0
+    np.save(tmp_path / "depth.npy", far)
+    np.save(tmp_path / "disparity.npy", 1 / far)
+    Image.fromarray((far * 1000).astype(np.uint16)).save(tmp_path / "mm.png")
+    wanted = Depth(str(tmp_path / "depth.npy")).distances(48, 64)
+    for name, kind in (("disparity.npy", "disparity"), ("disparity.npy", "inverse")):
+        found = Depth(str(tmp_path / name), kind).distances(48, 64)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    with caplog.at_level("INFO", logger="accel"):
+        found = Depth.parse({"file": str(tmp_path / "mm.png"), "kind": "depth", "scale": 0.001})
+        np.testing.assert_allclose(found.distances(48, 64), wanted, rtol=1e-3)
+    assert "read as depth; distances from 2 to 4" in caplog.text
+    with pytest.raises(ValueError, match="say kind: depth"):
+        Depth(str(tmp_path / "mm.png")).distances(48, 64)
+    with pytest.raises(ValueError, match=r"0\.25 to 0\.5|2 to 4"):
+        Depth(str(tmp_path / "depth.npy"), "near").distances(48, 64)
+    with pytest.raises(ValueError, match="did you mean 'disparity'"):
+        Depth("x", "disparty")
+
+
 def test_gaps_are_filled_from_around():
     values = np.zeros((5, 7, 1))
     known = np.zeros((5, 7), bool)
@@ -128,6 +211,44 @@ def test_scene_cuts_are_found_and_named(tmp_path):
     assert (forward[4] == OUT).all() and (forward[3] != OUT).any()
 
 
+@pytest.mark.slow
+def test_a_camera_films_a_video(tmp_path):
+    write_video(tmp_path / "d.mp4", clip((2, 0)), fps=8)
+    video = {"video": str(tmp_path / "d.mp4")}
+    alone, _ = make_flow(video, **SIZE)
+    still, _ = make_flow({**video, "camera": {}}, **SIZE)
+    inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))
+    np.testing.assert_allclose(alone[inner], still[inner], atol=1e-3)
+    both, back = make_flow({**video, "camera": {"pan": [0, 1]}}, **SIZE)
+    assert abs(float(both[inner][:, 0].median()) - 1) < 0.1
+    assert float((both - alone)[inner][:, 1].median()) == pytest.approx(1, abs=0.05)
+    assert float(back[inner][:, 1].median()) == pytest.approx(-1, abs=0.1)
+    zoomed, _ = make_flow(
+        {**video, "camera": {"keys": [{"at": 0.0, "zoom": 2.0}, {"at": 1, "zoom": 2.0}]}}, **SIZE
+    )
+    assert float(zoomed[inner][:, 0].median()) == pytest.approx(2, abs=0.2)
+
+
+@pytest.mark.slow
+def test_frames_between_those_that_are_used_are_looked_at(tmp_path):
+    """Seven pixels a used frame are found as seven times one."""
+    write_video(tmp_path / "d.mp4", clip((2, 0), 57), fps=8)
+    forward, backward = make_flow({"video": str(tmp_path / "d.mp4")}, **SIZE)
+    inner = (slice(None), 0, slice(8, -8), slice(12, -12))
+    assert abs(float(forward[inner].median()) - 7) < 0.3
+    assert abs(float(backward[inner].median()) + 7) < 0.3
+
+
+def test_flows_are_followed_one_after_the_other():
+    first, second = np.zeros((2, 8, 16, 2), np.float32)
+    first[..., 0], second[..., 0] = 2.0, np.arange(16)
+    found = along(first, second)
+    np.testing.assert_allclose(found[:, :13, 0], np.broadcast_to(2 + np.arange(13) + 2, (8, 13)))
+    first[2], second[:, 9] = OUT, OUT
+    gone = along(first, second)[..., 0] == OUT
+    assert gone[2].all() and gone[:, 7].all() and gone.sum() == 16 + 7
+
+
 def write_flo(path, flow):
     head = np.array([202021.25], "<f4").tobytes() + np.array(flow.shape[2:0:-1], "<i4").tobytes()
     path.write_bytes(head + flow.transpose(1, 2, 0).astype("<f4").tobytes())
@@ -155,7 +276,7 @@ def test_bad_files_are_named(tmp_path):
         ({"video": str(tmp_path / "one.mp4")}, "1 frames, needs 2"),
         ({"video": "no.mp4"}, "no.mp4 does not exist"),
         ({"video": {"file": "no.mp4", "last": 0}}, "last must be a whole number from 1"),
-        ({"video": "x", "camera": {}}, "not both"),
+        ({"video": "x", "camera": {"orbit": [1, 0], "depth": "d.npy"}}, "leave camera depth out"),
         ({"camera": {"orbit": [1, 0], "depth": str(tmp_path / "d.npy")}}, "positive"),
         ({"camera": {"orbit": [1, 0], "depth": "no.png"}}, "no.png does not exist"),
         ({"camera": {"roll": "x"}}, "roll"),

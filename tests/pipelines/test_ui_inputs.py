@@ -14,7 +14,8 @@ from helpers.studio import SIDECAR
 from PIL import Image
 
 from accel.pipelines.batch.output import Output
-from accel.pipelines.job import Job, JobError, settings_text
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.job_settings import settings_text
 from accel.pipelines.load import TINY
 from accel.pipelines.ui import inputs
 from accel.pipelines.ui.arguments_form import chosen

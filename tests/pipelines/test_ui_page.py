@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from accel.pipelines.job import Job, JobError, settings_text
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.job_settings import settings_text
 from accel.pipelines.load import TINY
 from accel.pipelines.ui import drawing, forms
 from accel.pipelines.ui.settings import Models, job_from_form
@@ -91,11 +92,14 @@ def test_a_button_on_a_card_changes_what_it_is_about(page: Any) -> None:
     assert set(news) == {page.parts.kept.seen}
 
 
+PANNED = {"version": 2, "camera": {"pan": [1.0, 0.0]}}
+
+
 def test_a_dropped_video_gives_all_its_settings_back(page: Any, tmp_path: Path) -> None:
     jobs = (
         Job("one", seed=7, fps=12.5, format="webm", guidance=0.5, negative_prompt="no"),
         Job("two", fps=24.0, format="png", preset=None, steps=3),
-        Job("three", fps=30.0, format="gif", motion={"camera": {"pan": [1.0, 0.0]}}, strength=0.7),
+        Job("three", fps=30.0, format="gif", motion=PANNED, strength=0.7),
         Job("four", format="lossless", frames=5),
     )
     for number, job in enumerate(jobs):

@@ -16,7 +16,8 @@ from accel.config import AttentionConfig
 from accel.core.quality import psnr
 from accel.pipelines.batch.comparison import frame_psnr
 from accel.pipelines.batch.jobfile import read_jobs
-from accel.pipelines.job import Job, JobError, settings_text
+from accel.pipelines.job import Job, JobError
+from accel.pipelines.job_settings import settings_text
 from accel.pipelines.motion.flows import make_flow
 from accel.pipelines.pictures import difference
 from accel.pipelines.preview import decode, denoised
@@ -105,7 +106,7 @@ def video(path: Path, comment: str) -> Path:
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".mkv"])
 def test_settings_come_back(tmp_path: Path, suffix: str) -> None:
     keys = [{"at": 1, "move": [9, 0], "scale": 1.5}]
-    motion = {"drag": [{"polygon": [[1, 1], [9, 1], [9, 9]], "keys": keys}]}
+    motion = {"version": 2, "drag": [{"polygon": [[1, 1], [9, 1], [9, 9]], "keys": keys}]}
     job = Job("a <b>red</b> circle", seed=7, steps=9, motion=motion, strength=0.3)
     found, notes = settings_of(
         video(tmp_path / f"x{suffix}", settings_text(job)), Models(), Limits()

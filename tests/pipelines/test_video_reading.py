@@ -16,6 +16,7 @@ from PIL import Image
 
 from accel.pipelines import video_decoding as decoding
 from accel.pipelines import video_reading as reading
+from accel.pipelines.motion import driving
 from accel.pipelines.motion.driving import Driving
 from accel.pipelines.video import write_video
 from accel.pipelines.video_reading import look, read_spread, read_video
@@ -124,18 +125,20 @@ def test_a_file_that_is_cut_off_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_frames_far_apart_and_unequal_are_told(tmp_path, caplog):
+def test_frames_far_apart_and_unequal_are_told(tmp_path, caplog, monkeypatch):
     write_video(tmp_path / "a.mkv", clip(), fps=8)
-    Driving(str(tmp_path / "a.mkv")).frames(6, 32, 32)
-    assert not caplog.text
-    Driving(str(tmp_path / "a.mkv")).frames(3, 32, 32)
+    Driving(str(tmp_path / "a.mkv")).flows(3, 32, 32)
+    assert not caplog.text  # what lies between is looked at too
+    monkeypatch.setattr(driving, "MOST_BETWEEN", 1)
+    Driving(str(tmp_path / "a.mkv")).flows(3, 32, 32)
     assert "every 5.5th of 12 frames is used" in caplog.text
     caplog.clear()
     times = np.cumsum([0] + [40] * 6 + [200] * 5).tolist()
     encode(tmp_path / "v.mp4", clip(), times=times)
     assert look(tmp_path / "v.mp4").variable
-    found = Driving(str(tmp_path / "v.mp4")).frames(12, 48, 64)
+    Driving(str(tmp_path / "v.mp4"), cuts="fresh").flows(12, 48, 64)
     assert "v.mp4: its frames last unequally long, but each counts as one" in caplog.text
+    found, _ = read_spread(tmp_path / "v.mp4", 12, (48, 64))
     assert (np.diff(found[:, -4:].mean((1, 2, 3))) > 5).all()
     encode(tmp_path / "c.mp4", clip(), times=list(range(0, 480, 40)))
     assert not look(tmp_path / "c.mp4").variable
@@ -219,7 +222,7 @@ def test_limits_are_named(name, tmp_path, monkeypatch):
 def test_a_strip_that_would_be_scaled_to_a_giant_is_named(tmp_path):
     write_video(tmp_path / "a.mkv", np.zeros((2, 2, 2000, 3), np.uint8), fps=8)
     with pytest.raises(ValueError, match="2000 x 2 cannot cover 832 x 480; crop it"):
-        Driving(str(tmp_path / "a.mkv")).frames(2, 480, 832)
+        Driving(str(tmp_path / "a.mkv")).flows(2, 480, 832)
 
 
 def test_frames_of_unlike_size_are_named(tmp_path):
@@ -287,7 +290,7 @@ def test_memory_follows_the_frames_that_are_used(tmp_path):
         return int(done.stdout)
 
     assert peak("read_video(sys.argv[1])") > 900  # the measure sees memory that is used
-    assert peak("Driving(sys.argv[1]).frames(17, 480, 832)") < 150
-    assert peak("Driving(sys.argv[1], 100, 140).frames(17, 480, 832)") < 150
+    assert peak("Driving(sys.argv[1]).flows(5, 240, 416)") < 150
+    assert peak("Driving(sys.argv[1], 100, 140).flows(5, 240, 416)") < 150
     assert peak("read_video(sys.argv[1], 20, 29)") < 150
     assert peak("look(sys.argv[1])") < 50

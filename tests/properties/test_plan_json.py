@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from accel import AttentionConfig, Multistep, Plan, RehashConfig, Rule, SlicingConfig
 from accel.config import Impl, Precision, Storage
 from accel.core.key_steps import Origin
-from accel.pipelines.job import FORMATS, Job, job_from_settings, make_job, settings_text
+from accel.pipelines.job import FORMATS, Job, make_job
+from accel.pipelines.job_settings import job_from_settings, settings_text
 from accel.plans import PRESETS
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)

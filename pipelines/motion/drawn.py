@@ -1,0 +1,141 @@
+"""Drawn layers over the motion of the ground: who owns which pixel, and what leaves.
+
+Every pixel belongs to one layer or to the ground, and noise never passes from one owner to another:
+what a layer covers is sent out of the picture, and what it uncovers gets fresh noise. Owners move
+with the same rounded flow as the noise itself (``rounding_offset``), so a layer keeps its pixels at
+any speed; its polygon says where it may grow and bounds where it may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from accel.core.optical_flow import OUT
+from accel.kernels.warp import rounding_offset
+from accel.pipelines.motion.grid import Grid, Moving, Step
+from accel.pipelines.motion.layers import Layer
+
+GROUND = -1
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """``layers``, bottom first, on top of a moving ``ground``.
+
+    ``version`` 1 is how layers moved in the first jobs: their noise mixes with the ground's.
+    """
+
+    ground: Moving
+    layers: tuple[Layer, ...]
+    version: int
+
+    def steps(self, grid: Grid, frames: int) -> Iterator[Step]:
+        """Yield forward and backward flow [rows, columns, 2] in noise pixels, frames - 1 times."""
+        draw = draw_over if self.version == 1 else draw_layers
+        return draw(self.layers, self.ground.steps(grid, frames), grid, frames)
+
+
+def draw_over(
+    layers: Sequence[Layer], ground: Iterable[Step], grid: Grid, frames: int
+) -> Iterator[Step]:
+    """Yield the steps of ``ground`` with the flow of ``layers`` in place of what lies under them.
+
+    What they cover flows into them.
+    """
+    for k, (forward, backward) in enumerate(ground):
+        assert backward is not None, "layers lie on motions that are known both ways"
+        now, then = k / (frames - 1), (k + 1) / (frames - 1)
+        both = forward.copy(), backward.copy()
+        for layer in layers:
+            for flow, t, other in ((both[0], now, then), (both[1], then, now)):
+                inside = layer.mask(t, grid)
+                flow[inside] = layer.displacement(grid.points[inside], t, other) * grid.scale
+        yield both
+
+
+def draw_layers(
+    layers: Sequence[Layer], ground: Iterable[Step], grid: Grid, frames: int
+) -> Iterator[Step]:
+    """Yield the steps of ``ground`` with ``layers`` (bottom first) moving on top of it."""
+    count = frames - 1
+    owner = _owners([layer.mask(0.0, grid) for layer in layers], grid)
+    for k, (forward, backward) in enumerate(ground):
+        assert backward is not None, "layers lie on motions that are known both ways"
+        now, then = k / count, (k + 1) / count
+        offset = np.asarray(rounding_offset(k + 1, "dither"), np.float32)
+        forward, backward = forward.astype(np.float32), backward.astype(np.float32)
+        for i, layer in enumerate(layers):
+            inside = owner == i
+            moved = layer.displacement(grid.points[inside], now, then)
+            forward[inside] = moved * grid.scale
+        target, arrives = _ends(forward, offset)
+        following = np.full(grid.shape, GROUND, owner.dtype)
+        for i, layer in enumerate(layers):
+            mine = _next(i, layer, owner, target, arrives, grid, (now, then), offset)
+            following[mine] = i
+            back = layer.displacement(grid.points[mine], then, now)
+            backward[mine] = back * grid.scale
+        source, comes = _ends(backward, offset, back=True)
+        forward[arrives & (following.ravel()[target] != owner)] = OUT
+        backward[comes & (owner.ravel()[source] != following)] = OUT
+        owner = following
+        yield forward, backward
+
+
+def _owners(masks: Sequence[np.ndarray], grid: Grid) -> np.ndarray:
+    """Return the number of the topmost layer at every pixel, or ``GROUND``."""
+    owner = np.full(grid.shape, GROUND, np.int16)
+    for i, mask in enumerate(masks):
+        owner[mask] = i
+    return owner
+
+
+def _next(
+    i: int, layer: Layer, owner: np.ndarray, target: np.ndarray, arrives: np.ndarray, grid: Grid,
+    times: tuple[float, float], offset: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Return boolean: the pixels of layer ``i`` in the next frame, whatever lies above it.
+
+    They are those where its pixels arrive, within a pixel of its polygon, and those of its polygon
+    where it grows, comes out from behind another layer or enters the picture.
+    """
+    now, then = times
+    polygon = layer.mask(then, grid)
+    reach = np.asarray(Image.fromarray(polygon.astype(np.uint8)).filter(ImageFilter.MaxFilter(3)))
+    landed = np.zeros(owner.size, bool)
+    landed[target[(owner == i) & arrives]] = True
+    mine = landed.reshape(owner.shape) & (reach > 0)
+    y, x = np.nonzero(polygon & ~mine)
+    if len(y):
+        back = layer.displacement(grid.points[y, x], then, now) * grid.scale
+        move = _rounded_back(back, offset).astype(np.int64)
+        column, row = x + move[:, 0], y + move[:, 1]
+        inside = (column >= 0) & (row >= 0) & (column < owner.shape[1]) & (row < owner.shape[0])
+        grows = ~inside
+        grows[inside] = owner[row[inside], column[inside]] >= i
+        mine[y[grows], x[grows]] = True
+    return mine
+
+
+def _ends(
+    flow: np.ndarray, offset: np.ndarray, *, back: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where every pixel's rounded flow leads, as a flat index, and whether it is inside.
+
+    Rounded as the warp does it: floor(f + u), and -floor(-f + u) for a flow ``back``.
+    """
+    rows, columns = flow.shape[:2]
+    step = _rounded_back(flow, offset) if back else np.floor(flow + offset)
+    x = np.arange(columns, dtype=np.float32)[None] + step[..., 0]
+    y = np.arange(rows, dtype=np.float32)[:, None] + step[..., 1]
+    inside = (x >= 0) & (y >= 0) & (x < columns) & (y < rows)
+    index = np.where(inside, y, 0).astype(np.int64) * columns
+    return index + np.where(inside, x, 0).astype(np.int64), inside
+
+
+def _rounded_back(flow: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    return -np.floor(offset - flow.astype(np.float32))
