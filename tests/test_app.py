@@ -59,7 +59,7 @@ def give_name(page: Any, name: str) -> None:
 
 @browsing
 def test_generate_with_the_keyboard_reload_and_play(page: Any, page_out: Path) -> None:
-    fill(page, frames=17, steps=100)  # long enough to be still running after a reload
+    fill(page, frames=17, steps=40)  # long enough to be still running after a reload
     page.locator("#prompt textarea").focus()
     page.keyboard.press("Control+A")
     page.keyboard.type("a green crescent")
@@ -67,16 +67,16 @@ def test_generate_with_the_keyboard_reload_and_play(page: Any, page_out: Path) -
     assert page.evaluate("document.activeElement.tagName") != "BODY"
     page.locator("#go").focus()
     page.keyboard.press("Enter")
-    until(lambda: " of 100" in page.locator("#now").inner_text())
-    for size, kept in (("Frames", "17"), ("Steps", "100")):  # Tab went past the menu of models
+    until(lambda: " of 40" in page.locator("#now").inner_text())
+    for size, kept in (("Frames", "17"), ("Steps", "40")):  # Tab went past the menu of models
         assert page.get_by_label(size, exact=True).first.input_value() == kept
     page.reload()  # the render goes on without us, and is there when we come back
-    until(lambda: " of 100" in page.locator("#now").inner_text())
+    until(lambda: " of 40" in page.locator("#now").inner_text())
     assert page.locator("#now img.preview").count() == 1
     playing = "document.querySelector('#latest video')?.currentTime > 0"
     until(lambda: page.evaluate(playing))
     job = Job(**read_sidecar(next(page_out.glob("a-green-crescent*.json")))["job"])
-    assert (job.prompt, job.frames, job.steps) == ("a green crescent", 17, 100)
+    assert (job.prompt, job.frames, job.steps) == ("a green crescent", 17, 40)
 
 
 @browsing

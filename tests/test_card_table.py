@@ -37,6 +37,7 @@ def test_every_card_has_a_row(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["flux"])
+@pytest.mark.proof
 def test_cells_are_what_the_simulation_gives(name):
     today = PARTS[name][0].split(" |")[0][-10:]
     found = card_table.rows(name, card_table.SIZES[name], today)

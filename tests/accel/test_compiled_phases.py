@@ -40,6 +40,7 @@ def ran(handle):
     return found
 
 
+@pytest.mark.proof
 def test_a_plan_with_phases_compiles_at_most_three_graphs():
     pipe, graphs = load("tiny"), CompileCounter()
     plan = Plan("phases", AttentionConfig("int8", PHASES, impl="reference"))

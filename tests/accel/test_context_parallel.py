@@ -9,7 +9,7 @@ from helpers.tensors import qkv
 
 from accel.kernels.attention import attention
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.proof  # two processes, each of which builds all models
 FAMILIES = ("wan", "flux", "ltx", "qwen_image")
 
 

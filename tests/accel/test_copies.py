@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import pipelines
 from helpers.families import FAMILIES
+from helpers.proofs import leading
 from helpers.runs import forward, sliced
 
 import accel
@@ -56,7 +57,7 @@ def left(module):
 
 @pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("plan", list(PLANS))
-@pytest.mark.parametrize("family", ["wan", "flux", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", leading(1, ["wan", "flux", "sdxl"]))
 def test_a_copy_of_a_denoiser_is_clean_and_the_original_stays_patched(family, plan, way):
     module, inputs = FAMILIES[family]()
     plain = forward(module, inputs)

@@ -365,6 +365,7 @@ def test_the_command_refuses_wrong_wishes(tmp_path, capsys, words, error):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_the_command_finds_a_plan_for_the_embedded_model(tmp_path, capsys, monkeypatch):
     for name, few in (("SPEEDUPS", (1.9,)), ("SCHEDULES", (1.5,)), ("PROBES", 2)):
         monkeypatch.setattr(ladders, name, few)

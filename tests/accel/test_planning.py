@@ -40,6 +40,7 @@ def given(monkeypatch, needs):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_all_weights_that_are_loaded_count_in_every_phase(pipe, peaks, needs):
     modules = [c for c in pipe.components.values() if isinstance(c, torch.nn.Module)]
     weights = sum(t.nbytes for m in modules for t in (*m.parameters(), *m.buffers()))

@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.proofs import backends
 from helpers.tensors import qkv
 
 from accel.kernels import dispatch
@@ -235,11 +236,13 @@ def test_torch_library_contract():
         torch.library.opcheck(torch.ops.accel.attention.default, arguments)
 
 
-@pytest.mark.slow
-def test_compiles_without_a_break():
+@backends
+def test_compiles_without_a_break(compiler):
     q, k, v = qkv(65, 70, 64)
     options = {"precision": "int4", "impl": "cpu"}
-    compiled = torch.compile(lambda *x: attention(*x, **options) * 2, fullgraph=True)
+    compiled = torch.compile(
+        lambda *x: attention(*x, **options) * 2, fullgraph=True, backend=compiler
+    )
     assert torch.equal(compiled(q, k, v), attention(q, k, v, **options) * 2)
 
 

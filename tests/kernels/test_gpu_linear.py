@@ -124,6 +124,7 @@ def test_the_op_is_one():
     )  # fmt: skip
 
 
+@pytest.mark.proof
 def test_the_bench_of_cards_checks_every_layer_and_names_what_is_missing(monkeypatch, capsys):
     """On the CPU without a card: its own timing, and the reasons of what cannot run there."""
     monkeypatch.syspath_prepend(BENCH)

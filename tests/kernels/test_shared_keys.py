@@ -253,11 +253,11 @@ def test_triton(dtype, options, packings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "made"), [
+@pytest.mark.parametrize(("options", "made"), leading(1, [
     ({"attn_mask": keep(2, 1, 1, 133)}, 1),
     ({"key_lengths": torch.tensor([133, 60])}, 1),
     ({"attn_mask": torch.ones(100, 133, dtype=torch.bool).tril(33)}, SLICES),
-], ids=["keys", "lengths", "rows hide other keys"])  # fmt: skip
+]), ids=["keys", "lengths", "rows hide other keys"])  # fmt: skip
 def test_triton_masks(options, made, packings):
     tensors = [x.to(DEVICE) for x in qkv(100, 133)]
     options = {name: x.to(DEVICE) for name, x in options.items()}

@@ -38,6 +38,7 @@ def test_twenty_four_mixed_plans_are_run_unless_told_otherwise():
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_job_files_become_a_table_a_plan_and_pictures(jobs, tmp_path, capsys, monkeypatch):
     out, real, made = tmp_path / "out", one_model.generate, []
     monkeypatch.setitem(precision.calibrate.__kwdefaults__, "probe_runs", 5)

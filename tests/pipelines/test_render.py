@@ -105,6 +105,7 @@ def test_both_prompt_lengths_give_nearly_the_same_video(pipe, prompt_tokens):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_prompt_lengths_agree_at_the_guidance_of_jobs(pipe):
     found = [
         psnr(*(padded(pipe, prompt, tokens, 2.0, seed) for tokens in (32, 512)))

@@ -50,7 +50,7 @@ def run(capsys):
 
 def test_kill_9_loses_nothing_and_repeats_nothing(undisturbed, tmp_path):
     queue, expected = undisturbed
-    survive(queue, tmp_path, 2, 7, "--checkpoint-steps", "1", "--engine", "local")
+    survive(queue, tmp_path, 1, 7, "--checkpoint-steps", "1", "--engine", "local")
     assert hashes(tmp_path) == expected
     assert not list(tmp_path.glob(part_of(Path("*")).name))
 

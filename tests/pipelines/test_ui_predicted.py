@@ -79,6 +79,7 @@ def test_a_prediction_becomes_the_settings_of_a_job() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_simulated_in_a_process_of_its_own_and_once() -> None:
     simulations, job = Simulations(), Job("x", width=16, height=16, frames=1)
     try:

@@ -94,6 +94,7 @@ def test_a_prompt_that_was_cut_is_told_at_once_and_kept(out: Path) -> None:
     assert note.text == f"x: {kept}" and outcome.sidecar["prompt_cut"] == [kept]
 
 
+@pytest.mark.proof
 def test_a_cancelled_task_leaves_the_next_alone(out: Path) -> None:
     steps: list[str] = []
 
