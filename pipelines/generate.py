@@ -20,9 +20,11 @@ from accel.pipelines.checkpoint import StepCheckpoint
 from accel.pipelines.inputs.binding import Bound, bind, bound, check_call, frame_step, takes
 from accel.pipelines.inputs.media import Used
 from accel.pipelines.job import Job, JobError
+from accel.pipelines.led_run import animation_of, computing_led_steps, dual_clock
 from accel.pipelines.limits import of_pipe
 from accel.pipelines.loading.lora_files import parse
 from accel.pipelines.loading.loras import fit, switched
+from accel.pipelines.motion.clocks import DualClock
 from accel.pipelines.motion.latents import latent_geometry
 from accel.pipelines.motion.prepared import Prepared, prepare
 from accel.pipelines.prompt_tokens import Cut, watched
@@ -112,19 +114,27 @@ def generate(
     plan = job.accel_plan()
     prompts = {"prompt": job.prompt, "negative prompt": job.negative_prompt}
     given = _given(pipe, job)
+    crude = animation_of(job) if job.following.clocks else None
     with (
         watched(pipe, prompts, on_cut) as cuts,
         switched(pipe, job.loras, on_cut),
         nullcontext() if plan is None else patched(pipe, plan=plan) as handle,
     ):
-        arguments = dict(given.arguments)
-        if motion is not None:
+        arguments, clock = dict(given.arguments), None
+        if motion is not None and job.following.noise:
             arguments["latents"] = _latents(pipe, job, motion)
-        frames, seconds = _run(pipe, job, arguments, on_step, on_latents, checkpoint, handle)
+        if motion is not None and crude is not None:
+            clock = dual_clock(pipe, job, crude[0], motion.geometry, arguments.get("latents"))
+        with computing_led_steps(clock):
+            frames, seconds = _run(
+                pipe, job, arguments, on_step, on_latents, checkpoint, handle, clock
+            )
         report = None if handle is None else handle.report()
     if told := _other_size(job, frames):
         on_cut(told)
-    return Result(frames, seconds, report, tuple(cuts), given.inputs)
+    shown = any(used.key == "image" for used in given.inputs)
+    inputs = given.inputs if crude is None or shown else (crude[1], *given.inputs)
+    return Result(frames, seconds, report, tuple(cuts), inputs)
 
 
 def _given(pipe: Any, job: Job) -> Bound:
@@ -153,6 +163,7 @@ def _run(
     on_latents: OnLatents | None,
     checkpoint: StepCheckpoint | None,
     handle: Handle | None,
+    clock: DualClock | None,
 ) -> tuple[np.ndarray, float]:
     """Call the pipeline; frames uint8 [F, H, W, 3] and seconds.
 
@@ -167,6 +178,8 @@ def _run(
         nonlocal aside
         since = time.perf_counter()
         done, steps = step + 1, _steps_of(pipe)
+        if clock is not None:
+            tensors["latents"] = clock.step_done(pipe, done, steps, timestep, tensors["latents"])
         if on_latents is not None and isinstance(tensors.get("latents"), torch.Tensor):
             on_latents(pipe, tensors["latents"])
         if checkpoint is not None and not images:

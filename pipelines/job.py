@@ -13,6 +13,8 @@ from accel.core.plain_values import shown
 from accel.core.validate import from_dict, number, one_of, text, whole
 from accel.pipelines.load import TINY, defaults
 from accel.pipelines.load_options import LoadOptions
+from accel.pipelines.motion.clocks import Follow
+from accel.pipelines.motion.crude import check_animates
 from accel.pipelines.motion.flows import Motion
 from accel.pipelines.motion.strength import Strength
 from accel.pipelines.paths import check_paths, safe_name, with_home
@@ -24,7 +26,7 @@ FORMATS = ("mp4", "webm", "gif", "png", "lossless")
 UNACCELERATED = ("none", "off")  # as presets
 FITTED = ("image", "last_image", "video", "mask", "control")  # files brought to the job's size
 # What the first jobs did not have: ids and settings of those that do not use it stay the same.
-NEWER = (*FITTED, "references", "fit", "loras", "arguments", "load")
+NEWER = (*FITTED, "references", "fit", "loras", "arguments", "load", "follow")
 _PATHS = ("model", "plan", "motion", "strength", *FITTED, "references", "loras", "arguments")
 
 
@@ -67,6 +69,8 @@ class Job:
         loras: Mappings of ``file`` or ``id``, ``weight`` (1), and ``name``.
         arguments: Anything else that the pipeline's call takes, by its own names.
         load: How to load the model, see ``pipelines/load_options.py``.
+        follow: How the motion is followed: "noise", "dual-clock", "both", or a mapping, see
+            ``pipelines/motion/clocks.py``. The clocks animate ``image``.
 
     Raises:
         JobError: A value that is not allowed.
@@ -98,6 +102,7 @@ class Job:
     loras: Sequence[Mapping[str, Any]] = field(default_factory=list)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     load: Mapping[str, Any] | None = None
+    follow: str | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, empty in (("references", []), ("loras", []), ("arguments", {})):
@@ -136,6 +141,7 @@ class Job:
         one_of("fit", self.fit, FITS)
         self._check_inputs()
         _ = self.movement, self.gamma, self._mapped_plan, self.load_options
+        self._check_following()
 
     def _check_inputs(self) -> None:
         for name, what in (("references", "files"), ("loras", "mappings")):
@@ -155,6 +161,14 @@ class Job:
         for key in self.arguments:
             text("arguments", key)
 
+    def _check_following(self) -> None:
+        if self.following != Follow() and self.movement is None:
+            raise JobError("follow says how a motion is followed; add motion: {...}")
+        if self.following.clocks and self.movement is not None:
+            check_animates(self.movement)
+            if self.image is None:
+                raise JobError("follow: dual-clock animates a picture; add image: FILE")
+
     @property
     def given_files(self) -> dict[str, str]:
         """Return the pictures and videos of the job by key, references numbered from 0."""
@@ -165,6 +179,11 @@ class Job:
     def movement(self) -> Motion | None:
         """``motion``, parsed."""
         return None if self.motion is None else Motion.parse(self.motion)
+
+    @cached_property
+    def following(self) -> Follow:
+        """``follow``, parsed."""
+        return Follow.parse(self.follow)
 
     @cached_property
     def gamma(self) -> Strength:

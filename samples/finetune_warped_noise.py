@@ -29,7 +29,9 @@ from train_common import cosine, descend, to_video
 
 from accel.pipelines.load import load
 from accel.pipelines.motion.driving import Driving
+from accel.pipelines.motion.encode import normalized
 from accel.pipelines.motion.latents import Geometry, arrange, latent_geometry, warped_latents
+from accel.pipelines.video_reading import read_spread
 
 PLAIN = 0.1  # share of clips with ordinary noise
 
@@ -90,7 +92,7 @@ def from_folder(folder: Path, s: Settings) -> Iterator[Example]:
         source = Driving(str(video), cuts="fresh")
         flows = source.flows(s.frames, s.height, s.width)
         pair = [torch.from_numpy(f).float().permute(0, 3, 1, 2).contiguous() for f in flows]
-        frames = to_video(source.frames(s.frames, s.height, s.width))
+        frames = to_video(read_spread(video, s.frames, (s.height, s.width))[0])
         yield Example(frames, *pair, video.with_suffix(".txt").read_text().strip())
 
 
@@ -99,13 +101,8 @@ def encode(pipe: Any, frames: Tensor) -> Tensor:
 
     They are normalized by the VAE's config. ``frames`` [3, F, H, W] are in -1..1.
     """
-    config, vae = pipe.vae.config, pipe.vae
-    latents = vae.encode(frames[None].to(vae.dtype)).latent_dist.mode().float()
-    if getattr(config, "latents_mean", None) is not None:
-        shape = (1, -1, 1, 1, 1)
-        mean, std = (torch.tensor(v).view(shape) for v in (config.latents_mean, config.latents_std))
-        return (latents - mean) / std
-    return latents * config.scaling_factor
+    vae = pipe.vae
+    return normalized(vae, vae.encode(frames[None].to(vae.dtype)).latent_dist.mode().float())
 
 
 def noisy(scheduler: Any, x: Tensor, noise: Tensor, u: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""``accel motion``: draws the flows of job files, without a model."""
+"""``accel motion``: draws the flows and crude animations of job files, without a model."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from accel.pipelines.batch.naming import Naming
     from accel.pipelines.batch.output import prepare_folder
     from accel.pipelines.job import Job, JobError
+    from accel.pipelines.led_run import animation_of
     from accel.pipelines.motion.flow_pictures import draw_job
 
     def key(job: Job) -> str:
@@ -39,6 +40,9 @@ def run(args: argparse.Namespace) -> int:
     naming.expect(keys)
     given = [(job, naming.name(job, key)) for job, key in keys]
     for job, name in given:
-        for path in [] if name is None else draw_job(replace(job, name=name.name), args.out):
+        if name is None:
+            continue
+        animation = animation_of(job)[0].frames if job.following.clocks else None
+        for path in draw_job(replace(job, name=name.name), args.out, animation):
             print(path)
     return 0

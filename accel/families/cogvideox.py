@@ -19,7 +19,9 @@ def _geometry(pipe: Any) -> Geometry:
     if (getattr(pipe.transformer.config, "patch_size_t", None) or 1) != 1:
         raise ValueError("motion for CogVideoX needs a transformer without temporal patches (1.0)")
     channels = int(pipe.vae.config.latent_channels)
-    return Geometry(channels, *_scales(pipe.vae.config), layout="BFCHW", casts=False)
+    return Geometry(
+        channels, *_scales(pipe.vae.config), layout="BFCHW", casts=False, clocks=(0.08, 0.18)
+    )
 
 
 FAMILY = Family(

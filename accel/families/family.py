@@ -69,8 +69,9 @@ class Pipeline:
 
     ``grid``: its own checks want width and height to be multiples of so many pixels. ``images``: it
     makes single images. ``needs``: keys of a job that it cannot do without, or
-    "arguments.NAME". ``inputs``: the argument that a key of a job goes to. ``conditions(given,
-    frames)`` makes its argument ``conditions`` of the job's ``image``, ``last_image`` and
+    "arguments.NAME". ``inputs``: the argument that a key of a job goes to. ``clean_first``: the
+    first frame of its latents is the given picture without noise. ``conditions(given, frames)``
+    makes its argument ``conditions`` of the job's ``image``, ``last_image`` and
     ``video``.
     """
 
@@ -78,6 +79,7 @@ class Pipeline:
     images: bool = False
     needs: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
+    clean_first: bool = False
     conditions: Conditions | None = None
 
 
@@ -152,7 +154,9 @@ class Geometry:
     temporal, 2 temporal, and so on. ``layout`` is that of the latents the pipeline takes: "tokens"
     are patches of one latent pixel in a sequence, "BCHW" is one image per call. Pipelines multiply
     latents by their scheduler's first sigma themselves. ``casts``: the pipeline brings latents to
-    the dtype that it wants; others are given them in the dtype of their prompt.
+    the dtype that it wants; others are given them in the dtype of their prompt. ``clocks``: how
+    long a crude animation leads a run, as fractions of its steps: everywhere, and where it is
+    followed closely (Time-to-Move's choices).
     """
 
     channels: int
@@ -160,6 +164,7 @@ class Geometry:
     temporal: int
     layout: Layout = "BCFHW"
     casts: bool = True
+    clocks: tuple[float, float] = (0.06, 0.14)
 
     @property
     def supersample(self) -> int:

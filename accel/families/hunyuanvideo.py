@@ -58,7 +58,7 @@ FAMILY = Family(
     },
     pipelines={
         "HunyuanVideoPipeline": Pipeline(16),
-        "HunyuanVideoImageToVideoPipeline": Pipeline(16, needs=("image",)),
+        "HunyuanVideoImageToVideoPipeline": Pipeline(16, needs=("image",), clean_first=True),
         "HunyuanVideoFramepackPipeline": Pipeline(16, needs=("image",)),
         "HunyuanVideo15ImageToVideoPipeline": Pipeline(16, needs=("image",)),
     },

@@ -120,8 +120,8 @@ FAMILY = Family(
     },
     pipelines={
         "LTXPipeline": Pipeline(32),
-        "LTXImageToVideoPipeline": Pipeline(32, needs=("image",)),
-        "LTXConditionPipeline": Pipeline(32, conditions=_conditions),
+        "LTXImageToVideoPipeline": Pipeline(32, needs=("image",), clean_first=True),
+        "LTXConditionPipeline": Pipeline(32, conditions=_conditions, clean_first=True),
         "LTX2ImageToVideoPipeline": Pipeline(32, needs=("image",)),
         "LTX2ConditionPipeline": Pipeline(32, conditions=_conditions_2),
     },

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, assert_never
 
 from accel.config import RehashConfig
+from accel.core.held_steps import held
 from accel.core.key_steps import INSTEAD, MeasuredSchedule, Multistep, Schedule, Wish
 from accel.core.noise_levels import places
 from accel.core.origin import moved
@@ -186,8 +187,9 @@ class RehashState:
             return True, "after the last step"
         steps = len(self._span)
         why = "first fifth" if at < head(steps) else "last step"
-        must = self._computed[denoiser] < self.needed
-        reason = "first steps of a denoiser"
+        led = at < held(steps)
+        must = led or self._computed[denoiser] < self.needed
+        reason = "led from outside" if led else "first steps of a denoiser"
         if self._rate is not None:
             compute = self._rate.key(at, must, self._reserved(at, denoiser))
             self.steadiness.judge(self._span.start, *self.run.guidance)
@@ -208,10 +210,7 @@ class RehashState:
         return min(self.order, 1) + 1
 
     def _reserved(self, at: int, denoiser: str) -> int:
-        """Return how many steps are kept for denoisers that were not called yet.
-
-        Wan 2.2 switches to a second one when less noise is left. Late in a run none is expected.
-        """
+        """Return how many steps are kept for denoisers not called yet, as Wan 2.2's second."""
         if at >= LATE * len(self._span):
             return 0
         unseen = set(self.denoisers) - {denoiser} - set(self._computed)

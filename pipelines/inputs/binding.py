@@ -80,7 +80,8 @@ def check_call(taken: Takes, job: Job) -> None:
     """Raise ValueError for a job that the call does not take; no file is looked at."""
     name = taken.pipeline
     for key in (*FITTED, "references"):
-        if getattr(job, key) and key not in taken.binds:
+        animated = key == "image" and job.following.clocks
+        if getattr(job, key) and key not in taken.binds and not animated:
             raise ValueError(f"{name} takes no {key}{_instead(taken, key)}; leave it out")
     lacking = [need for need in taken.needs if not has(job, need)]
     for need in lacking:
@@ -93,19 +94,29 @@ def check_call(taken: Takes, job: Job) -> None:
         given = [key for key in given if key not in ("width", "height")]
     if missing := [PLAIN[key] for key in given if key not in taken.binds]:
         raise ValueError(f"{name} takes no {', '.join(missing)}; leave out the matching keys")
-    if job.motion is not None and "latents" not in taken.parameters:
+    _check_motion(taken, job)
+
+
+def _check_motion(taken: Takes, job: Job) -> None:
+    name, noise = taken.pipeline, job.motion is not None and job.following.noise
+    if noise and "latents" not in taken.parameters:
         raise ValueError(f"{name} takes no latents; leave out the matching keys")
+    if job.following.clocks:
+        if "callback_on_step_end" not in taken.parameters:
+            raise ValueError(f"{name} shows no latents between its steps; use follow: noise")
+        if "num_frames" not in taken.parameters and "video" not in taken.parameters:
+            raise ValueError(f"{name} makes single images, not a clip to lead; leave follow out")
     if "strength" in taken.parameters:
-        _check_strength(name, job)
+        _check_strength(name, job, noise)
 
 
-def _check_strength(name: str, job: Job) -> None:
-    if job.motion is not None:
+def _check_strength(name: str, job: Job, noise: bool) -> None:
+    if noise:
         raise ValueError(
             f"{name} makes its first noise of what it is given, so a motion would be lost; leave "
-            "motion out"
+            "motion out, or use follow: dual-clock"
         )
-    if job.strength != Job.strength:
+    if job.motion is None and job.strength != Job.strength:
         raise ValueError(
             "strength of a job belongs to its motion; how far "
             f"{name} changes what it is given is arguments: {{strength: {job.strength}}}"

@@ -16,76 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from accel.core.optical_flow import OUT
-from accel.core.validate import from_dict, number, one_of, pair
+from accel.core.optical_flow import OUT, opencv
+from accel.core.validate import from_dict, number
+from accel.pipelines.motion.camera_pose import Key, Pose
 from accel.pipelines.motion.grid import Grid, Step
 from accel.pipelines.motion.layers import EASINGS
 from accel.pipelines.motion.scene import Depth, splat
 
 NEAREST = 0.02  # of the median depth: nearer than this, nothing is seen
 EDGE_ON = 0.05  # cosine between the line of sight and the scene's normal
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Where the camera is: ``pan`` in pixels, ``zoom`` a factor, and ``roll`` in degrees.
-
-    They move the picture's content about its center. ``orbit``: degrees to the right and up round
-    the middle of the scene; ``dolly``: forward, as a fraction of the median depth.
-    """
-
-    pan: tuple[float, float] = (0.0, 0.0)
-    zoom: float = 1.0
-    roll: float = 0.0
-    orbit: tuple[float, float] = (0.0, 0.0)
-    dolly: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pan", pair("camera pan", self.pan))
-        object.__setattr__(self, "orbit", pair("camera orbit", self.orbit))
-        number("camera roll", self.roll)
-        number("camera zoom", self.zoom, 0.01, 100.0)
-        number("camera dolly", self.dolly, -100.0, 100.0)
-
-    @property
-    def matrix(self) -> np.ndarray:
-        """Homogeneous matrix [3, 3] of pan, zoom and roll about the picture's center."""
-        c, s = math.cos(math.radians(self.roll)), math.sin(math.radians(self.roll))
-        return np.array(
-            [
-                [self.zoom * c, -self.zoom * s, self.pan[0]],
-                [self.zoom * s, self.zoom * c, self.pan[1]],
-                [0, 0, 1],
-            ]
-        )
-
-    @property
-    def turn(self) -> np.ndarray:
-        """Rotation [3, 3] of the scene about its middle."""
-        yaw, pitch = (math.radians(-angle) for angle in self.orbit)
-        across = [[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]]
-        up = [
-            [1, 0, 0],
-            [0, math.cos(pitch), math.sin(pitch)],
-            [0, -math.sin(pitch), math.cos(pitch)],
-        ]
-        return np.asarray(up) @ np.asarray(across)
-
-
-@dataclass(frozen=True)
-class Key(Pose):
-    """The pose that the camera has reached at time ``at`` (0..1) of the clip.
-
-    What is left out is as in the first frame. ``easing`` is that of the way to this key.
-    """
-
-    at: float = 1.0
-    easing: str = "linear"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("camera key at", self.at, 0.0, 1.0)
-        one_of("camera key easing", self.easing, tuple(EASINGS))
 
 
 @dataclass(frozen=True)
@@ -215,6 +154,26 @@ class Camera(Pose):
         for now, then in pairwise(self.homographies(grid, frames)):
             step = then @ np.linalg.inv(now)
             yield _flow(step, grid), _flow(np.linalg.inv(step), grid)
+
+    def film(self, picture: np.ndarray, frames: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield every frame of ``picture`` uint8 [H, W, 3] as the camera sees it.
+
+        With boolean [H, W]: where the picture is seen. Beyond its edge, and behind what a depth map
+        hides, is what lies beside. Raises ValueError as ``steps`` does.
+        """
+        grid = Grid(*picture.shape[:2])
+        if self.flat:
+            cv2, size = opencv(), picture.shape[1::-1]
+            seen = np.ones(grid.shape, np.uint8)
+            for step in self.homographies(grid, frames):
+                frame = cv2.warpPerspective(picture, step, size, borderMode=cv2.BORDER_REPLICATE)
+                yield frame, cv2.warpPerspective(seen, step, size, flags=cv2.INTER_NEAREST) > 0
+            return
+        depth = self._distances(grid)
+        for k in range(frames):
+            place, distance = self._project(depth, k, frames, grid)
+            frame = splat(picture.astype(float), place, distance).round().astype(np.uint8)
+            yield frame, np.ones(grid.shape, bool)
 
     def _over_depth(self, grid: Grid, frames: int) -> Iterator[Step]:
         depth, picture = self._distances(grid), Grid(grid.height, grid.width)

@@ -65,12 +65,13 @@ def arrows(
     return np.stack(out)
 
 
-def draw_job(job: Job, folder: Path) -> list[Path]:
+def draw_job(job: Job, folder: Path, animation: np.ndarray | None = None) -> list[Path]:
     """Write pictures of a job's flow into ``folder`` and return their paths.
 
-    NAME-flow.mp4 is a color wheel, NAME-arrows.mp4 lies over the rendered NAME.mp4 if it is there;
-    a job without motion has none. Raises ValueError for a job without frames, height and width or
-    with a motion that cannot be had, and where a file of somebody else stands.
+    NAME-flow.mp4 is a color wheel, NAME-arrows.mp4 lies over the rendered NAME.mp4 if it is there,
+    NAME-animation.mp4 is the crude ``animation`` uint8 [F, H, W, 3] that leads the run, if one
+    does; a job without motion has none. Raises ValueError for a job without frames, height and
+    width or with a motion that cannot be had, and where a file of somebody else stands.
     """
     if job.movement is None:
         return []
@@ -79,11 +80,14 @@ def draw_job(job: Job, folder: Path) -> list[Path]:
     flow, _ = make_flow(job.movement, frames=job.frames, height=job.height, width=job.width)
     rate, written = job.fps or 16.0, [folder / f"{job.file_name}-flow.mp4"]
     _write(written[0], color_wheel(flow), rate)
+    if animation is not None:
+        written.append(folder / f"{job.file_name}-animation.mp4")
+        _write(written[-1], animation, rate)
     rendered = folder / f"{job.file_name}.mp4"
     if rendered.is_file():
         frames = read_video(rendered)[:, : job.height, : job.width]
         written.append(folder / f"{job.file_name}-arrows.mp4")
-        _write(written[1], arrows(frames, flow), rate)
+        _write(written[-1], arrows(frames, flow), rate)
     return written
 
 

@@ -103,7 +103,7 @@ def followed(
     )  # fmt: skip
     warper = NoiseWarper(geometry.channels, *grid.shape, seed=seed)
     spare, block = torch.empty_like(warper.noise), geometry.spatial * grid.scale
-    latents[0] = _pooled(warper, block, weighted=version > 1)
+    latents[0] = pooled(warper, block, weighted=version > 1)
     for k, step in enumerate(moving.steps(grid, frames), 1):
         forward, backward = (None if field is None else _planes(field) for field in step)
         assert forward is not None
@@ -111,7 +111,7 @@ def followed(
         warper.advance(forward, backward, out=spare)
         spare = before
         if k % geometry.temporal == 0:
-            latents[k // geometry.temporal] = _pooled(warper, block, weighted=version > 1)
+            latents[k // geometry.temporal] = pooled(warper, block, weighted=version > 1)
     gamma = _latent_strength(strength, geometry)
     fresh = seed if version == 1 else _fresh_seed(seed)
     return mix(latents.transpose(0, 1), gamma, seed=fresh)[None].contiguous()
@@ -122,14 +122,14 @@ def _planes(field: np.ndarray) -> Tensor:
     return torch.from_numpy(field).permute(2, 0, 1).contiguous()
 
 
-def _pooled(warper: NoiseWarper, block: int, *, weighted: bool) -> Tensor:
+def pooled(warper: NoiseWarper, block: int, *, weighted: bool) -> Tensor:
     """Return the noise of a frame in blocks, [C, H', W'], one channel after the other."""
     out = [
         avg_pool2d((q * warper.density.sqrt() if weighted else q)[None], block) * block
         for q in warper.noise
     ]
-    pooled = torch.cat(out).cpu()
-    return pooled / avg_pool2d(warper.density[None], block).sqrt().cpu() if weighted else pooled
+    mean = torch.cat(out).cpu()
+    return mean / avg_pool2d(warper.density[None], block).sqrt().cpu() if weighted else mean
 
 
 def _fresh_seed(seed: int) -> int:
@@ -138,6 +138,12 @@ def _fresh_seed(seed: int) -> int:
     The sampler draws its own from ``seed``; equal draws would make the two one noise.
     """
     return int.from_bytes(hashlib.sha256(b"strength %d" % seed).digest()[:8]) >> 1
+
+
+def fresh_noise(shape: Sequence[int], seed: int) -> Tensor:
+    """Return N(0, 1) fp32 of ``shape``, of which a sampler with ``seed`` draws nothing."""
+    generator = torch.Generator("cpu").manual_seed(_fresh_seed(seed))
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _latent_strength(strength: float | Tensor, geometry: Geometry) -> float | Tensor:

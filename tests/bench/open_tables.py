@@ -18,6 +18,7 @@ TYPED = {
     "docs/backend.md": 2,
     "docs/few-steps.md": 1,
     "docs/linear.md": 5,
+    "docs/motion.md": 1,
     "docs/quality.md": 1,
     "docs/rehash.md": 9,
     "docs/sparse.md": 2,
