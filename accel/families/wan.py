@@ -101,7 +101,10 @@ FAMILY = Family(
             16, needs=("image", "control", "arguments.face_video"), inputs={"control": "pose_video"}
         ),
     },
-    latents={"Wan": _geometry},
+    latents={
+        "Wan": _geometry, "SkyReelsV2Pipeline": _geometry,
+        "SkyReelsV2ImageToVideoPipeline": _geometry,
+    },  # diffusion forcing draws its frames part by part
     return_frames=(
         "WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline",
         "LucyEditPipeline", "ChronoEditPipeline", "AnyFlowPipeline", "SkyReelsV2Pipeline",

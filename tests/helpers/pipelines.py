@@ -101,3 +101,26 @@ def images() -> Any:
         "StableDiffusionPipeline", vae=diffusers.AutoencoderKL(**IMAGE_VAE), unet=unet,
         scheduler=scheduler, requires_safety_checker=False,
     )  # fmt: skip
+
+
+def easy_animate() -> Any:
+    vae = diffusers.AutoencoderKLMagvit(
+        latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
+    )
+    return bare("EasyAnimatePipeline", vae=vae, scheduler=flow_scheduler())
+
+
+def latte() -> Any:
+    vae = diffusers.AutoencoderKL(**IMAGE_VAE)
+    return bare("LattePipeline", vae=vae, scheduler=diffusers.DDIMScheduler())
+
+
+def skyreels() -> Any:
+    """With the parts of a tiny Wan, whose VAE has fewer levels than its factors say."""
+    parts = wan(16, 8)
+    pipe = bare(
+        "SkyReelsV2Pipeline", vae=parts.vae, transformer=parts.transformer,
+        scheduler=parts.scheduler,
+    )  # fmt: skip
+    pipe.vae_scale_factor_temporal, pipe.vae_scale_factor_spatial = 4, 8
+    return pipe

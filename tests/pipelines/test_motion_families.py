@@ -8,7 +8,19 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from helpers.pipelines import animatediff, cogvideox, hunyuan, images, ltx, mochi, svd, wan
+from helpers.pipelines import (
+    animatediff,
+    cogvideox,
+    easy_animate,
+    hunyuan,
+    images,
+    latte,
+    ltx,
+    mochi,
+    skyreels,
+    svd,
+    wan,
+)
 
 from accel.families.family import Geometry
 from accel.pipelines.generate import generate
@@ -27,6 +39,9 @@ CASES: dict[str, Case] = {
     "ltx": (ltx, 17, 64, [0, 8, 16], {"num_channels_latents": 8}),
     "mochi": (mochi, 13, 64, [0, 6, 12], {"num_channels_latents": 4}),
     "animatediff": (animatediff, 4, 64, [0, 1, 2, 3], {"num_channels_latents": 4}),
+    "skyreels v2": (skyreels, 9, 64, [0, 4, 8], {"num_channels_latents": 16}),
+    "easyanimate": (easy_animate, 9, 64, [0, 4, 8], {"num_channels_latents": 4}),
+    "latte": (latte, 4, 64, [0, 1, 2, 3], {"num_channels_latents": 4}),
     "svd": (svd, 4, 64, [0, 1, 2, 3], {"num_channels_latents": 8}),
 }
 
