@@ -37,8 +37,9 @@ class Crude:
 
 def check_animates(motion: Motion) -> None:
     """Raise ValueError for a motion that cannot move a picture."""
-    for what in ("video", "flow"):
-        if getattr(motion, what) is not None:
+    given = {"video": motion.video, "flow": motion.flow, "noise": motion.noise.file}
+    for what, value in given.items():
+        if value is not None:
             raise ValueError(NO_PICTURE.format(what=what))
 
 

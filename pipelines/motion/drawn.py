@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from accel.core.optical_flow import OUT
-from accel.kernels.warp import rounding_offset
+from accel.kernels.warp import Mode, rounding_offset
 from accel.pipelines.motion.grid import Grid, Moving, Step
 from accel.pipelines.motion.layers import Layer
 
@@ -26,17 +26,21 @@ GROUND = -1
 class Drawn:
     """``layers``, bottom first, on top of a moving ``ground``.
 
-    ``version`` 1 is how layers moved in the first jobs: their noise mixes with the ground's.
+    ``rounding``: the warp's, "dither" or "round". ``version`` 1 is how layers moved in the first
+    jobs: their noise mixes with the ground's.
     """
 
     ground: Moving
     layers: tuple[Layer, ...]
+    rounding: Mode
     version: int
 
     def steps(self, grid: Grid, frames: int) -> Iterator[Step]:
         """Yield forward and backward flow [rows, columns, 2] in noise pixels, frames - 1 times."""
-        draw = draw_over if self.version == 1 else draw_layers
-        return draw(self.layers, self.ground.steps(grid, frames), grid, frames)
+        steps = self.ground.steps(grid, frames)
+        if self.version == 1:
+            return draw_over(self.layers, steps, grid, frames)
+        return draw_layers(self.layers, steps, grid, frames, self.rounding)
 
 
 def draw_over(
@@ -58,7 +62,7 @@ def draw_over(
 
 
 def draw_layers(
-    layers: Sequence[Layer], ground: Iterable[Step], grid: Grid, frames: int
+    layers: Sequence[Layer], ground: Iterable[Step], grid: Grid, frames: int, rounding: Mode
 ) -> Iterator[Step]:
     """Yield the steps of ``ground`` with ``layers`` (bottom first) moving on top of it."""
     count = frames - 1
@@ -66,7 +70,7 @@ def draw_layers(
     for k, (forward, backward) in enumerate(ground):
         assert backward is not None, "layers lie on motions that are known both ways"
         now, then = k / count, (k + 1) / count
-        offset = np.asarray(rounding_offset(k + 1, "dither"), np.float32)
+        offset = np.asarray(rounding_offset(k + 1, rounding), np.float32)
         forward, backward = forward.astype(np.float32), backward.astype(np.float32)
         for i, layer in enumerate(layers):
             inside = owner == i

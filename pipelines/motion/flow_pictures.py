@@ -73,7 +73,7 @@ def draw_job(job: Job, folder: Path, animation: np.ndarray | None = None) -> lis
     does; a job without motion has none. Raises ValueError for a job without frames, height and
     width or with a motion that cannot be had, and where a file of somebody else stands.
     """
-    if job.movement is None:
+    if job.movement is None or job.movement.noise.file is not None:
         return []
     if job.frames is None or job.height is None or job.width is None:
         raise ValueError(f"job {job.file_name!r}: motion needs frames, height and width")

@@ -7,6 +7,7 @@
     motion: {drag: [{polygon: ..., keys: [{at: 0.5, move: [8, 0], scale: 1.2, rotate: 30}]}]}
     motion: {video: {file: clip.mp4}}                            motion taken from a video
     motion: {flow: forward.npy}                                  float [F - 1, 2, H, W] pixels
+    motion: {noise: noises.npy}                                  noise made elsewhere
 
 ``camera`` says how the picture's content moves, about its center: ``pan: [2, 0]`` moves everything
 right by 2 pixels a frame; its ``keys`` are poses of the whole clip. Beside a ``video`` it films the
@@ -16,7 +17,7 @@ video as if from a flat wall. Dragged polygons lie on top of the camera's motion
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from accel.pipelines.motion.driving import Driving
 from accel.pipelines.motion.files import read_flow
 from accel.pipelines.motion.grid import Grid, Moving
 from accel.pipelines.motion.layers import Layer
+from accel.pipelines.motion.noise_options import NoiseOptions
 from accel.pipelines.motion.sources import Filmed, Known
 
 KINDS = ("camera", "drag", "video", "flow")
@@ -41,14 +43,16 @@ class Motion:
     """The motion of a job, parsed.
 
     ``drag`` layers, bottom first, on top of the ``camera``, the ``video``, or the video as the
-    camera films it; or a ``flow`` file or folder alone. ``version``: 2, or 1 for the noise of jobs
-    from before there was a second one.
+    camera films it; or a ``flow`` file or folder alone; or a ``noise`` file alone. ``noise``: how
+    the noise is made. ``version``: 2, or 1 for the noise of jobs from before there was a second
+    one.
     """
 
     camera: Camera | None = None
     drag: tuple[Layer, ...] = ()
     video: Driving | None = None
     flow: str | None = None
+    noise: NoiseOptions = field(default_factory=NoiseOptions)
     version: int = NEWEST
 
     @classmethod
@@ -62,10 +66,15 @@ class Motion:
         """
         if isinstance(data, cls):
             return data
-        version = NEWEST
+        how: dict[str, Any] = {}
         if isinstance(data, Mapping):
             data = dict(data)
-            version = whole("motion version", data.pop("version", NEWEST), 1, NEWEST)
+            how["version"] = whole("motion version", data.pop("version", NEWEST), 1, NEWEST)
+            how["noise"] = NoiseOptions.parse(data.pop("noise", NoiseOptions()))
+            if how["noise"].file is not None:
+                if data:
+                    raise ValueError("a motion noise file stands alone, without any other motion")
+                return cls(**how)
         if not isinstance(data, Mapping) or not data or set(data) - set(KINDS):
             got = sorted(map(str, data)) if isinstance(data, Mapping) else repr(data)
             unknown = [k for k in data if k not in KINDS] if isinstance(data, Mapping) else []
@@ -75,7 +84,7 @@ class Motion:
             if len(data) > 1:
                 raise ValueError("motion flow stands alone, without camera, drag or video")
             text("motion flow", data["flow"])
-            return cls(flow=data["flow"], version=version)
+            return cls(flow=data["flow"], **how)
         video, camera = data.get("video"), data.get("camera")
         if isinstance(video, str):
             video = {"file": video}
@@ -89,7 +98,7 @@ class Motion:
             filming,
             tuple(read_layers(data.get("drag", []))),
             None if video is None else from_dict(Driving, video, "motion video"),
-            version=version,
+            **how,
         )
 
 
@@ -111,6 +120,8 @@ def open_motion(motion: Any, *, frames: int, height: int, width: int) -> Moving:
     motion = Motion.parse(motion)
     if frames < 2:
         raise ValueError(f"motion needs 2 frames or more, got frames {frames}")
+    if motion.noise.file is not None:
+        raise ValueError(f"noise file {motion.noise.file} says nothing about the flow it has")
     if motion.flow is not None:
         flow = read_flow(motion.flow, (frames - 1, 2, height, width))
         return Known(flow.permute(0, 2, 3, 1).numpy(), None)
@@ -120,7 +131,9 @@ def open_motion(motion: Any, *, frames: int, height: int, width: int) -> Moving:
     if motion.video is not None:
         scene = Known(*motion.video.flows(frames, height, width))
         ground = scene if motion.camera is None else Filmed(scene, motion.camera)
-    return Drawn(ground, motion.drag, motion.version) if motion.drag else ground
+    return (
+        Drawn(ground, motion.drag, motion.noise.rounding, motion.version) if motion.drag else ground
+    )
 
 
 def make_flow(motion: Any, *, frames: int, height: int, width: int) -> tuple[Tensor, Tensor | None]:

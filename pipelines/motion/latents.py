@@ -22,7 +22,10 @@ from accel.families.family import Geometry, Layout
 from accel.kernels.warp import NoiseWarper
 from accel.pipelines.motion.flows import NEWEST
 from accel.pipelines.motion.grid import Grid, Moving
+from accel.pipelines.motion.noise_options import NoiseOptions
 from accel.pipelines.motion.sources import Known
+
+USUAL = NoiseOptions()
 
 
 def latent_geometry(pipe: Any, names: Sequence[str] = ()) -> Geometry:
@@ -74,6 +77,7 @@ def followed(
     *,
     seed: int,
     strength: float | Tensor,
+    options: NoiseOptions = USUAL,
     version: int = NEWEST,
 ) -> Tensor:
     """Return latent noise [1, C, F', H', W'] that follows a motion.
@@ -90,31 +94,40 @@ def followed(
         strength: Gamma mixes in fresh noise: 0 follows the flow exactly, 1 is free; a tensor
             [F, H, W] (or [1, H, W]) in 0..1 gives every place its own. The result is exactly
             N(0, 1) per element for every gamma, because gamma does not depend on the noise.
+        options: How the noise is made otherwise.
         version: 1 gives the bytes of the first jobs: one sample a pixel, equal weights.
 
     Raises:
         ValueError: A number of frames that the model cannot make.
     """
     frames, height, width = size
-    grid = Grid(height, width, 1 if version == 1 else geometry.supersample)
-    latents = torch.empty(
-        geometry.latent_frames(frames), geometry.channels, height // geometry.spatial,
-        width // geometry.spatial, dtype=torch.float32, device="cpu",
-    )  # fmt: skip
-    warper = NoiseWarper(geometry.channels, *grid.shape, seed=seed)
+    scale = options.supersample or (1 if version == 1 else geometry.supersample)
+    grid = Grid(height, width, scale)
+    warper = NoiseWarper(geometry.channels, *grid.shape, seed=seed, mode=options.mode)
     spare, block = torch.empty_like(warper.noise), geometry.spatial * grid.scale
-    latents[0] = pooled(warper, block, weighted=version > 1)
+    groups = list(options.groups(frames, geometry))
+    wanted, found = {k for group in groups for k in group}, dict[int, Tensor]()
+    if 0 in wanted:
+        found[0] = pooled(warper, block, weighted=version > 1)
     for k, step in enumerate(moving.steps(grid, frames), 1):
         forward, backward = (None if field is None else _planes(field) for field in step)
         assert forward is not None
         before = warper.noise
         warper.advance(forward, backward, out=spare)
         spare = before
-        if k % geometry.temporal == 0:
-            latents[k // geometry.temporal] = pooled(warper, block, weighted=version > 1)
+        if k in wanted:
+            found[k] = pooled(warper, block, weighted=version > 1)
+    latents = torch.stack([options.joined([found[k] for k in group]) for group in groups])
+    return degraded(latents, geometry, seed=seed, strength=strength, version=version)
+
+
+def degraded(
+    noise: Tensor, geometry: Geometry, *, seed: int, strength: float | Tensor, version: int
+) -> Tensor:
+    """Return latents [1, C, F', H', W'] of ``noise`` [F', C, H', W'] with fresh noise mixed in."""
     gamma = _latent_strength(strength, geometry)
     fresh = seed if version == 1 else _fresh_seed(seed)
-    return mix(latents.transpose(0, 1), gamma, seed=fresh)[None].contiguous()
+    return mix(noise.transpose(0, 1), gamma, seed=fresh)[None].contiguous()
 
 
 def _planes(field: np.ndarray) -> Tensor:

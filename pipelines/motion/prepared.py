@@ -8,9 +8,10 @@ from torch import Tensor
 
 from accel.families.family import Geometry
 from accel.pipelines.job import Job
-from accel.pipelines.motion.flows import open_motion
+from accel.pipelines.motion.flows import Motion, open_motion
 from accel.pipelines.motion.grid import Moving
-from accel.pipelines.motion.latents import arrange, followed
+from accel.pipelines.motion.latents import arrange, degraded, followed
+from accel.pipelines.motion.noise_options import read_noise
 from accel.pipelines.motion.strength import make_strength
 
 
@@ -18,22 +19,29 @@ from accel.pipelines.motion.strength import make_strength
 class Prepared:
     """What a job's ``motion`` comes to before any noise is warped: source, strength, latent grid.
 
-    ``size``: frames, height and width. ``version``: of the noise.
+    ``source``: where the flow comes from, or noise [F', C, H', W'] that was made elsewhere.
+    ``size``: frames, height and width. ``motion``: the job's.
     """
 
-    moving: Moving
+    source: Moving | Tensor
     strength: float | Tensor
     geometry: Geometry
     size: tuple[int, int, int]
-    version: int
+    motion: Motion
 
     def latents(self, seed: int) -> Tensor:
         """Return warped initial latents, laid out as the pipeline takes them."""
-        latents = followed(
-            self.moving, self.geometry, self.size, seed=seed, strength=self.strength,
-            version=self.version,
-        )  # fmt: skip
-        return arrange(latents, self.geometry.layout)
+        geometry, version = self.geometry, self.motion.version
+        if isinstance(self.source, Tensor):
+            latents = degraded(
+                self.source, geometry, seed=seed, strength=self.strength, version=version
+            )
+        else:
+            latents = followed(
+                self.source, geometry, self.size, seed=seed, strength=self.strength,
+                options=self.motion.noise, version=version,
+            )  # fmt: skip
+        return arrange(latents, geometry.layout)
 
 
 def check_motion_size(job: Job, geometry: Geometry) -> None:
@@ -54,7 +62,10 @@ def prepare(job: Job, geometry: Geometry) -> Prepared:
     assert job.movement is not None and job.frames and job.height and job.width
     size = {"frames": job.frames, "height": job.height, "width": job.width}
     strength = make_strength(job.gamma, **size)
-    moving = open_motion(job.movement, **size)
-    return Prepared(
-        moving, strength, geometry, (job.frames, job.height, job.width), job.movement.version
-    )
+    motion, shape = job.movement, (job.frames, job.height, job.width)
+    source: Moving | Tensor
+    if motion.noise.file is not None:
+        source = read_noise(motion.noise, geometry, shape)
+    else:
+        source = open_motion(motion, **size)
+    return Prepared(source, strength, geometry, shape, motion)

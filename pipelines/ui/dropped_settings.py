@@ -52,7 +52,7 @@ def _leave_out_files(data: dict[str, Any]) -> list[str]:
     motion = data.get("motion")
     if isinstance(motion, dict):
         camera = motion.get("camera")
-        for key in ("video", "flow"):
+        for key in ("video", "flow", "noise"):
             if motion.pop(key, None) is not None:
                 notes.append(f"its motion came from a {key} file, which is left out")
         if isinstance(camera, dict) and camera.pop("depth", None) is not None:

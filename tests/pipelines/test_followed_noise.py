@@ -11,9 +11,12 @@ from torch.nn.functional import avg_pool2d
 
 from accel.families.family import Geometry
 from accel.kernels.warp import NoiseWarper
+from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.flows import make_flow, open_motion
 from accel.pipelines.motion.grid import Grid
 from accel.pipelines.motion.latents import followed
+from accel.pipelines.motion.noise_options import NoiseOptions
+from accel.pipelines.motion.prepared import prepare
 
 SIDE, SQUARE = 96, [[16, 24], [47, 24], [47, 63], [16, 63]]
 
@@ -156,6 +159,50 @@ def test_the_first_version_gives_its_bytes():
     torch.testing.assert_close(found, mixed.transpose(0, 1), rtol=0, atol=1e-6)
     new = followed(moving, Geometry(4, 8, 4), size, seed=2, strength=0.5)[0]
     assert not torch.equal(new, found)
+
+
+def test_noise_for_checkpoints_of_other_kinds(tmp_path):
+    """Means of groups with their deviation taken out, rounded flow, and a file made elsewhere."""
+    geometry, size = Geometry(16, 8, 4), (9, 64, 64)
+    moving = open_motion({"camera": {"pan": [1, 0]}}, frames=9, height=64, width=64)
+    blended = NoiseOptions(temporal="blend-norm")
+    groups = [list(group) for group in blended.groups(49, geometry)]
+    assert [k for g in groups for k in g] == list(range(49)) and {*map(len, groups)} == {3, 4}
+    noise = followed(moving, geometry, size, seed=1, strength=0.0, options=blended)[0]
+    assert noise.shape == (16, 3, 8, 8)
+    torch.testing.assert_close(noise.std((-1, -2)), torch.ones(16, 3))
+    frames = np.random.default_rng(0).normal(size=(9, 8, 8, 16)).astype(np.float16)
+    np.save(tmp_path / "noises.npy", frames)
+    job = Job("x", motion={"noise": str(tmp_path / "noises.npy")}, strength=0.0, frames=9,
+              width=64, height=64)  # fmt: skip
+    latents = prepare(job, geometry).latents(3)[0]
+    kept = torch.from_numpy(frames[::4].astype(np.float32)).permute(3, 0, 1, 2)
+    torch.testing.assert_close(latents, kept)
+    np.save(tmp_path / "noises.npy", frames[:, :7])
+    with pytest.raises(ValueError, match=r"needs \(9, 8, 8, 16\)"):
+        prepare(job, geometry)
+    np.save(tmp_path / "noises.npy", frames * 3)
+    with pytest.raises(ValueError, match=r"deviation of 3.*noise has 1"):
+        prepare(job, geometry)
+    for bad, message in (
+        ({"noise": "a.npy", "camera": {}}, "stands alone"),
+        ({"noise": {"temporal": "blend"}, "camera": {}}, "did you mean|one of"),
+        ({"noise": {"supersample": 0}, "camera": {}}, "from 1 to 16"),
+    ):
+        with pytest.raises(JobError, match=message):
+            Job("x", motion=bad)
+
+
+@pytest.mark.parametrize("rounding", ["dither", "round"])
+def test_layers_keep_their_noise_however_flow_is_rounded(rounding):
+    motion = {"drag": [{"polygon": SQUARE, "by": [28, 0]}], "noise": {"rounding": rounding}}
+    moving = open_motion(motion, frames=15, height=SIDE, width=SIDE)
+    warper = NoiseWarper(8, SIDE, SIDE, seed=1, mode=rounding)
+    first = warper.noise.clone()
+    for step in moving.steps(Grid(SIDE, SIDE), 15):
+        both = (torch.from_numpy(flow).permute(2, 0, 1) for flow in step)
+        warper.advance(*both, out=torch.empty_like(first))
+    assert alike(first[:, 26:62, 18:46], warper.noise[:, 26:62, 46:74]) > 0.99
 
 
 def test_two_frames_of_noise_are_in_memory_at_a_time(monkeypatch):
