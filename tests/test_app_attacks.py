@@ -56,6 +56,7 @@ def call(client: httpx.Client, handler: dict[str, Any], data: list[Any], event: 
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.proof
 def test_no_handler_opens_a_path(address: str, path: str) -> None:
     handlers, types = calls(address)
     assert len(handlers) > 20

@@ -53,6 +53,7 @@ def drop(page: Any, place: str, file: Path) -> None:
 
 
 @browsing
+@pytest.mark.proof
 def test_a_dropped_picture_becomes_a_playing_video(
     page: Any, studio: Studio, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 from helpers import linear_kernels
 from helpers.families import FAMILIES
 from helpers.linear_kernels import ours
-from helpers.proofs import backends
+from helpers.proofs import backends, leading
 from helpers.rehash_pipe import Pipe
 from helpers.runs import forward
 
@@ -77,7 +77,7 @@ def test_the_log_counts_linear_calls(caplog):
 
 @pytest.mark.slow
 @backends
-@pytest.mark.parametrize("family", ["wan", "flux"])
+@pytest.mark.parametrize("family", leading(1, ["wan", "flux"]))
 def test_compiled_without_a_graph_break_and_back(family, compiler):
     model, inputs = FAMILIES[family]()
     plain = forward(model, inputs)

@@ -38,6 +38,7 @@ def measured(pipe):
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_points_are_what_real_runs_reach(pipe, measured):
     full = call(pipe, {**JOB, "seed": 1})
     for point in measured.points:

@@ -115,9 +115,10 @@ def test_a_folder_of_frames_is_a_video(
 
 def test_a_folder_of_frames_drives_a_motion(frames: Path) -> None:
     pytest.importorskip("cv2", reason="motion from a video needs OpenCV")
-    assert Driving(str(frames)).frames(2, 64, 64).shape == (2, 64, 64, 3)
+    forward, backward = Driving(str(frames), cuts="fresh").flows(2, 64, 64)
+    assert forward.shape == backward.shape == (1, 64, 64, 2)
     with pytest.raises(ValueError, match=r"holds no \.png frame"):
-        Driving(str(frames.parent / ".")).frames(2, 64, 64)
+        Driving(str(frames.parent / ".")).flows(2, 64, 64)
 
 
 @pytest.fixture
@@ -193,7 +194,7 @@ JSON_ELSEWHERE = {
     "pipelines/placing.py": "an index that was read as JSON",
     "pipelines/loading/encoding_store.py": "names and numbers of a cache",
     "pipelines/ui/dropped_settings.py": "what was read as JSON",
-    "pipelines/job.py": "bytes that never change: they are inside rendered videos",
+    "pipelines/job_settings.py": "bytes that never change: they are inside rendered videos",
     "pipelines/batch/simulated.py": "a file that the project is built with",
     "pipelines/ui/settings.py": "values of jobs, which are finite",
     "pipelines/ui/tabs.py": "constants of a script",
