@@ -27,7 +27,7 @@ UNACCELERATED = ("none", "off")  # as presets
 FITTED = ("image", "last_image", "video", "mask", "control")  # files brought to the job's size
 # What the first jobs did not have: ids and settings of those that do not use it stay the same.
 NEWER = (*FITTED, "references", "fit", "loras", "arguments", "load", "follow")
-_PATHS = ("model", "plan", "motion", "strength", *FITTED, "references", "loras", "arguments")
+PATHS = ("model", "plan", "motion", "strength", *FITTED, "references", "loras", "arguments")
 
 
 class JobError(ValueError):
@@ -108,7 +108,7 @@ class Job:
         for name, empty in (("references", []), ("loras", []), ("arguments", {})):
             if getattr(self, name) is None:  # as any other key that is left out
                 object.__setattr__(self, name, empty)
-        for name in _PATHS:  # a path may begin with ~
+        for name in PATHS:  # a path may begin with ~
             object.__setattr__(self, name, with_home(getattr(self, name)))
         off = isinstance(self.preset, bool) and not self.preset
         if off or self.preset in UNACCELERATED:
@@ -135,7 +135,7 @@ class Job:
             one_of("preset", self.preset, (*PRESETS, UNACCELERATED[0]))
         if not isinstance(self.plan, (str, Mapping, NoneType)):
             raise JobError(f"plan must be a plan file or a mapping, got {shown(self.plan)}")
-        for name in _PATHS[:-1]:  # an argument may be any text
+        for name in PATHS[:-1]:  # an argument may be any text
             if not (name == "plan" and isinstance(self.plan, Mapping)):
                 check_paths(name, getattr(self, name))
         one_of("fit", self.fit, FITS)

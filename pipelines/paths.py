@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,52 @@ def user_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def with_home(value: Any, depth: int = _DEPTH) -> Any:
+def with_home(value: Any) -> Any:
     """Return a setting with ``~`` expanded in the paths that it or its mappings hold."""
-    if isinstance(value, str) and value.startswith("~"):
-        return str(user_path(value))
+    return _with_texts(value, lambda text: str(user_path(text)) if text[:1] == "~" else text)
+
+
+def _with_texts(value: Any, change: Callable[[str], str], depth: int = _DEPTH) -> Any:
+    """Return ``value`` with its texts changed, itself where none is."""
+    if isinstance(value, str):
+        return change(value)
     if isinstance(value, Mapping) and depth:
-        changed = {key: with_home(inner, depth - 1) for key, inner in value.items()}
+        changed = {key: _with_texts(inner, change, depth - 1) for key, inner in value.items()}
         return changed if any(changed[key] is not value[key] for key in changed) else value
     if isinstance(value, (list, tuple)) and depth:
-        listed = [with_home(inner, depth - 1) for inner in value]
+        listed = [_with_texts(inner, change, depth - 1) for inner in value]
         return listed if any(a is not b for a, b in zip(listed, value, strict=True)) else value
     return value
+
+
+def beside_file(settings: Any, file: Path, keys: Sequence[str]) -> Any:
+    """Return settings of a job ``file`` whose relative paths, under ``keys``, can be found.
+
+    A path counts from the working directory; where nothing is there, from the folder of the file.
+    Patterns with ``*`` and arrays named in a file (``maps.npz:left``) are paths too.
+    """
+    folder = file.parent
+    if not isinstance(settings, Mapping):  # whoever reads it says what is wrong
+        return settings
+
+    def found(text: str) -> str:
+        if text[:1] in ("~", "/", "") or "\0" in text or not ("/" in text or "." in text):
+            return text
+        return text if _is_there(text) or not _is_there(str(folder / text)) else str(folder / text)
+
+    return {k: _with_texts(v, found) if k in keys else v for k, v in settings.items()}
+
+
+def _is_there(text: str) -> bool:
+    """Tell whether a path, a pattern or a file's part is there."""
+    try:
+        return (
+            os.path.exists(text)
+            or os.path.isfile(text.rpartition(":")[0])
+            or ("*" in text and next(glob.iglob(text), None) is not None)
+        )
+    except OSError:  # no path can be so long
+        return False
 
 
 def check_paths(name: str, value: Any) -> None:

@@ -9,9 +9,10 @@
     jobs: [...]                                 # each may have these four of its own
 
 Without ``jobs`` the file is one job made of ``defaults`` and these four. Each document of a YAML
-file is a job file of its own. In JSON Lines each line is a job; a line with the key ``defaults``
-holds for those below it. In CSV the header names the keys; an empty cell is left out. Dotted keys
-reach into mappings. Paths are relative to the working directory. A mistake in one job is its own.
+file is a job file of its own. In JSON Lines each line is a job; a line with ``defaults`` holds for
+those below it. In CSV the header names the keys; an empty cell is left out. Dotted keys reach into
+mappings. Paths count from the working directory, else from the file's folder. A mistake in one job
+is its own.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ from accel.pipelines.batch.job_sources import suffix_of
 from accel.pipelines.batch.json_jobs import json_lines, read_json
 from accel.pipelines.batch.yaml_stream import parts
 from accel.pipelines.batch.yaml_values import parse_value, parsed_cell
-from accel.pipelines.job import Job, JobError, make_job
+from accel.pipelines.job import PATHS, Job, JobError, make_job
 from accel.pipelines.job_settings import job_from_settings
-from accel.pipelines.paths import user_path
+from accel.pipelines.paths import beside_file, user_path
 from accel.pipelines.video import is_rendered, read_comment
 
 VERSION = 1
@@ -109,12 +110,12 @@ def read(path: str | Path, overrides: Sequence[Override] = ()) -> Iterator[Job |
             shared, shared_size = entry.shared, check(entry.shared, entry.where)
         try:
             size = shared_size + _checked(entry.own, entry.where)
-            data, first = counted(merged(shared, entry.own), given)
+            data, first = counted(beside_file(merged(shared, entry.own), path, ("glob",)), given)
             for number, variant in enumerate(expand(data, entry.own, entry.where), 1):
                 for key, value in overrides:
                     if key not in first:
                         put(variant, key, value)
-                settle_plan(variant, given)
+                settle_plan(variant := beside_file(variant, path, PATHS[:-1]), given)
                 where = entry.where if number == 1 else f"{entry.where}, variant {number}"
                 jobs, values = jobs + 1, values + size
                 _check_total(jobs, values, path)
@@ -130,10 +131,7 @@ def read(path: str | Path, overrides: Sequence[Override] = ()) -> Iterator[Job |
 
 
 def read_jobs(path: str | Path) -> list[Job]:
-    """Return all jobs of a file.
-
-    Raises JobError for the first that is not valid.
-    """
+    """Return all jobs of a file, or raise JobError for the first that is not valid."""
     jobs = []
     for entry in read(path):
         if isinstance(entry, Invalid):

@@ -22,7 +22,7 @@ from accel.cli import COMMANDS, main
 from accel.pipelines.batch import bounds
 from accel.pipelines.batch.identity import job_id
 from accel.pipelines.batch.items import Item, changed_since, items
-from accel.pipelines.batch.jobfile import Invalid, read
+from accel.pipelines.batch.jobfile import Invalid, read, read_jobs
 from accel.pipelines.batch.output import Output
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.load import TINY, tiny_folder
@@ -206,3 +206,28 @@ def test_json_is_printed_and_stored_strictly() -> None:
     pattern = re.compile(r"\bjson\.dumps?\(")
     names = {str(p.relative_to(ROOT)) for p in sources() if pattern.search(p.read_text("utf-8"))}
     assert names <= set(JSON_ELSEWHERE)
+
+
+def test_paths_in_a_job_file_are_found_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working directory comes first, as it always did."""
+    folder, here = tmp_path / "jobs", tmp_path / "here"
+    (folder / "flows").mkdir(parents=True)
+    here.mkdir()
+    for n in (1, 2):
+        np.save(folder / "flows" / f"{n}.npy", np.zeros((4, 2, 64, 64), np.float32))
+    (folder / "p.png").write_bytes(b"x")
+    (folder / "jobs.yaml").write_text(
+        "defaults: {prompt: see p.png, frames: 5}\n"
+        "jobs:\n"
+        "  - {image: p.png, motion: {camera: {depth: {file: flows/1.npy}}}}\n"
+        "  - glob: {motion.flow: 'flows/*.npy'}\n"
+    )
+    monkeypatch.chdir(here)
+    first, *others = read_jobs("../jobs/jobs.yaml")
+    assert first.image == "../jobs/p.png" and first.prompt == "see p.png"
+    assert first.motion == {"camera": {"depth": {"file": "../jobs/flows/1.npy"}}}
+    assert [job.motion["flow"] for job in others] == [f"../jobs/flows/{n}.npy" for n in (1, 2)]
+    (here / "p.png").write_bytes(b"y")
+    assert read_jobs("../jobs/jobs.yaml")[0].image == "p.png"
