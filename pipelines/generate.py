@@ -20,7 +20,7 @@ from accel.pipelines.checkpoint import StepCheckpoint
 from accel.pipelines.inputs.binding import Bound, bind, bound, check_call, frame_step, takes
 from accel.pipelines.inputs.media import Used
 from accel.pipelines.job import Job, JobError
-from accel.pipelines.led_run import animation_of, computing_led_steps, dual_clock
+from accel.pipelines.led_run import animation_of, computing_led_steps, controls, dual_clock
 from accel.pipelines.limits import of_pipe
 from accel.pipelines.loading.lora_files import parse
 from accel.pipelines.loading.loras import fit, switched
@@ -114,7 +114,7 @@ def generate(
     plan = job.accel_plan()
     prompts = {"prompt": job.prompt, "negative prompt": job.negative_prompt}
     given = _given(pipe, job)
-    crude = animation_of(job) if job.following.clocks else None
+    crude = animation_of(job) if job.following.animated else None
     with (
         watched(pipe, prompts, on_cut) as cuts,
         switched(pipe, job.loras, on_cut),
@@ -123,7 +123,9 @@ def generate(
         arguments, clock = dict(given.arguments), None
         if motion is not None and job.following.noise:
             arguments["latents"] = _latents(pipe, job, motion)
-        if motion is not None and crude is not None:
+        if crude is not None and job.following.way == "control":
+            arguments |= controls(pipe, crude[0])
+        elif motion is not None and crude is not None:
             clock = dual_clock(pipe, job, crude[0], motion.geometry, arguments.get("latents"))
         with computing_led_steps(clock):
             frames, seconds = _run(

@@ -69,8 +69,8 @@ class Job:
         loras: Mappings of ``file`` or ``id``, ``weight`` (1), and ``name``.
         arguments: Anything else that the pipeline's call takes, by its own names.
         load: How to load the model, see ``pipelines/load_options.py``.
-        follow: How the motion is followed: "noise", "dual-clock", "both", or a mapping, see
-            ``pipelines/motion/clocks.py``. The clocks animate ``image``.
+        follow: How the motion is followed: "noise", "dual-clock", "both", "control", or a mapping,
+            see ``pipelines/motion/clocks.py``. All but the first animate ``image``.
 
     Raises:
         JobError: A value that is not allowed.
@@ -164,10 +164,10 @@ class Job:
     def _check_following(self) -> None:
         if self.following != Follow() and self.movement is None:
             raise JobError("follow says how a motion is followed; add motion: {...}")
-        if self.following.clocks and self.movement is not None:
+        if self.following.animated and self.movement is not None:
             check_animates(self.movement)
             if self.image is None:
-                raise JobError("follow: dual-clock animates a picture; add image: FILE")
+                raise JobError(f"follow: {self.following.way} animates a picture; add image: FILE")
 
     @property
     def given_files(self) -> dict[str, str]:

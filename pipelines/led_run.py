@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
@@ -18,6 +19,7 @@ from accel.families.family import Geometry
 from accel.pipelines.inputs import media
 from accel.pipelines.inputs.media import Used
 from accel.pipelines.inputs.resizing import fitted
+from accel.pipelines.inputs.taken import takes
 from accel.pipelines.job import Job
 from accel.pipelines.motion.clocks import DualClock
 from accel.pipelines.motion.crude import Crude, animate
@@ -37,6 +39,22 @@ def animation_of(job: Job) -> tuple[Crude, Used]:
     size = media.picture_size("image", job.image)
     crude = animate(np.asarray(picture), job.movement, job.frames)
     return crude, media.used("image", job.image, size, target, job.fit)
+
+
+def controls(pipe: Any, crude: Crude) -> dict[str, Any]:
+    """Return the arguments of a call that follows a video: the animation, and what is free in it.
+
+    A mask is white where the model paints. The first frame is all the picture's.
+    """
+    taken = takes(pipe.__class__)
+    free = ~crude.led
+    free[0] = False
+    given = {
+        "control": [Image.fromarray(frame) for frame in crude.frames],
+        "mask": [Image.fromarray(where.astype(np.uint8) * 255) for where in free],
+    }
+    given["video"] = given["control"]
+    return {taken.binds[key]: given[key] for key in taken.control_keys()}
 
 
 def dual_clock(

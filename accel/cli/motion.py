@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     for job, name in given:
         if name is None:
             continue
-        animation = animation_of(job)[0].frames if job.following.clocks else None
+        animation = animation_of(job)[0].frames if job.following.animated else None
         for path in draw_job(replace(job, name=name.name), args.out, animation):
             print(path)
     return 0

@@ -80,10 +80,11 @@ def check_call(taken: Takes, job: Job) -> None:
     """Raise ValueError for a job that the call does not take; no file is looked at."""
     name = taken.pipeline
     for key in (*FITTED, "references"):
-        animated = key == "image" and job.following.clocks
+        animated = key == "image" and job.following.animated
         if getattr(job, key) and key not in taken.binds and not animated:
             raise ValueError(f"{name} takes no {key}{_instead(taken, key)}; leave it out")
-    lacking = [need for need in taken.needs if not has(job, need)]
+    made = ("video", "mask", "control") if job.following.way == "control" else ()
+    lacking = [need for need in taken.needs if not has(job, need) and need not in made]
     for need in lacking:
         raise ValueError(needs_text(name, need))
     check_arguments(taken, job)
@@ -101,6 +102,8 @@ def _check_motion(taken: Takes, job: Job) -> None:
     name, noise = taken.pipeline, job.motion is not None and job.following.noise
     if noise and "latents" not in taken.parameters:
         raise ValueError(f"{name} takes no latents; leave out the matching keys")
+    if job.following.way == "control":
+        taken.control_keys()
     if job.following.clocks:
         if "callback_on_step_end" not in taken.parameters:
             raise ValueError(f"{name} shows no latents between its steps; use follow: noise")

@@ -109,6 +109,17 @@ class Takes:
             return key == "video"
         return target.endswith(_FRAMES) or (target == "mask" and "video" in self.parameters)
 
+    def control_keys(self) -> tuple[str, ...]:
+        """Return the keys of a job that an animation and its mask go to.
+
+        Raises ValueError for a call that takes no video to follow.
+        """
+        if "control" in self.binds and self.is_frames("control"):
+            return ("control",)
+        if {"video", "mask"} <= set(self.binds) and "strength" not in self.parameters:
+            return ("video", "mask")
+        raise ValueError(f"{self.pipeline} takes no video to follow; use follow: dual-clock")
+
     def size(self, name: str) -> int | None:
         """Return the call's own width, height or num_frames, if it is a number."""
         default = self.parameters[name].default if name in self.parameters else None

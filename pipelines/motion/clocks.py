@@ -18,15 +18,15 @@ from torch import Tensor
 
 from accel.core.validate import from_dict, number, one_of
 
-WAYS = ("noise", "dual-clock", "both")
+WAYS = ("noise", "dual-clock", "both", "control")
 
 
 @dataclass(frozen=True)
 class Follow:
     """How a run follows a motion: by warped ``noise``, by a ``dual-clock``, or by ``both``.
 
-    ``loose`` and ``tight``: how long the clocks run, as fractions of the run's steps; None takes
-    the family's.
+    Or by a ``control`` video, for pipelines that take one. ``loose`` and ``tight``: how long the
+    clocks run, as fractions of the run's steps; None takes the family's.
     """
 
     way: str = "noise"
@@ -38,8 +38,8 @@ class Follow:
         for name in ("loose", "tight"):
             if (value := getattr(self, name)) is not None:
                 number(f"follow {name}", value, 0.0, 1.0)
-        if self.way == "noise" and (self.loose, self.tight) != (None, None):
-            raise ValueError("follow noise has no clocks; leave loose and tight out")
+        if not self.clocks and (self.loose, self.tight) != (None, None):
+            raise ValueError(f"follow {self.way} has no clocks; leave loose and tight out")
         if self.loose is not None and self.tight is not None and self.loose > self.tight:
             raise ValueError(
                 f"follow loose must not be above tight, got {self.loose:g} and {self.tight:g}: "
@@ -62,11 +62,16 @@ class Follow:
     @property
     def noise(self) -> bool:
         """Whether warped noise is the first noise."""
-        return self.way != "dual-clock"
+        return self.way in ("noise", "both")
 
     @property
     def clocks(self) -> bool:
-        """Whether a crude animation leads."""
+        """Whether a crude animation leads the latents."""
+        return self.way in ("dual-clock", "both")
+
+    @property
+    def animated(self) -> bool:
+        """Whether a crude animation is made of the job's picture."""
         return self.way != "noise"
 
 

@@ -1,18 +1,19 @@
-"""How closely are drags followed: by warped noise, by a dual clock, or by both?
+"""How closely are drags and pans followed: by warped noise, by a dual clock, or by both?
 
-    python tests/bench/bench_follow.py [--drags 12] [--steps 20] [--clocks 0.15 0.4] [--json FILE]
+    python tests/bench/bench_follow.py [--drags 16] [--pans 8] [--seeds 1] [--json FILE]
 
 A procedural picture of one shape, which the model never saw, is the job's picture; the shape is cut
 out and dragged over unmoving ground, in directions round the circle. In the video the shape is
 found by its color. Printed for every way, and for no control at all: the slope of its measured over
 its commanded displacement along the drag, its mean distance from the commanded path in pixels, the
 share of the area that it and its commanded place have together (IoU), and the median motion of the
-ground in pixels a frame.
+ground in pixels a frame. Of pans, the slope of the estimated over the commanded flow.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
 import tempfile
@@ -33,25 +34,37 @@ from accel.pipelines.motion.layers import Layer, fill
 sys.path.insert(0, str(ROOT / "samples"))
 import clips
 
-SIZE, FRAMES, LONG = 64, 17, 22.0
+SIZE, FRAMES, LONG, SPEED = 64, 17, 22.0, 1.25
 FIRST = 900_000  # seeds of pictures that no training saw
 WAYS = ("none", "noise", "dual-clock", "both")
 
 
-def scenes(count: int) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+def scenes() -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     """Pictures [64, 64, 3] of one shape, the shape's place [64, 64], and what they show."""
-    seed = FIRST
-    while count:
+    for seed in itertools.count(FIRST):
         layers, caption = clips.sample_layers(np.random.default_rng(seed), SIZE)
-        seed += 1
-        if len(layers) != 2:
-            continue
         points = clips.pixels(SIZE, SIZE)
-        picture, _ = clips.picture(layers, points, 0.0)
-        inside = clips.shape_distance(layers[1], points, 0.0) < 0
-        if inside.sum() > 250:
-            count -= 1
+        inside = clips.shape_distance(layers[-1], points, 0.0) < 0
+        if len(layers) == 2 and inside.sum() > 250:
+            picture, _ = clips.picture(layers, points, 0.0)
             yield (picture * 255).round().astype(np.uint8), inside, caption
+
+
+def commands(drags: int, pans: int) -> Iterator[tuple[np.ndarray, np.ndarray, str, dict]]:
+    """Scenes with what is asked of them: a drag that stays in the picture, or a pan."""
+    made = 0
+    for picture, inside, caption in scenes():
+        if made == drags + pans:
+            return
+        if made >= drags:
+            angle = 2 * math.pi * (made - drags) / pans
+            pan = [SPEED * math.cos(angle), SPEED * math.sin(angle)]
+            yield picture, inside, caption, {"camera": {"pan": pan}}
+        elif (drag := drag_of(inside, made, drags)) is not None:
+            yield picture, inside, caption, {"drag": [drag]}
+        else:
+            continue
+        made += 1
 
 
 def drag_of(inside: np.ndarray, number: int, count: int) -> dict | None:
@@ -74,6 +87,12 @@ def places(frames: np.ndarray, picture: np.ndarray, inside: np.ndarray) -> np.nd
     colors = [np.median(picture[where], 0) for where in (inside, ~inside)]
     apart = [np.abs(frames.astype(float) - color).sum(-1) for color in colors]
     return apart[0] < apart[1]
+
+
+def panned(frames: np.ndarray, pan: list[float]) -> dict:
+    """Slope of the estimated over the commanded flow, away from the edges."""
+    flow = np.median(estimate(frames)[0][:, 12:-12, 12:-12], axis=(0, 1, 2))
+    return {"pan slope": float(flow @ np.asarray(pan) / np.square(pan).sum())}
 
 
 def measured(frames: np.ndarray, picture: np.ndarray, inside: np.ndarray, drag: dict) -> dict:
@@ -100,39 +119,45 @@ def measured(frames: np.ndarray, picture: np.ndarray, inside: np.ndarray, drag: 
 def main() -> None:
     """Measure and print; with ``--json`` also write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--drags", type=int, default=12)
+    parser.add_argument("--drags", type=int, default=16)
+    parser.add_argument("--pans", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--strength", type=float, default=0.1)
-    parser.add_argument(
-        "--clocks", type=lambda t: tuple(map(float, t.split(","))), default=(0.15, 0.4)
-    )
+    parser.add_argument("--clocks", type=float, nargs=2, default=(0.15, 0.4))
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    pipe, found = load("tiny"), {way: [] for way in args.ways}
+    pipe = load("tiny")
+    found: dict[str, list[dict]] = {way: [] for way in args.ways}
+    clocks = {"loose": args.clocks[0], "tight": args.clocks[1]}
     with tempfile.TemporaryDirectory() as folder:
-        for number, (picture, inside, caption) in enumerate(scenes(args.drags)):
-            if (drag := drag_of(inside, number, args.drags)) is None:
-                continue
+        asked = list(commands(args.drags, args.pans))
+        for number, (picture, inside, caption, motion) in enumerate(asked):
             file = Path(folder) / f"{number}.png"
             Image.fromarray(picture).save(file)
-            for way in args.ways:
-                clocks = {"loose": args.clocks[0], "tight": args.clocks[1]}
+            for seed, way in itertools.product(range(args.seeds), args.ways):
                 led = way in ("dual-clock", "both")
                 job = Job(
-                    caption, seed=number, steps=args.steps, frames=FRAMES, width=SIZE, height=SIZE,
-                    preset=None, strength=args.strength,
-                    motion=None if way == "none" else {"drag": [drag]},
-                    image=str(file) if led else None,
+                    caption, seed=100 * seed + number, steps=args.steps, frames=FRAMES, width=SIZE,
+                    height=SIZE, preset=None, strength=args.strength,
+                    motion=None if way == "none" else motion, image=str(file) if led else None,
                     follow={"way": way, **clocks} if led else None,
                 )  # fmt: skip
-                found[way].append(measured(generate(pipe, job).frames, picture, inside, drag))
-            print(f"{number + 1} of {args.drags}", end="\r", file=sys.stderr)
-    result = {}
+                frames = generate(pipe, job).frames
+                if "drag" in motion:
+                    found[way].append(measured(frames, picture, inside, motion["drag"][0]))
+                else:
+                    found[way].append(panned(frames, motion["camera"]["pan"]))
+            print(f"{number + 1} of {len(asked)}", file=sys.stderr, flush=True)
+    result: dict[str, dict[str, float]] = {}
     for way, cases in found.items():
-        result[way] = {key: float(np.mean([c[key] for c in cases])) for key in cases[0]}
+        keys = dict.fromkeys(key for case in cases for key in case)
+        result[way] = {
+            key: float(np.mean([case[key] for case in cases if key in case])) for key in keys
+        }
         told = ", ".join(f"{key} {value:.2f}" for key, value in result[way].items())
-        print(f"{way:10s} {len(cases)} drags: {told}")
+        print(f"{way:10s} {len(cases)} clips: {told}", flush=True)
     if args.json:
         units = {"slope": "", "distance": "pixels", "overlap": "", "ground": "pixels per frame"}
         append(args.json, flat(result, "follow", units), weights=weights_of("tiny"))

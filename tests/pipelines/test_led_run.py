@@ -160,12 +160,13 @@ def test_both_ways_share_one_noise_and_noise_alone_has_no_clock(paths):
     assert (clocks[0].loose, clocks[0].tight) == (0.06, 0.14)
 
 
-def _noting(call: Any, given: list[Any]) -> Any:
+def _noting(call: Any, given: list[Any], names: tuple[str, ...] = ("latents",)) -> Any:
     import functools
 
     @functools.wraps(call)
     def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given.append(kwargs.get("latents"))
+        found = tuple(kwargs.get(name) for name in names)
+        given.append(found if len(names) > 1 else found[0])
         return call(self, *args, **kwargs)
 
     return noting
@@ -202,6 +203,24 @@ def test_led_steps_are_computed_under_step_rehash(paths):
     plain = generate(pipe, led_job("wan 2.1 i2v", paths, steps=12, plan=plan, motion=None,
                                    follow=None)).report  # fmt: skip
     assert not set(range(8)) <= set(plain.rehash.keys)
+
+
+def test_a_control_video_is_the_animation_and_what_is_dragged_is_kept(paths):
+    pipe, given = RECIPES["wan vace"](), []
+    call = type(pipe).__call__
+    keys = {"video": None, "mask": None, "references": [], "image": paths["PICTURE"]}
+    job = led_job("wan vace", paths, follow="control", steps=2, **keys)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(pipe), "__call__", _noting(call, given, ("video", "mask", "latents")))
+        frames = generate(pipe, job).frames
+    crude, _ = animation_of(job.resolved())
+    video, mask, latents = given[0]
+    assert len(frames) == job.frames and latents is None
+    assert np.array_equal(np.stack([np.asarray(f) for f in video]), crude.frames)
+    painted = np.stack([np.asarray(m) > 0 for m in mask])
+    assert not painted[0].any() and np.array_equal(painted[1:], ~crude.led[1:])
+    with pytest.raises(JobError, match="takes no video to follow"):
+        generate(RECIPES["ltx i2v"](), led_job("ltx i2v", paths, follow="control"))
 
 
 @pytest.mark.slow
