@@ -172,10 +172,11 @@ def _noting(call: Any, given: list[Any], names: tuple[str, ...] = ("latents",)) 
     return noting
 
 
-def test_a_resumed_led_run_has_equal_frames(paths, tmp_path):
-    pipe, job = RECIPES["wan 2.1 i2v"](), led_job("wan 2.1 i2v", paths)
+@pytest.mark.parametrize("name", LED)
+def test_a_resumed_led_run_has_equal_frames(name, paths, tmp_path):
+    pipe, job = RECIPES[name](), led_job(name, paths)
     whole = generate(pipe, job).frames
-    for at in (1, 3, 5):
+    for at in (1, 3, 5) if name.startswith("wan") else (3,):
 
         class Halt(Exception):
             pass
