@@ -23,6 +23,7 @@ from helpers.page import (
     unfold,
     until,
 )  # fmt: skip
+from PIL import Image
 
 from accel.cli import main
 from accel.pipelines.batch.jobfile import read_jobs
@@ -283,6 +284,34 @@ def test_the_drawing_follows_the_size_of_the_form(page: Any) -> None:
     until(lambda: "frame 8 of 8" in page.locator("#canvas .at").inner_text())
     shape = page.locator("#canvas canvas").bounding_box()
     assert shape["width"] == pytest.approx(2 * shape["height"], abs=2)
+
+
+@browsing
+def test_a_picture_is_dropped_dragged_and_rendered(
+    page: Any, page_out: Path, tmp_path: Path
+) -> None:
+    """The embedded model takes no picture: what is cut and dragged leads it."""
+    picture = np.full((64, 64, 3), 230, np.uint8)
+    picture[20:44, 6:30] = [220, 30, 30]
+    Image.fromarray(picture).save(tmp_path / "red.png")
+    fill(page, frames=5, steps=3, seed=11)
+    page.get_by_label("How", exact=True).click()
+    page.get_by_role("option", name="The picture, cut and dragged, leads").click()
+    unfold(page, "Start from a picture or a video")
+    page.locator("#input-image input[type=file]").first.set_input_files(tmp_path / "red.png")
+    page.get_by_text("Starts from: picture.").wait_for()
+    tab(page, "Motion")
+    behind = "(c => c.getContext('2d').getImageData(c.width / 4, c.height / 2, 1, 1).data[0])"
+    until(lambda: page.evaluate(f"{behind}(document.querySelector('#canvas canvas'))") > 180)
+    page.locator("[data-do=add]").click()
+    page.keyboard.press("Shift+ArrowRight")
+    page.locator("#flow img").wait_for()
+    tab(page, "Generate")
+    give_name(page, "dragged")
+    page.locator("#go").click()
+    until(lambda: (page_out / "dragged.json").is_file())
+    job = read_sidecar(page_out / "dragged.json")["job"]
+    assert job["follow"] == "dual-clock" and job["motion"]["drag"] and job["image"]
 
 
 @browsing

@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 
 from accel.core.atomic_write import write_atomic
+from accel.pipelines.inputs.media import read_picture
+from accel.pipelines.inputs.resizing import fitted as fitted_to
 from accel.pipelines.job import Job, JobError
 from accel.pipelines.motion.camera import Camera
 from accel.pipelines.motion.flow_pictures import arrows, color_wheel
@@ -269,24 +271,27 @@ def canvas_limits(limits: Limits) -> dict[str, int]:
 
 
 def canvas(
-    size: tuple[int, int, int], video: Finished | None = None, layers: Any = None, *,
-    keep: bool = False,
+    size: tuple[int, int, int], behind: Finished | Path | None = None, layers: Any = None, *,
+    fit: str = "stretch", keep: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what the canvas shows: its size, the picture behind it, and layers.
 
-    The picture is the first frame of ``video`` (``keep``: what is there). None for the layers
-    leaves those that are drawn, stretched to the size. Raises JobError for a video that cannot be
-    read.
+    The picture is ``behind``, or the first frame of a video (``keep``: what is there), brought to
+    the size as a job's ``fit`` says. None for the layers leaves those that are drawn, stretched to
+    the size. Raises JobError for a file that cannot be read.
     """
     width, height, frames = size
     background = None if keep else ""
-    if video is not None:
+    if behind is not None:
         file = io.BytesIO()
         try:
-            first = first_frame(video.video)
+            if isinstance(behind, Path):
+                first = read_picture("image", str(behind))
+            else:
+                first = Image.fromarray(first_frame(behind.video))
         except ValueError as error:
             raise JobError(str(error)) from error
-        Image.fromarray(first).resize((width, height)).save(file, "PNG")
+        fitted_to(first, (width, height), fit).save(file, "PNG")
         background = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     data = {"width": width, "height": height, "frames": frames, "background": background}
     return {**data, "layers": layers}

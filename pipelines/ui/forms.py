@@ -19,7 +19,7 @@ from accel.pipelines.ui.studio import Studio
 
 FIELDS = (
     "prompt", "negative_prompt", "model", "width", "height", "frames", "steps", "guidance",
-    "seed", "preset", "fps", "format", "name",
+    "seed", "preset", "fps", "format", "name", "follow",
 )  # fmt: skip
 FIRST = Job("a red circle on a striped blue background", seed=1)
 SIZES = ("width", "height", "frames", "steps", "guidance", "fps")
@@ -30,6 +30,7 @@ def to_form(job: Job, models: Models) -> dict[str, Any]:
     job = job.resolved()
     label = models.label(job.model, job.load) or next(iter(models.by_label))
     values = {**job.to_dict(), "model": label, "preset": models.acceleration(job)}
+    values["follow"] = job.following.way
     return {key: values[key] for key in FIELDS}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from accel.pipelines.job import JobError
+from accel.pipelines.job import Job, JobError
 from accel.pipelines.ui import drawing, forms, view
 from accel.pipelines.ui.handlers import NOTHING, Changes, driving_of, refused, told
 from accel.pipelines.ui.parts import Parts
@@ -79,6 +79,17 @@ class MotionHandlers:
         size, _ = forms.size_of(form, self.studio)
         video = self.studio.find(behind) if behind else None
         return self._canvas(size, drawing.canvas(size, video))
+
+    @told
+    def show_given(self, *, given: dict[str, Any], **form: Any) -> Changes:
+        """Show the canvas at the form's size over the picture that a job starts from."""
+        try:
+            size, _ = forms.size_of(form, self.studio)
+        except JobError:
+            return NOTHING  # told when something is made of the form
+        file, fit = given.get("image"), given.get("fit") or Job.fit
+        picture = Path(file) if file else None
+        return self._canvas(size, drawing.canvas(size, picture, fit=fit))
 
     def _canvas(self, size: tuple[int, int, int], shown: dict[str, Any]) -> Changes:
         return {self.parts.kept.shape: size, self.parts.motion.canvas: shown}

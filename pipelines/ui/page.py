@@ -86,11 +86,18 @@ class Page:
         """Keep pictures and a video that are given, and forget those that are taken away."""
         on, kept, tab = InputHandlers(self.studio, self.parts), self.parts.kept, self.parts.generate
         shown = [kept.given, tab.given]
+        behind = {
+            "inputs_kwargs": {"given": kept.given, **tab.form},
+            "outputs": [kept.shape, self.parts.motion.canvas],
+        }
         for key, place in tab.inputs.items():
             take = on.take_video if key == inputs.VIDEO else partial(on.take_picture, key=key)
             asked = {"file": place, "given": kept.given}
             for event in (place.upload, place.clear):
-                event(take, inputs_kwargs=asked, outputs=[*shown, place], **IN_ORDER, **EACH)
+                taken = event(take, inputs_kwargs=asked, outputs=[*shown, place], **IN_ORDER,
+                              **EACH)  # fmt: skip
+                if key == "image":
+                    taken.then(self.motion.show_given, **behind, **TOLD, **NEWEST)
 
         table: dict[str, Any] = {
             "inputs_kwargs": {"model": tab.form["model"], "arguments": tab.arguments},

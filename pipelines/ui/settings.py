@@ -17,6 +17,7 @@ from accel.core.atomic_write import write_atomic
 from accel.core.validate import text
 from accel.pipelines.job import Job, JobError, make_job
 from accel.pipelines.load import TINY, local_folder
+from accel.pipelines.motion.clocks import Follow
 from accel.pipelines.ui.offers import loras_in, read_offers, unlike
 from accel.plans import PRESETS, Plan
 
@@ -128,6 +129,8 @@ def job_from_form(form: Mapping[str, Any], models: Models, limits: Limits) -> Jo
         data["preset"] = None
     for key in ("width", "height", "frames", "steps", "seed"):
         data[key] = _whole(key, data.get(key))
+    if not data.get("motion") or data.get("follow") == Follow().way:
+        data["follow"] = None  # the choice stands in the form also where nothing moves
     if data["seed"] is None:
         raise JobError("seed is empty; give a whole number, or take a random one")
     job = make_job(data, "the form")

@@ -59,6 +59,12 @@ def build(studio: Studio) -> Parts:
     return Parts(tabs, kept, generate, motion, compared, queue, last, plan)
 
 
+FOLLOW = [
+    ("Warped noise", "noise"), ("The picture, cut and dragged, leads", "dual-clock"),
+    ("Both", "both"), ("As the model's control video", "control"),
+]  # fmt: skip
+
+
 def custom(
     value: Any, script: str = "", template: str = "", constants: Mapping[str, Any] | None = None,
     **options: Any,
@@ -121,7 +127,9 @@ def _fields(studio: Studio) -> dict[str, Any]:
     with gr.Row():
         form["seed"] = Field(first["seed"], label="Seed", precision=0, min_width=120)
         dice = gr.Button("Random seed", min_width=120, elem_classes="middle")
-    moved = gr.Checkbox(False, label="Follow the motion drawn in the tab Motion")
+    with gr.Row():
+        moved = gr.Checkbox(False, label="Follow the motion drawn in the tab Motion")
+        form["follow"] = gr.Dropdown(FOLLOW, value=first["follow"], label="How", min_width=120)
     given = custom("", elem_id="given")
     with gr.Accordion("Start from a picture or a video", open=False):
         places = _inputs()

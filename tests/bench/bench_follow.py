@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from rows import ROOT, append, flat, weights_of
 
-from accel.core.optical_flow import estimate
+from accel.core.optical_flow import OUT, estimate
 from accel.pipelines.generate import generate
 from accel.pipelines.job import Job
 from accel.pipelines.load import load
@@ -39,9 +39,9 @@ FIRST = 900_000  # seeds of pictures that no training saw
 WAYS = ("none", "noise", "dual-clock", "both")
 
 
-def scenes() -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+def scenes(first: int) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     """Pictures [64, 64, 3] of one shape, the shape's place [64, 64], and what they show."""
-    for seed in itertools.count(FIRST):
+    for seed in itertools.count(first):
         layers, caption = clips.sample_layers(np.random.default_rng(seed), SIZE)
         points = clips.pixels(SIZE, SIZE)
         inside = clips.shape_distance(layers[-1], points, 0.0) < 0
@@ -50,10 +50,12 @@ def scenes() -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
             yield (picture * 255).round().astype(np.uint8), inside, caption
 
 
-def commands(drags: int, pans: int) -> Iterator[tuple[np.ndarray, np.ndarray, str, dict]]:
+def commands(
+    drags: int, pans: int, first: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, str, dict]]:
     """Scenes with what is asked of them: a drag that stays in the picture, or a pan."""
     made = 0
-    for picture, inside, caption in scenes():
+    for picture, inside, caption in scenes(first):
         if made == drags + pans:
             return
         if made >= drags:
@@ -91,7 +93,8 @@ def places(frames: np.ndarray, picture: np.ndarray, inside: np.ndarray) -> np.nd
 
 def panned(frames: np.ndarray, pan: list[float]) -> dict:
     """Slope of the estimated over the commanded flow, away from the edges."""
-    flow = np.median(estimate(frames)[0][:, 12:-12, 12:-12], axis=(0, 1, 2))
+    flow = estimate(frames)[0][:, 12:-12, 12:-12]
+    flow = np.median(flow[flow[..., 0] < OUT / 2], axis=0)
     return {"pan slope": float(flow @ np.asarray(pan) / np.square(pan).sum())}
 
 
@@ -106,7 +109,9 @@ def measured(frames: np.ndarray, picture: np.ndarray, inside: np.ndarray, drag: 
     way = np.asarray(drag["by"]) / LONG
     along, asked = (where - where[0]) @ way, (path - path[0]) @ way
     good = np.isfinite(along)
-    flow = np.median(np.abs(estimate(frames)[0])[:, ~inside & ~wanted[-1]], axis=(0, 1))
+    still = ~np.any(wanted, axis=0) & ~np.any(found, axis=0)
+    flow = np.abs(estimate(frames)[0])[:, still]
+    flow = np.median(flow[flow[..., 0] < OUT / 2], axis=0)  # of what is not hidden
     overlap = [(f & w).sum() / (f | w).sum() for f, w in zip(found, wanted, strict=True)]
     return {
         "slope": float((along[good] * asked[good]).sum() / np.square(asked).sum()),
@@ -121,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--drags", type=int, default=16)
     parser.add_argument("--pans", type=int, default=8)
+    parser.add_argument("--first", type=int, default=FIRST, help="seed of the first picture")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--strength", type=float, default=0.1)
@@ -132,7 +138,7 @@ def main() -> None:
     found: dict[str, list[dict]] = {way: [] for way in args.ways}
     clocks = {"loose": args.clocks[0], "tight": args.clocks[1]}
     with tempfile.TemporaryDirectory() as folder:
-        asked = list(commands(args.drags, args.pans))
+        asked = list(commands(args.drags, args.pans, args.first))
         for number, (picture, inside, caption, motion) in enumerate(asked):
             file = Path(folder) / f"{number}.png"
             Image.fromarray(picture).save(file)
