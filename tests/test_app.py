@@ -296,7 +296,7 @@ def test_a_picture_is_dropped_dragged_and_rendered(
     Image.fromarray(picture).save(tmp_path / "red.png")
     fill(page, frames=5, steps=3, seed=11)
     page.get_by_label("How", exact=True).click()
-    page.get_by_role("option", name="The picture, cut and dragged, leads").click()
+    page.get_by_role("option", name="Dragged picture").click()
     unfold(page, "Start from a picture or a video")
     page.locator("#input-image input[type=file]").first.set_input_files(tmp_path / "red.png")
     page.get_by_text("Starts from: picture.").wait_for()

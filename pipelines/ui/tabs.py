@@ -60,8 +60,8 @@ def build(studio: Studio) -> Parts:
 
 
 FOLLOW = [
-    ("Warped noise", "noise"), ("The picture, cut and dragged, leads", "dual-clock"),
-    ("Both", "both"), ("As the model's control video", "control"),
+    ("Warped noise", "noise"), ("Dragged picture", "dual-clock"), ("Both", "both"),
+    ("Control video", "control"),
 ]  # fmt: skip
 
 
