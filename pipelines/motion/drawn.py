@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFilter
 
 from accel.core.optical_flow import OUT
 from accel.kernels.warp import Mode, rounding_offset
@@ -71,7 +70,7 @@ def draw_layers(
         assert backward is not None, "layers lie on motions that are known both ways"
         now, then = k / count, (k + 1) / count
         offset = np.asarray(rounding_offset(k + 1, rounding), np.float32)
-        forward, backward = forward.astype(np.float32), backward.astype(np.float32)
+        forward, backward = np.array(forward, np.float32), np.array(backward, np.float32)
         for i, layer in enumerate(layers):
             inside = owner == i
             moved = layer.displacement(grid.points[inside], now, then)
@@ -109,10 +108,9 @@ def _next(
     """
     now, then = times
     polygon = layer.mask(then, grid)
-    reach = np.asarray(Image.fromarray(polygon.astype(np.uint8)).filter(ImageFilter.MaxFilter(3)))
     landed = np.zeros(owner.size, bool)
     landed[target[(owner == i) & arrives]] = True
-    mine = landed.reshape(owner.shape) & (reach > 0)
+    mine = landed.reshape(owner.shape) & _dilated(polygon)
     y, x = np.nonzero(polygon & ~mine)
     if len(y):
         back = layer.displacement(grid.points[y, x], then, now) * grid.scale
@@ -133,13 +131,29 @@ def _ends(
     Rounded as the warp does it: floor(f + u), and -floor(-f + u) for a flow ``back``.
     """
     rows, columns = flow.shape[:2]
-    step = _rounded_back(flow, offset) if back else np.floor(flow + offset)
-    x = np.arange(columns, dtype=np.float32)[None] + step[..., 0]
-    y = np.arange(rows, dtype=np.float32)[:, None] + step[..., 1]
-    inside = (x >= 0) & (y >= 0) & (x < columns) & (y < rows)
-    index = np.where(inside, y, 0).astype(np.int64) * columns
-    return index + np.where(inside, x, 0).astype(np.int64), inside
+    x, y = (
+        (_rounded_back(flow[..., i], u) if back else np.floor(flow[..., i] + u)).astype(np.int32)
+        for i, u in enumerate(offset)
+    )
+    x += np.arange(columns, dtype=np.int32)
+    y += np.arange(rows, dtype=np.int32)[:, None]
+    inside = (x.view(np.uint32) < columns) & (y.view(np.uint32) < rows)  # negative ones are large
+    y *= columns
+    y += x
+    return np.where(inside, y, 0), inside
 
 
-def _rounded_back(flow: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    return -np.floor(offset - flow.astype(np.float32))
+def _dilated(mask: np.ndarray) -> np.ndarray:
+    """Return ``mask`` grown by a pixel on every side and over corners."""
+    tall = mask.copy()
+    tall[1:] |= mask[:-1]
+    tall[:-1] |= mask[1:]
+    wide = tall.copy()
+    wide[:, 1:] |= tall[:, :-1]
+    wide[:, :-1] |= tall[:, 1:]
+    return wide
+
+
+def _rounded_back(flow: np.ndarray, offset: np.ndarray | np.floating) -> np.ndarray:
+    rounded: np.ndarray = -np.floor(offset - flow.astype(np.float32, copy=False))
+    return rounded

@@ -128,6 +128,8 @@ class Layer:
     def displacement(self, points: np.ndarray, t: float, later: float) -> np.ndarray:
         """Return flow [..., 2] at ``points [..., 2]`` (x, y) of time ``t`` to time ``later``."""
         (now, move), (then, further) = self.pose(t), self.pose(later)
+        if np.array_equal(now, then):
+            return np.broadcast_to(further - move, points.shape)
         pivot = np.asarray(self.pivot)
         origin = (points - pivot - move) @ np.linalg.inv(now).T
         return origin @ then.T + pivot + further - points
