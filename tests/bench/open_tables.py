@@ -18,8 +18,8 @@ TYPED = {
     "docs/backend.md": 2,
     "docs/few-steps.md": 1,
     "docs/linear.md": 5,
-    "docs/motion.md": 1,
+    "docs/motion.md": 2,
     "docs/quality.md": 1,
-    "docs/rehash.md": 9,
+    "docs/rehash.md": 8,
     "docs/sparse.md": 2,
 }
