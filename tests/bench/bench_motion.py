@@ -1,6 +1,6 @@
 """Does the embedded model follow the flow of its noise? Commanded against measured motion.
 
-    python tests/bench/bench_motion.py [--flows 20] [--steps 20] [--guidance 1] [--json FILE]
+    python tests/bench/bench_motion.py [--flows 20] [--seed 0] [--version 2] [--guidance 1] [--json FILE]
 
 For each of 20 flows the model never saw, a clip is generated from warped noise (strength 0) and
 from ordinary noise of the same seed. Motion is measured with OpenCV's DIS optical flow between
@@ -69,14 +69,17 @@ def correlation(commanded: list[np.ndarray], measured: list[np.ndarray]) -> floa
     return float(np.corrcoef(np.concatenate(commanded), np.concatenate(measured))[0, 1])
 
 
-def following(clip: Clip, folder: str, **settings: object) -> Job:
+def following(clip: Clip, folder: str, version: int = 2, **settings: object) -> Job:
     """A job for the clip's caption whose noise follows its flow, which is saved in ``folder``."""
     path = Path(folder) / "flow.npy"
     np.save(path, clip.forward)
-    return Job(clip.caption, motion={"flow": str(path)}, **settings)
+    return Job(clip.caption, motion={"flow": str(path), "version": version}, **settings)
 
 
-def measure(flows: int, steps: int, guidance: float, *, progress: bool = True) -> dict[str, float]:
+def measure(
+    flows: int, steps: int, guidance: float, *, seed: int = 0, version: int = 2,
+    progress: bool = True,
+) -> dict[str, float]:  # fmt: skip
     """Correlation of commanded with measured motion: warped noise, ordinary noise, true clips."""
     pipe = load("tiny")
     commanded, found = [], {"warped": [], "unwarped": [], "ceiling": []}
@@ -84,8 +87,9 @@ def measure(flows: int, steps: int, guidance: float, *, progress: bool = True) -
         for i in tqdm(range(flows), "clips", disable=not progress):
             clip = sample_clip(UNSEEN + i)
             job = following(
-                clip, folder, seed=i, steps=steps, guidance=guidance, preset=None, strength=0.0
-            )
+                clip, folder, seed=seed + i, steps=steps, guidance=guidance, preset=None,
+                strength=0.0, version=version,
+            )  # fmt: skip
             videos = {
                 "warped": generate(pipe, job).frames,
                 "unwarped": generate(pipe, replace(job, motion=None)).frames,
@@ -103,9 +107,12 @@ def main() -> None:
     parser.add_argument("--flows", type=int, default=20)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0, help="of the first clip's noise")
+    parser.add_argument("--version", type=int, default=2, help="of the noise")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    result = measure(args.flows, args.steps, args.guidance)
+    how = {"seed": args.seed, "version": args.version}
+    result = measure(args.flows, args.steps, args.guidance, **how)
     for name, value in result.items():
         print(f"{name:10s} correlation {value:.3f}")
     if args.json:
