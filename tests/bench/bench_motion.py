@@ -1,6 +1,6 @@
 """Does the embedded model follow the flow of its noise? Commanded against measured motion.
 
-    python tests/bench/bench_motion.py [--flows 20] [--seed 0] [--version 2] [--guidance 1] [--json FILE]
+    python tests/bench/bench_motion.py [--flows 20] [--seed 0] [--version 2] [--guidance 1]
 
 For each of 20 flows the model never saw, a clip is generated from warped noise (strength 0) and
 from ordinary noise of the same seed. Motion is measured with OpenCV's DIS optical flow between
