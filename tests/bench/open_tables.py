@@ -5,7 +5,7 @@ A test compares them with the tables: an entry that is no longer needed fails, t
 
 # Tables whose figures are of weights that are no longer shipped, or lack a machine or a day.
 OUTDATED = {
-    "motion": "noise of version 1; the machine was not noted, and plain noise was measured with the "
+    "motion": "noise of version 1; the machine was not noted; plain noise was measured with the "
     "weights of 27 November 2026; `make bench-motion` remakes it",
     "rehash": "seconds need a quiet machine for hours; weights of 24 November 2026; `make "
     "bench-rehash` remakes it",
