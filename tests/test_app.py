@@ -297,6 +297,8 @@ def test_a_picture_is_dropped_dragged_and_rendered(
     fill(page, frames=5, steps=3, seed=11)
     page.get_by_label("How", exact=True).click()
     page.get_by_role("option", name="Dragged picture").click()
+    chosen = page.get_by_label("How", exact=True)
+    until(lambda: chosen.input_value() == "Dragged picture")
     unfold(page, "Start from a picture or a video")
     page.locator("#input-image input[type=file]").first.set_input_files(tmp_path / "red.png")
     page.get_by_text("Starts from: picture.").wait_for()
@@ -307,11 +309,14 @@ def test_a_picture_is_dropped_dragged_and_rendered(
     page.keyboard.press("Shift+ArrowRight")
     page.locator("#flow img").wait_for()
     tab(page, "Generate")
-    give_name(page, "dragged")
+    until(lambda: page.get_by_label("Follow the motion").is_checked())
+    assert chosen.input_value() == "Dragged picture"
+    give_name(page, "cut-and-dragged")
     page.locator("#go").click()
-    until(lambda: (page_out / "dragged.json").is_file())
-    job = read_sidecar(page_out / "dragged.json")["job"]
-    assert job["follow"] == "dual-clock" and job["motion"]["drag"] and job["image"]
+    until(lambda: (page_out / "cut-and-dragged.json").is_file())
+    job = read_sidecar(page_out / "cut-and-dragged.json")["job"]
+    assert (job["follow"], bool(job["image"])) == ("dual-clock", True), job
+    assert job["motion"]["drag"]
 
 
 @browsing
