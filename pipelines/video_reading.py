@@ -7,11 +7,12 @@ timed: where the rate varies, each frame still counts as one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -20,6 +21,7 @@ from PIL import Image
 from accel.pipelines import video_decoding as decoding
 from accel.pipelines.video_decoding import VideoHead, files_of, is_image
 
+T = TypeVar("T")
 MOST_BYTES = 2**33  # of the frames that are returned
 _SUFFIXES = {".mp4", ".webm", ".gif", ".mkv", ".png"}  # that ``accel render`` writes
 
@@ -94,15 +96,31 @@ def read_spread(
     scaled to cover ``size`` (H, W) and its middle is cut out; no other frame is kept. Raises
     ValueError as ``read_video`` does.
     """
-    head, out = look(path), np.empty((count, *size, 3), np.uint8)
-    for _ in range(2):  # again if there are not as many frames as packets
-        try:
-            for k, frame in enumerate(stream_spread(path, head, count, size, first, last)):
-                out[k] = frame
-            return out, replace(head, frames=(head.frames if last is None else last + 1) - first)
-        except FewerFramesError as error:
-            head = replace(head, frames=error.frames)
-    raise ValueError(f"{path} cannot be read as a video: {FewerFramesError(0)}")
+    out = np.empty((count, *size, 3), np.uint8)
+
+    def fill(head: VideoHead) -> None:
+        for k, frame in enumerate(stream_spread(path, head, count, size, first, last)):
+            out[k] = frame
+
+    _, head = with_head(path, fill)
+    return out, replace(head, frames=(head.frames if last is None else last + 1) - first)
+
+
+def with_head(path: str | Path, use: Callable[[VideoHead], T]) -> tuple[T, VideoHead]:
+    """Return what ``use`` makes of a video's head, and the head.
+
+    It is called again, with the number of frames that are there, where it raises FewerFramesError:
+    packets may hold several frames or none. Raises ValueError as ``read_video`` does.
+    """
+    head = look(path)
+    try:
+        return use(head), head
+    except FewerFramesError as error:
+        head = replace(head, frames=error.frames)
+    try:
+        return use(head), head
+    except FewerFramesError as error:
+        raise ValueError(f"{path} cannot be read as a video: {error}") from error
 
 
 def stream_spread(

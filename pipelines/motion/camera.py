@@ -20,7 +20,7 @@ from accel.core.optical_flow import OUT, opencv
 from accel.core.validate import from_dict, number
 from accel.pipelines.motion.camera_pose import Key, Pose
 from accel.pipelines.motion.grid import Grid, Step
-from accel.pipelines.motion.layers import EASINGS
+from accel.pipelines.motion.layers import around, from_start
 from accel.pipelines.motion.scene import Depth, splat
 
 NEAREST = 0.02  # of the median depth: nearer than this, nothing is seen
@@ -66,10 +66,7 @@ class Camera(Pose):
                     f"a camera has either {name} per frame or keys, not both; put {name} of the "
                     "whole clip into a key"
                 )
-        times = [key.at for key in keys]
-        if any(b <= a for a, b in pairwise(times)):
-            raise ValueError(f"camera keys must have rising times at, got {times}")
-        return tuple(keys) if times[0] == 0.0 else (Key(at=0.0), *keys)
+        return from_start("camera keys", keys, Key(at=0.0))
 
     @property
     def scene(self) -> Depth | None:
@@ -92,11 +89,7 @@ class Camera(Pose):
             orbit = (k * self.orbit[0], k * self.orbit[1])
             matrix = np.linalg.matrix_power(self.matrix, k)
             return matrix, Pose(orbit=orbit, dolly=k * self.dolly)
-        t = k / max(frames - 1, 1)
-        after = next((i for i, key in enumerate(self.keys) if key.at >= t), len(self.keys) - 1)
-        a, b = self.keys[max(after - 1, 0)], self.keys[after]
-        span = b.at - a.at
-        x = EASINGS[b.easing](min(1.0, (t - a.at) / span)) if span > 0 else 1.0
+        a, b, x = around(self.keys, k / max(frames - 1, 1))
 
         def between(p: float, q: float) -> float:
             return (1 - x) * p + x * q

@@ -97,10 +97,10 @@ def _pasted(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return ``frame`` with the layer where it is at time ``t``, and boolean: its place there."""
     cv2, (matrix, move) = opencv(), layer.pose(t)
-    start, _ = layer.pose(0.0)
+    start, begun = layer.pose(0.0)
     pivot = np.asarray(layer.pivot)
     turn = matrix @ np.linalg.inv(start)
-    shift = pivot + move - turn @ (pivot + layer.pose(0.0)[1])
+    shift = pivot + move - turn @ (pivot + begun)
     affine, size = np.concatenate([turn, shift[:, None]], 1), frame.shape[1::-1]
     moved = cv2.warpAffine(picture, affine, size, borderMode=cv2.BORDER_REPLICATE)
     over = cv2.warpAffine(alpha, affine, size)[..., None]

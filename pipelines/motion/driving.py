@@ -6,7 +6,7 @@ is torn from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from accel.core.optical_flow import OUT, estimate
 from accel.core.run_log import logger
 from accel.core.validate import one_of, whole
 from accel.pipelines.video_decoding import VideoHead
-from accel.pipelines.video_reading import FewerFramesError, look, stream_spread
+from accel.pipelines.video_reading import stream_spread, with_head
 
 APART = 3  # frames from one that is looked at to the next, beyond which there is a warning
 MOST_BETWEEN = 16  # frames that are looked at for one that is used
@@ -52,13 +52,9 @@ class Driving:
         if not Path(self.file).exists():
             raise ValueError(f"driving video {self.file} does not exist")
         try:
-            head = look(self.file)
-            for _ in range(2):  # again if there are not as many frames as packets
-                try:
-                    forward, backward, cuts = self._estimate(head, count, (height, width))
-                    break
-                except FewerFramesError as error:
-                    head = replace(head, frames=error.frames)
+            (forward, backward, cuts), _ = with_head(
+                self.file, lambda head: self._estimate(head, count, (height, width))
+            )
         except ValueError as error:
             raise ValueError(f"driving video {error}") from error
         if cuts and self.cuts == "error":

@@ -11,10 +11,10 @@ pose(k). Between keyframes move and rotate are linear, scale is geometric, in ea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -28,6 +28,40 @@ EASINGS: dict[str, Callable[[float], float]] = {
     "out": lambda t: t * (2 - t),
     "in-out": lambda t: t * t * (3 - 2 * t),
 }
+
+
+class Timed(Protocol):
+    """What is reached at time ``at`` of a clip, by a way of an ``easing``."""
+
+    @property
+    def at(self) -> float:
+        """Time from 0 to 1."""
+
+    @property
+    def easing(self) -> str:
+        """One of ``EASINGS``."""
+
+
+K = TypeVar("K", bound=Timed)
+
+
+def from_start(name: str, keys: Sequence[K], start: K) -> tuple[K, ...]:
+    """Return ``keys``, after ``start`` if the first of them is later.
+
+    Raises ValueError, naming them, for times that do not rise.
+    """
+    times = [key.at for key in keys]
+    if any(b <= a for a, b in pairwise(times)):
+        raise ValueError(f"{name} must have rising times at, got {times}")
+    return tuple(keys) if times[0] == 0.0 else (start, *keys)
+
+
+def around(keys: Sequence[K], t: float) -> tuple[K, K, float]:
+    """Return the keys before and after time ``t``, and how far, eased, the way between them is."""
+    after = next((i for i, key in enumerate(keys) if key.at >= t), len(keys) - 1)
+    a, b = keys[max(after - 1, 0)], keys[after]
+    span = b.at - a.at
+    return a, b, EASINGS[b.easing](min(1.0, (t - a.at) / span)) if span > 0 else 1.0
 
 
 def polygon(name: str, value: Any) -> tuple[tuple[float, float], ...]:
@@ -98,17 +132,11 @@ class Layer:
             raise ValueError(f"drag keys must be a list, got {self.keys!r}")
         else:
             keys = [from_dict(Key, key, "drag key") for key in self.keys]
-        times = [key.at for key in keys]
-        if any(b <= a for a, b in pairwise(times)):
-            raise ValueError(f"drag keys must have rising times at, got {times}")
-        return tuple(keys) if times[0] == 0.0 else (Key(0.0), *keys)
+        return from_start("drag keys", keys, Key(0.0))
 
     def pose(self, t: float) -> tuple[np.ndarray, np.ndarray]:
         """Matrix [2, 2] and shift [2] at time ``t``: p = matrix (p0 - pivot) + pivot + shift."""
-        after = next((i for i, key in enumerate(self.keys) if key.at >= t), len(self.keys) - 1)
-        a, b = self.keys[max(after - 1, 0)], self.keys[after]
-        span = b.at - a.at
-        x = EASINGS[b.easing](min(1.0, (t - a.at) / span)) if span > 0 else 1.0
+        a, b, x = around(self.keys, t)
         move = (1 - x) * np.asarray(a.move) + x * np.asarray(b.move)
         scale = math.exp((1 - x) * math.log(a.scale) + x * math.log(b.scale))
         angle = math.radians((1 - x) * a.rotate + x * b.rotate)
